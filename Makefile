@@ -1,0 +1,28 @@
+# `make demo` installs, builds a bundle, shows it and runs it; `make test` passes every check.
+PYTHON ?= python3
+PYTEST_JOBS ?= 2
+RUN := .venv/bin/python
+
+.PHONY: demo test lint clean
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet --editable '.[dev]'
+	touch .venv/installed
+
+demo: .venv/installed
+	$(RUN) -m fixtures demo demo
+	$(RUN) -m compiler build demo/model.onnx --calibration demo/calibration.npz --output demo/model.bundle --force
+	$(RUN) -m compiler run demo/model.bundle --input demo/calibration.npz --output demo/result.npz
+
+lint: .venv/installed
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+test: .venv/installed lint
+	$(RUN) -m pytest -n $(PYTEST_JOBS)
+
+clean:
+	rm -rf .venv demo build *.egg-info

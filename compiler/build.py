@@ -1,0 +1,164 @@
+"""The compiler on one page: from an ONNX file to a verified bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+import passes
+from compiler import bundle, importer, verify
+from compiler import ir as cir
+from compiler.check import Checker
+from compiler.errors import CompilerError, InternalError, QualityError
+from compiler.ops import refusal
+from compiler.partition import Plan, partition
+from compiler.program import Program
+from compiler.quantize import samples as sampling
+from compiler.quantize.calibrate import Observers, Ranges, calibrate
+from compiler.quantize.scales import assign, separate
+from compiler.runtime import Pipeline
+from compiler.runtime.bundle import sha256
+from compiler.targets import Target
+
+Report = Callable[[str, int], Callable[[], None]]
+"""report(stage, steps) announces a stage and returns what to call after each of its steps."""
+
+
+def silent(stage: str, steps: int) -> Callable[[], None]:
+    return lambda: None
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may choose; every field has the CLI option of its name."""
+
+    dims: Mapping[str, int] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    target: str = "edgetpu"
+    calibration: Path | None = None
+    image: sampling.ImageOptions = field(default_factory=sampling.ImageOptions)
+    observers: Observers = field(default_factory=Observers)
+    min_sqnr: float | None = None
+    check_passes: bool = False
+    seed: int = 0
+    force: bool = False
+
+
+@contextmanager
+def stage(name: str):  # type: ignore[no-untyped-def]
+    """Errors that we did not foresee name the stage they came from."""
+    try:
+        yield
+    except (CompilerError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        raise InternalError(name, f"{type(error).__name__}: {error}") from error
+
+
+def lower(path: Path, options: Options, report: Report = silent) -> Program:
+    """Everything that needs no samples: import, passes, partition."""
+    target = Target.load(options.target)
+    with stage("import"):
+        report("reading the model", 1)
+        model = importer.load(path, options.dims, options.shapes)
+        original = model.clone()
+    step = report("rewriting", len(passes.PASSES))
+    checker = Checker(original, options.seed) if options.check_passes else None
+
+    def after(name: str, current: ir.Model) -> None:
+        if checker is not None:
+            checker.check(name, current)
+        step()
+
+    for name, run in passes.PASSES:
+        with stage(name):
+            run(model, target)
+            after(name, model)
+    with stage("partition"):
+        report("cutting into segments", 1)
+        separate(model, [n for n in model.graph if refusal(n, target) is None])
+        common.RemoveUnusedFunctionsPass()(model)
+        plan = partition(model, target)
+    return Program(original, model, plan, target)
+
+
+def build(path: Path, output: Path, options: Options, report: Report = silent) -> dict[str, Any]:
+    """Build a bundle from the ONNX file `path` in the folder `output`; returns its manifest."""
+    with bundle.folder(output, options.force) as folder:
+        program = lower(path, options, report)
+        samples = sampling.load(options.calibration, program.original.graph.inputs, options.image, options.seed)
+        calibration, held_out = samples.split()
+        program = quantize(program, calibration, options.observers, report)
+        with stage("emit"):
+            step = report("writing segments", 1)
+            manifest = {
+                **summary(program, path),
+                "tools": bundle.tool_versions(),
+                "segments": bundle.write_segments(program, folder),
+                "quality": {
+                    "calibration": "random" if samples.random else "user",
+                    "calibration_samples": len(calibration),
+                    "observer": options.observers.default,
+                },
+            }
+            bundle.write_manifest(folder, manifest)
+            step()
+        with stage("verify"):
+            step = report("verifying", len(held_out))
+            quality = verify.verify(Pipeline(bundle.load(folder)), program, held_out, step)
+            manifest["quality"] |= quality
+            bundle.write_manifest(folder, manifest)
+        gate(quality, options.min_sqnr)
+    return manifest
+
+
+def quantize(program: Program, samples: sampling.Samples, observers: Observers, report: Report = silent) -> Program:
+    """Give a scale to every activation that a TPU segment touches."""
+    nodes = [n for s in program.plan.segments if s.device == "tpu" for n in s.nodes]
+    values = list(dict.fromkeys(v for n in nodes for v in [*cir.activations(n), *n.outputs]))
+    with stage("calibrate"):
+        rounds = 1 if observers == Observers() else 2
+        step = report("calibrating", rounds * len(samples))
+        ranges: Ranges = calibrate(program.model, values, samples, observers, step) if values else {}
+    with stage("quantize"):
+        return replace(program, quants=assign(nodes, values, ranges))
+
+
+def summary(program: Program, path: Path) -> dict[str, Any]:
+    """The plan as plain data, in the words of the manifest; before quantization it is a dry run."""
+    graph, quants = program.model.graph, program.quants
+    return {
+        "model": {"file": path.name, "sha256": sha256(path), "opset": graph.opset_imports.get("", 0)},
+        "target": {"name": program.target.name, "description": program.target.description},
+        "inputs": [bundle.tensor_entry(v, {}, False, False) for v in graph.inputs],
+        "outputs": [bundle.tensor_entry(v, quants, False, v in program.made_on_tpu) for v in graph.outputs],
+        "segments": [bundle.segment_entry(program, s) for s in program.plan.segments],
+        "host_reasons": host_reasons(program.plan),
+    }
+
+
+def host_reasons(plan: Plan) -> list[dict[str, str]]:
+    """Every node on the host and why, in order."""
+    return [
+        {"node": cir.origin(n), "operator": cir.kind(n), "reason": plan.placements[n].reason}
+        for s in plan.segments
+        if s.device == "host"
+        for n in s.nodes
+    ]
+
+
+def gate(quality: Mapping[str, Any], least: float | None) -> None:
+    """Raises QualityError where an output is below the SQNR that the user asked for."""
+    if least is None:
+        return
+    for name, entry in quality["outputs"].items():
+        if entry["sqnr_db"] < least:
+            worst = verify.worst_segment(quality)
+            where = f"; segment {worst[0]} loses most ({worst[1]} dB)" if worst else ""
+            raise QualityError(f"output '{name}' has {entry['sqnr_db']} dB, --min-sqnr asks for {least}{where}")

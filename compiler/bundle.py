@@ -1,0 +1,149 @@
+"""Writes a bundle: manifest.json and segments/, in a temporary folder that is renamed when all is there."""
+
+from __future__ import annotations
+
+import glob
+import importlib.metadata
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import onnx_ir as ir
+
+from compiler import ir as cir
+from compiler.emit import host, tflite
+from compiler.errors import BundleError, InternalError, OutputError
+from compiler.partition import Segment
+from compiler.program import Program
+from compiler.quantize.scales import Quant
+from compiler.runtime import Bundle, RuntimeBundleError
+from compiler.runtime.bundle import MANIFEST_VERSION, sha256
+
+SCHEMA = Path(__file__).parent / "manifest.schema.json"
+TOOLS = ("onnx", "onnx-ir", "onnxscript", "onnxruntime", "ai-edge-litert", "numpy")
+
+
+@contextmanager
+def folder(path: Path, force: bool) -> Iterator[Path]:
+    """A temporary folder beside `path` that takes its place when the block ends well. Raises OutputError."""
+    if path.exists() and not force:
+        raise OutputError(f"{path}: exists already; --force replaces it")
+    if path.exists() and not (path / "manifest.json").is_file():
+        raise OutputError(f"{path}: is not a bundle; --force replaces bundles only")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
+        made = Path(tempfile.mkdtemp(prefix=f".{path.name}.building-{os.getpid()}-", dir=path.parent))
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+    try:
+        yield made
+        made.chmod(0o755)
+        _swap(made, path)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what builds of this bundle left behind that were killed outright."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.building-*"):
+        process = left.name.split(".building-")[1].split("-")[0]
+        if process.isdecimal() and not Path(f"/proc/{process}").exists() and Path("/proc").exists():
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _swap(made: Path, path: Path) -> None:
+    """Put the new folder in the place of the old one, which is lost only when the new one stands."""
+    try:
+        if path.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
+            os.rename(path, old / "bundle")
+            os.rename(made, path)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.rename(made, path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def write_segments(program: Program, path: Path) -> list[dict[str, Any]]:
+    """Write every segment under `path`/segments; returns their entries in the manifest."""
+    (path / "segments").mkdir()
+    return [_write_segment(program, segment, path) for segment in program.plan.segments]
+
+
+def _write_segment(program: Program, segment: Segment, path: Path) -> dict[str, Any]:
+    stem = path / "segments" / f"{segment.index:02d}"
+    if segment.device == "tpu":
+        files = [stem.with_suffix(".tflite")]
+        files[0].write_bytes(tflite.write(segment.nodes, segment.inputs, segment.outputs, program.quants))
+    else:
+        files = host.write(program.model, segment.nodes, segment.inputs, segment.outputs, stem.with_suffix(".onnx"))
+    written = [{"path": f.relative_to(path).as_posix(), "sha256": sha256(f), "bytes": f.stat().st_size} for f in files]
+    return {**segment_entry(program, segment), "compiled": False, "files": written}
+
+
+def segment_entry(program: Program, segment: Segment) -> dict[str, Any]:
+    """What the manifest says of a segment, but for its files."""
+    tpu, quants = segment.device == "tpu", program.quants
+    return {
+        "index": segment.index,
+        "device": segment.device,
+        "inputs": [tensor_entry(v, quants, tpu, tpu or v in program.made_on_tpu) for v in segment.inputs],
+        "outputs": [tensor_entry(v, quants, tpu, tpu) for v in segment.outputs],
+        "parameter_bytes": segment.parameter_bytes(program.target),
+        "macs": segment.macs,
+        "nodes": list(dict.fromkeys(cir.origin(n) for n in segment.nodes)),
+    }
+
+
+def tensor_entry(value: ir.Value, quants: Mapping[str, Quant], tpu: bool, quantized: bool) -> dict[str, Any]:
+    """How a reader takes a tensor. `quantized` says that the tensor is or comes as int8 of a known scale."""
+    shape = [int(d) if isinstance(d, int) else None for d in value.shape] if value.shape is not None else None
+    entry: dict[str, Any] = {
+        "name": str(value.name),
+        "dtype": "int8" if tpu else numpy_name(value),
+        "shape": shape,
+        "layout": "NHWC" if str(value.name) in quants and shape is not None and len(shape) == 4 else None,
+    }
+    if quantized and str(value.name) in quants:
+        quant = quants[str(value.name)]
+        entry |= {"scale": quant.scale, "zero_point": quant.zero_point}
+    return entry
+
+
+def numpy_name(value: ir.Value) -> str:
+    return "unknown" if value.dtype is None else str(value.dtype.numpy().name)
+
+
+def tool_versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in TOOLS}
+
+
+def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
+    """Check a manifest against the schema and write it. Raises InternalError for one that does not hold."""
+    manifest = {"manifest_version": MANIFEST_VERSION, **manifest}
+    try:
+        jsonschema.validate(manifest, json.loads(SCHEMA.read_text()))
+    except jsonschema.ValidationError as error:
+        raise InternalError("manifest", f"{error.json_path}: {error.message}") from error
+    text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False)
+    (path / "manifest.json").write_text(text + "\n", encoding="utf-8")
+
+
+def load(path: Path) -> Bundle:
+    """A bundle whose manifest holds to the schema and whose files are unchanged. Raises BundleError."""
+    try:
+        bundle = Bundle.load(path)
+        jsonschema.validate(bundle.manifest, json.loads(SCHEMA.read_text()))
+    except RuntimeBundleError as error:
+        raise BundleError(str(error)) from error
+    except jsonschema.ValidationError as error:
+        raise BundleError(f"{path}/manifest.json: {error.json_path}: {error.message}") from error
+    return bundle

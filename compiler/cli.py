@@ -1,0 +1,262 @@
+"""The command line. Results go to standard output, progress and errors to standard error."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from compiler import build as building
+from compiler import bundle, report
+from compiler.errors import BundleError, CalibrationError, CompilerError, OptionError, OutputError
+from compiler.quantize.calibrate import Observers
+from compiler.quantize.samples import ImageOptions
+from compiler.runtime import Pipeline, RuntimeBundleError
+
+app = typer.Typer(
+    help="Compile ONNX models into verified bundles of int8 segments for Coral Edge TPUs and the host.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console()
+err = Console(stderr=True)
+
+Dims = Annotated[list[str] | None, typer.Option("--dim", metavar="NAME=VALUE", help="Fix a dynamic dimension.")]
+Shapes = Annotated[
+    list[str] | None, typer.Option("--shape", metavar="INPUT=1,3,224,224", help="Fix the shape of an input.")
+]
+TargetName = Annotated[str, typer.Option("--target", help="Device: a shipped name or a .toml file.")]
+
+
+@app.command()
+def build(
+    model: Annotated[Path, typer.Argument(help="ONNX file.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; default: MODEL.bundle.")] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help=".npz or .npy file, a folder of them, or a folder of images.")
+    ] = None,
+    mean: Annotated[str, typer.Option(help="Subtracted from images in [0, 1], e.g. 0.485,0.456,0.406.")] = "0",
+    std: Annotated[str, typer.Option(help="Images are divided by it, e.g. 0.229,0.224,0.225.")] = "1",
+    size: Annotated[
+        str | None, typer.Option(help="HEIGHT,WIDTH that images are resized to before their centre is cut out.")
+    ] = None,
+    observer: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[PATTERN=]KIND", help="minmax, percentile or mse; for all or matching tensors."),
+    ] = None,
+    min_sqnr: Annotated[float | None, typer.Option(help="Fail below this SQNR in dB at any output.")] = None,
+    dim: Dims = None,
+    shape: Shapes = None,
+    target: TargetName = "edgetpu",
+    check_passes: Annotated[bool, typer.Option("--check-passes", help="Run the model after each pass.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of random calibration data.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
+) -> None:
+    """Build a bundle from MODEL, run it against the float model and report the difference."""
+    options = building.Options(
+        dims=_dims(dim),
+        shapes=_shapes(shape),
+        target=target,
+        calibration=calibration,
+        image=ImageOptions(_floats("--mean", mean), _floats("--std", std), _size(size)),
+        observers=Observers.parse(observer or ()),
+        min_sqnr=min_sqnr,
+        check_passes=check_passes,
+        seed=seed,
+        force=force,
+    )
+    output = output or model.with_suffix(".bundle")
+    if calibration is None:
+        err.print("[bold yellow]No --calibration: using random data; accuracy will be meaningless.[/]")
+    with _progress() as step:
+        manifest = building.build(model, output, options, step)
+    report.show_plan(out, manifest)
+    report.show_quality(out, manifest["quality"])
+    out.print(f"Wrote {escape(str(output))}. TPU segments are int8 TFLite, not yet compiled by edgetpu_compiler.")
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A bundle, or an ONNX file for a dry run.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    dim: Dims = None,
+    shape: Shapes = None,
+    target: TargetName = "edgetpu",
+) -> None:
+    """Show the segments of a bundle, or those that an ONNX file would get, and why nodes are on the host."""
+    if path.is_dir():
+        plan = bundle.load(path).manifest
+    else:
+        options = building.Options(dims=_dims(dim), shapes=_shapes(shape), target=target)
+        with _progress() as step:
+            plan = building.summary(building.lower(path, options, step), path)
+    if as_json:
+        print(json.dumps(plan, indent=1))
+        return
+    report.show_plan(out, plan)
+    if "quality" in plan:
+        report.show_quality(out, plan["quality"])
+
+
+@app.command()
+def run(
+    path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle.")],
+    source: Annotated[
+        Path, typer.Option("--input", "-i", help=".npz with one array per input, or .npy for one input.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help=".npz for the outputs.")],
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads per segment.")] = 2,
+) -> None:
+    """Run a bundle on this machine. Arrays may hold several samples stacked along the first axis."""
+    loaded = bundle.load(path)
+    try:
+        pipeline = Pipeline(loaded, threads)
+        samples = _samples(source, pipeline)
+        with _progress() as step:
+            done = step("running", len(samples))
+            results = []
+            for sample in samples:
+                results.append(pipeline.run(sample))
+                done()
+    except RuntimeBundleError as error:
+        raise BundleError(str(error)) from error
+    stacked = {o["name"]: _stack([r[o["name"]] for r in results]) for o in pipeline.outputs}
+    _save(output, stacked)
+    for name, array in stacked.items():
+        out.print(f"{escape(name)}: {list(array.shape)} {array.dtype}", highlight=False)
+    out.print(f"Wrote {escape(str(output))}.")
+
+
+def _samples(source: Path, pipeline: Pipeline) -> list[dict[str, np.ndarray]]:
+    """The arrays of a file as samples of the bundle's inputs."""
+    try:
+        loaded = np.load(source, allow_pickle=False)
+        arrays = {pipeline.inputs[0]["name"]: loaded} if isinstance(loaded, np.ndarray) else dict(loaded.items())
+    except (OSError, ValueError, EOFError) as error:
+        raise CalibrationError(f"{source}: cannot be read as numpy arrays: {error}") from error
+    shapes = {i["name"]: tuple(i["shape"]) for i in pipeline.inputs}
+    single = all(arrays[n].shape == s for n, s in shapes.items() if n in arrays)
+    counts = {len(a) for n, a in arrays.items() if n in shapes and a.ndim}
+    try:
+        if single or len(counts) != 1:
+            return [pipeline.check_inputs(arrays)]
+        return [
+            pipeline.check_inputs(
+                {
+                    n: a[i].reshape(shapes.get(n, a[i].shape)) if a[i].size == np.prod(shapes.get(n, ())) else a[i]
+                    for n, a in arrays.items()
+                }
+            )
+            for i in range(counts.pop())
+        ]
+    except ValueError as error:
+        raise CalibrationError(f"{source}: {error}") from error
+
+
+def _stack(arrays: list[np.ndarray]) -> np.ndarray:
+    if len(arrays) == 1:
+        return arrays[0]
+    return np.concatenate(arrays) if arrays[0].ndim and len(arrays[0]) == 1 else np.stack(arrays)
+
+
+def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write beside the place and rename, so that nothing half-written is left."""
+    made = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with made.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        made.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        made.unlink(missing_ok=True)
+
+
+def _dims(options: list[str] | None) -> dict[str, int]:
+    found = {}
+    for option in options or ():
+        name, _, value = option.rpartition("=")
+        if not name or not value.isdecimal() or int(value) < 1:
+            raise OptionError(f"--dim {option}: write NAME=VALUE with a positive number, e.g. --dim batch=1")
+        found[name] = int(value)
+    return found
+
+
+def _shapes(options: list[str] | None) -> dict[str, tuple[int, ...]]:
+    found = {}
+    for option in options or ():
+        name, _, value = option.rpartition("=")
+        parts = value.split(",") if value else []
+        if not name or not all(p.isdecimal() and int(p) > 0 for p in parts):
+            raise OptionError(f"--shape {option}: write INPUT=1,3,224,224")
+        found[name] = tuple(int(p) for p in parts)
+    return found
+
+
+def _floats(option: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise OptionError(f"{option} {text}: write numbers separated by commas") from error
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    parts = text.split(",")
+    if len(parts) != 2 or not all(p.isdecimal() and int(p) > 0 for p in parts):
+        raise OptionError(f"--size {text}: write HEIGHT,WIDTH")
+    return int(parts[0]), int(parts[1])
+
+
+@contextmanager
+def _progress() -> Iterator[building.Report]:
+    """A progress bar per stage on standard error."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=err, transient=True) as progress:
+
+        def step(stage: str, steps: int) -> Callable[[], None]:
+            task = progress.add_task(stage, total=steps)
+            return lambda: progress.advance(task)
+
+        yield step
+
+
+def _terminated(number: int, frame: Any) -> None:
+    sys.exit(128 + number)
+
+
+def main() -> None:
+    """Run the command line; errors become one line and an exit code."""
+    signal.signal(signal.SIGTERM, _terminated)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        app()
+    except CompilerError as error:
+        err.print(f"[bold red]error[/] {error.code}: {escape(str(error))}", highlight=False, soft_wrap=True)
+        if error.exit_code == 70:
+            err.print("This is a bug of the compiler; please report it with the model and the lines below.")
+            traceback.print_exc()
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        err.print("interrupted; nothing was written")
+        sys.exit(130)

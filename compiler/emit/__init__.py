@@ -1,0 +1,1 @@
+"""Writes segments: TFLite for the Edge TPU, ONNX for the host."""

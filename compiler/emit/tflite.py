@@ -1,0 +1,213 @@
+"""Writes one int8 TFLite model. How an operator is written stands with the operator; this file is the pen.
+
+Operator versions are the lowest legal ones: edgetpu_compiler 16 was built on TensorFlow 2.5 and refuses newer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flatbuffers
+import numpy as np
+import onnx_ir as ir
+from ai_edge_litert import schema_py_generated as schema
+
+from compiler import ir as cir
+from compiler.ops import lookup
+from compiler.quantize import weights
+from compiler.quantize.scales import Quant, from_range
+
+# Options table of each operator, where it is not the operator's name in camel case.
+_OPTIONS = {
+    "AVERAGE_POOL_2D": "Pool2DOptions",
+    "MAX_POOL_2D": "Pool2DOptions",
+    "CONV_2D": "Conv2DOptions",
+    "DEPTHWISE_CONV_2D": "DepthwiseConv2DOptions",
+    "MAXIMUM": "MaximumMinimumOptions",
+    "MINIMUM": "MaximumMinimumOptions",
+    "MEAN": "ReducerOptions",
+    "SUM": "ReducerOptions",
+    "REDUCE_MAX": "ReducerOptions",
+    "REDUCE_MIN": "ReducerOptions",
+}
+_TYPES = {np.dtype(np.int8): schema.TensorType.INT8, np.dtype(np.int32): schema.TensorType.INT32}
+
+
+def write(
+    nodes: Sequence[ir.Node], inputs: Sequence[ir.Value], outputs: Sequence[ir.Value], quants: Mapping[str, Quant]
+) -> bytes:
+    """The TFLite file of a segment; every activation of its nodes has an entry in `quants`."""
+    writer = Writer(quants)
+    for value in inputs:
+        writer.tensor(value)
+    for node in nodes:
+        operator = lookup(node)
+        assert operator is not None and operator.emit is not None
+        operator.emit(node, writer)
+    return writer.finish(inputs, outputs)
+
+
+class Writer:
+    """Collects the tensors, buffers and operators of one subgraph."""
+
+    def __init__(self, quants: Mapping[str, Quant]) -> None:
+        self._quants = quants
+        self._tensors: list[Any] = []
+        self._buffers: list[Any] = [schema.BufferT()]
+        self._operators: list[Any] = []
+        self._codes: dict[tuple[int, int], int] = {}
+        self._indices: dict[ir.Value, int] = {}
+        self._names: set[str] = set()
+
+    def quant(self, value: ir.Value | None) -> Quant:
+        assert value is not None
+        return self._quants[str(value.name)]
+
+    def tensor(self, value: ir.Value | None) -> int:
+        """Index of an activation."""
+        assert value is not None and not cir.is_const(value), value
+        if value not in self._indices:
+            self._indices[value] = self._add(str(value.name), cir.shape(value), None, self.quant(value))
+        return self._indices[value]
+
+    def alias(self, value: ir.Value, same: ir.Value | None) -> None:
+        """`value` is the very tensor that `same` is."""
+        self._indices[value] = self.tensor(same)
+
+    def scratch(self, like: ir.Value) -> int:
+        """A tensor between two operators that write one node."""
+        return self._add(f"{like.name}/scratch", cir.shape(like), None, self.quant(like))
+
+    def operand(self, value: ir.Value, like: ir.Value | None = None) -> int:
+        """An activation, or a constant operand as int8: of its own scale, or that of `like`."""
+        array = cir.const(value)
+        if array is None:
+            return self.tensor(value)
+        quant = self.quant(like) if like is not None else None
+        return self.quantized_constant(str(value.name), array, quant)
+
+    def number(self, number: float, like: ir.Value) -> int:
+        """A scalar of the scale of `like`."""
+        return self.quantized_constant("number", np.asarray(number, np.float32), self.quant(like))
+
+    def quantized_constant(self, name: str, array: np.ndarray, quant: Quant | None = None) -> int:
+        quant = quant or from_range(float(array.min()), float(array.max()))
+        return self._add(name, array.shape, quant.quantize(array), quant)
+
+    def filters(self, weight: ir.Value, bias: ir.Value, x: ir.Value, order: Sequence[int]) -> tuple[int, int]:
+        """(weights, bias) of a convolution or fully-connected layer. `order` puts ONNX's axes into TFLite's order."""
+        w, b = cir.const(weight), cir.const(bias)
+        assert w is not None and b is not None
+        quantized, scales, biases = weights.quantize(w, b, self.quant(x).scale, str(weight.name))
+        data = np.ascontiguousarray(quantized.transpose(order))
+        axis = list(order).index(0)
+        filters = self._add(str(weight.name), data.shape, data, None, (scales, axis))
+        bias_scales = (scales.astype(np.float64) * self.quant(x).scale).astype(np.float32)
+        return filters, self._add(str(bias.name), biases.shape, biases, None, (bias_scales, 0))
+
+    def ints(self, values: Sequence[int]) -> int:
+        return self.int_table(np.asarray(values, np.int32))
+
+    def scalar_int(self, value: int) -> int:
+        return self.int_table(np.asarray(value, np.int32))
+
+    def int_table(self, array: np.ndarray) -> int:
+        return self._add("const", array.shape, array, None)
+
+    def padding(self, pads: Sequence[int]) -> int:
+        """TFLite's padding: the passes leave zero pads or SAME ones only."""
+        return int(schema.Padding.SAME if any(pads) else schema.Padding.VALID)
+
+    def clamps(self, x: ir.Value, y: ir.Value, limits: tuple[float, float]) -> bool:
+        """Whether x and y share a scale whose int8 range lies within `limits`, so that int8 clamps by itself."""
+        quant = self.quant(x)
+        low, high = ((bound - quant.zero_point) * quant.scale for bound in (-128, 127))
+        slack = quant.scale / 2
+        return quant == self.quant(y) and low >= limits[0] - slack and high <= limits[1] + slack
+
+    def add(
+        self,
+        name: str,
+        version: int,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        options: Mapping[str, object] | None = None,
+    ) -> None:
+        """One operator. `options` are the fields of its options table, None where it has none."""
+        builtin = getattr(schema.BuiltinOperator, name)
+        operator = schema.OperatorT()
+        operator.opcodeIndex = self._codes.setdefault((builtin, version), len(self._codes))
+        operator.inputs = np.asarray(inputs, np.int32)
+        operator.outputs = np.asarray(outputs, np.int32)
+        if options is not None:
+            table = _OPTIONS.get(name, "".join(part.capitalize() for part in name.split("_")) + "Options")
+            operator.builtinOptionsType = getattr(schema.BuiltinOptions, table)
+            operator.builtinOptions = getattr(schema, f"{table}T")()
+            for field, value in options.items():
+                if not hasattr(operator.builtinOptions, field):
+                    raise AttributeError(f"{table} has no field {field}")
+                setattr(operator.builtinOptions, field, value)
+        self._operators.append(operator)
+
+    def finish(self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> bytes:
+        graph = schema.SubGraphT()
+        graph.name = "main"
+        graph.tensors = self._tensors
+        graph.operators = self._operators
+        graph.inputs = np.asarray([self._indices[v] for v in inputs], np.int32)
+        graph.outputs = np.asarray([self._indices[v] for v in outputs], np.int32)
+        model = schema.ModelT()
+        model.version = 3
+        model.description = "int8 segment for the Coral Edge TPU"
+        model.operatorCodes = [_code(builtin, version) for builtin, version in self._codes]
+        model.subgraphs = [graph]
+        model.buffers = self._buffers
+        builder = flatbuffers.Builder(sum(len(b.data) for b in self._buffers if b.data is not None) + (1 << 16))
+        builder.Finish(model.Pack(builder), b"TFL3")
+        return bytes(builder.Output())
+
+    def _add(
+        self,
+        name: str,
+        shape: Sequence[int],
+        data: np.ndarray | None,
+        quant: Quant | None,
+        channels: tuple[np.ndarray, int] | None = None,
+    ) -> int:
+        tensor = schema.TensorT()
+        tensor.name = self._fresh(name)
+        tensor.shape = np.asarray(shape, np.int32)
+        tensor.type = schema.TensorType.INT8 if data is None else _TYPES[data.dtype]
+        tensor.buffer = 0
+        if data is not None:
+            tensor.buffer = len(self._buffers)
+            buffer = schema.BufferT()
+            buffer.data = np.frombuffer(np.ascontiguousarray(data).tobytes(), np.uint8)
+            self._buffers.append(buffer)
+        if quant is not None:
+            channels = (np.asarray([quant.scale], np.float32), 0)
+        if channels is not None:
+            tensor.quantization = schema.QuantizationParametersT()
+            tensor.quantization.scale = channels[0]
+            zero_point = quant.zero_point if quant is not None else 0
+            tensor.quantization.zeroPoint = np.full(len(channels[0]), zero_point, np.int64)
+            tensor.quantization.quantizedDimension = channels[1]
+        self._tensors.append(tensor)
+        return len(self._tensors) - 1
+
+    def _fresh(self, name: str) -> str:
+        fresh, number = name, 0
+        while fresh in self._names:
+            number += 1
+            fresh = f"{name}#{number}"
+        self._names.add(fresh)
+        return fresh
+
+
+def _code(builtin: int, version: int) -> Any:
+    code = schema.OperatorCodeT()
+    code.builtinCode = builtin
+    code.deprecatedBuiltinCode = min(builtin, 127)
+    code.version = version
+    return code

@@ -1,0 +1,55 @@
+"""Errors that a user can cause or must hear about.
+
+CompilerError                     one line for the user, exit code 2
+├── OptionError          E-OPTION       an option that does not fit the model or the machine
+├── ModelError           E-MODEL        the ONNX file is broken, unsafe or not fixed enough to build
+├── CalibrationError     E-CALIBRATION  samples that do not fit the model
+├── BundleError          E-BUNDLE       a bundle that is damaged, edited or of another version
+├── OutputError          E-OUTPUT       a place that cannot be written
+└── QualityError         E-QUALITY      the built bundle missed the gate that the user set
+InternalError            E-INTERNAL     our own bug: names the stage, exit code 70
+"""
+
+from __future__ import annotations
+
+
+class CompilerError(Exception):
+    """Base of every error that ends a command with one line on the terminal."""
+
+    code = "E-COMPILER"
+    exit_code = 2
+
+
+class OptionError(CompilerError):
+    code = "E-OPTION"
+
+
+class ModelError(CompilerError):
+    code = "E-MODEL"
+
+
+class CalibrationError(CompilerError):
+    code = "E-CALIBRATION"
+
+
+class BundleError(CompilerError):
+    code = "E-BUNDLE"
+
+
+class OutputError(CompilerError):
+    code = "E-OUTPUT"
+
+
+class QualityError(CompilerError):
+    code = "E-QUALITY"
+
+
+class InternalError(CompilerError):
+    """A stage of the compiler broke its own promise; `stage` says which."""
+
+    code = "E-INTERNAL"
+    exit_code = 70
+
+    def __init__(self, stage: str, detail: str) -> None:
+        super().__init__(f"stage '{stage}' failed: {detail}")
+        self.stage = stage

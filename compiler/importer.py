@@ -1,0 +1,198 @@
+"""From an ONNX file to one valid, static-shaped, single-graph `onnx_ir.Model` of opset 23 or newer.
+
+Weights in external files stay memory-mapped; nothing in here copies them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+from onnx_ir.passes import common
+from onnxscript import version_converter
+
+from compiler import ir as cir
+from compiler.errors import ModelError, OptionError
+
+OLDEST_OPSET = 7
+
+
+def load(
+    path: Path, dims: Mapping[str, int] | None = None, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> ir.Model:
+    """Read, check and normalise the model in `path`.
+
+    `dims` fixes symbolic dimensions by name, `shapes` whole inputs by name. Raises ModelError for a file that is
+    broken, unsafe or still dynamic, OptionError for names that the model does not have.
+    """
+    model = _read(path)
+    _check_external_data(model, path)
+    _check_defined(model.graph)
+    try:
+        common.InlinePass()(model)
+        common.RemoveInitializersFromInputsPass()(model)
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        common.CheckerPass()(model)
+    except Exception as error:
+        raise ModelError(f"{path}: not a valid ONNX model: {_reason(error)}") from error
+    _fix_inputs(model, dict(dims or {}), dict(shapes or {}))
+    _upgrade(model)
+    name_nodes(model.graph)
+    _check_weights(model.graph)
+    model.ir_version = max(model.ir_version or 0, cir.IR_VERSION)
+    return model
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost error's first line that says something."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _read(path: Path) -> ir.Model:
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file; give the path of an .onnx file")
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except (DecodeError, ValueError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path}: not an ONNX file, or a truncated one ({_reason(error)})") from error
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+    if not proto.HasField("graph") or not proto.graph.output or not proto.opset_import:
+        raise ModelError(f"{path}: not an ONNX model: it has no graph with outputs and an opset")
+    opset = {o.domain: o.version for o in proto.opset_import}.get("", onnx.defs.onnx_opset_version())
+    if not OLDEST_OPSET <= opset <= onnx.defs.onnx_opset_version():
+        newest = onnx.defs.onnx_opset_version()
+        raise ModelError(f"{path}: opset {opset}; opsets {OLDEST_OPSET} to {newest} are supported: export it again")
+    if proto.graph.sparse_initializer:
+        name = proto.graph.sparse_initializer[0].values.name
+        raise ModelError(f"{path}: initializer '{name}' is sparse; store it densely")
+    try:
+        model = ir.serde.deserialize_model(proto)
+    except Exception as error:
+        raise ModelError(f"{path}: not a valid ONNX model: {_reason(error)}") from error
+    ir.external_data.set_base_dir(model.graph, path.resolve().parent)
+    _unpack(model.graph)
+    return model
+
+
+def _unpack(graph: ir.Graph) -> None:
+    """Take weights out of the protobuf, which copies a tensor each time that it is read."""
+    for value in graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.TensorProtoTensor) and tensor.dtype != ir.DataType.STRING:
+            value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, shape=tensor.shape, name=value.name)
+
+
+def _check_external_data(model: ir.Model, path: Path) -> None:
+    """External weights must be regular files below the model's folder and long enough."""
+    folder = path.resolve().parent
+    for graph in [model.graph, *model.graph.subgraphs()]:
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if not isinstance(tensor, ir.ExternalTensor):
+                continue
+            place = (folder / tensor.location).resolve()
+            where = f"{path}: weights of '{value.name}'"
+            if not place.is_relative_to(folder):
+                raise ModelError(f"{where} lie outside the model's folder ({tensor.location}): move them beside it")
+            if not place.is_file():
+                raise ModelError(f"{where} are in '{tensor.location}', which does not exist: put it beside the model")
+            if place.stat().st_size < (tensor.offset or 0) + (tensor.length or tensor.nbytes):
+                raise ModelError(f"{where}: '{tensor.location}' is shorter than the model says: copy it again")
+
+
+def _check_defined(graph: ir.Graph) -> None:
+    known = set(graph.inputs) | set(graph.initializers.values())
+    for node in graph:
+        for value in node.inputs:
+            if value is not None and value.producer() is None and value not in known:
+                raise ModelError(
+                    f"{node.op_type} '{node.name}' reads tensor '{value.name}', which nothing defines: "
+                    "export the model again"
+                )
+
+
+def _fix_inputs(model: ir.Model, dims: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> None:
+    inputs = {v.name: v for v in model.graph.inputs}
+    for name, fixed in shapes.items():
+        if name not in inputs:
+            raise OptionError(f"--shape {name}: the model has no such input; it has {_quoted(inputs)}")
+        declared = inputs[name].shape
+        if declared is not None and len(declared) != len(fixed):
+            raise OptionError(f"--shape {name}: the input has {len(declared)} dimensions, not {len(fixed)}")
+        inputs[name].shape = ir.Shape(fixed)
+    symbols = {str(d.value) for v in inputs.values() for d in v.shape or () if isinstance(d, ir.SymbolicDim)}
+    unused = [name for name in dims if name not in symbols and not shapes]
+    if unused:
+        has = _quoted(s for s in symbols if s != "None") or "none"
+        raise OptionError(f"--dim {unused[0]}: the model has no such dimension; it has {has}")
+    missing = []
+    for value in inputs.values():
+        if value.shape is None:
+            missing.append(f"--shape {value.name}=...")
+            continue
+        fixed_dims = [_fixed(d, dims) for d in value.shape]
+        value.shape = ir.Shape(fixed_dims)
+        unknown = [d for d in fixed_dims if not isinstance(d, int)]
+        missing += [f"--dim {d}=..." if d else f"--shape {value.name}=..." for d in unknown]
+    if missing:
+        wanted = " ".join(dict.fromkeys(missing))
+        raise ModelError(f"some dimensions are not fixed; the Edge TPU needs static shapes: add {wanted}")
+    fixed_inputs = {v: v.shape for v in inputs.values()}
+    for value in cir.tensor_values(model.graph):
+        value.shape = fixed_inputs.get(value)
+
+
+def _fixed(dim: int | ir.SymbolicDim, dims: Mapping[str, int]) -> int | str | None:
+    if isinstance(dim, int):
+        return dim
+    return dims.get(str(dim.value), dim.value) if dim.value is not None else None
+
+
+def _quoted(names: object) -> str:
+    return ", ".join(f"'{n}'" for n in sorted(names))  # type: ignore[call-overload]
+
+
+def _upgrade(model: ir.Model) -> None:
+    """Raise the opset to 23, so that each operator has one form.
+
+    A model that the converters cannot raise keeps its opset: its nodes then run on the host, where onnxruntime knows
+    their old meaning.
+    """
+    version = model.graph.opset_imports.get("", cir.OPSET)
+    if version >= cir.OPSET:
+        return
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    steps = [18, cir.OPSET] if version < 18 else [cir.OPSET]
+    for target in steps:
+        version_converter.ConvertVersionPass(target_version=target, fallback=True)(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+
+
+def name_nodes(graph: ir.Graph) -> None:
+    """Give each node a unique name and write down where it comes from."""
+    seen: set[str] = set()
+    for index, node in enumerate(graph):
+        name = node.name or f"{node.op_type}_{index}"
+        while name in seen:
+            name = f"{name}_{index}"
+        seen.add(name)
+        node.name = name
+        node.metadata_props.setdefault(cir.ORIGIN, name)
+
+
+def _check_weights(graph: ir.Graph) -> None:
+    for value in graph.initializers.values():
+        tensor = value.const_value
+        if tensor is None or not tensor.dtype.is_floating_point() or tensor.dtype.itemsize < 2:
+            continue
+        if np.isnan(np.min(tensor.numpy().astype(np.float32, copy=False), initial=0)):
+            raise ModelError(f"weights '{value.name}' {list(tensor.shape)} hold NaN: repair or export the model again")

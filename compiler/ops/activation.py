@@ -1,0 +1,172 @@
+"""Activation functions: RELU, RELU6, RELU_N1_TO_1, PRELU, LOGISTIC, TANH, and what is written with them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from compiler import ir as cir
+from compiler.ops.common import FLOAT_MAX, Operator, Refusal, RefuseError, Scales, free_permute, refuse_tensors
+from compiler.ops.elementwise import permute_constants
+from compiler.targets import Target
+
+if TYPE_CHECKING:
+    from compiler.emit.tflite import Writer
+
+# The clamps that the Edge TPU has operators for.
+CLAMPS = {(0.0, FLOAT_MAX): "RELU", (0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1"}
+_VERSION = {"RELU": 2, "RELU6": 2, "RELU_N1_TO_1": 1}
+
+
+def bounds(node: ir.Node) -> tuple[float, float] | None:
+    """The range that Relu or Clip clamps to, None where a bound is computed at run time."""
+    if node.op_type == "Relu":
+        return 0.0, FLOAT_MAX
+    found = []
+    for index, default in ((1, -FLOAT_MAX), (2, FLOAT_MAX)):
+        bound = cir.arg(node, index)
+        value = default if bound is None else cir.scalar(bound)
+        if value is None:
+            return None
+        found.append(float(np.clip(value, -FLOAT_MAX, FLOAT_MAX)))
+    return found[0], found[1]
+
+
+def refuse_clamp(node: ir.Node, target: Target) -> Refusal:
+    if bounds(node) is None:
+        return "its bounds are computed at run time"
+    return refuse_tensors(node, target)
+
+
+def scales_clamp(node: ir.Node) -> Scales:
+    """MINIMUM and MAXIMUM, which write the clamps that have no operator, have one scale for all.
+
+    A clamp that is the only reader of its input needs no operator at all: the input takes the output's scale, whose
+    int8 range is the clamp (this is what TFLite's fused activations compute).
+    """
+    x = node.inputs[0]
+    assert x is not None
+    if x.producer() is not None and cir.only_consumer(x) is node:
+        return Scales(same=(*cir.activations(node), *node.outputs), range_of=node.outputs[0])
+    if bounds(node) in CLAMPS:
+        return Scales()
+    return Scales(same=(*cir.activations(node), *node.outputs))
+
+
+def emit_clamp(node: ir.Node, w: Writer) -> None:
+    x, y = node.inputs[0], node.outputs[0]
+    limits = bounds(node)
+    assert x is not None and limits is not None
+    if w.clamps(x, y, limits):
+        w.alias(y, x)
+        return
+    if limits in CLAMPS:
+        name = CLAMPS[limits]
+        w.add(name, _VERSION[name], [w.tensor(x)], [w.tensor(y)])
+        return
+    low, high = limits
+    middle = w.scratch(y)
+    w.add("MAXIMUM", 2, [w.tensor(x), w.number(low, y)], [middle])
+    w.add("MINIMUM", 2, [middle, w.number(high, y)], [w.tensor(y)])
+
+
+def lower_leaky_relu(node: ir.Node, b: cir.Builder) -> None:
+    x = node.inputs[0]
+    slope = b.scalar(float(cir.attr(node, "alpha", 0.01)), "slope")
+    b.replace(b.op("PRelu", [x, slope]))
+
+
+def lower_prelu(node: ir.Node, b: cir.Builder) -> None:
+    """One slope per channel of an image: along the innermost axis as NHWC."""
+    x, slope = node.inputs
+    assert x is not None and slope is not None
+    if not cir.is_const(slope) or len(cir.shape(x)) != 4 or cir.shape(slope)[-3:] != (cir.shape(x)[1], 1, 1):
+        return
+    flat = b.const(cir.array_of(slope).reshape(-1), f"{slope.name}/flat")
+    b.replace(cir.to_nchw(b, b.op("PRelu", [cir.to_nhwc(b, x), flat])))
+
+
+def refuse_prelu(node: ir.Node, target: Target) -> Refusal:
+    slope = node.inputs[1]
+    if not cir.is_const(slope):
+        return "its slope is computed at run time"
+    shape = cir.shape(slope)
+    if any(d > 1 for d in shape[:-1]):
+        return f"its slope {list(shape)} varies outside the innermost dimension"
+    return refuse_tensors(node, target)
+
+
+def emit_prelu(node: ir.Node, w: Writer) -> None:
+    x, slope = node.inputs
+    array = cir.const(slope)
+    assert x is not None and array is not None
+    channels = np.broadcast_to(array.reshape(-1), cir.shape(x)[-1:])
+    alpha = w.quantized_constant(f"{node.name}/slope", channels)
+    w.add("PRELU", 1, [w.tensor(x), alpha], [w.tensor(node.outputs[0])])
+
+
+def lower_hard_sigmoid(node: ir.Node, b: cir.Builder) -> None:
+    """clip(alpha x + beta, 0, 1) = relu6(6 alpha x + 6 beta) / 6."""
+    (x,) = node.inputs
+    assert x is not None
+    b.replace(_hard_sigmoid(b, x, float(cir.attr(node, "alpha", 0.2)), float(cir.attr(node, "beta", 0.5))))
+
+
+def _hard_sigmoid(b: cir.Builder, x: ir.Value, alpha: float, beta: float) -> ir.Value:
+    if 6 * alpha != 1:
+        x = b.op("Mul", [x, b.scalar(6 * alpha, "slope")])
+    shifted = b.op("Add", [x, b.scalar(6 * beta, "shift")])
+    clipped = b.op("Clip", [shifted, b.scalar(0, "zero"), b.scalar(6, "six")])
+    return b.op("Mul", [clipped, b.scalar(1 / 6, "sixth")])
+
+
+def lower_hard_swish(node: ir.Node, b: cir.Builder) -> None:
+    (x,) = node.inputs
+    assert x is not None
+    b.replace(b.op("Mul", [x, _hard_sigmoid(b, x, 1 / 6, 0.5)]))
+
+
+def lower_swish(node: ir.Node, b: cir.Builder) -> None:
+    (x,) = node.inputs
+    assert x is not None
+    alpha = float(cir.attr(node, "alpha", 1.0))
+    inner = x if alpha == 1 else b.op("Mul", [x, b.scalar(alpha, "alpha")])
+    b.replace(b.op("Mul", [x, b.op("Sigmoid", [inner])]))
+
+
+def scales_sigmoid(node: ir.Node) -> Scales:
+    return Scales(fixed={node.outputs[0]: (1 / 256, -128)})
+
+
+def scales_tanh(node: ir.Node) -> Scales:
+    return Scales(fixed={node.outputs[0]: (1 / 128, 0)})
+
+
+def emit_table(node: ir.Node, w: Writer) -> None:
+    name = {"Sigmoid": "LOGISTIC", "Tanh": "TANH"}[node.op_type]
+    w.add(name, 2, [w.tensor(node.inputs[0])], [w.tensor(node.outputs[0])])
+
+
+def lower_gelu(node: ir.Node, b: cir.Builder) -> None:
+    raise RefuseError("the Edge TPU compiler cannot parse GELU (operator 150); it stays exact in float")
+
+
+def lower_erf(node: ir.Node, b: cir.Builder) -> None:
+    raise RefuseError("the Edge TPU has no ERF")
+
+
+OPERATORS = (
+    Operator("Relu", refuse=refuse_clamp, scales=scales_clamp, emit=emit_clamp, permute=free_permute),
+    Operator("Clip", refuse=refuse_clamp, scales=scales_clamp, emit=emit_clamp, permute=free_permute),
+    Operator("LeakyRelu", lower=lower_leaky_relu),
+    Operator("PRelu", lower=lower_prelu, refuse=refuse_prelu, emit=emit_prelu, permute=permute_constants),
+    Operator("HardSigmoid", lower=lower_hard_sigmoid),
+    Operator("HardSwish", lower=lower_hard_swish),
+    Operator("Swish", lower=lower_swish),
+    Operator("Sigmoid", refuse=refuse_tensors, scales=scales_sigmoid, emit=emit_table, permute=free_permute),
+    Operator("Tanh", refuse=refuse_tensors, scales=scales_tanh, emit=emit_table, permute=free_permute),
+    Operator("Gelu", lower=lower_gelu),
+    Operator("Erf", lower=lower_erf),
+)

@@ -1,0 +1,107 @@
+"""What an operator file declares, and the few rules that all operators share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from compiler import ir as cir
+from compiler.targets import Layer, Target
+
+if TYPE_CHECKING:
+    from compiler.emit.tflite import Writer
+
+FLOAT_MAX = float(np.finfo(np.float32).max)
+
+
+class RefuseError(Exception):
+    """A lowering's way to leave a node in ONNX, with the reason that the user will read."""
+
+
+@dataclass(frozen=True)
+class Scales:
+    """What TFLite's int8 specification asks of an operator's activations.
+
+    `same` share one scale and zero point; `fixed` gives (scale, zero point) where the specification prescribes them.
+    `range_of` names the member of `same` whose observed range counts for all. Everything else is free. Source: https://ai.google.dev/edge/litert/models/quantization_spec
+    """
+
+    same: tuple[ir.Value, ...] = ()
+    fixed: Mapping[ir.Value, tuple[float, int]] = field(default_factory=dict)
+    range_of: ir.Value | None = None
+
+
+Refusal = str | None
+
+
+@dataclass(frozen=True)
+class Operator:
+    """All that the compiler knows of one operator; absent parts mean that the operator does not have them.
+
+    lower:    rewrites the ONNX operator into what the Edge TPU has, or raises Refuse
+    refuse:   why the Edge TPU does not take this node as it stands, None where it does
+    scales:   constraints on the scales of its activations
+    layers:   its parameters as the device stores them
+    macs:     multiply-accumulates of one invocation
+    emit:     writes it as TFLite
+    permute:  moves a Transpose from its inputs to its outputs by rewriting its axes; called with the permutation
+    """
+
+    op_type: str
+    domain: str = ""
+    lower: Callable[[ir.Node, cir.Builder], None] | None = None
+    refuse: Callable[[ir.Node, Target], Refusal] | None = None
+    scales: Callable[[ir.Node], Scales] = lambda node: Scales()
+    layers: Callable[[ir.Node], Sequence[Layer]] = lambda node: ()
+    macs: Callable[[ir.Node], int] = lambda node: 0
+    emit: Callable[[ir.Node, Writer], None] | None = None
+    permute: Callable[[ir.Node, Sequence[int], cir.Builder], None] | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return (self.domain, self.op_type)
+
+
+def refuse_tensors(node: ir.Node, target: Target) -> Refusal:
+    """The rules that hold for every tensor of a TPU operator."""
+    for value in [*cir.activations(node), *node.outputs]:
+        if not cir.is_static(value):
+            return f"the shape of '{value.name}' depends on data; the Edge TPU needs static shapes"
+        if value.dtype != ir.DataType.FLOAT:
+            name = value.dtype.name.lower() if value.dtype else "unknown"
+            return f"tensor '{value.name}' is {name}; the Edge TPU computes on int8 made from float"
+        shape = cir.shape(value)
+        if cir.size(value) == 0:
+            return f"tensor '{value.name}' {list(shape)} is empty"
+        if any(d > 1 for d in shape[: -target.open_dimensions]):
+            return (
+                f"tensor '{value.name}' {list(shape)} is larger than 1 outside its {target.open_dimensions} "
+                "innermost dimensions"
+            )
+    return None
+
+
+def same_scale(node: ir.Node) -> Scales:
+    """Every activation in and out shares one scale."""
+    return Scales(same=(*cir.activations(node), *node.outputs))
+
+
+def free_permute(node: ir.Node, perm: Sequence[int], b: cir.Builder) -> None:
+    """An operator that has no axes: a Transpose passes through it as it is."""
+
+
+def permute_axis(node: ir.Node, perm: Sequence[int], b: cir.Builder) -> None:
+    """An operator with an `axis` attribute."""
+    axis = cir.axis_of(int(cir.attr(node, "axis", -1)), len(perm))
+    node.attributes["axis"] = ir.AttrInt64("axis", perm[axis])
+
+
+def same_geometry(size: int, kernel: int, stride: int, dilation: int = 1) -> tuple[int, int]:
+    """TensorFlow's SAME padding (before, after) along one axis; the odd pixel goes after."""
+    reach = (kernel - 1) * dilation + 1
+    total = max((-(-size // stride) - 1) * stride + reach - size, 0)
+    return total // 2, total - total // 2

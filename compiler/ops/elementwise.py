@@ -1,0 +1,103 @@
+"""Add, Sub, Mul, Div, Min, Max and what is written with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from compiler import ir as cir
+from compiler.ops.common import Operator, Refusal, RefuseError, refuse_tensors, same_scale
+from compiler.targets import Target
+
+if TYPE_CHECKING:
+    from compiler.emit.tflite import Writer
+
+_BUILTIN = {"Add": "ADD", "Sub": "SUB", "Mul": "MUL", "Min": "MINIMUM", "Max": "MAXIMUM"}
+
+
+def permute_constants(node: ir.Node, perm: Sequence[int], b: cir.Builder) -> None:
+    """Constants that broadcast against a permuted tensor are permuted the other way round."""
+    inverse = np.argsort(perm)
+    for index, value in enumerate(node.inputs):
+        if value is None or not cir.is_const(value) or cir.size(value) == 1:
+            continue
+        array = cir.const(value)
+        assert array is not None
+        array = array.reshape((1,) * (len(perm) - array.ndim) + array.shape)
+        node.replace_input_with(index, b.const(array.transpose(inverse), f"{value.name}/permuted"))
+
+
+def refuse(node: ir.Node, target: Target) -> Refusal:
+    if len(node.inputs) != 2:
+        return f"it has {len(node.inputs)} operands; the Edge TPU takes two"
+    if max(len(cir.shape(v)) for v in node.inputs if cir.is_static(v)) > 4:
+        return "it has more than four dimensions; TFLite broadcasts up to four"
+    return refuse_tensors(node, target)
+
+
+def emit(node: ir.Node, w: Writer) -> None:
+    like = node.outputs[0] if node.op_type in ("Min", "Max") else None
+    operands = [w.operand(v, like) for v in node.inputs if v is not None]
+    options = None if like is not None else {"fusedActivationFunction": 0}
+    w.add(_BUILTIN[node.op_type], 2, operands, [w.tensor(node.outputs[0])], options)
+
+
+def lower_chain(node: ir.Node, b: cir.Builder) -> None:
+    """Operators of any number of operands, two at a time."""
+    op_type = "Add" if node.op_type == "Sum" else node.op_type
+    values = [v for v in node.inputs if v is not None]
+    if len(values) == 2 and op_type == node.op_type:
+        return
+    y = values[0]
+    for value in values[1:]:
+        y = b.op(op_type, [y, value])
+    b.replace(y)
+
+
+def lower_div(node: ir.Node, b: cir.Builder) -> None:
+    x, divisor = node.inputs
+    array = cir.const(divisor)
+    assert x is not None and divisor is not None
+    if array is None:
+        raise RefuseError("its divisor is computed at run time; the Edge TPU has no DIV")
+    if x.dtype != ir.DataType.FLOAT:
+        raise RefuseError("it divides integers")
+    with np.errstate(divide="ignore"):
+        inverse = (1 / array).astype(np.float32)
+    if not np.isfinite(inverse).all():
+        raise RefuseError("its constant divisor holds a zero")
+    b.replace(b.op("Mul", [x, b.const(inverse, f"{divisor.name}/inverse")]))
+
+
+def lower_neg(node: ir.Node, b: cir.Builder) -> None:
+    (x,) = node.inputs
+    if x is None or x.dtype != ir.DataType.FLOAT:
+        raise RefuseError("it negates integers")
+    b.replace(b.op("Mul", [x, b.scalar(-1.0, "minus_one")]))
+
+
+def lower_pow(node: ir.Node, b: cir.Builder) -> None:
+    x, exponent = node.inputs
+    if x is None or x.dtype != ir.DataType.FLOAT or cir.scalar(exponent) != 2:
+        raise RefuseError("the Edge TPU has no POW; only the constant exponent 2 can be a multiplication")
+    b.replace(b.op("Mul", [x, x]))
+
+
+def _operator(op_type: str, **parts: object) -> Operator:
+    return Operator(op_type, refuse=refuse, emit=emit, permute=permute_constants, **parts)  # type: ignore[arg-type]
+
+
+OPERATORS = (
+    _operator("Add"),
+    _operator("Sub"),
+    _operator("Mul"),
+    _operator("Min", lower=lower_chain, scales=same_scale),
+    _operator("Max", lower=lower_chain, scales=same_scale),
+    Operator("Sum", lower=lower_chain),
+    Operator("Div", lower=lower_div),
+    Operator("Neg", lower=lower_neg),
+    Operator("Pow", lower=lower_pow),
+)

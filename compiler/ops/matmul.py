@@ -1,0 +1,120 @@
+"""MatMul and Gemm with constant weights: FULLY_CONNECTED for one row, a 1x1 CONV_2D for several.
+
+FULLY_CONNECTED gives one-dimensional output on the Edge TPU, so S rows of K inputs become an image [1, 1, S, K].
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from compiler import ir as cir
+from compiler.ops.common import Operator, Refusal, RefuseError, refuse_tensors
+from compiler.ops.conv import zero_bias
+from compiler.targets import Layer, Target
+
+if TYPE_CHECKING:
+    from compiler.emit.tflite import Writer
+
+
+def lower_matmul(node: ir.Node, b: cir.Builder) -> None:
+    x, weight = node.inputs
+    assert x is not None and weight is not None
+    if not cir.is_const(weight):
+        both = "both operands are" if not cir.is_const(x) else "its right operand is"
+        raise RefuseError(f"{both} computed at run time; the Edge TPU multiplies by constant weights only")
+    if len(cir.shape(weight)) != 2:
+        raise RefuseError(f"its weights {list(cir.shape(weight))} are a batch of matrices; the Edge TPU takes one")
+    outputs = cir.shape(weight)[1]
+    rows = b.transposed(weight)
+    add, bias = _bias_after(node, outputs)
+    y = linear(b, x, rows, bias or zero_bias(b, outputs, weight), cir.shape(node.outputs[0]))
+    if add is not None:
+        cir.bypass(add, [y], b.made)
+        b.graph.remove(node, safe=True)
+    else:
+        b.replace(y)
+
+
+def _bias_after(node: ir.Node, outputs: int) -> tuple[ir.Node | None, ir.Value | None]:
+    """The Add of a constant row that follows a MatMul, and the row."""
+    add = cir.only_consumer(node.outputs[0])
+    if add is None or cir.key(add) != ("", "Add"):
+        return None, None
+    row = next((v for v in add.inputs if cir.is_const(v)), None)
+    return (add, row) if row is not None and cir.shape(row) == (outputs,) else (None, None)
+
+
+def lower_gemm(node: ir.Node, b: cir.Builder) -> None:
+    x, weight, bias = node.inputs[0], node.inputs[1], cir.arg(node, 2)
+    assert x is not None and weight is not None
+    if not cir.is_const(weight) or (bias is not None and not cir.is_const(bias)):
+        raise RefuseError("its weights are computed at run time; the Edge TPU needs them constant")
+    if cir.attr(node, "transA", 0):
+        raise RefuseError("it transposes its input (transA)")
+    alpha, beta = float(cir.attr(node, "alpha", 1.0)), float(cir.attr(node, "beta", 1.0))
+    flip = not cir.attr(node, "transB", 0)
+    outputs, inputs = cir.shape(weight)[::-1] if flip else cir.shape(weight)
+    if flip:
+        weight = b.transposed(weight)
+    if alpha != 1.0:
+        weight = b.lazy_rows(weight, lambda w: w * np.float32(alpha), (outputs, inputs), f"{weight.name}/alpha")
+    if bias is None:
+        bias = zero_bias(b, outputs, weight)
+    else:
+        array = cir.const(bias)
+        assert array is not None
+        if array.size not in (1, outputs) or (array.ndim == 2 and array.shape[0] != 1):
+            raise RefuseError(f"its bias {list(array.shape)} differs from row to row")
+        bias = b.const(np.broadcast_to(array.reshape(-1) * np.float32(beta), (outputs,)), f"{bias.name}/row")
+    b.replace(linear(b, x, weight, bias, cir.shape(node.outputs[0])))
+
+
+def linear(b: cir.Builder, x: ir.Value, weight: ir.Value, bias: ir.Value, out: cir.Shape) -> ir.Value:
+    """`x @ weight.T + bias` over the last axis of x, result in shape `out`."""
+    outputs, inputs = cir.shape(weight)
+    count = math.prod(cir.shape(x)[:-1])
+    if count == 1:
+        y = b.op("FullyConnected", [b.reshape(x, (1, inputs)), weight, bias], domain=cir.DIALECT)
+        return b.reshape(y, out)
+    kernel = b.lazy_rows(weight, lambda w: w[:, :, None, None], (outputs, inputs, 1, 1), f"{weight.name}/1x1")
+    attributes = {"strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1)}
+    y = b.op("Conv2D", [b.reshape(x, (1, 1, count, inputs)), kernel, bias], attributes, cir.DIALECT)
+    return b.reshape(y, out)
+
+
+def refuse(node: ir.Node, target: Target) -> Refusal:
+    rows = cir.shape(node.outputs[0])[0]
+    if rows != 1:
+        return f"it has {rows} rows; FULLY_CONNECTED on the Edge TPU gives one"
+    return refuse_tensors(node, target)
+
+
+def layers(node: ir.Node) -> tuple[Layer, ...]:
+    outputs, inputs = cir.shape(node.inputs[1])
+    return (Layer("dense", inputs, outputs),)
+
+
+def emit(node: ir.Node, w: Writer) -> None:
+    x, weight, bias = node.inputs
+    assert x is not None and weight is not None and bias is not None
+    filters, biases = w.filters(weight, bias, x, (0, 1))
+    options = {"fusedActivationFunction": 0, "keepNumDims": False}
+    w.add("FULLY_CONNECTED", 4, [w.tensor(x), filters, biases], [w.tensor(node.outputs[0])], options)
+
+
+OPERATORS = (
+    Operator("MatMul", lower=lower_matmul),
+    Operator("Gemm", lower=lower_gemm),
+    Operator(
+        "FullyConnected",
+        cir.DIALECT,
+        refuse=refuse,
+        layers=layers,
+        macs=lambda node: cir.size(node.inputs[1]),  # type: ignore[arg-type]
+        emit=emit,
+    ),
+)

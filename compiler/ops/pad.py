@@ -1,0 +1,65 @@
+"""Pad with zeros: PAD."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from compiler import ir as cir
+from compiler.ops.common import Operator, Refusal, refuse_tensors, same_scale
+from compiler.targets import Target
+
+if TYPE_CHECKING:
+    from compiler.emit.tflite import Writer
+
+
+def amounts(node: ir.Node) -> list[tuple[int, int]] | None:
+    """(before, after) of every dimension, None where they are computed at run time."""
+    rank = len(cir.shape(node.inputs[0]))
+    pads, axes = cir.ints(cir.arg(node, 1)), cir.ints(cir.arg(node, 3))
+    if pads is None or (cir.arg(node, 3) is not None and axes is None):
+        return None
+    found = [(0, 0)] * rank
+    for i, axis in enumerate(axes if axes is not None else range(rank)):
+        found[cir.axis_of(axis, rank)] = (pads[i], pads[i + len(pads) // 2])
+    return found
+
+
+def permute(node: ir.Node, perm: Sequence[int], b: cir.Builder) -> None:
+    pads = amounts(node)
+    assert pads is not None
+    moved = [pads[i] for i in np.argsort(perm)]
+    flat = [before for before, _ in moved] + [after for _, after in moved]
+    node.replace_input_with(1, b.const(np.array(flat, np.int64), "pads"))
+    node.resize_inputs(min(len(node.inputs), 3))
+
+
+def refuse(node: ir.Node, target: Target) -> Refusal:
+    pads = amounts(node)
+    if pads is None:
+        return "its amounts are computed at run time"
+    mode = cir.attr(node, "mode", "constant")
+    if mode != "constant":
+        return f"its mode is {mode}; the Edge TPU pads with zeros"
+    if cir.arg(node, 2) is not None and cir.scalar(node.inputs[2]) != 0:
+        return "it does not pad with zeros; the Edge TPU has no PADV2"
+    if min(min(p) for p in pads) < 0:
+        return "it pads by negative amounts"
+    if any(pads[0]) and len(pads) > 1:
+        return "it pads the batch dimension"
+    if len(pads) > 4:
+        return "it has more than four dimensions"
+    return refuse_tensors(node, target)
+
+
+def emit(node: ir.Node, w: Writer) -> None:
+    pads = amounts(node)
+    assert pads is not None
+    table = w.int_table(np.array(pads, np.int32))
+    w.add("PAD", 2, [w.tensor(node.inputs[0]), table], [w.tensor(node.outputs[0])], {})
+
+
+OPERATORS = (Operator("Pad", refuse=refuse, scales=same_scale, emit=emit, permute=permute),)

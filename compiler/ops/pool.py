@@ -1,0 +1,152 @@
+"""Pooling: AVERAGE_POOL_2D, MAX_POOL_2D, and MEAN and REDUCE_MAX for the global ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from compiler import ir as cir
+from compiler.ops.common import Operator, Refusal, RefuseError, refuse_tensors, same_scale
+from compiler.ops.conv import Window, image, unimage, window
+from compiler.targets import Target
+
+if TYPE_CHECKING:
+    from compiler.emit.tflite import Writer
+
+# Operators whose result is never negative, so that padding it with zero does not change a maximum.
+_NON_NEGATIVE = {"Relu", "Sigmoid", "Softmax", "Clip"}
+
+
+def _window(node: ir.Node, nhwc: ir.Value) -> Window:
+    """The pooling window, its pads extended to what ceil_mode asks for."""
+    _, height, width, _ = cir.shape(nhwc)
+    kernel = tuple(cir.attr(node, "kernel_shape"))
+    win = window(node, height, width, kernel if len(kernel) == 2 else (1, *kernel))
+    if set(win.dilations) != {1}:
+        raise RefuseError(f"its dilations are {list(win.dilations)}; pooling on the Edge TPU has none")
+    out = cir.shape(node.outputs[0])[2:]
+    out = out if len(out) == 2 else (1, *out)
+    pads = list(win.pads)
+    for axis, size in enumerate((height, width)):
+        reach = (out[axis] - 1) * win.strides[axis] + win.kernel[axis]
+        pads[axis + 2] = max(pads[axis + 2], reach - size - pads[axis])
+    return Window(win.kernel, win.strides, win.dilations, (pads[0], pads[1], pads[2], pads[3]))
+
+
+def _attributes(win: Window) -> dict[str, tuple[int, ...]]:
+    return {"kernel_shape": win.kernel, "strides": win.strides, "pads": win.pads}
+
+
+def _zero_padded(b: cir.Builder, x: ir.Value, win: Window) -> tuple[ir.Value, Window]:
+    top, left, bottom, right = win.pads
+    amounts = b.const(np.array([0, top, left, 0, 0, bottom, right, 0], np.int64), "pads")
+    return b.op("Pad", [x, amounts]), Window(win.kernel, win.strides, win.dilations, (0, 0, 0, 0))
+
+
+def _is_same(win: Window, nhwc: ir.Value) -> bool:
+    _, height, width, _ = cir.shape(nhwc)
+    return not any(win.pads) or win.pads == win.same_pads(height, width)
+
+
+def _never_negative(value: ir.Value | None) -> bool:
+    node = value.producer() if value is not None else None
+    if node is None:
+        return False
+    if node.op_type == "Clip":
+        low = cir.scalar(cir.arg(node, 1))
+        return low is not None and low >= 0
+    if node.op_type in ("MaxPool", "AveragePool", "Concat", "LRN", "Transpose"):
+        return all(_never_negative(v) for v in node.inputs)
+    return node.op_type in _NON_NEGATIVE
+
+
+def lower_max(node: ir.Node, b: cir.Builder) -> None:
+    (x,) = node.inputs
+    assert x is not None
+    if len(node.outputs) > 1 and node.outputs[1].name:
+        raise RefuseError("its indices are used; MAX_POOL_2D gives none")
+    nhwc = image(b, x, node)
+    win = _window(node, nhwc)
+    if not _is_same(win, nhwc):
+        if not _never_negative(x):
+            raise RefuseError(f"its padding {list(win.pads)} is not SAME and its input may be negative")
+        nhwc, win = _zero_padded(b, nhwc, win)
+    y = b.op("MaxPool2D", [nhwc], _attributes(win), cir.DIALECT)
+    b.replace(unimage(b, y, len(cir.shape(x))), *list(node.outputs)[1:])
+
+
+def lower_average(node: ir.Node, b: cir.Builder) -> None:
+    (x,) = node.inputs
+    assert x is not None
+    nhwc = image(b, x, node)
+    original = cir.shape(nhwc)
+    win = _window(node, nhwc)
+    include = bool(cir.attr(node, "count_include_pad", 0))
+    if (not any(win.pads)) or (not include and _is_same(win, nhwc)):
+        y = b.op("AveragePool2D", [nhwc], _attributes(win), cir.DIALECT)
+    else:
+        counted = _counts(node, original, win, include)
+        nhwc, plain = _zero_padded(b, nhwc, win)
+        y = b.op("AveragePool2D", [nhwc], _attributes(plain), cir.DIALECT)
+        if not np.all(counted == 1):
+            y = b.op("Mul", [y, b.const(counted, "window_share")])
+    b.replace(unimage(b, y, len(cir.shape(x))))
+
+
+def _counts(node: ir.Node, shape: cir.Shape, win: Window, include: bool) -> np.ndarray:
+    """Kernel area over the pixels that ONNX divides by, per output pixel [1, H, W, 1]."""
+    declared = tuple(cir.attr(node, "pads", (0,) * 4)) if include else (0, 0, 0, 0)
+    lengths = []
+    for axis in range(2):
+        real, before = shape[1 + axis], win.pads[axis]
+        low = -declared[axis] if include else 0
+        high = real + (declared[axis + len(declared) // 2] if include else 0)
+        outputs = (real + before + win.pads[axis + 2] - win.kernel[axis]) // win.strides[axis] + 1
+        begins = np.arange(outputs) * win.strides[axis] - before
+        ends = np.minimum(begins + win.kernel[axis], high)
+        lengths.append(win.kernel[axis] / (ends - np.maximum(begins, low)))
+    return np.outer(*lengths).astype(np.float32)[None, :, :, None]
+
+
+def lower_global(node: ir.Node, b: cir.Builder) -> None:
+    (x,) = node.inputs
+    assert x is not None
+    rank = len(cir.shape(x))
+    axes = b.const(np.arange(2, rank, dtype=np.int64), "axes")
+    op_type = {"GlobalAveragePool": "ReduceMean", "GlobalMaxPool": "ReduceMax"}[node.op_type]
+    if rank == 4:
+        nhwc = cir.to_nhwc(b, x)
+        axes = b.const(np.array([1, 2], np.int64), "axes")
+        b.replace(cir.to_nchw(b, b.op(op_type, [nhwc, axes], {"keepdims": 1})))
+        return
+    b.replace(b.op(op_type, [x, axes], {"keepdims": 1}))
+
+
+def refuse(node: ir.Node, target: Target) -> Refusal:
+    return refuse_tensors(node, target)
+
+
+def emit(node: ir.Node, w: Writer) -> None:
+    kernel, strides = cir.attr(node, "kernel_shape"), cir.attr(node, "strides")
+    options = {
+        "padding": w.padding(cir.attr(node, "pads")),
+        "strideH": strides[0],
+        "strideW": strides[1],
+        "filterHeight": kernel[0],
+        "filterWidth": kernel[1],
+        "fusedActivationFunction": 0,
+    }
+    name = {"AveragePool2D": "AVERAGE_POOL_2D", "MaxPool2D": "MAX_POOL_2D"}[node.op_type]
+    w.add(name, 2, [w.tensor(node.inputs[0])], [w.tensor(node.outputs[0])], options)
+
+
+OPERATORS = (
+    Operator("MaxPool", lower=lower_max),
+    Operator("AveragePool", lower=lower_average),
+    Operator("GlobalAveragePool", lower=lower_global),
+    Operator("GlobalMaxPool", lower=lower_global),
+    Operator("MaxPool2D", cir.DIALECT, refuse=refuse, scales=same_scale, emit=emit),
+    Operator("AveragePool2D", cir.DIALECT, refuse=refuse, scales=same_scale, emit=emit),
+)

@@ -1,0 +1,51 @@
+"""Reshape, Flatten, Squeeze, Unsqueeze: RESHAPE. Identity and Dropout: nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from compiler import ir as cir
+from compiler.ops.common import Operator, RefuseError, refuse_tensors, same_scale
+
+if TYPE_CHECKING:
+    from compiler.emit.tflite import Writer
+
+
+def lower(node: ir.Node, b: cir.Builder) -> None:
+    x, y = node.inputs[0], node.outputs[0]
+    assert x is not None
+    if not cir.is_static(x) or not cir.is_static(y):
+        raise RefuseError(f"the shape of '{y.name}' depends on data; the Edge TPU needs static shapes")
+    target = cir.ints(cir.arg(node, 1))
+    if node.op_type == "Reshape" and target is not None and tuple(target) == cir.shape(y):
+        return
+    b.replace(b.reshape(x, cir.shape(y)))
+
+
+def lower_nothing(node: ir.Node, b: cir.Builder) -> None:
+    """An operator that passes its input on."""
+    if len(node.outputs) > 1 and node.outputs[1].uses():
+        raise RefuseError("its mask is used")
+    x = node.inputs[0]
+    assert x is not None
+    if node.outputs[0].is_graph_output() and (x.is_graph_input() or x.is_graph_output()):
+        return
+    b.replace(x, *list(node.outputs)[1:])
+
+
+def emit(node: ir.Node, w: Writer) -> None:
+    y = node.outputs[0]
+    shape = cir.shape(y)
+    w.add("RESHAPE", 1, [w.tensor(node.inputs[0]), w.ints(shape)], [w.tensor(y)], {"newShape": list(shape)})
+
+
+OPERATORS = (
+    Operator("Reshape", lower=lower, refuse=refuse_tensors, scales=same_scale, emit=emit),
+    Operator("Flatten", lower=lower),
+    Operator("Squeeze", lower=lower),
+    Operator("Unsqueeze", lower=lower),
+    Operator("Identity", lower=lower_nothing),
+    Operator("Dropout", lower=lower_nothing),
+)

@@ -1,0 +1,67 @@
+"""Softmax: SOFTMAX over one row."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from compiler import ir as cir
+from compiler.ops.common import Operator, Refusal, RefuseError, Scales, refuse_tensors
+from compiler.targets import Target
+
+if TYPE_CHECKING:
+    from compiler.emit.tflite import Writer
+
+
+def lower(node: ir.Node, b: cir.Builder) -> None:
+    """One row along any axis is a row along the last one."""
+    (x,) = node.inputs
+    assert x is not None
+    shape = cir.shape(x)
+    axis = cir.axis_of(int(cir.attr(node, "axis", -1)), len(shape))
+    if cir.size(x) != shape[axis] or (len(shape) == 2 and axis == 1):
+        return
+    y = b.op("Softmax", [b.reshape(x, (1, shape[axis]))], {"axis": -1})
+    b.replace(b.reshape(y, shape))
+
+
+def refuse(node: ir.Node, target: Target) -> Refusal:
+    x = node.inputs[0]
+    assert x is not None
+    shape = cir.shape(x)
+    axis = cir.axis_of(int(cir.attr(node, "axis", -1)), len(shape))
+    if cir.size(x) != shape[axis]:
+        return f"it has {cir.size(x) // shape[axis]} rows; SOFTMAX on the Edge TPU takes one"
+    if shape[axis] > target.softmax_elements:
+        return f"it has {shape[axis]} elements; SOFTMAX on the Edge TPU takes {target.softmax_elements}"
+    if node.outputs[0].is_graph_output() or _leaves(node.outputs[0]):
+        return "it gives the model's output: int8 would round every probability below 1/512 to zero"
+    return refuse_tensors(node, target)
+
+
+def _leaves(value: ir.Value) -> bool:
+    """Whether a value only goes, reshaped, to the outputs of the graph."""
+    users = cir.consumers(value)
+    return bool(users) and all(
+        n.op_type in ("Reshape", "Identity") and (n.outputs[0].is_graph_output() or _leaves(n.outputs[0]))
+        for n in users
+    )
+
+
+def scales(node: ir.Node) -> Scales:
+    return Scales(fixed={node.outputs[0]: (1 / 256, -128)})
+
+
+def emit(node: ir.Node, w: Writer) -> None:
+    w.add("SOFTMAX", 2, [w.tensor(node.inputs[0])], [w.tensor(node.outputs[0])], {"beta": 1.0})
+
+
+def lower_log_softmax(node: ir.Node, b: cir.Builder) -> None:
+    raise RefuseError("the Edge TPU has no LOG_SOFTMAX")
+
+
+OPERATORS = (
+    Operator("Softmax", lower=lower, refuse=refuse, scales=scales, emit=emit),
+    Operator("LogSoftmax", lower=lower_log_softmax),
+)

@@ -1,0 +1,33 @@
+"""Transpose: TRANSPOSE."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from compiler import ir as cir
+from compiler.ops.common import Operator, Refusal, refuse_tensors, same_scale
+from compiler.targets import Target
+
+if TYPE_CHECKING:
+    from compiler.emit.tflite import Writer
+
+
+def permutation(node: ir.Node) -> tuple[int, ...]:
+    rank = len(cir.shape(node.inputs[0]))
+    return tuple(cir.attr(node, "perm", tuple(reversed(range(rank)))))
+
+
+def refuse(node: ir.Node, target: Target) -> Refusal:
+    if len(cir.shape(node.inputs[0])) > 4:
+        return "it has more than four dimensions"
+    return refuse_tensors(node, target)
+
+
+def emit(node: ir.Node, w: Writer) -> None:
+    inputs = [w.tensor(node.inputs[0]), w.ints(permutation(node))]
+    w.add("TRANSPOSE", 2, inputs, [w.tensor(node.outputs[0])], {})
+
+
+OPERATORS = (Operator("Transpose", refuse=refuse, scales=same_scale, emit=emit),)

@@ -1,0 +1,124 @@
+"""Plans and results as tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from compiler.verify import worst_segment
+
+
+def show_plan(console: Console, plan: Mapping[str, Any]) -> None:
+    """The segments, and which nodes are on the host and why."""
+    console.print(f"[bold]{escape(plan['model']['file'])}[/] for {plan['target']['description']}", highlight=False)
+    console.print(_segments(plan))
+    tpu = [s for s in plan["segments"] if s["device"] == "tpu"]
+    host_nodes = len(plan["host_reasons"])
+    console.print(
+        f"{len(tpu)} TPU segments with {size(sum(s['parameter_bytes'] for s in tpu))} of parameters and "
+        f"{count(sum(s['macs'] for s in tpu))} MACs; {host_nodes} nodes on the host",
+        highlight=False,
+    )
+    if plan["host_reasons"]:
+        console.print(_reasons(plan["host_reasons"]))
+
+
+def _segments(plan: Mapping[str, Any]) -> Table:
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("segment", no_wrap=True)
+    table.add_column("nodes", overflow="ellipsis", no_wrap=True, ratio=1)
+    for name in ("parameters", "MACs", "in", "out", "SQNR"):
+        table.add_column(name, justify="right", no_wrap=True)
+    quality = plan.get("quality", {}).get("segments", {})
+    for segment in plan["segments"]:
+        own = quality.get(str(segment["index"]))
+        colour = "green" if segment["device"] == "tpu" else "yellow"
+        table.add_row(
+            f"{segment['index']:02d} [{colour}]{segment['device']}[/]",
+            escape(_span(segment["nodes"])),
+            size(segment["parameter_bytes"]),
+            count(segment["macs"]) if segment["macs"] else "",
+            size(tensor_bytes(segment["inputs"])),
+            size(tensor_bytes(segment["outputs"])),
+            f"{own['sqnr_db']:.1f}" if own else "",
+        )
+    return table
+
+
+def _span(nodes: Sequence[str]) -> str:
+    """First and last node of a segment, and how many there are."""
+    ends = short(nodes[0], 14) if len(nodes) == 1 else f"{short(nodes[0], 10)}…{short(nodes[-1], 10)}"
+    return ends if len(nodes) < 3 else f"{ends} ({len(nodes)})"
+
+
+def _reasons(reasons: Sequence[Mapping[str, str]]) -> Table:
+    """Nodes of the same operator and reason share a line."""
+    table = Table("on the host", "nodes", "why", "for example", box=None, header_style="bold")
+    groups: dict[tuple[str, str], list[str]] = {}
+    for entry in reasons:
+        groups.setdefault((entry["operator"], entry["reason"]), []).append(entry["node"])
+    for (operator, reason), nodes in groups.items():
+        table.add_row(operator, str(len(nodes)), escape(reason), escape(short(nodes[0])))
+    return table
+
+
+def show_quality(console: Console, quality: Mapping[str, Any]) -> None:
+    """What verification measured."""
+    if quality["calibration"] == "random":
+        console.print(
+            "[bold red]Calibrated on random data: the accuracy below means nothing for your model.[/] "
+            "Give real samples with --calibration."
+        )
+    table = Table("output", box=None, header_style="bold")
+    for name in ("SQNR", "cosine", "max error", "top-1 agreement"):
+        table.add_column(name, justify="right")
+    for name, entry in quality.get("outputs", {}).items():
+        top = entry.get("top1_agreement")
+        table.add_row(
+            escape(name),
+            f"{entry['sqnr_db']:.1f} dB",
+            f"{entry['cosine']:.5f}",
+            f"{entry['max_error']:.3g}",
+            "" if top is None else f"{top:.0%}",
+        )
+    console.print(table)
+    worst = worst_segment(quality)
+    if worst is not None:
+        console.print(f"Segment {worst[0]} loses most by itself: {worst[1]:.1f} dB.", highlight=False)
+
+
+def tensor_bytes(tensors: Sequence[Mapping[str, Any]]) -> int:
+    """Bytes that cross a border; tensors whose shape depends on data count as nothing."""
+    total = 0
+    for tensor in tensors:
+        elements = 1
+        for dim in tensor["shape"] or (0,):
+            elements *= dim or 0
+        total += elements * {"int8": 1, "uint8": 1, "bool": 1, "int64": 8, "float64": 8}.get(tensor["dtype"], 4)
+    return total
+
+
+def size(number: int) -> str:
+    """Bytes for people: 512 B, 1.5 KiB, 7.88 MiB."""
+    if number < 1024:
+        return f"{number} B" if number else ""
+    if number < 1024**2:
+        return f"{number / 1024:.1f} KiB"
+    return f"{number / 1024**2:.2f} MiB"
+
+
+def count(number: float) -> str:
+    """Counts for people: 512, 1.5 M, 3.9 G."""
+    for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= factor:
+            return f"{number / factor:.1f} {unit}"
+    return str(int(number))
+
+
+def short(name: str, width: int = 28) -> str:
+    """A long node name keeps its end, which tells more."""
+    return name if len(name) <= width else "…" + name[-(width - 1) :]

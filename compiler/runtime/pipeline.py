@@ -1,0 +1,99 @@
+"""Runs a bundle's segments one after the other on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compiler.runtime.bundle import Bundle, RuntimeBundleError
+from compiler.runtime.interpreter import TFLiteSegment
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def quantize(array: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
+    return np.clip(np.round(array / np.float64(scale)) + zero_point, -128, 127).astype(np.int8)
+
+
+def dequantize(array: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
+    return (array.astype(np.float32) - np.float32(zero_point)) * np.float32(scale)
+
+
+class HostSegment:
+    """A float segment in onnxruntime."""
+
+    def __init__(self, path: Path, threads: int, outputs: list[str]) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self._inputs = [i.name for i in self._session.get_inputs()]
+        self._outputs = outputs
+
+    def run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        return list(self._session.run(self._outputs, dict(zip(self._inputs, arrays, strict=True))))
+
+
+class Pipeline:
+    """A loaded bundle. TPU segments take and give int8; host segments and the user see the model's own types."""
+
+    def __init__(self, bundle: Bundle, threads: int = 2) -> None:
+        self.bundle = bundle
+        self.inputs: list[dict[str, Any]] = bundle.manifest["inputs"]
+        self.outputs: list[dict[str, Any]] = bundle.manifest["outputs"]
+        self.segments = [(s, self._open(s, threads)) for s in bundle.manifest["segments"]]
+
+    def _open(self, segment: dict[str, Any], threads: int) -> TFLiteSegment | HostSegment:
+        path = self.bundle.path / segment["files"][0]["path"]
+        try:
+            if segment["device"] == "tpu":
+                return TFLiteSegment(path, threads)
+            return HostSegment(path, threads, [t["name"] for t in segment["outputs"]])
+        except (ValueError, RuntimeError) as error:
+            raise RuntimeBundleError(f"{path}: cannot be loaded: {error}") from error
+
+    def run(self, arrays: Arrays) -> dict[str, np.ndarray]:
+        """The model's outputs for one sample. Raises ValueError for arrays that do not fit the inputs."""
+        values = self.check_inputs(arrays)
+        for index in range(len(self.segments)):
+            values.update(self.run_segment(index, values))
+        return {o["name"]: convert(values[o["name"]], o) for o in self.outputs}
+
+    def run_segment(self, index: int, values: Arrays) -> dict[str, np.ndarray]:
+        """The outputs of one segment, as it gives them: int8 from the TPU, whatever the model has from the host."""
+        segment, runner = self.segments[index]
+        results = runner.run([convert(values[t["name"]], t) for t in segment["inputs"]])
+        return {t["name"]: array for t, array in zip(segment["outputs"], results, strict=True)}
+
+    def check_inputs(self, arrays: Arrays) -> dict[str, np.ndarray]:
+        """The arrays with the model's types. Raises ValueError for what does not fit."""
+        names = {i["name"] for i in self.inputs}
+        for name in arrays:
+            if name not in names:
+                raise ValueError(f"array '{name}' is no input of the model; it has {', '.join(sorted(names))}")
+        values = {}
+        for tensor in self.inputs:
+            name, shape, dtype = tensor["name"], tuple(tensor["shape"]), np.dtype(tensor["dtype"])
+            if name not in arrays:
+                raise ValueError(f"input '{name}' {list(shape)} is missing")
+            array = np.asarray(arrays[name])
+            if array.shape != shape or array.dtype.kind != dtype.kind:
+                raise ValueError(
+                    f"input '{name}' is {list(array.shape)} {array.dtype}; the model takes {list(shape)} {dtype}"
+                )
+            values[name] = array.astype(dtype, copy=False)
+        return values
+
+
+def convert(array: np.ndarray, tensor: Mapping[str, Any]) -> np.ndarray:
+    """An array as its reader takes it: the reader's dtype and scale decide between int8 and float."""
+    if "scale" not in tensor:
+        return array
+    if tensor["dtype"] == "int8":
+        return array if array.dtype == np.int8 else quantize(array, tensor["scale"], tensor["zero_point"])
+    return dequantize(array, tensor["scale"], tensor["zero_point"]) if array.dtype == np.int8 else array

@@ -1,0 +1,114 @@
+"""Runs a bundle against the float model and says how far apart they are, over all and segment by segment."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from compiler.program import Program
+from compiler.quantize.samples import Sample
+from compiler.reference import Reference
+from compiler.runtime.pipeline import Pipeline, convert
+
+# A perfect match has no noise; JSON has no infinity.
+PERFECT_DB = 200.0
+
+
+class Difference:
+    """Accumulates the difference between a tensor and its float reference over samples."""
+
+    def __init__(self) -> None:
+        self.signal = self.noise = self.product = self.energy = self.largest = 0.0
+        self.agree = self.count = 0
+
+    def add(self, got: np.ndarray, want: np.ndarray) -> None:
+        a, b = got.astype(np.float64).reshape(-1), want.astype(np.float64).reshape(-1)
+        self.signal += float(b @ b)
+        self.noise += float((a - b) @ (a - b))
+        self.product += float(a @ b)
+        self.energy += float(a @ a)
+        self.largest = max(self.largest, float(np.abs(a - b).max(initial=0)))
+        if a.size:
+            self.agree += int(a.argmax() == b.argmax())
+            self.count += 1
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal to quantization noise, 10 log10(sum want^2 / sum (got - want)^2), at most PERFECT_DB."""
+        if self.noise == 0:
+            return PERFECT_DB
+        if self.signal == 0:
+            return -PERFECT_DB
+        return round(min(10 * math.log10(self.signal / self.noise), PERFECT_DB), 2)
+
+    @property
+    def cosine(self) -> float:
+        norm = math.sqrt(self.signal * self.energy)
+        return round(self.product / norm, 6) if norm else float(self.signal == self.energy)
+
+    def report(self, classes: bool) -> dict[str, Any]:
+        entry = {"sqnr_db": self.sqnr_db, "cosine": self.cosine, "max_error": float(f"{self.largest:.6g}")}
+        return entry | ({"top1_agreement": round(self.agree / self.count, 4)} if classes and self.count else {})
+
+
+def verify(
+    pipeline: Pipeline, program: Program, samples: Iterable[Sample], progress: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """Measures each output, and each TPU segment fed with float inputs (its own loss) and in the pipeline."""
+    outputs: dict[str, Difference] = defaultdict(Difference)
+    own: dict[int, Difference] = defaultdict(Difference)
+    total: dict[int, Difference] = defaultdict(Difference)
+    borders = {v.name: v for s in program.plan.segments for v in [*s.inputs, *s.outputs] if not v.is_graph_input()}
+    count = 0
+    samples = list(samples)
+    with Reference(program.original) as reference:
+        expected = [reference.run(sample) for sample in samples]
+    with Reference(program.model, list(borders.values())) as inner:
+        for sample, wanted in zip(samples, expected, strict=True):
+            floats = {**sample, **inner.run(sample)}
+            values: dict[str, np.ndarray] = dict(pipeline.check_inputs(sample))
+            for index, (segment, _) in enumerate(pipeline.segments):
+                values.update(pipeline.run_segment(index, values))
+                if segment["device"] == "tpu":
+                    alone = pipeline.run_segment(index, floats)
+                    _compare(segment, alone, floats, own[index])
+                    _compare(segment, values, floats, total[index])
+            for tensor in pipeline.outputs:
+                array = convert(values[tensor["name"]], tensor)
+                if array.dtype.kind == "f":
+                    outputs[tensor["name"]].add(array, wanted[tensor["name"]])
+            count += 1
+            progress()
+    shapes = {o["name"]: o["shape"] for o in pipeline.outputs}
+    return {
+        "samples": count,
+        "outputs": {name: d.report(is_classifier(shapes[name])) for name, d in outputs.items()},
+        "segments": {str(i): {"sqnr_db": own[i].sqnr_db, "cumulative_sqnr_db": total[i].sqnr_db} for i in sorted(own)},
+    }
+
+
+def _compare(
+    segment: Mapping[str, Any], got: Mapping[str, np.ndarray], want: Mapping[str, np.ndarray], difference: Difference
+) -> None:
+    for tensor in segment["outputs"]:
+        name = tensor["name"]
+        difference.add(convert(got[name], {**tensor, "dtype": "float32"}), want[name])
+
+
+def is_classifier(shape: list[int] | None) -> bool:
+    """One row of scores: a single dimension above one, of at least two."""
+    wide = [d for d in shape or () if d is None or d > 1]
+    return len(wide) == 1
+
+
+def worst_segment(quality: Mapping[str, Any]) -> tuple[str, float] | None:
+    """(index, SQNR) of the TPU segment that loses most by itself."""
+    segments = quality["segments"]
+    if not segments:
+        return None
+    index = min(segments, key=lambda i: segments[i]["sqnr_db"])
+    return index, segments[index]["sqnr_db"]

@@ -1,0 +1,35 @@
+"""Rewrite each ONNX operator into what the Edge TPU has, by its own rule; note the reason where it cannot."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from compiler import ir as cir
+from compiler.ops import RefuseError, dialect, lookup
+from compiler.targets import Target
+from passes.fold_constants import tidy
+
+
+def run(model: ir.Model, target: Target) -> None:
+    dialect.declare(model)
+    names = cir.Names(model.graph)
+    for node in list(model.graph):
+        operator = lookup(node)
+        if operator is None or operator.lower is None or node.graph is None:
+            continue
+        try:
+            _check(node)
+            operator.lower(node, cir.Builder(model, names, node))
+        except RefuseError as reason:
+            node.metadata_props[cir.REASON] = str(reason)
+    tidy(model)
+
+
+def _check(node: ir.Node) -> None:
+    """Lowering rules may count on float activations of known shape."""
+    for value in [*cir.activations(node), *(v for v in node.outputs if v.name and v.uses())]:
+        if not cir.is_static(value):
+            raise RefuseError(f"the shape of '{value.name}' depends on data; the Edge TPU needs static shapes")
+    result = node.outputs[0]
+    if result.dtype is not None and result.dtype != ir.DataType.FLOAT and node.op_type not in ("Identity", "Dropout"):
+        raise RefuseError(f"it computes on {result.dtype.name.lower()}; the Edge TPU computes on int8 made from float")

@@ -1,0 +1,74 @@
+"""Shared fixtures: a small model that has every kind of segment, and the command line in process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from compiler import cli
+
+
+def save(path: Path, proto: onnx.ModelProto) -> Path:
+    onnx.save(proto, path)
+    return path
+
+
+def small_network(batch: object = 1) -> onnx.ModelProto:
+    """Conv, LRN (host), Conv, global pooling, Gemm, Softmax (host); named inputs and dimensions."""
+    rng = np.random.default_rng(0)
+    weights = {
+        "w1": rng.standard_normal((8, 3, 3, 3)).astype(np.float32) / 5,
+        "b1": rng.standard_normal(8).astype(np.float32) / 5,
+        "w2": rng.standard_normal((16, 8, 3, 3)).astype(np.float32) / 8,
+        "w3": rng.standard_normal((10, 16)).astype(np.float32) / 3,
+        "b3": np.zeros(10, np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w1", "b1"], ["c1"], name="first", pads=[1] * 4),
+        helper.make_node("LRN", ["c1"], ["l1"], name="normalise", size=3),
+        helper.make_node("Conv", ["l1", "w2"], ["c2"], name="second", pads=[1] * 4),
+        helper.make_node("Relu", ["c2"], ["r2"], name="relu"),
+        helper.make_node("GlobalAveragePool", ["r2"], ["p"], name="pool"),
+        helper.make_node("Flatten", ["p"], ["f"], name="flatten"),
+        helper.make_node("Gemm", ["f", "w3", "b3"], ["g"], name="dense", transB=1),
+        helper.make_node("Softmax", ["g"], ["y"], name="softmax"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, (batch, 3, 16, 16))],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, (batch, 10))],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.fixture
+def small_model(tmp_path: Path) -> Path:
+    return save(tmp_path / "small.onnx", small_network())
+
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run_cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Runs the command line in this process; gives (exit code, standard output, standard error)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["compiler", *map(str, arguments)])
+        monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run

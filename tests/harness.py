@@ -1,0 +1,54 @@
+"""Compiles a small model to one int8 segment in memory and compares it with onnxruntime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+import passes
+from compiler import importer
+from compiler import ir as cir
+from compiler.check import Checker
+from compiler.emit import tflite
+from compiler.ops import refusal
+from compiler.quantize.calibrate import Observers, calibrate
+from compiler.quantize.scales import assign, separate
+from compiler.reference import Reference
+from compiler.runtime.interpreter import TFLiteSegment
+from compiler.targets import Target
+
+TARGET = Target.load()
+
+
+def lowered(proto: onnx.ModelProto, folder: Path) -> tuple[ir.Model, ir.Model]:
+    """(imported, lowered) model; every pass is checked against the imported one."""
+    path = folder / "model.onnx"
+    onnx.save(proto, path)
+    model = importer.load(path)
+    original = model.clone()
+    checker = Checker(original, 0)
+    passes.run_all(model, TARGET, checker.check)
+    separate(model, [n for n in model.graph if refusal(n, TARGET) is None])
+    return original, model
+
+
+def refusals(model: ir.Model) -> list[str]:
+    return [reason for node in model.graph if (reason := refusal(node, TARGET)) is not None]
+
+
+def error_in_steps(original: ir.Model, model: ir.Model, feeds: dict[str, np.ndarray], folder: Path) -> float:
+    """Largest difference between the int8 segment of the whole graph and float, in steps of the output's scale."""
+    graph = model.graph
+    values = list(cir.tensor_values(graph))
+    quants = assign(list(graph), values, calibrate(model, values, [feeds], Observers()))
+    path = folder / "segment.tflite"
+    path.write_bytes(tflite.write(list(graph), graph.inputs, graph.outputs, quants))
+    inputs = [quants[str(v.name)].quantize(feeds[str(v.name)]) for v in graph.inputs]
+    (got,) = TFLiteSegment(path, 1).run(inputs)
+    with Reference(original) as reference:
+        (want,) = reference.run(feeds).values()
+    quant = quants[str(graph.outputs[0].name)]
+    return float(np.abs(quant.dequantize(got) - want).max() / quant.scale)

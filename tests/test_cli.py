@@ -1,0 +1,276 @@
+"""The commands as a user gives them: results, bad input, nothing lost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import external_data_helper, helper
+
+from tests.conftest import Cli, save, small_network
+
+
+def samples(path: Path, **arrays: np.ndarray) -> Path:
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    return path
+
+
+def images(count: int) -> np.ndarray:
+    return np.random.default_rng(1).standard_normal((count, 3, 16, 16)).astype(np.float32)
+
+
+def test_build_inspect_run(small_model: Path, tmp_path: Path, run_cli: Cli) -> None:
+    calibration = samples(tmp_path / "c.npz", x=images(8))
+    bundle = tmp_path / "out.bundle"
+    code, out, _ = run_cli("build", small_model, "-o", bundle, "--calibration", calibration, "--check-passes")
+    assert code == 0 and "LOCAL_RESPONSE_NORMALIZATION" in out and "random" not in out
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert [s["device"] for s in manifest["segments"]] == ["host", "tpu", "host", "tpu", "host"]
+    assert manifest["quality"]["outputs"]["y"]["sqnr_db"] > 25
+    assert manifest["quality"]["samples"] == 2
+
+    code, out, _ = run_cli("inspect", bundle, "--json")
+    assert code == 0 and json.loads(out) == manifest
+
+    code, _, _ = run_cli("run", bundle, "--input", calibration, "--output", tmp_path / "y.npz")
+    result = np.load(tmp_path / "y.npz")["y"]
+    assert code == 0 and result.shape == (8, 10)
+    assert np.allclose(result.sum(axis=1), 1, atol=1e-5)
+
+
+def test_build_without_calibration_is_loud(small_model: Path, run_cli: Cli) -> None:
+    code, out, err = run_cli("build", small_model)
+    assert code == 0
+    assert "accuracy will be meaningless" in err and "random data" in out
+    assert small_model.with_suffix(".bundle").is_dir()
+
+
+def test_inspect_of_a_model_is_a_dry_run(small_model: Path, run_cli: Cli) -> None:
+    code, out, _ = run_cli("inspect", small_model, "--json")
+    plan = json.loads(out)
+    assert code == 0 and "quality" not in plan and "files" not in plan["segments"][0]
+    reasons = {r["node"]: r["reason"] for r in plan["host_reasons"]}
+    assert "LOCAL_RESPONSE_NORMALIZATION" in reasons["normalise"]
+    assert list(small_model.parent.iterdir()) == [small_model]
+
+
+def test_rebuild_is_identical(small_model: Path, tmp_path: Path, run_cli: Cli) -> None:
+    built = []
+    for name in ("a", "b"):
+        assert run_cli("build", small_model, "-o", tmp_path / name)[0] == 0
+        files = sorted(p for p in (tmp_path / name).rglob("*") if p.is_file())
+        built.append([(p.relative_to(tmp_path / name), p.read_bytes()) for p in files])
+    assert built[0] == built[1]
+
+
+def test_existing_bundle_is_kept_without_force(small_model: Path, tmp_path: Path, run_cli: Cli) -> None:
+    bundle = tmp_path / "b"
+    assert run_cli("build", small_model, "-o", bundle)[0] == 0
+    before = (bundle / "manifest.json").read_bytes()
+    code, _, err = run_cli("build", small_model, "-o", bundle, "--seed", 1)
+    assert code == 2 and "--force" in err
+    code, _, err = run_cli("build", small_model, "-o", bundle, "--force", "--min-sqnr", 150)
+    assert code == 2 and "--min-sqnr" in err and "segment" in err
+    assert (bundle / "manifest.json").read_bytes() == before
+    assert run_cli("build", small_model, "-o", bundle, "--force", "--observer", "mse")[0] == 0
+    assert (bundle / "manifest.json").read_bytes() != before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["b", "small.onnx"]
+
+
+def test_force_replaces_bundles_only(small_model: Path, tmp_path: Path, run_cli: Cli) -> None:
+    other = tmp_path / "documents"
+    other.mkdir()
+    (other / "letter").write_text("dear")
+    code, _, err = run_cli("build", small_model, "-o", other, "--force")
+    assert code == 2 and "not a bundle" in err and (other / "letter").read_text() == "dear"
+
+
+def test_dynamic_dimensions(tmp_path: Path, run_cli: Cli) -> None:
+    model = save(tmp_path / "m.onnx", small_network("batch"))
+    code, _, err = run_cli("inspect", model)
+    assert code == 2 and "--dim batch=..." in err
+    assert run_cli("inspect", model, "--dim", "batch=1")[0] == 0
+    assert run_cli("inspect", model, "--shape", "x=1,3,16,16")[0] == 0
+    code, _, err = run_cli("inspect", model, "--dim", "size=1")
+    assert code == 2 and "'batch'" in err
+    code, _, err = run_cli("inspect", model, "--shape", "z=1")
+    assert code == 2 and "'x'" in err
+
+
+def truncated(path: Path) -> Path:
+    save(path, small_network())
+    path.write_bytes(path.read_bytes()[:-700])
+    return path
+
+
+def not_onnx(path: Path) -> Path:
+    path.write_text("this is a letter, not a model\n" * 5)
+    return path
+
+
+def empty(path: Path) -> Path:
+    path.write_bytes(b"")
+    return path
+
+
+def undefined_tensor(path: Path) -> Path:
+    proto = small_network()
+    proto.graph.node[3].input[0] = "nowhere"
+    return save(path, proto)
+
+
+def outside(path: Path) -> Path:
+    proto = small_network()
+    external_data_helper.set_external_data(proto.graph.initializer[0], "../secret.bin", offset=0, length=864)
+    proto.graph.initializer[0].ClearField("raw_data")
+    path.write_bytes(proto.SerializeToString())
+    (path.parent.parent / "secret.bin").write_bytes(bytes(864))
+    return path
+
+
+def short_external(path: Path) -> Path:
+    proto = small_network()
+    external_data_helper.set_external_data(proto.graph.initializer[0], "weights.bin", offset=0, length=864)
+    proto.graph.initializer[0].ClearField("raw_data")
+    path.write_bytes(proto.SerializeToString())
+    (path.parent / "weights.bin").write_bytes(bytes(100))
+    return path
+
+
+def nan_weights(path: Path) -> Path:
+    proto = small_network()
+    array = onnx.numpy_helper.to_array(proto.graph.initializer[2]).copy()
+    array[0, 0, 0, 0] = np.nan
+    proto.graph.initializer[2].CopyFrom(onnx.numpy_helper.from_array(array, "w2"))
+    return save(path, proto)
+
+
+def wrong_type(path: Path) -> Path:
+    proto = small_network()
+    proto.graph.node[0].attribute.append(helper.make_attribute("strides", 1.5))
+    return save(path, proto)
+
+
+def old_opset(path: Path) -> Path:
+    proto = small_network()
+    proto.opset_import[0].version = 6
+    return save(path, proto)
+
+
+BAD_MODELS: list[tuple[Callable[[Path], Path], str]] = [
+    (truncated, "truncated"),
+    (not_onnx, "not an ONNX"),
+    (empty, "not an ONNX model"),
+    (lambda path: path, "no such file"),
+    (undefined_tensor, "'nowhere'"),
+    (outside, "outside the model's folder"),
+    (short_external, "shorter than the model says"),
+    (nan_weights, "'w2'"),
+    (wrong_type, "not a valid ONNX model"),
+    (old_opset, "opset 6"),
+]
+
+
+@pytest.mark.parametrize(("make", "words"), BAD_MODELS, ids=[words for _, words in BAD_MODELS])
+def test_bad_models(make: Callable[[Path], Path], words: str, tmp_path: Path, run_cli: Cli) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    code, out, err = run_cli("build", make(folder / "bad.onnx"), "-o", tmp_path / "out")
+    lines = [line for line in err.splitlines() if line.startswith("error")]
+    assert code == 2 and len(lines) == 1 and words in lines[0] and out == ""
+    assert "Traceback" not in err and not (tmp_path / "out").exists()
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".out")]
+
+
+BAD_CALIBRATION: list[tuple[dict[str, np.ndarray], str]] = [
+    ({"z": images(2)}, "'z' is no input"),
+    ({}, "'x' is missing"),
+    ({"x": images(2)[:, :, :5]}, "the model takes [1, 3, 16, 16]"),
+    ({"x": images(2).astype(np.int32)}, "the model takes float32"),
+    ({"x": images(2) * np.float32(np.nan)}, "NaN"),
+    ({"x": images(0)}, "no samples"),
+]
+
+
+@pytest.mark.parametrize(("arrays", "words"), BAD_CALIBRATION, ids=[words for _, words in BAD_CALIBRATION])
+def test_bad_calibration(
+    arrays: dict[str, np.ndarray], words: str, small_model: Path, tmp_path: Path, run_cli: Cli
+) -> None:
+    calibration = samples(tmp_path / "c.npz", **arrays)
+    code, _, err = run_cli("build", small_model, "-o", tmp_path / "out", "--calibration", calibration)
+    assert code == 2 and words in err and "E-CALIBRATION" in err and not (tmp_path / "out").exists()
+
+
+def test_unreadable_calibration(small_model: Path, tmp_path: Path, run_cli: Cli) -> None:
+    (tmp_path / "c.npz").write_bytes(b"PK not really")
+    for path, words in ((tmp_path / "c.npz", "cannot be read"), (tmp_path / "none", "no such file")):
+        code, _, err = run_cli("build", small_model, "-o", tmp_path / "out", "--calibration", path)
+        assert code == 2 and words in err
+
+
+def test_output_that_cannot_be_written(small_model: Path, tmp_path: Path, run_cli: Cli) -> None:
+    (tmp_path / "file").write_text("in the way")
+    code, _, err = run_cli("build", small_model, "-o", tmp_path / "file" / "bundle")
+    assert code == 2 and "cannot be written" in err
+
+
+def test_edited_bundle(small_model: Path, tmp_path: Path, run_cli: Cli) -> None:
+    bundle = tmp_path / "b"
+    assert run_cli("build", small_model, "-o", bundle)[0] == 0
+    source = samples(tmp_path / "x.npz", x=images(1))
+    segment = bundle / "segments" / "01.tflite"
+    original = segment.read_bytes()
+    segment.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
+    code, _, err = run_cli("run", bundle, "-i", source, "-o", tmp_path / "y.npz")
+    assert code == 2 and "01.tflite" in err and "changed" in err and not (tmp_path / "y.npz").exists()
+    segment.unlink()
+    assert "missing" in run_cli("inspect", bundle)[2]
+    (bundle / "manifest.json").write_text("{}")
+    assert run_cli("inspect", bundle)[0] == 2
+    assert "no manifest.json" in run_cli("inspect", tmp_path)[2]
+
+
+def test_bad_run_input(small_model: Path, tmp_path: Path, run_cli: Cli) -> None:
+    bundle = tmp_path / "b"
+    assert run_cli("build", small_model, "-o", bundle)[0] == 0
+    for arrays, words in (({"q": images(1)}, "'q' is no input"), ({"x": images(1)[..., :3]}, "[1, 3, 16, 16]")):
+        source = samples(tmp_path / "x.npz", **arrays)
+        code, _, err = run_cli("run", bundle, "-i", source, "-o", tmp_path / "y.npz")
+        assert code == 2 and words in err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--dim", "batch"),
+        ("--shape", "x=1,a"),
+        ("--observer", "average"),
+        ("--mean", "a,b"),
+        ("--size", "7"),
+        ("--target", "gpu"),
+    ],
+)
+def test_bad_options(options: tuple[str, str], small_model: Path, run_cli: Cli) -> None:
+    code, _, err = run_cli("build", small_model, *options)
+    assert code == 2 and options[0] in err and "Traceback" not in err
+
+
+def test_image_calibration(small_model: Path, tmp_path: Path, run_cli: Cli) -> None:
+    from PIL import Image
+
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(4):
+        Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+    arguments = ("--calibration", folder, "--mean", "0.5,0.5,0.5", "--std", "0.25", "--size", "20,24")
+    code, _, _ = run_cli("build", small_model, "-o", tmp_path / "b", *arguments)
+    assert code == 0
+    assert run_cli("build", small_model, "-o", tmp_path / "c", "--calibration", folder, "--size", "8,8")[0] == 2
+    (folder / "broken.png").write_bytes(b"no image")
+    code, _, err = run_cli("build", small_model, "-o", tmp_path / "c", "--calibration", folder)
+    assert code == 2 and "broken.png" in err
