@@ -15,13 +15,21 @@ import passes
 from compiler import bundle, importer, verify
 from compiler import ir as cir
 from compiler.check import Checker
-from compiler.errors import CompilerError, InternalError, QualityError
+from compiler.errors import (
+    CalibrationError,
+    CompilerError,
+    InternalError,
+    ModelError,
+    QualityError,
+    first_line,
+)
 from compiler.ops import refusal
 from compiler.partition import Plan, partition
 from compiler.program import Program
 from compiler.quantize import samples as sampling
 from compiler.quantize.calibrate import Observers, Ranges, calibrate
 from compiler.quantize.scales import assign, separate
+from compiler.reference import Reference
 from compiler.runtime import Pipeline
 from compiler.runtime.bundle import sha256
 from compiler.targets import Target
@@ -61,40 +69,39 @@ def stage(name: str):  # type: ignore[no-untyped-def]
         raise InternalError(name, f"{type(error).__name__}: {error}") from error
 
 
-def lower(path: Path, options: Options, report: Report = silent) -> Program:
-    """Everything that needs no samples: import, passes, partition."""
-    target = Target.load(options.target)
+def read(path: Path, options: Options, report: Report = silent) -> ir.Model:
+    """The model in `path`, checked and normalised."""
     with stage("import"):
         report("reading the model", 1)
-        model = importer.load(path, options.dims, options.shapes)
-        original = model.clone()
+        return importer.load(path, options.dims, options.shapes)
+
+
+def lower(model: ir.Model, options: Options, report: Report = silent) -> Program:
+    """Run every pass over a model, in place, and cut it into segments."""
+    target = Target.load(options.target)
+    checker = Checker(model, options.seed) if options.check_passes else None
     step = report("rewriting", len(passes.PASSES))
-    checker = Checker(original, options.seed) if options.check_passes else None
-
-    def after(name: str, current: ir.Model) -> None:
-        if checker is not None:
-            checker.check(name, current)
-        step()
-
     for name, run in passes.PASSES:
         with stage(name):
             run(model, target)
-            after(name, model)
+            if checker is not None:
+                checker.check(name, model)
+            step()
     with stage("partition"):
         report("cutting into segments", 1)
         separate(model, [n for n in model.graph if refusal(n, target) is None])
         common.RemoveUnusedFunctionsPass()(model)
-        plan = partition(model, target)
-    return Program(original, model, plan, target)
+        return Program(model, partition(model, target), target)
 
 
 def build(path: Path, output: Path, options: Options, report: Report = silent) -> dict[str, Any]:
     """Build a bundle from the ONNX file `path` in the folder `output`; returns its manifest."""
     with bundle.folder(output, options.force) as folder:
-        program = lower(path, options, report)
-        samples = sampling.load(options.calibration, program.original.graph.inputs, options.image, options.seed)
+        model = read(path, options, report)
+        samples = sampling.load(options.calibration, model.graph.inputs, options.image, options.seed)
         calibration, held_out = samples.split()
-        program = quantize(program, calibration, options.observers, report)
+        expected = float_results(model, held_out, report)
+        program = quantize(lower(model, options, report), calibration, options.observers, report)
         with stage("emit"):
             step = report("writing segments", 1)
             manifest = {
@@ -111,11 +118,33 @@ def build(path: Path, output: Path, options: Options, report: Report = silent) -
             step()
         with stage("verify"):
             step = report("verifying", len(held_out))
-            quality = verify.verify(Pipeline(bundle.load(folder)), program, held_out, step)
+            quality = verify.verify(Pipeline(bundle.load(folder)), program, held_out, expected, step)
             manifest["quality"] |= quality
             bundle.write_manifest(folder, manifest)
         gate(quality, options.min_sqnr)
     return manifest
+
+
+def float_results(model: ir.Model, samples: sampling.Samples, report: Report = silent) -> list[sampling.Sample]:
+    """What the imported model itself gives, before any pass has touched it.
+
+    Raises ModelError where onnxruntime cannot load it, CalibrationError where it fails on a sample.
+    """
+    step = report("running the float model", len(samples))
+    results = []
+    try:
+        reference = Reference(model)
+    except Exception as error:
+        raise ModelError(f"onnxruntime cannot run the model: {first_line(error)}") from error
+    with reference:
+        for sample in samples:
+            try:
+                results.append(reference.run(sample))
+            except Exception as error:
+                hint = "; give samples with --calibration" if samples.random else ""
+                raise CalibrationError(f"the float model fails on a sample: {first_line(error)}{hint}") from error
+            step()
+    return results
 
 
 def quantize(program: Program, samples: sampling.Samples, observers: Observers, report: Report = silent) -> Program:

@@ -102,7 +102,7 @@ def inspect(
     else:
         options = building.Options(dims=_dims(dim), shapes=_shapes(shape), target=target)
         with _progress() as step:
-            plan = building.summary(building.lower(path, options, step), path)
+            plan = building.summary(building.lower(building.read(path, options, step), options, step), path)
     if as_json:
         print(json.dumps(plan, indent=1))
         return

@@ -53,3 +53,11 @@ class InternalError(CompilerError):
     def __init__(self, stage: str, detail: str) -> None:
         super().__init__(f"stage '{stage}' failed: {detail}")
         self.stage = stage
+
+
+def first_line(error: BaseException) -> str:
+    """The innermost error's first line that says something."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

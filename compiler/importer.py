@@ -17,9 +17,13 @@ from onnx_ir.passes import common
 from onnxscript import version_converter
 
 from compiler import ir as cir
-from compiler.errors import ModelError, OptionError
+from compiler.errors import ModelError, OptionError, first_line
 
 OLDEST_OPSET = 7
+
+
+# Types of inputs: those that numpy has itself.
+_INPUT_TYPES = {"FLOAT", "FLOAT16", "DOUBLE", "BOOL"} | {f"{u}INT{n}" for u in ("", "U") for n in (8, 16, 32, 64)}
 
 
 def load(
@@ -39,7 +43,7 @@ def load(
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         common.CheckerPass()(model)
     except Exception as error:
-        raise ModelError(f"{path}: not a valid ONNX model: {_reason(error)}") from error
+        raise ModelError(f"{path}: not a valid ONNX model: {first_line(error)}") from error
     _fix_inputs(model, dict(dims or {}), dict(shapes or {}))
     _upgrade(model)
     name_nodes(model.graph)
@@ -48,21 +52,13 @@ def load(
     return model
 
 
-def _reason(error: BaseException) -> str:
-    """The innermost error's first line that says something."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
 def _read(path: Path) -> ir.Model:
     if not path.is_file():
         raise ModelError(f"{path}: no such file; give the path of an .onnx file")
     try:
         proto = onnx.load(path, load_external_data=False)
     except (DecodeError, ValueError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path}: not an ONNX file, or a truncated one ({_reason(error)})") from error
+        raise ModelError(f"{path}: not an ONNX file, or a truncated one ({first_line(error)})") from error
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
     if not proto.HasField("graph") or not proto.graph.output or not proto.opset_import:
@@ -77,7 +73,7 @@ def _read(path: Path) -> ir.Model:
     try:
         model = ir.serde.deserialize_model(proto)
     except Exception as error:
-        raise ModelError(f"{path}: not a valid ONNX model: {_reason(error)}") from error
+        raise ModelError(f"{path}: not a valid ONNX model: {first_line(error)}") from error
     ir.external_data.set_base_dir(model.graph, path.resolve().parent)
     _unpack(model.graph)
     return model
@@ -146,6 +142,10 @@ def _fix_inputs(model: ir.Model, dims: dict[str, int], shapes: dict[str, tuple[i
     if missing:
         wanted = " ".join(dict.fromkeys(missing))
         raise ModelError(f"some dimensions are not fixed; the Edge TPU needs static shapes: add {wanted}")
+    for value in inputs.values():
+        name = value.dtype.name if isinstance(value.type, ir.TensorType) and value.dtype is not None else "not a tensor"
+        if name not in _INPUT_TYPES:
+            raise ModelError(f"input '{value.name}' is {name.lower()}; bundles take tensors of numpy's own types")
     fixed_inputs = {v: v.shape for v in inputs.values()}
     for value in cir.tensor_values(model.graph):
         value.shape = fixed_inputs.get(value)

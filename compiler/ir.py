@@ -171,9 +171,9 @@ class Builder:
         """Put `values` in the place of the anchor's outputs and remove the anchor."""
         bypass(self.anchor, values, self.made)
 
-    def const(self, array: np.ndarray | ir.TensorProtocol, hint: str) -> ir.Value:
+    def const(self, array: np.ndarray | np.generic | ir.TensorProtocol, hint: str) -> ir.Value:
         """A new initializer. A lazy tensor stays unread until it is written."""
-        tensor = ir.tensor(np.ascontiguousarray(array)) if isinstance(array, np.ndarray) else array
+        tensor = ir.tensor(np.asarray(array, order="C")) if isinstance(array, np.ndarray | np.generic) else array
         value = ir.Value(
             name=self.names.fresh(hint),
             type=ir.TensorType(tensor.dtype),
@@ -291,8 +291,10 @@ def infer_node(model: ir.Model, node: ir.Node) -> None:
         function = model.functions[node.op_identifier()]
         proto.functions.append(ir.serde.serialize_function(function))
     inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-    for value, info in zip(node.outputs, inferred.graph.output, strict=True):
-        if info.type.WhichOneof("value") is None:
+    found = {info.name: info for info in inferred.graph.output}
+    for value in node.outputs:
+        info = found.get(str(value.name))
+        if info is None or info.type.WhichOneof("value") is None:
             continue
         value.type = ir.serde.deserialize_type_proto_for_type(info.type)
         value.shape = ir.serde.deserialize_type_proto_for_shape(info.type)

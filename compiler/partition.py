@@ -103,33 +103,43 @@ def place(graph: ir.Graph, target: Target) -> dict[ir.Node, Placement]:
 def _shrink(graph: ir.Graph, placements: dict[ir.Node, Placement]) -> None:
     """Give to the host what stands at a border and would only make the transfer larger."""
     users = _users(graph)
-    outputs = set(graph.outputs)
     changed = True
     while changed:
         changed = False
-        for node in [*graph, *reversed(graph)]:
+        tail = _tail(graph, users, placements)
+        for node in graph:
             if placements[node].device == "host" or layers_of(node):
                 continue
-            reason = _border(node, users, outputs, placements)
+            reason = _border(node, users, tail, placements)
             if reason is not None:
                 placements[node] = Placement("host", reason)
                 changed = True
 
 
+def _tail(
+    graph: ir.Graph, users: Mapping[ir.Value, list[ir.Node]], placements: Mapping[ir.Node, Placement]
+) -> set[ir.Node]:
+    """Nodes on the Edge TPU behind which no layer with parameters follows before the host."""
+    tail: set[ir.Node] = set()
+    for node in reversed(graph):
+        readers = [u for v in node.outputs for u in users.get(v, ())]
+        if not layers_of(node) and all(placements[u].device == "host" or u in tail for u in readers):
+            tail.add(node)
+    return tail
+
+
 def _border(
     node: ir.Node,
     users: Mapping[ir.Value, list[ir.Node]],
-    outputs: set[ir.Value],
+    tail: set[ir.Node],
     placements: Mapping[ir.Node, Placement],
 ) -> str | None:
     sources = [v.producer() for v in cir.activations(node)]
     from_host = [s is None or placements[s].device == "host" for s in sources]
-    to_host = all(
-        v in outputs or all(placements[u].device == "host" for u in users.get(v, ())) for v in node.outputs
-    ) and not any(placements[u].device == "tpu" for v in node.outputs for u in users.get(v, ()))
+    to_host = all(placements[u].device == "host" for v in node.outputs for u in users.get(v, ()))
     if cir.key(node) in _LAYOUT and (all(from_host) or to_host):
         return "it only changes the layout at the border to the host"
-    if to_host and any(from_host):
+    if node in tail and any(from_host):
         return "it joins values of the host for the host: int8 would cost a transfer and accuracy"
     return None
 

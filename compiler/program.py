@@ -15,9 +15,8 @@ from compiler.targets import Target
 
 @dataclass(frozen=True)
 class Program:
-    """A model after all passes, cut into segments. `original` is the model as imported; `quants` may still be empty."""
+    """A model after all passes, cut into segments; `quants` are filled in by calibration."""
 
-    original: ir.Model
     model: ir.Model
     plan: Plan
     target: Target

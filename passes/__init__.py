@@ -1,4 +1,4 @@
-"""The passes, in order. Each takes a valid model and gives a valid model that computes the same; see `run_all`."""
+"""The passes, in order. Each changes a valid model, in place, into a valid model that computes the same."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from passes import (
     fold_flatten,
     keep_scales,
     lower,
+    normalise_linears,
     recognise,
     shuffle_channels,
     tile_matmul,
@@ -32,12 +33,6 @@ PASSES: tuple[tuple[str, Pass], ...] = (
     ("cancel_transposes", cancel_transposes.run),
     ("fold_flatten", fold_flatten.run),
     ("cancel_reshapes", cancel_reshapes.run),
+    ("normalise_linears", normalise_linears.run),
     ("tile_matmul", tile_matmul.run),
 )
-
-
-def run_all(model: ir.Model, target: Target, after: Callable[[str, ir.Model], None]) -> None:
-    """Run every pass in place. `after(name, model)` is called behind each: it checks, reports, or both."""
-    for name, run in PASSES:
-        run(model, target)
-        after(name, model)

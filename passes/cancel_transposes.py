@@ -25,7 +25,7 @@ def run(model: ir.Model, target: Target) -> None:
     while changed:
         changed = False
         for node in list(model.graph):
-            if node.graph is None or not all(cir.is_static(v) for v in node.inputs if v is not None):
+            if node.graph is None or not all(cir.is_static(v) for v in [*node.inputs, *node.outputs] if v is not None):
                 continue
             b = cir.Builder(model, names, node)
             changed |= _merge(node, b) or _sink(node, b)

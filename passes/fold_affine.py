@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from compiler import ir as cir
 from compiler.targets import Target
+from passes.fold_constants import tidy
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ def run(model: ir.Model, target: Target) -> None:
         if last is not None and _continues(node, last):
             continue  # taken up from the end of its chain
         fold_chain(cir.Builder(model, names, node), node)
+    tidy(model)
 
 
 def _continues(node: ir.Node, successor: ir.Node) -> bool:
@@ -133,6 +135,7 @@ def _fold_into(b: cir.Builder, head: ir.Node, whole: Affine, node: ir.Node) -> b
         if len(head.inputs) < 3:
             head.resize_inputs(3)
         head.replace_input_with(2, b.const(new.astype(np.float32), f"{weight.name}/bias"))
+    b.made.add(whole.x)  # it holds what the last node of the chain gave, so it takes that name
     b.replace(whole.x)
     return True
 

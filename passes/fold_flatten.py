@@ -45,4 +45,4 @@ def _fold(node: ir.Node, b: cir.Builder) -> None:
             return w.reshape(len(w), *shape).transpose(back).reshape(len(w), -1)
 
         user.replace_input_with(1, b.lazy_rows(weight, reorder, (outputs, inputs), f"{weight.name}/nhwc"))
-    b.replace(b.reshape(source, cir.shape(flat)))
+    cir.bypass(node, [b.reshape(source, cir.shape(flat))])  # another order, so another name

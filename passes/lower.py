@@ -27,7 +27,7 @@ def run(model: ir.Model, target: Target) -> None:
 
 def _check(node: ir.Node) -> None:
     """Lowering rules may count on float activations of known shape."""
-    for value in [*cir.activations(node), *(v for v in node.outputs if v.name and v.uses())]:
+    for value in [*cir.activations(node), *(v for v in node.outputs if v.name and (v.uses() or v.is_graph_output()))]:
         if not cir.is_static(value):
             raise RefuseError(f"the shape of '{value.name}' depends on data; the Edge TPU needs static shapes")
     result = node.outputs[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 import onnx_ir as ir
+from onnx_ir.passes import common
 from onnxscript.rewriter import pattern, rewrite
 from onnxscript.rewriter.rules.fusion import _layer_norm, _rms_normalization
 
@@ -17,6 +18,7 @@ from passes.fold_constants import tidy
 
 
 def run(model: ir.Model, target: Target) -> None:
+    common.AddDefaultAttributesPass()(model)
     rewrite(model, pattern_rewrite_rules=RULES)
     _layer_norm.fuse_layer_normalization(model)
     _rms_normalization.fuse_rms_normalization(model)

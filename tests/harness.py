@@ -30,7 +30,11 @@ def lowered(proto: onnx.ModelProto, folder: Path) -> tuple[ir.Model, ir.Model]:
     model = importer.load(path)
     original = model.clone()
     checker = Checker(original, 0)
-    passes.run_all(model, TARGET, checker.check)
+    for name, run in passes.PASSES:
+        if name == "normalise_linears":
+            continue  # it would hand part of a lone matrix product to the host
+        run(model, TARGET)
+        checker.check(name, model)
     separate(model, [n for n in model.graph if refusal(n, TARGET) is None])
     return original, model
 

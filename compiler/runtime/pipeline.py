@@ -93,7 +93,7 @@ class Pipeline:
 def convert(array: np.ndarray, tensor: Mapping[str, Any]) -> np.ndarray:
     """An array as its reader takes it: the reader's dtype and scale decide between int8 and float."""
     if "scale" not in tensor:
-        return array
+        return array  # sequences and other non-tensors between host segments too
     if tensor["dtype"] == "int8":
         return array if array.dtype == np.int8 else quantize(array, tensor["scale"], tensor["zero_point"])
     return dequantize(array, tensor["scale"], tensor["zero_point"]) if array.dtype == np.int8 else array

@@ -1,0 +1,283 @@
+"""Input and expected graph of each pass as text, the refusals included."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from compiler.targets import Layer, Target, fits
+from passes.tile_matmul import plan
+from tests.passes.golden import lines, rewritten, weight
+
+ALL = ("fold_affine", "shuffle_channels", "lower", "cancel_transposes", "fold_flatten", "cancel_reshapes")
+
+
+def test_fold_constants() -> None:
+    text = """
+    g (float[1,4] x) => (float[1,4] y) {
+        two = Constant <value_float = 2.0> ()
+        four = Mul (two, two)
+        dead = Mul (x, two)
+        y = Mul (x, four)
+    }"""
+    assert rewritten(text) == "y[1, 4] = Mul(x, [4.0])" or rewritten(text) == "y[1, 4] = Mul(x, 4.0)"
+
+
+def test_fold_affine_into_convolution() -> None:
+    text = """
+    g (float[1,3,8,8] x) => (float[1,4,6,6] y) {
+        c = Conv (x, w)
+        n = BatchNormalization (c, gain, bias, mean, variance)
+        m = Mul (n, a)
+        y = Add (m, a)
+    }"""
+    statistics = {name: np.abs(weight(4)) + 0.5 for name in ("gain", "bias", "mean", "variance")}
+    got = rewritten(text, "fold_affine", w=weight(4, 3, 3, 3), a=weight(4, 1, 1), **statistics)
+    assert len(got.splitlines()) == 1 and "= Conv(x, const[4, 3, 3, 3]," in got
+
+
+def test_fold_affine_without_layer() -> None:
+    text = """
+    g (float[1,4,8,8] x) => (float[1,4,8,8] y) {
+        r = Relu (x)
+        n = BatchNormalization (r, gain, bias, mean, variance)
+        m = Mul (n, a)
+        y = Sub (m, a)
+    }"""
+    statistics = {name: np.abs(weight(4)) + 0.5 for name in ("gain", "bias", "mean", "variance")}
+    got = rewritten(text, "fold_affine", a=weight(4, 1, 1), **statistics)
+    assert [line.split(" = ")[1].split("(")[0] for line in got.splitlines()] == ["Relu", "Mul", "Add"]
+
+
+def test_fold_affine_keeps_a_value_that_others_read() -> None:
+    text = """
+    g (float[1,3,8,8] x) => (float[1,4,6,6] y) {
+        c = Conv (x, w)
+        m = Mul (c, a)
+        y = Add (m, c)
+    }"""
+    got = rewritten(text, "fold_affine", w=weight(4, 3, 3, 3), a=weight(4, 1, 1))
+    assert got.count("\n") == 2
+
+
+def test_keep_scales() -> None:
+    text = """
+    g (float[1,4] x) => (float[1,4] y)
+    <float s = {0.5}, uint8 z = {128}> {
+        r = Relu (x)
+        q = QuantizeLinear (r, s, z)
+        y = DequantizeLinear (q, s, z)
+    }"""
+    assert rewritten(text, "keep_scales") == lines("""
+        r[1, 4] = Relu(x)
+        y[1, 4] = edgetpu.FakeQuantize(r, 0.5, 128)""")
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_recognise_gelu(first: bool) -> None:
+    inner = "d = Div (x, root) e = Erf (d) f = Add (e, one)"
+    body = "h = Mul (x, half) y = Mul (h, f)" if first else "h = Mul (x, f) y = Mul (h, half)"
+    text = f"""
+    g (float[2,8] x) => (float[2,8] y)
+    <float root = {{1.4142135}}, float one = {{1.0}}, float half = {{0.5}}> {{ {inner} {body} }}"""
+    assert rewritten(text, "recognise") == "y[2, 8] = Gelu(x)"
+
+
+def test_recognise_gelu_of_tanh() -> None:
+    text = """
+    g (float[2,8] x) => (float[2,8] y)
+    <float three = {3.0}, float c = {0.044715}, float root = {0.7978845}, float one = {1.0}, float half = {0.5}> {
+        p = Pow (x, three)
+        s = Mul (c, p)
+        a = Add (x, s)
+        i = Mul (root, a)
+        t = Tanh (i)
+        o = Add (one, t)
+        h = Mul (half, x)
+        y = Mul (h, o)
+    }"""
+    assert rewritten(text, "recognise") == "y[2, 8] = Gelu(x)"
+
+
+def test_recognise_softmax() -> None:
+    text = """
+    g (float[2,8] x) => (float[2,8] y)
+    <int64[1] axes = {-1}> {
+        m = ReduceMax (x, axes)
+        s = Sub (x, m)
+        e = Exp (s)
+        t = ReduceSum (e, axes)
+        y = Div (e, t)
+    }"""
+    assert rewritten(text, "recognise") == "y[2, 8] = Softmax(x)"
+
+
+def test_recognise_layer_normalization() -> None:
+    text = """
+    g (float[2,8] x) => (float[2,8] y)
+    <int64[1] axes = {-1}, float two = {2.0}, float epsilon = {0.00001}> {
+        m = ReduceMean (x, axes)
+        d = Sub (x, m)
+        p = Pow (d, two)
+        v = ReduceMean (p, axes)
+        e = Add (v, epsilon)
+        s = Sqrt (e)
+        n = Div (d, s)
+        w = Mul (n, gain)
+        y = Add (w, bias)
+    }"""
+    got = rewritten(text, "recognise", gain=weight(8), bias=weight(8))
+    assert got == "y[2, 8] = LayerNormalization(x, const[8], const[8])"
+
+
+def test_not_recognised_with_another_constant() -> None:
+    text = """
+    g (float[2,8] x) => (float[2,8] y)
+    <float root = {1.5}, float one = {1.0}, float half = {0.5}> {
+        d = Div (x, root) e = Erf (d) f = Add (e, one) h = Mul (x, f) y = Mul (h, half)
+    }"""
+    assert "Gelu" not in rewritten(text, "recognise")
+
+
+def test_shuffle_channels() -> None:
+    text = """
+    g (float[1,6,4,4] x) => (float[1,6,4,4] y)
+    <int64[5] five = {1, 2, 3, 4, 4}, int64[4] four = {1, 6, 4, 4}> {
+        a = Reshape (x, five)
+        b = Transpose <perm = [0, 2, 1, 3, 4]> (a)
+        y = Reshape (b, four)
+    }"""
+    assert rewritten(text, "shuffle_channels") == lines("""
+        Reshape_2/Transpose[1, 4, 4, 6] = Transpose(x) perm=[0, 2, 3, 1]
+        Reshape_2/Reshape[1, 16, 2, 3] = Reshape(Reshape_2/Transpose, [1, 16, 2, 3])
+        Reshape_2/Transpose_1[1, 16, 3, 2] = Transpose(Reshape_2/Reshape) perm=[0, 1, 3, 2]
+        Reshape_2/Reshape_1[1, 4, 4, 6] = Reshape(Reshape_2/Transpose_1, [1, 4, 4, 6])
+        y[1, 6, 4, 4] = Transpose(Reshape_2/Reshape_1) perm=[0, 3, 1, 2]""")
+
+
+def test_lower_refuses_with_a_reason_and_leaves_the_node() -> None:
+    text = """
+    g (float[1,3,8,8] x, float[4,3,3,3] w) => (float[1,4,6,6] y) { y = Conv (x, w) }"""
+    assert rewritten(text, "lower") == "y[1, 4, 6, 6] = Conv(x, w)"
+
+
+def test_transposes_cancel_between_convolutions() -> None:
+    text = """
+    g (float[1,3,8,8] x) => (float[1,4,4,4] y) {
+        a = Conv (x, w)
+        r = Relu (a)
+        m = Mul (r, s)
+        b = Conv (m, v)
+        y = Relu (b)
+    }"""
+    weights = {"w": weight(4, 3, 3, 3), "v": weight(4, 4, 3, 3), "s": weight(1, 1, 6)}
+    assert rewritten(text, *ALL, **weights) == lines("""
+        Conv_0/Transpose[1, 8, 8, 3] = Transpose(x) perm=[0, 2, 3, 1]
+        Conv_0/Conv2D[1, 6, 6, 4] = edgetpu.Conv2D(Conv_0/Transpose, const[4, 3, 3, 3], [0.0, 0.0, 0.0, 0.0])
+        r/0x2x3x1[1, 6, 6, 4] = Relu(Conv_0/Conv2D)
+        m/0x2x3x1[1, 6, 6, 4] = Mul(r/0x2x3x1, const[1, 1, 6, 1])
+        Conv_3/Conv2D[1, 4, 4, 4] = edgetpu.Conv2D(m/0x2x3x1, const[4, 4, 3, 3], [0.0, 0.0, 0.0, 0.0])
+        y/0x2x3x1[1, 4, 4, 4] = Relu(Conv_3/Conv2D)
+        y[1, 4, 4, 4] = Transpose(y/0x2x3x1) perm=[0, 3, 1, 2]""")
+
+
+def test_transpose_rises_to_the_input_through_its_normalisation() -> None:
+    text = """
+    g (float[1,3,8,8] x) => (float[1,4,6,6] y) {
+        n = Mul (x, s)
+        m = Add (n, s)
+        y = Conv (m, w)
+    }"""
+    got = rewritten(text, *ALL[1:], w=weight(4, 3, 3, 3), s=weight(3, 1, 1)).splitlines()
+    assert got[0].endswith("= Transpose(x) perm=[0, 2, 3, 1]")
+    assert "Mul(Mul_0/Transpose" in got[1] and got[3].split(" = ")[1].startswith("edgetpu.Conv2D")
+
+
+def test_flatten_is_folded_into_the_layer() -> None:
+    text = """
+    g (float[1,3,4,4] x) => (float[1,5] y) {
+        c = Conv (x, w)
+        f = Flatten (c)
+        y = Gemm <transB = 1> (f, v, b)
+    }"""
+    got = rewritten(text, *ALL, w=weight(2, 3, 3, 3), v=weight(5, 8), b=weight(5))
+    assert got.count("= Transpose(") == 1 and "[1, 8] = Reshape(Conv_0/Conv2D" in got.splitlines()[2]
+
+
+def test_tile_joins_outputs() -> None:
+    text = "g (float[1,4096] x) => (float[1,2048] y) { y = Gemm <transB = 1> (x, w, b) }"
+    got = rewritten(text, "lower", "tile_matmul", w=weight(2048, 4096), b=weight(2048))
+    assert got == lines("""
+        Gemm_0/FullyConnected_1[1, 1024] = edgetpu.FullyConnected(x, const[1024, 4096], const[1024])
+        Gemm_0/FullyConnected_2[1, 1024] = edgetpu.FullyConnected(x, const[1024, 4096], const[1024])
+        y[1, 2048] = Concat(Gemm_0/FullyConnected_1, Gemm_0/FullyConnected_2)""")
+
+
+def test_tile_adds_partial_sums_where_one_block_does_not_fit() -> None:
+    text = "g (float[1,9000] x) => (float[1,64] y) { y = Gemm <transB = 1> (x, w, b) }"
+    got = rewritten(text, "lower", "tile_matmul", w=weight(64, 9000), b=weight(64))
+    assert [line.split(" = ")[1].split("(")[0] for line in got.splitlines()] == [
+        "Slice",
+        "Slice",
+        "edgetpu.FullyConnected",
+        "edgetpu.FullyConnected",
+        "Add",
+    ]
+
+
+TILES = [
+    # outputs, inputs -> tile outputs, tile inputs
+    (4096, 25088, 1024, 6272),
+    (4096, 4096, 1024, 4096),
+    (8192, 2016, 4096, 2016),
+    (6144, 2688, 3072, 2688),
+    (4096, 4032, 2048, 4032),
+    (2048, 8064, 1024, 8064),
+    (32000, 576, 11264, 576),
+    (2752, 2752, 2048, 2752),
+]
+
+
+@pytest.mark.parametrize(("outputs", "inputs", "tile_outputs", "tile_inputs"), TILES)
+def test_tiles(outputs: int, inputs: int, tile_outputs: int, tile_inputs: int) -> None:
+    target = Target.load()
+    tiling = plan(Layer("dense", inputs, outputs), target)
+    assert (tiling.outputs, tiling.inputs) == (tile_outputs, tile_inputs)
+    assert fits([Layer("dense", tiling.inputs, tiling.outputs)], target)
+
+
+def test_normalise_linears_between_host_operators() -> None:
+    text = """
+    g (float[1,6,8] x) => (float[1,6,4] y) {
+        n = LayerNormalization (x, gain, shift)
+        m = MatMul (n, w)
+        s = Add (m, b)
+        y = Gelu (s)
+    }"""
+    weights = {"gain": weight(8), "shift": weight(8), "w": weight(8, 4), "b": weight(4)}
+    got = rewritten(text, *ALL, "normalise_linears", **weights)
+    assert [line.split(" = ")[1].split("(")[0] for line in got.splitlines()] == [
+        "LayerNormalization",
+        "Reshape",
+        "Abs",
+        "ReduceMax",
+        "Max",
+        "Div",
+        "edgetpu.Conv2D",
+        "Mul",
+        "Mul",
+        "Add",
+        "Reshape",
+        "Gelu",
+    ]
+
+
+def test_normalise_linears_leaves_layers_between_tpu_operators() -> None:
+    text = """
+    g (float[1,6,8] x) => (float[1,6,4] y) {
+        m = MatMul (x, w)
+        r = Relu (m)
+        s = MatMul (r, v)
+        y = Gelu (s)
+    }"""
+    assert "Div" not in rewritten(text, *ALL, "normalise_linears", w=weight(8, 4), v=weight(4, 4))
