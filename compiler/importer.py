@@ -20,6 +20,8 @@ from compiler import ir as cir
 from compiler.errors import ModelError, OptionError, first_line
 
 OLDEST_OPSET = 7
+# Weights in external files up to this many bytes are read at once: shapes and axes, which passes look at.
+SMALL = 4096
 
 
 # Types of inputs: those that numpy has itself.
@@ -35,13 +37,12 @@ def load(
     broken, unsafe or still dynamic, OptionError for names that the model does not have.
     """
     model = _read(path)
-    _check_external_data(model, path)
     _check_defined(model.graph)
     try:
         common.InlinePass()(model)
         common.RemoveInitializersFromInputsPass()(model)
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-        common.CheckerPass()(model)
+        _check_valid(model)
     except Exception as error:
         raise ModelError(f"{path}: not a valid ONNX model: {first_line(error)}") from error
     _fix_inputs(model, dict(dims or {}), dict(shapes or {}))
@@ -75,16 +76,19 @@ def _read(path: Path) -> ir.Model:
     except Exception as error:
         raise ModelError(f"{path}: not a valid ONNX model: {first_line(error)}") from error
     ir.external_data.set_base_dir(model.graph, path.resolve().parent)
+    _check_external_data(model, path)
     _unpack(model.graph)
     return model
 
 
 def _unpack(graph: ir.Graph) -> None:
-    """Take weights out of the protobuf, which copies a tensor each time that it is read."""
+    """Take weights out of the protobuf, which copies a tensor each time that it is read, and read small files."""
     for value in graph.initializers.values():
         tensor = value.const_value
-        if isinstance(tensor, ir.TensorProtoTensor) and tensor.dtype != ir.DataType.STRING:
-            value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, shape=tensor.shape, name=value.name)
+        small = isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= SMALL
+        if small or (isinstance(tensor, ir.TensorProtoTensor) and tensor.dtype != ir.DataType.STRING):
+            assert tensor is not None
+            value.const_value = ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)
 
 
 def _check_external_data(model: ir.Model, path: Path) -> None:
@@ -187,6 +191,20 @@ def name_nodes(graph: ir.Graph) -> None:
         seen.add(name)
         node.name = name
         node.metadata_props.setdefault(cir.ORIGIN, name)
+
+
+def _check_valid(model: ir.Model) -> None:
+    """ONNX's own checker; it insists on shapes of outputs, which many exporters leave out and inference fills in."""
+    if any(v.shape is None for v in model.graph.outputs):
+        common.ShapeInferencePass()(model)
+    bare = [v for v in model.graph.outputs if v.shape is None]
+    for value in bare:
+        value.shape = ir.Shape([])
+    try:
+        common.CheckerPass()(model)
+    finally:
+        for value in bare:
+            value.shape = None
 
 
 def _check_weights(graph: ir.Graph) -> None:

@@ -20,6 +20,8 @@ IR_VERSION = 11
 ORIGIN = "edgetpu.origin"
 REASON = "edgetpu.reason"
 ROWS = "edgetpu.rows"
+GRID = "edgetpu.grid"
+COLUMN_GRID = "edgetpu.column_grid"
 
 Shape = tuple[int, ...]
 
@@ -72,6 +74,11 @@ def rows_of(value: ir.Value, rows: slice) -> np.ndarray:
     """Some rows of a constant, without computing the others where it can be helped."""
     read = value.meta.get(ROWS)
     return array_of(value)[rows] if read is None else read(rows)
+
+
+def grid(value: ir.Value) -> np.ndarray | None:
+    """Scales of the int8 grid that a weight was given on, one for each row; None where it was given as float."""
+    return value.meta.get(GRID)
 
 
 def scalar(value: ir.Value | None) -> float | None:
@@ -193,17 +200,22 @@ class Builder:
         """As `lazy`, for a change that treats each row (first axis) by itself, so that tiles read only their rows."""
         value = self.lazy(source, change, new, hint)
         value.meta[ROWS] = lambda rows: change(rows_of(source, rows))
+        value.meta[GRID] = grid(source)
         return value
 
     def rows(self, source: ir.Value, rows: slice) -> ir.Value:
         """Some rows of a constant."""
         new = (rows.stop - rows.start, *shape(source)[1:])
-        return self._made(lambda: rows_of(source, rows), source, new, f"{source.name}/{rows.start}")
+        value = self._made(lambda: rows_of(source, rows), source, new, f"{source.name}/{rows.start}")
+        scales = grid(source)
+        value.meta[GRID] = scales if scales is None else scales[rows]
+        return value
 
     def transposed(self, source: ir.Value) -> ir.Value:
         """A matrix with its axes exchanged."""
         value = self.lazy(source, np.transpose, shape(source)[::-1], f"{source.name}/T")
         value.meta[ROWS] = lambda rows: array_of(source)[:, rows].T
+        value.meta[GRID] = source.meta.get(COLUMN_GRID)
         return value
 
     def _made(self, make: Callable[[], np.ndarray], source: ir.Value, new: Shape, hint: str) -> ir.Value:

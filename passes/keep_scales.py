@@ -1,12 +1,13 @@
 """QuantizeLinear/DequantizeLinear pairs that a quantized model brings: int8 scales to keep.
 
-    DequantizeLinear(QuantizeLinear(x, s, z), s, z)  ->  edgetpu.FakeQuantize(x, s, z)
+DequantizeLinear(QuantizeLinear(x, s, z), s, z)  ->  edgetpu.FakeQuantize(x, s, z)
 
-Dequantized constants were folded to float before; their values lie on their old grid.
+DequantizeLinear(int8 weights, s, 0)  ->  float weights that remember s
 """
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from compiler import ir as cir
@@ -21,7 +22,9 @@ def run(model: ir.Model, target: Target) -> None:
     dialect.declare(model)
     names = cir.Names(model.graph)
     for node in list(model.graph):
-        if cir.key(node) == ("", "DequantizeLinear") and _is_pair(node):
+        if cir.key(node) == ("", "DequantizeLinear") and all(cir.is_const(v) for v in node.inputs):
+            _fold(node, cir.Builder(model, names, node))
+        elif cir.key(node) == ("", "DequantizeLinear") and _is_pair(node):
             quantize = node.inputs[0].producer()  # type: ignore[union-attr]
             assert quantize is not None
             b = cir.Builder(model, names, node)
@@ -39,3 +42,24 @@ def _is_pair(node: ir.Node) -> bool:
     assert zero_point is not None
     eight_bit = zero_point.dtype in (ir.DataType.INT8, ir.DataType.UINT8)
     return numbers[:2] == numbers[2:] and None not in numbers and eight_bit
+
+
+def _fold(node: ir.Node, b: cir.Builder) -> None:
+    """Dequantize a constant when it is read. Weights of one scale per row, or in all, and zero point 0 keep it."""
+    source, scale = node.inputs[0], cir.array_of(node.inputs[1])  # type: ignore[arg-type]
+    assert source is not None
+    zero = cir.const(cir.arg(node, 2))
+    shape, axis = cir.shape(source), cir.axis_of(int(cir.attr(node, "axis", 1)), max(len(cir.shape(source)), 1))
+    if cir.attr(node, "block_size", 0) or source.dtype is None or source.dtype.itemsize < 1:
+        return
+    along = [-1 if i == axis else 1 for i in range(len(shape))] if scale.size > 1 else [1] * len(shape)
+    factor, offset = scale.reshape(along), 0 if zero is None else zero.astype(np.float32).reshape(along)
+    array = (cir.array_of(source).astype(np.float32) - offset) * factor
+    value = b.const(array.astype(np.float32), f"{source.name}/float")
+    if shape and not np.any(offset) and (scale.size == 1 or axis in (0, 1)):
+        row, column = (
+            np.broadcast_to(scale.reshape(-1), shape[i]) if scale.size == 1 or axis == i else None
+            for i in (0, min(1, len(shape) - 1))
+        )
+        value.meta[cir.GRID], value.meta[cir.COLUMN_GRID] = row, column
+    cir.bypass(node, [value])

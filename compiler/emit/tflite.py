@@ -99,7 +99,7 @@ class Writer:
         """(weights, bias) of a convolution or fully-connected layer. `order` puts ONNX's axes into TFLite's order."""
         w, b = cir.const(weight), cir.const(bias)
         assert w is not None and b is not None
-        quantized, scales, biases = weights.quantize(w, b, self.quant(x).scale, str(weight.name))
+        quantized, scales, biases = weights.quantize(w, b, self.quant(x).scale, str(weight.name), cir.grid(weight))
         data = np.ascontiguousarray(quantized.transpose(order))
         axis = list(order).index(0)
         filters = self._add(str(weight.name), data.shape, data, None, (scales, axis))

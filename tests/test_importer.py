@@ -1,0 +1,126 @@
+"""What real exporters write: old opsets, external data, functions, initializers that are inputs, odd names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from compiler import build as building
+from compiler import importer
+from compiler import ir as cir
+from compiler.runtime import Bundle, Pipeline
+from tests.conftest import save, small_network
+
+
+def builds(path: Path, tmp_path: Path) -> Pipeline:
+    building.build(path, tmp_path / "b", building.Options())
+    return Pipeline(Bundle.load(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("opset", [7, 9, 11, 13, 18, 22, onnx.defs.onnx_opset_version()])
+def test_opsets(opset: int, tmp_path: Path) -> None:
+    text = f"""
+    <ir_version: 3, opset_import: ["" : {opset}]>
+    g (float[1,3,8,8] x) => (float[1,2] y) {{
+        c = Conv <pads = [1, 1, 1, 1]> (x, w)
+        r = Relu (c)
+        p = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (r)
+        f = Flatten (p)
+        d = Gemm <transB = 1> (f, v, b)
+        y = Softmax <axis = 1> (d)
+    }}"""
+    proto = onnx.parser.parse_model(text)
+    proto.ir_version = 3 if opset < 22 else 10
+    rng = np.random.default_rng(0)
+    for name, shape in (("w", (4, 3, 3, 3)), ("v", (2, 64)), ("b", (2,))):
+        array = rng.standard_normal(shape).astype(np.float32)
+        proto.graph.initializer.append(numpy_helper.from_array(array, name))
+        proto.graph.input.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
+    model = importer.load(save(tmp_path / "m.onnx", proto))
+    assert model.graph.opset_imports[""] >= cir.OPSET
+    builds(tmp_path / "m.onnx", tmp_path)
+
+
+def test_external_data_stays_mapped(tmp_path: Path) -> None:
+    onnx.save(small_network(), tmp_path / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=100)
+    model = importer.load(tmp_path / "m.onnx")
+    assert any(type(v.const_value).__name__ == "ExternalTensor" for v in model.graph.initializers.values())
+    builds(tmp_path / "m.onnx", tmp_path)
+
+
+def test_initializers_that_are_inputs(tmp_path: Path) -> None:
+    proto = small_network()
+    for tensor in proto.graph.initializer:
+        proto.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    model = importer.load(save(tmp_path / "m.onnx", proto))
+    assert [v.name for v in model.graph.inputs] == ["x"]
+
+
+def test_names_with_any_character(tmp_path: Path) -> None:
+    proto = small_network()
+    names = {"x": "gpu_0/data_0", "c1": "a b:c;0", "r2": "größe\\1", "y": "out[0]{1}"}
+    for node in proto.graph.node:
+        for field in (node.input, node.output):
+            field[:] = [names.get(n, n) for n in field]
+    proto.graph.input[0].name, proto.graph.output[0].name = names["x"], names["y"]
+    pipeline = builds(save(tmp_path / "m.onnx", proto), tmp_path)
+    result = pipeline.run({"gpu_0/data_0": np.zeros((1, 3, 16, 16), np.float32)})
+    assert result["out[0]{1}"].shape == (1, 10)
+
+
+def test_nodes_without_names(tmp_path: Path) -> None:
+    proto = small_network()
+    for node in proto.graph.node:
+        node.name = ""
+    model = importer.load(save(tmp_path / "m.onnx", proto))
+    assert len({n.name for n in model.graph}) == len(model.graph)
+
+
+def test_functions_are_inlined(tmp_path: Path) -> None:
+    text = """
+    <ir_version: 10, opset_import: ["" : 18, "local" : 1]>
+    g (float[1,3,8,8] x) => (float[1,3,8,8] y) { y = local.twice (x) }
+    <domain: "local", opset_import: ["" : 18]>
+    twice (a) => (b) { s = Sigmoid (a) b = Add (s, a) }
+    """
+    model = importer.load(save(tmp_path / "m.onnx", onnx.parser.parse_model(text)))
+    assert [n.op_type for n in model.graph] == ["Sigmoid", "Add"] and not model.functions
+
+
+def test_weights_from_constant_nodes(tmp_path: Path) -> None:
+    proto = small_network()
+    tensor = proto.graph.initializer[0]
+    proto.graph.node.insert(0, helper.make_node("Constant", [], ["w1"], value=tensor))
+    del proto.graph.initializer[0]
+    pipeline = builds(save(tmp_path / "m.onnx", proto), tmp_path)
+    assert [s["device"] for s in pipeline.bundle.manifest["segments"]].count("tpu") == 2
+
+
+def test_subgraphs_run_on_the_host(tmp_path: Path) -> None:
+    """An If whose branches read tensors of the graph around it."""
+    text = """
+    <ir_version: 10, opset_import: ["" : 18]>
+    g (float[1,4] x) => (float[1,4] y) {
+        s = Sigmoid (x)
+        t = ReduceSum <keepdims = 0> (x)
+        zero = Constant <value_float = 0.0> ()
+        c = Greater (t, zero)
+        y = If (c) <then_branch = a () => (float[1,4] p) { p = Add (s, x) },
+                    else_branch = b () => (float[1,4] q) { q = Sub (s, x) }>
+    }"""
+    pipeline = builds(save(tmp_path / "m.onnx", onnx.parser.parse_model(text)), tmp_path)
+    x = np.array([[1.0, -3.0, 0.5, 0.2]], np.float32)
+    assert np.allclose(pipeline.run({"x": x})["y"], 1 / (1 + np.exp(-x)) - x, atol=1e-6)
+
+
+def test_output_that_is_an_input(tmp_path: Path) -> None:
+    text = """
+    <ir_version: 10, opset_import: ["" : 18]>
+    g (float[1,4] x) => (float[1,4] y, float[1,4] z) { y = Identity (x) z = Dropout (x) }"""
+    x = np.ones((1, 4), np.float32)
+    result = builds(save(tmp_path / "m.onnx", onnx.parser.parse_model(text)), tmp_path).run({"x": x})
+    assert np.array_equal(result["y"], x) and np.array_equal(result["z"], x)

@@ -1,0 +1,50 @@
+"""The shape of the code: which package may import which, and how small the device side is."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RUNTIME_MAY_IMPORT = {"numpy", "onnxruntime", "compiler"}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+    return found
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "compiler" / "runtime").glob("*.py")), ids=lambda p: p.name)
+def test_runtime_imports_little(path: Path) -> None:
+    for name in imports(path):
+        top = name.split(".")[0]
+        assert top in sys.stdlib_module_names | RUNTIME_MAY_IMPORT, name
+        assert top != "compiler" or name.startswith("compiler.runtime"), name
+
+
+def test_runtime_loads_without_the_compiler() -> None:
+    code = "import sys, compiler.runtime; print(sorted({m.split('.')[0] for m in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    for name in ("onnx", "onnx_ir", "onnxscript", "networkx", "rich", "typer", "jsonschema"):
+        assert f"'{name}'" not in loaded
+
+
+@pytest.mark.parametrize("folder", ["ops", "targets", "emit", "quantize"])
+def test_lower_layers_do_not_import_passes(folder: str) -> None:
+    for path in (ROOT / "compiler" / folder).glob("*.py"):
+        assert not any(name.split(".")[0] == "passes" for name in imports(path)), path
+
+
+def test_operators_do_not_import_what_uses_them() -> None:
+    above = {"compiler.build", "compiler.partition", "compiler.bundle", "compiler.cli", "compiler.verify"}
+    for path in (ROOT / "compiler" / "ops").glob("*.py"):
+        assert not imports(path) & above, path

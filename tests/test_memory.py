@@ -1,0 +1,70 @@
+"""What fits the SRAM, against what the device left in public (sources: compiler/targets/edgetpu.toml)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from compiler.errors import OptionError
+from compiler.targets import Layer, Target, fits, stored_bytes
+
+TARGET = Target.load()
+MIB = 1024**2
+
+
+def dense(inputs: int, outputs: int, per_channel: bool = True) -> Layer:
+    return Layer("dense", inputs, outputs, 1, per_channel)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "cached"),
+    [
+        (2688, 2688, True),  # RingCanary: 0.45 ms
+        (2752, 2752, False),  # RingCanary: 17.3 ms, streamed although 7.22 MiB
+        (3072, 3072, False),  # RingCanary: 21.4 ms
+        (8064, 1024, True),
+        (8068, 1024, False),
+        (4032, 2048, True),
+        (2016, 4096, True),
+        (4096, 1024, True),
+        (4096, 1025, False),  # a seventeenth block shares a tile
+        (8068, 64, False),  # not even one block fits a tile
+    ],
+)
+def test_dense_layers(inputs: int, outputs: int, cached: bool) -> None:
+    assert fits([dense(inputs, outputs)], TARGET) == cached
+
+
+def test_stored_bytes_of_dense_layers() -> None:
+    """LibrEdgeTPU's dense_256, dense_512 and dense_1024 store N*N + 8N bytes."""
+    for size in (256, 512, 1024):
+        assert stored_bytes(dense(size, size), TARGET) == size * size + 8 * size
+    assert stored_bytes(dense(30, 10, per_channel=False), TARGET) == 32 * 64
+
+
+def test_stored_bytes_of_convolutions() -> None:
+    assert stored_bytes(Layer("conv", 3, 64, 49), TARGET) == 49 * 4 * 64 + 8 * 64
+
+
+def test_several_layers_share_the_tiles() -> None:
+    half = dense(4000, 1024)
+    assert fits([half, half], TARGET)
+    assert not fits([half, half, dense(4000, 64)], TARGET)
+
+
+def test_spatial_convolutions_are_limited_by_their_total() -> None:
+    layer = Layer("conv", 512, 512, 9)
+    assert stored_bytes(layer, TARGET) == 9 * 512 * 512 + 8 * 512
+    assert fits([layer] * 3, TARGET)
+    assert not fits([layer] * 4, TARGET)
+
+
+def test_own_targets(tmp_path: Path) -> None:
+    text = (Path(__file__).parent.parent / "compiler" / "targets" / "edgetpu.toml").read_text()
+    small = tmp_path / "small.toml"
+    small.write_text(text.replace("tile_bytes = 516_096", "tile_bytes = 65_536"))
+    assert not fits([dense(2688, 2688)], Target.load(str(small)))
+    small.write_text("name = 'x'")
+    with pytest.raises(OptionError, match=r"small\.toml"):
+        Target.load(str(small))

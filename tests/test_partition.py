@@ -1,0 +1,53 @@
+"""The contract of `partition`, on real networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from compiler import build as building
+from compiler import ir as cir
+from compiler.program import Program
+from compiler.targets import fits
+from fixtures import demo, light
+from tests.conftest import save, small_network
+
+
+def program(path: Path) -> Program:
+    return building.lower(building.read(path, building.Options()), building.Options())
+
+
+def check_contract(made: Program) -> None:
+    placed = [node for segment in made.plan.segments for node in segment.nodes]
+    assert sorted(map(id, placed)) == sorted(map(id, made.model.graph))
+    known = set(made.model.graph.inputs)
+    for segment in made.plan.segments:
+        assert set(segment.inputs) <= known
+        inside = set(segment.inputs)
+        for node in segment.nodes:
+            assert made.plan.placements[node].device == segment.device
+            assert {v for v in cir.reads(node) if not cir.is_const(v)} <= inside
+            inside |= set(node.outputs)
+        known |= set(segment.outputs)
+        if segment.device == "tpu":
+            assert segment.layers and fits(segment.layers, made.target)
+    assert set(made.model.graph.outputs) <= known
+
+
+@pytest.mark.parametrize("name", ["densenet121", "inception_v1", "inception_v2", "shufflenet"])
+def test_contract(name: str, tmp_path: Path) -> None:
+    check_contract(program(light.generate(name, tmp_path / "m.onnx")))
+
+
+def test_contract_when_tiled(tmp_path: Path) -> None:
+    made = program(demo.generate(tmp_path)[0])
+    check_contract(made)
+    assert sum(s.device == "tpu" for s in made.plan.segments) == 5
+
+
+def test_host_reasons(tmp_path: Path) -> None:
+    made = program(save(tmp_path / "m.onnx", small_network()))
+    check_contract(made)
+    reasons = {r["node"]: r["reason"] for r in building.host_reasons(made.plan)}
+    assert "LOCAL_RESPONSE_NORMALIZATION" in reasons["normalise"] and "probability" in reasons["softmax"]
