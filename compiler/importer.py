@@ -47,6 +47,7 @@ def load(
         raise ModelError(f"{path}: not a valid ONNX model: {first_line(error)}") from error
     _fix_inputs(model, dict(dims or {}), dict(shapes or {}))
     _upgrade(model)
+    _widen(model)
     name_nodes(model.graph)
     _check_weights(model.graph)
     model.ir_version = max(model.ir_version or 0, cir.IR_VERSION)
@@ -179,6 +180,73 @@ def _upgrade(model: ir.Model) -> None:
     for target in steps:
         version_converter.ConvertVersionPass(target_version=target, fallback=True)(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+
+
+def _widen(model: ir.Model) -> None:
+    """Compute in float32 what the model computes in float16; its inputs and outputs stay float16.
+
+    Calibration and host segments then need one float type only, and lose nothing.
+    """
+    half, single = ir.DataType.FLOAT16, ir.DataType.FLOAT
+    graph = model.graph
+    if not any(v.dtype == half for v in [*graph.initializers.values(), *graph.inputs]) or any(graph.subgraphs()):
+        return
+    common.ShapeInferencePass()(model)
+    for value in graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype == half:
+            value.const_value = _lazy_float32(tensor)
+            value.type = ir.TensorType(single)
+    for node in graph:
+        _widen_attributes(node)
+        for value in node.outputs:
+            if value.dtype == half:
+                value.type = ir.TensorType(single)
+    for value in graph.inputs:
+        if value.dtype == half:
+            _cast_input(graph, value)
+    for index, value in enumerate(list(graph.outputs)):
+        if value.dtype == single and value.producer() is not None:
+            graph.outputs[index] = _cast_output(graph, value)
+
+
+def _lazy_float32(tensor: ir.TensorProtocol) -> ir.LazyTensor:
+    def widened() -> ir.TensorProtocol:
+        return ir.tensor(tensor.numpy().astype(np.float32))
+
+    return ir.LazyTensor(widened, dtype=ir.DataType.FLOAT, shape=ir.Shape(list(tensor.shape)))  # type: ignore[arg-type]
+
+
+def _widen_attributes(node: ir.Node) -> None:
+    """Cast and its like name a type; ConstantOfShape and Constant hold a tensor."""
+    for name in ("to", "dtype", "output_dtype", "stash_type"):
+        attribute = node.attributes.get(name)
+        if attribute is not None and attribute.value == ir.DataType.FLOAT16:
+            node.attributes[name] = ir.AttrInt64(name, ir.DataType.FLOAT.value)
+    value = node.attributes.get("value")
+    if value is not None and isinstance(value.value, ir.TensorProtocol) and value.value.dtype == ir.DataType.FLOAT16:
+        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(value.value.numpy().astype(np.float32)))
+
+
+def _cast_input(graph: ir.Graph, value: ir.Value) -> None:
+    cast = _cast(value, ir.DataType.FLOAT, f"{value.name}/float32")
+    graph.insert_before(graph[0], cast)
+    for user, index in list(value.uses()):
+        if user is not cast:
+            user.replace_input_with(index, cast.outputs[0])
+
+
+def _cast_output(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    cast = _cast(value, ir.DataType.FLOAT16, str(value.name))
+    value.name = f"{value.name}/float32"
+    graph.append(cast)
+    return cast.outputs[0]
+
+
+def _cast(value: ir.Value, to: ir.DataType, name: str) -> ir.Node:
+    node = ir.node("Cast", [value], {"to": to.value}, num_outputs=1, name=f"{name}/cast")
+    node.outputs[0].name, node.outputs[0].shape, node.outputs[0].type = name, value.shape, ir.TensorType(to)
+    return node
 
 
 def name_nodes(graph: ir.Graph) -> None:

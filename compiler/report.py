@@ -28,11 +28,11 @@ def show_plan(console: Console, plan: Mapping[str, Any]) -> None:
 
 
 def _segments(plan: Mapping[str, Any]) -> Table:
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("segment", no_wrap=True)
-    table.add_column("nodes", overflow="ellipsis", no_wrap=True, ratio=1)
-    for name in ("parameters", "MACs", "in", "out", "SQNR"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0), collapse_padding=True)
+    table.add_column("segment", no_wrap=True, min_width=7)
+    table.add_column("nodes", overflow="ellipsis", no_wrap=True, max_width=24)
+    for name, width in (("parameters", 10), ("MACs", 7), ("in", 9), ("out", 9), ("dB", 4)):
+        table.add_column(name, justify="right", no_wrap=True, min_width=width)
     quality = plan.get("quality", {}).get("segments", {})
     for segment in plan["segments"]:
         own = quality.get(str(segment["index"]))
@@ -51,8 +51,9 @@ def _segments(plan: Mapping[str, Any]) -> Table:
 
 def _span(nodes: Sequence[str]) -> str:
     """First and last node of a segment, and how many there are."""
-    ends = short(nodes[0], 14) if len(nodes) == 1 else f"{short(nodes[0], 10)}…{short(nodes[-1], 10)}"
-    return ends if len(nodes) < 3 else f"{ends} ({len(nodes)})"
+    if len(nodes) == 1:
+        return short(nodes[0], 24)
+    return f"{len(nodes)}: {short(nodes[0], 9)} … {short(nodes[-1], 8)}"
 
 
 def _reasons(reasons: Sequence[Mapping[str, str]]) -> Table:

@@ -89,7 +89,7 @@ def verify(
                     _compare(segment, values, floats, total[index])
             for tensor in pipeline.outputs:
                 array = convert(values[tensor["name"]], tensor)
-                if array.dtype.kind == "f":
+                if isinstance(array, np.ndarray) and array.dtype.kind == "f":
                     outputs[tensor["name"]].add(array, wanted[tensor["name"]])
             count += 1
             progress()

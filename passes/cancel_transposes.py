@@ -34,7 +34,8 @@ def run(model: ir.Model, target: Target) -> None:
         if cir.key(node) == ("", "Transpose"):
             _hoist(node, cir.Builder(model, names, node))
     for node in list(model.graph):
-        if cir.key(node) == ("", "Transpose") and cir.is_static(node.inputs[0]) and _moves_nothing(node):
+        static = cir.is_static(node.inputs[0]) and cir.is_static(node.outputs[0])
+        if cir.key(node) == ("", "Transpose") and static and _moves_nothing(node):
             b = cir.Builder(model, names, node)
             b.replace(b.reshape(node.inputs[0], cir.shape(node.outputs[0])))  # type: ignore[arg-type]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import onnx.defs
 import onnx_ir as ir
 
 from compiler import ir as cir
@@ -18,15 +19,20 @@ def run(model: ir.Model, target: Target) -> None:
         if operator is None or operator.lower is None or node.graph is None:
             continue
         try:
-            _check(node)
+            _check(node, model.graph.opset_imports.get("", cir.OPSET))
             operator.lower(node, cir.Builder(model, names, node))
         except RefuseError as reason:
             node.metadata_props[cir.REASON] = str(reason)
     tidy(model)
 
 
-def _check(node: ir.Node) -> None:
-    """Lowering rules may count on float activations of known shape."""
+def _check(node: ir.Node, opset: int) -> None:
+    """Lowering rules may count on float activations of known shape, and on what operators mean in our opset."""
+    if opset > cir.OPSET and onnx.defs.has(node.op_type):
+        known = onnx.defs.get_schema(node.op_type, cir.OPSET).attributes
+        newer = sorted(set(node.attributes) - set(known))
+        if newer:
+            raise RefuseError(f"its attribute '{newer[0]}' is newer than opset {cir.OPSET}, which is lowered here")
     for value in [*cir.activations(node), *(v for v in node.outputs if v.name and (v.uses() or v.is_graph_output()))]:
         if not cir.is_static(value):
             raise RefuseError(f"the shape of '{value.name}' depends on data; the Edge TPU needs static shapes")

@@ -124,3 +124,17 @@ def test_output_that_is_an_input(tmp_path: Path) -> None:
     x = np.ones((1, 4), np.float32)
     result = builds(save(tmp_path / "m.onnx", onnx.parser.parse_model(text)), tmp_path).run({"x": x})
     assert np.array_equal(result["y"], x) and np.array_equal(result["z"], x)
+
+
+def test_float16_models_compute_in_float32(tmp_path: Path) -> None:
+    """Their inputs and outputs stay float16, and their layers reach the Edge TPU."""
+    proto = small_network()
+    for tensor in list(proto.graph.initializer):
+        array = numpy_helper.to_array(tensor).astype(np.float16)
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    for value in (proto.graph.input[0], proto.graph.output[0]):
+        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    pipeline = builds(save(tmp_path / "m.onnx", proto), tmp_path)
+    assert [s["device"] for s in pipeline.bundle.manifest["segments"]].count("tpu") == 2
+    result = pipeline.run({"x": np.zeros((1, 3, 16, 16), np.float16)})["y"]
+    assert result.dtype == np.float16 and pipeline.bundle.manifest["quality"]["outputs"]["y"]["sqnr_db"] > 20

@@ -1,0 +1,63 @@
+"""Build time, memory, segments and accuracy of the nine networks of the onnx package, each in a process of its own.
+
+    python benchmarks/light_networks.py [NAME ...]
+
+Weights are seeded He-normal, samples standard normal: 24 to calibrate on and 8 held out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from compiler import importer
+from compiler import ir as cir
+from fixtures import light
+
+SAMPLES = 32
+
+
+def measure(name: str, folder: Path) -> str:
+    model = light.generate(name, folder / "model.onnx")
+    (value,) = importer.load(model).graph.inputs
+    rng = np.random.default_rng(1)
+    np.savez(
+        folder / "c.npz", **{str(value.name): rng.standard_normal((SAMPLES, *cir.shape(value)[1:])).astype(np.float32)}
+    )
+    command = [sys.executable, "-m", "compiler", "build", model, "--calibration", folder / "c.npz", "-o", folder / "b"]
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - started
+    if os.waitstatus_to_exitcode(status):
+        return f"| {name} | failed |"
+    manifest = json.loads((folder / "b" / "manifest.json").read_text())
+    tpu = [s for s in manifest["segments"] if s["device"] == "tpu"]
+    quality = manifest["quality"]
+    scores = list(quality["segments"].values())[-1]["cumulative_sqnr_db"]
+    (output,) = quality["outputs"].values()
+    size = model.stat().st_size / 2**20
+    parameters = sum(s["parameter_bytes"] for s in tpu) / 2**20
+    return (
+        f"| {name} | {size:.0f} | {len(tpu)} | {parameters:.1f} | {scores:.1f} | {output['sqnr_db']:.1f} "
+        f"| {output['top1_agreement']:.0%} | {seconds:.1f} | {usage.ru_maxrss / 1024:.0f} of {3 * size + 600:.0f} |"
+    )
+
+
+def main(names: list[str]) -> None:
+    print("| network | MB | TPU segments | MiB on TPU | scores dB | output dB | top-1 | build s | peak MB, limit |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name in names or light.NAMES:
+        with tempfile.TemporaryDirectory() as folder:
+            print(measure(name, Path(folder)), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,42 @@
+"""The nine networks of the onnx package, with seeded weights, through the whole compiler."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from compiler import build as building
+from compiler.targets import Target, fits
+from fixtures import light
+
+TARGET = Target.load()
+
+
+@pytest.mark.parametrize("name", light.NAMES)
+def test_network(name: str, tmp_path: Path) -> None:
+    model = light.generate(name, tmp_path / "model.onnx")
+    manifest = building.build(model, tmp_path / "bundle", building.Options())
+    model.unlink()
+    quality = manifest["quality"]
+    last = list(quality["segments"].values())[-1]
+    # The scores that the Edge TPU gives. Softmax behind them turns absolute errors into relative ones: its SQNR is
+    # reported too, and depends on how peaked the few held-out samples are.
+    assert last["cumulative_sqnr_db"] >= 20
+    assert quality["outputs"].keys() == {o["name"] for o in manifest["outputs"]}
+    for segment in manifest["segments"]:
+        if segment["device"] == "tpu":
+            assert segment["parameter_bytes"] <= TARGET.tiles * TARGET.tile_bytes
+    operators = {r["operator"] for r in manifest["host_reasons"]}
+    assert operators <= {"Transpose", "Reshape", "Softmax", "LRN"}
+
+
+def test_largest_layer_of_vgg_comes_out_as_tiles(tmp_path: Path) -> None:
+    """25088 x 4096 is 103 MB: tiles of 1024 x 6272, 6.1 MiB each."""
+    options = building.Options()
+    model = building.read(light.generate("vgg19", tmp_path / "model.onnx"), options)
+    program = building.lower(model, options)
+    segments = [s for s in program.plan.segments if s.device == "tpu"]
+    assert all(fits(s.layers, TARGET) for s in segments)
+    tiles = [layer for s in segments for layer in s.layers if layer.inputs == 6272]
+    assert len(tiles) == 16 and all(layer.outputs == 1024 for layer in tiles)
