@@ -36,15 +36,17 @@ class Reference:
                 graph.outputs.pop()  # a deleted slice would leave the values marked as outputs
         options = ort.SessionOptions()
         options.log_severity_level = 4
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         options.add_session_config_entry("session.disable_prepacking", "1")
         self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self.names = [o.name for o in self.session.get_outputs()]
         self.inputs = [i.name for i in self.session.get_inputs()]
 
-    def run(self, sample: Arrays) -> dict[str, np.ndarray]:
-        """Every output for one sample."""
+    def run(self, sample: Arrays, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """The outputs for one sample: all, or those in `names`."""
+        names = self.names if names is None else names
         feed = {name: sample[name] for name in self.inputs}
-        return dict(zip(self.names, self.session.run(None, feed), strict=True))
+        return dict(zip(names, self.session.run(names, feed), strict=True)) if names else {}
 
     def __enter__(self) -> Reference:
         return self

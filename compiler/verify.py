@@ -39,7 +39,7 @@ class Difference:
         self.energy += float(a @ a)
         self.largest = max(self.largest, float(np.abs(a - b).max(initial=0)))
         if a.size:
-            self.agree += int(a.argmax() == b.argmax())
+            self.agree += int(np.argmax(a)) == int(np.argmax(b))
             self.count += 1
 
     @property

@@ -1,4 +1,4 @@
-"""Give decomposed functions their names back: LayerNormalization, RMSNormalization, Gelu, Softmax.
+"""Give decomposed functions their names back: LayerNormalization, RMSNormalization, Gelu, Softmax, Attention.
 
 The rules are patterns of onnxscript's rewriter; LayerNormalization and RMSNormalization use its own rule sets.
 """
@@ -100,6 +100,43 @@ def _check_softmax(context, x, axes):  # type: ignore[no-untyped-def]
     return len(cir.ints(axes) or ()) == 1
 
 
+def _attention(scaling: str, masked: bool):  # type: ignore[no-untyped-def]
+    """softmax(q k^T scale + mask) v, with the scale multiplied, divided by, or absent."""
+
+    def source(op, q, keys, v, scale, mask):  # type: ignore[no-untyped-def]
+        scores = op.MatMul(q, keys)
+        if scaling:
+            scores = getattr(op, scaling)(scores, scale)
+        if masked:
+            scores = op.Add(scores, mask)
+        return op.MatMul(op.Softmax(scores, axis=-1), v)
+
+    def target(op, q, keys, v, scale=None, mask=None):  # type: ignore[no-untyped-def]
+        factor = cir.scalar(scale) if scaling else 1.0
+        factor = 1 / factor if scaling == "Div" else factor
+        inputs = [q, op.Transpose(keys, perm=[0, 1, 3, 2]), v, *([mask] if masked else [])]
+        return op.Attention(*inputs, scale=float(factor))
+
+    def check(context, q, keys, v, scale=None, mask=None):  # type: ignore[no-untyped-def]
+        values = [q, keys, v, *([mask] if masked else [])]
+        if not all(cir.is_static(value) and value.dtype == ir.DataType.FLOAT for value in values):
+            return False
+        return all(len(cir.shape(value)) == 4 for value in values) and (not scaling or bool(cir.scalar(scale)))
+
+    return _rule(_named(source, scaling, masked), target, check)
+
+
+def _named(source, scaling: str, masked: bool):  # type: ignore[no-untyped-def]
+    """The pattern with only the variables that it has."""
+    if scaling and masked:
+        return source
+    if scaling:
+        return lambda op, q, keys, v, scale: source(op, q, keys, v, scale, None)
+    if masked:
+        return lambda op, q, keys, v, mask: source(op, q, keys, v, None, mask)
+    return lambda op, q, keys, v: source(op, q, keys, v, None, None)
+
+
 def _rule(source, target, check):  # type: ignore[no-untyped-def]
     return pattern.RewriteRule(source, target, check)
 
@@ -110,6 +147,7 @@ RULES = pattern.RewriteRuleSet(
         *(_rule(source, _gelu, _check_gelu) for source in _GELU),
         *(_rule(source, _gelu_approximate, _check_gelu_tanh) for source in (_gelu_tanh, _gelu_tanh_half_last)),
         *(_rule(source, _softmax_named, _check_softmax) for source in (_softmax, _softmax_plain)),
+        *(_attention(scaling, masked) for scaling in ("Mul", "Div", "") for masked in (True, False)),
     ],
     commute=True,
 )

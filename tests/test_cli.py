@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +15,7 @@ import onnx
 import pytest
 from onnx import external_data_helper, helper
 
+from fixtures import light
 from tests.conftest import Cli, save, small_network
 
 
@@ -79,6 +84,23 @@ def test_existing_bundle_is_kept_without_force(small_model: Path, tmp_path: Path
     assert run_cli("build", small_model, "-o", bundle, "--force", "--observer", "mse")[0] == 0
     assert (bundle / "manifest.json").read_bytes() != before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["b", "small.onnx"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_killed_build_leaves_nothing(number: int, tmp_path: Path, small_model: Path, run_cli: Cli) -> None:
+    """After SIGTERM at once; after SIGKILL when the next build of that bundle starts."""
+    model = light.generate("resnet50", tmp_path / "big.onnx")
+    output = tmp_path / "out"
+    command = [sys.executable, "-m", "compiler", "build", model, "-o", output]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(tmp_path.glob(".out.building-*")):
+        time.sleep(0.01)
+    process.send_signal(number)
+    process.wait()
+    assert not output.exists()
+    if number == signal.SIGKILL:
+        assert run_cli("build", small_model, "-o", output)[0] == 0
+    assert not list(tmp_path.glob(".out*"))
 
 
 def test_force_replaces_bundles_only(small_model: Path, tmp_path: Path, run_cli: Cli) -> None:

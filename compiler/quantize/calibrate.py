@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from compiler import ir as cir
 from compiler.errors import CalibrationError, OptionError
 from compiler.quantize.samples import Sample
 from compiler.reference import Reference
@@ -16,6 +17,7 @@ from compiler.reference import Reference
 OBSERVERS = ("minmax", "percentile", "mse")
 PERCENTILE = 99.99
 BINS = 2048
+BATCH_BYTES = 64 << 20
 
 Ranges = dict[str, tuple[float, float]]
 
@@ -54,55 +56,93 @@ def calibrate(
 ) -> Ranges:
     """(lowest, highest) of each of `values` over the samples; percentile and mse look at them a second time."""
     watched = {str(v.name): v for v in values}
-    with Reference(model, list(watched.values())) as reference:
-        ranges = _extremes(reference, watched, samples, progress)
-        clipped = [name for name in watched if observers.of(name) != "minmax"]
-        if clipped:
-            histograms = _histograms(reference, ranges, clipped, samples, progress)
-            for name, counts in histograms.items():
-                ranges[name] = _CLIP[observers.of(name)](counts, *ranges[name])
+    ranges = _extremes(model, watched, samples, progress)
+    clipped = {name: value for name, value in watched.items() if observers.of(name) != "minmax"}
+    if clipped:
+        for name, counts in _histograms(model, ranges, clipped, samples, progress).items():
+            ranges[name] = _CLIP[observers.of(name)](counts, *ranges[name])
     return ranges
-
-
-def _arrays(reference: Reference, sample: Sample) -> dict[str, np.ndarray]:
-    return {**sample, **reference.run(sample)}
 
 
 def _extremes(
-    reference: Reference, watched: Mapping[str, ir.Value], samples: Iterable[Sample], progress: Callable[[], None]
+    model: ir.Model, watched: Mapping[str, ir.Value], samples: Iterable[Sample], progress: Callable[[], None]
 ) -> Ranges:
+    """Lowest and highest, found inside the graph, so that not all activations are in memory at once."""
     ranges: Ranges = {}
-    for sample in samples:
-        found = _arrays(reference, sample)
-        for name in watched:
-            low, high = float(found[name].min()), float(found[name].max())
-            if not np.isfinite(low) or not np.isfinite(high):
-                raise CalibrationError(
-                    f"tensor '{name}' {list(found[name].shape)} becomes NaN or infinite in the float model: "
-                    "check the samples and the weights"
-                )
-            before = ranges.get(name, (low, high))
-            ranges[name] = (min(before[0], low), max(before[1], high))
-        progress()
+    with Reference(_reducing(model, watched)) as reference:
+        for sample in samples:
+            found = reference.run(sample)
+            for name, value in watched.items():
+                low, high, mean = (float(found[f"{name}/{kind}"]) for kind in _REDUCTIONS)
+                if not np.isfinite([low, high, mean]).all():
+                    raise CalibrationError(
+                        f"tensor '{name}' {list(cir.shape(value))} becomes NaN or infinite in the float model: "
+                        "check the samples and the weights"
+                    )
+                before = ranges.get(name, (low, high))
+                ranges[name] = (min(before[0], low), max(before[1], high))
+            progress()
     return ranges
 
 
+# The mean is there to notice NaN, which minimum and maximum may pass over.
+_REDUCTIONS = ("ReduceMin", "ReduceMax", "ReduceMean")
+
+
+def _reducing(model: ir.Model, watched: Iterable[str]) -> ir.Model:
+    """A copy of the model whose outputs are the reductions of the watched tensors."""
+    copy = model.clone()
+    graph = copy.graph
+    values = {str(v.name): v for v in cir.tensor_values(graph)}
+    while graph.outputs:
+        graph.outputs.pop()
+    for name in watched:
+        for kind in _REDUCTIONS:
+            node = ir.node(kind, [values[name]], {"keepdims": 0}, num_outputs=1, name=f"{name}/{kind}")
+            (out,) = node.outputs
+            out.name, out.type, out.shape = node.name, ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
+            producer = values[name].producer()
+            if producer is None:
+                graph.insert_before(graph[0], node)
+            else:
+                graph.insert_after(producer, node)  # at once, so that the tensor can be freed
+            graph.outputs.append(out)
+    return copy
+
+
 def _histograms(
-    reference: Reference,
+    model: ir.Model,
     ranges: Ranges,
-    names: Sequence[str],
+    watched: Mapping[str, ir.Value],
     samples: Iterable[Sample],
     progress: Callable[[], None],
 ) -> dict[str, np.ndarray]:
-    counts = {name: np.zeros(BINS, np.int64) for name in names}
-    for sample in samples:
-        found = _arrays(reference, sample)
-        for name in names:
-            low, high = ranges[name]
-            if high > low:
-                counts[name] += np.histogram(found[name], BINS, (low, high))[0]
-        progress()
+    """How often each activation falls into each of BINS parts of its range; a few tensors at a time."""
+    counts = {name: np.zeros(BINS, np.int64) for name in watched}
+    inner = [v for v in watched.values() if not v.is_graph_input()]
+    with Reference(model, inner) as reference:
+        for sample in samples:
+            for names in _batches(watched):
+                found = {**sample, **reference.run(sample, [n for n in names if n not in sample])}
+                for name in names:
+                    low, high = ranges[name]
+                    if high > low:
+                        counts[name] += np.histogram(found[name], BINS, (low, high))[0]
+            progress()
     return counts
+
+
+def _batches(watched: Mapping[str, ir.Value]) -> list[list[str]]:
+    """Names in groups whose tensors take at most BATCH_BYTES together."""
+    batches: list[list[str]] = [[]]
+    room = BATCH_BYTES
+    for name, value in watched.items():
+        room -= 4 * cir.size(value)
+        if room < 0 and batches[-1]:
+            batches.append([])
+            room = BATCH_BYTES - 4 * cir.size(value)
+        batches[-1].append(name)
+    return batches
 
 
 def _percentile(counts: np.ndarray, low: float, high: float) -> tuple[float, float]:
@@ -124,9 +164,9 @@ def _mse(counts: np.ndarray, low: float, high: float) -> tuple[float, float]:
         return low, high
     edges = np.linspace(low, high, BINS + 1)
     centres = (edges[:-1] + edges[1:]) / 2
-    best, chosen = np.inf, (low, high)
+    best, chosen = float("inf"), (low, high)
     for share in np.linspace(0.3, 1.0, 71):
-        first, last = min(low, 0) * share, max(high, 0) * share
+        first, last = min(low, 0) * float(share), max(high, 0) * float(share)
         first, last = max(first, low) if low > 0 else first, min(last, high) if high < 0 else last
         step = (last - first) / 255
         outside = np.maximum(centres - last, 0) + np.maximum(first - centres, 0)

@@ -130,6 +130,23 @@ def test_recognise_layer_normalization() -> None:
     assert got == "y[2, 8] = LayerNormalization(x, const[8], const[8])"
 
 
+@pytest.mark.parametrize("scaling", ["Mul", "Div", None])
+@pytest.mark.parametrize("masked", [True, False])
+def test_recognise_attention(scaling: str | None, masked: bool) -> None:
+    scale = f"b = {scaling} (a, factor)" if scaling else "b = Identity (a)"
+    mask = "c = Add (b, mask)" if masked else "c = Identity (b)"
+    text = f"""
+    g (float[1,2,4,8] q, float[1,2,6,8] k, float[1,2,6,8] v, float[1,1,4,6] mask) => (float[1,2,4,8] y)
+    <float factor = {{3.0}}> {{
+        t = Transpose <perm = [0, 1, 3, 2]> (k)
+        a = MatMul (q, t) {scale} {mask}
+        s = Softmax <axis = -1> (c)
+        y = MatMul (s, v)
+    }}"""
+    got = rewritten(text, "recognise", "cancel_transposes").splitlines()
+    assert got == [f"y[1, 2, 4, 8] = Attention(q, k, v{', mask' if masked else ''})"]
+
+
 def test_not_recognised_with_another_constant() -> None:
     text = """
     g (float[2,8] x) => (float[2,8] y)
