@@ -19,7 +19,7 @@ from compiler.targets import Layer, Target, fits, stored_bytes
 
 Device = Literal["tpu", "host"]
 
-_LAYOUT = {("", "Reshape"), ("", "Transpose")}
+_LAYOUT = {("", "Reshape"), ("", "Transpose"), ("", "Identity")}
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from passes import (
     normalise_linears,
     recognise,
     shuffle_channels,
+    split_means,
     tile_matmul,
 )
 
@@ -33,6 +34,7 @@ PASSES: tuple[tuple[str, Pass], ...] = (
     ("cancel_transposes", cancel_transposes.run),
     ("fold_flatten", fold_flatten.run),
     ("cancel_reshapes", cancel_reshapes.run),
+    ("split_means", split_means.run),
     ("normalise_linears", normalise_linears.run),
     ("tile_matmul", tile_matmul.run),
 )

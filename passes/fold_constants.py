@@ -1,30 +1,93 @@
-"""Evaluate what depends on constants only, drop what nobody reads, infer every shape."""
+"""Evaluate what depends on constants and static shapes only, drop what nobody reads, infer every shape."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 
+import numpy as np
+import onnx
+import onnx.reference
 import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript import optimizer
 
+from compiler import ir as cir
 from compiler.targets import Target
 
-# Up to this many bytes a folded constant is kept; weights made by ConstantOfShape are larger than most.
+# Up to this many bytes a folded constant is kept.
 LARGEST = 1 << 30
+# Whose results differ from run to run, and those whose constants keep_scales reads.
+_KEPT = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"} | {
+    "DequantizeLinear",
+    "QuantizeLinear",
+}
 
 
 def run(model: ir.Model, target: Target) -> None:
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
-    common.ShapeInferencePass()(model)
+    infer_shapes(model)
     with contextlib.suppress(RuntimeError):  # an operator that the folder cannot evaluate stays as it is
         optimizer.fold_constants(model, input_size_limit=LARGEST, output_size_limit=LARGEST)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    infer_shapes(model)
+    while _fold(model):  # a folded shape may make other shapes known
+        infer_shapes(model)
     tidy(model)
-    common.ShapeInferencePass()(model)
 
 
 def tidy(model: ir.Model) -> None:
     """Remove nodes, initializers and opsets that nothing uses."""
     common.RemoveUnusedNodesPass()(model)
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """ONNX's shape inference; a shape that was unknown is inferred afresh."""
+    for value in cir.tensor_values(model.graph):
+        if not cir.is_static(value) and not value.is_graph_input():
+            value.shape = None
+    common.ShapeInferencePass()(model)
+
+
+def _fold(model: ir.Model) -> bool:
+    """Evaluate what onnxscript leaves, such as ConstantOfShape. Returns whether there was anything."""
+    names, folded = cir.Names(model.graph), False
+    for node in list(model.graph):
+        arrays = _value(node)
+        if arrays is None or any(v.is_graph_output() for v in node.outputs):
+            continue
+        b = cir.Builder(model, names, node)
+        cir.bypass(node, [b.const(a, str(v.name)) for a, v in zip(arrays, node.outputs, strict=True)])
+        folded = True
+    return folded
+
+
+def _value(node: ir.Node) -> list[np.ndarray] | None:
+    """The outputs of a node that depends on nothing but constants, or on a shape that is known."""
+    if node.domain or node.op_type in _KEPT or any(v.name == "" for v in node.outputs):
+        return None
+    if node.op_type == "Shape" and cir.is_static(node.inputs[0]):
+        begin, end = cir.attr(node, "start", 0), cir.attr(node, "end")
+        return [np.array(cir.shape(node.inputs[0])[begin:end], np.int64)]
+    if node.op_type == "Size" and cir.is_static(node.inputs[0]):
+        return [np.array(cir.size(node.inputs[0]), np.int64)]  # type: ignore[arg-type]
+    if not all(v is None or cir.is_const(v) for v in cir.reads(node)) or not node.inputs:
+        return None
+    return _evaluate(node)
+
+
+def _evaluate(node: ir.Node) -> list[np.ndarray] | None:
+    graph = onnx.GraphProto(name="one")
+    graph.node.append(ir.serde.serialize_node(node))
+    feeds = {str(v.name): cir.array_of(v) for v in cir.reads(node)}
+    graph.input.extend(ir.serde.serialize_value(v) for v in cir.reads(node))
+    graph.output.extend(onnx.ValueInfoProto(name=v.name) for v in node.outputs)
+    opset = node.graph.opset_imports.get("", cir.OPSET) if isinstance(node.graph, ir.Graph) else cir.OPSET
+    proto = onnx.ModelProto(ir_version=cir.IR_VERSION, graph=graph)
+    proto.opset_import.append(onnx.helper.make_opsetid("", opset))
+    try:
+        results = onnx.reference.ReferenceEvaluator(proto).run(None, feeds)
+    except Exception:
+        return None  # it stays, for onnxruntime to evaluate
+    plain = all(isinstance(r, np.ndarray | np.generic) and np.asarray(r).nbytes <= LARGEST for r in results)
+    return [np.asarray(r) for r in results] if plain else None

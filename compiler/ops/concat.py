@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,6 +10,7 @@ import onnx_ir as ir
 
 from compiler import ir as cir
 from compiler.ops.common import Operator, Refusal, RefuseError, permute_axis, refuse_tensors, same_scale
+from compiler.ops.elementwise import permute_constants
 from compiler.targets import Target
 
 if TYPE_CHECKING:
@@ -22,6 +24,11 @@ def refuse_concat(node: ir.Node, target: Target) -> Refusal:
         if len(node.inputs) != 2 or not zeros:
             return "it joins a constant; the Edge TPU allows one other input and only zeros"
     return refuse_tensors(node, target)
+
+
+def permute_concat(node: ir.Node, perm: Sequence[int], b: cir.Builder) -> None:
+    permute_axis(node, perm, b)
+    permute_constants(node, perm, b)
 
 
 def emit_concat(node: ir.Node, w: Writer) -> None:
@@ -69,7 +76,7 @@ def emit_split(node: ir.Node, w: Writer) -> None:
 
 
 OPERATORS = (
-    Operator("Concat", refuse=refuse_concat, scales=same_scale, emit=emit_concat, permute=permute_axis),
+    Operator("Concat", refuse=refuse_concat, scales=same_scale, emit=emit_concat, permute=permute_concat),
     Operator(
         "Split",
         lower=lower_split,

@@ -15,6 +15,9 @@ from compiler.targets import Target
 if TYPE_CHECKING:
     from compiler.emit.tflite import Writer
 
+# A padded image may be this many times larger; beyond, the padding is the work.
+LARGEST_PADDING = 4
+
 # Operators whose result is never negative, so that padding it with zero does not change a maximum.
 _NON_NEGATIVE = {"Relu", "Sigmoid", "Softmax", "Clip"}
 
@@ -32,7 +35,16 @@ def _window(node: ir.Node, nhwc: ir.Value) -> Window:
     for axis, size in enumerate((height, width)):
         reach = (out[axis] - 1) * win.strides[axis] + win.kernel[axis]
         pads[axis + 2] = max(pads[axis + 2], reach - size - pads[axis])
-    return Window(win.kernel, win.strides, win.dilations, (pads[0], pads[1], pads[2], pads[3]))
+    made = Window(win.kernel, win.strides, win.dilations, (pads[0], pads[1], pads[2], pads[3]))
+    covers = all(o == 1 and k - p >= s for o, k, p, s in zip(out, win.kernel, pads[:2], (height, width), strict=True))
+    if covers and not _counts_padding(node):
+        return Window((height, width), win.strides, win.dilations, (0, 0, 0, 0))
+    return made
+
+
+def _counts_padding(node: ir.Node) -> bool:
+    """Whether an average divides by padding too; what ceil_mode adds never counts."""
+    return bool(cir.attr(node, "count_include_pad", 0)) and any(cir.attr(node, "pads", (0,)))
 
 
 def _attributes(win: Window) -> dict[str, tuple[int, ...]]:
@@ -41,6 +53,9 @@ def _attributes(win: Window) -> dict[str, tuple[int, ...]]:
 
 def _zero_padded(b: cir.Builder, x: ir.Value, win: Window) -> tuple[ir.Value, Window]:
     top, left, bottom, right = win.pads
+    _, height, width, _ = cir.shape(x)
+    if (height + top + bottom) * (width + left + right) > LARGEST_PADDING * height * width:
+        raise RefuseError(f"its padding {list(win.pads)} is many times its image")
     amounts = b.const(np.array([0, top, left, 0, 0, bottom, right, 0], np.int64), "pads")
     return b.op("Pad", [x, amounts]), Window(win.kernel, win.strides, win.dilations, (0, 0, 0, 0))
 
@@ -83,7 +98,7 @@ def lower_average(node: ir.Node, b: cir.Builder) -> None:
     nhwc = image(b, x, node)
     original = cir.shape(nhwc)
     win = _window(node, nhwc)
-    include = bool(cir.attr(node, "count_include_pad", 0))
+    include = _counts_padding(node)
     if (not any(win.pads)) or (not include and _is_same(win, nhwc)):
         y = b.op("AveragePool2D", [nhwc], _attributes(win), cir.DIALECT)
     else:

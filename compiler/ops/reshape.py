@@ -1,4 +1,4 @@
-"""Reshape, Flatten, Squeeze, Unsqueeze: RESHAPE. Identity and Dropout: nothing."""
+"""Reshape, Flatten, Squeeze, Unsqueeze: RESHAPE. Identity and Dropout: nothing, but for a copy where one is needed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from compiler import ir as cir
-from compiler.ops.common import Operator, RefuseError, refuse_tensors, same_scale
+from compiler.ops.common import Operator, RefuseError, free_permute, refuse_tensors, same_scale
 
 if TYPE_CHECKING:
     from compiler.emit.tflite import Writer
@@ -46,6 +46,8 @@ OPERATORS = (
     Operator("Flatten", lower=lower),
     Operator("Squeeze", lower=lower),
     Operator("Unsqueeze", lower=lower),
-    Operator("Identity", lower=lower_nothing),
+    Operator(
+        "Identity", lower=lower_nothing, refuse=refuse_tensors, scales=same_scale, emit=emit, permute=free_permute
+    ),
     Operator("Dropout", lower=lower_nothing),
 )
