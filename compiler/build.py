@@ -23,7 +23,7 @@ from compiler.errors import (
     QualityError,
     first_line,
 )
-from compiler.ops import refusal
+from compiler.legality import refusal
 from compiler.partition import Plan, partition
 from compiler.program import Program
 from compiler.quantize import samples as sampling

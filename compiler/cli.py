@@ -19,11 +19,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from compiler import build as building
-from compiler import bundle, report
+from compiler import bundle, legality, report
 from compiler.errors import BundleError, CalibrationError, CompilerError, OptionError, OutputError
 from compiler.quantize.calibrate import Observers
 from compiler.quantize.samples import ImageOptions
 from compiler.runtime import Pipeline, RuntimeBundleError
+from compiler.targets import Target
 
 app = typer.Typer(
     help="Compile ONNX models into verified bundles of int8 segments for Coral Edge TPUs and the host.",
@@ -109,6 +110,20 @@ def inspect(
     report.show_plan(out, plan)
     if "quality" in plan:
         report.show_quality(out, plan["quality"])
+
+
+@app.command()
+def check(
+    path: Annotated[Path, typer.Argument(metavar="TFLITE", help="A quantized .tflite file.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the operators as JSON.")] = False,
+    target: TargetName = "edgetpu",
+) -> None:
+    """Predict which operators of a TFLite file edgetpu_compiler would map, and why not the others."""
+    rows = legality.check(path, Target.load(target))
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    report.show_check(out, path.name, rows)
 
 
 @app.command()

@@ -14,7 +14,8 @@ from typing import Literal
 import onnx_ir as ir
 
 from compiler import ir as cir
-from compiler.ops import lookup, refusal
+from compiler.legality import refusal
+from compiler.ops import lookup
 from compiler.targets import Layer, Target, fits, stored_bytes
 
 Device = Literal["tpu", "host"]

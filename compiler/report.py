@@ -92,6 +92,22 @@ def show_quality(console: Console, quality: Mapping[str, Any]) -> None:
         console.print(f"Segment {worst[0]} loses most by itself: {worst[1]:.1f} dB.", highlight=False)
 
 
+def show_check(console: Console, name: str, rows: Sequence[Mapping[str, str | None]]) -> None:
+    """Operators of a TFLite file, those of the same kind and fate together."""
+    groups: dict[tuple[str | None, str | None], list[str | None]] = {}
+    for row in rows:
+        groups.setdefault((row["operator"], row["reason"]), []).append(row["output"])
+    table = Table("operator", "count", "would", "why", box=None, header_style="bold")
+    for (operator, reason), outputs in groups.items():
+        fate = "[green]map[/]" if reason is None else "[yellow]stay[/]"
+        table.add_row(operator, str(len(outputs)), fate, escape(reason or ""))
+    mapped = sum(row["reason"] is None for row in rows)
+    console.print(table)
+    console.print(
+        f"{escape(name)}: {mapped} of {len(rows)} operators would map to the Edge TPU (a prediction)", highlight=False
+    )
+
+
 def tensor_bytes(tensors: Sequence[Mapping[str, Any]]) -> int:
     """Bytes that cross a border; tensors whose shape depends on data count as nothing."""
     total = 0

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler import ir as cir
-from compiler.ops import refusal
+from compiler.legality import refusal
 from compiler.targets import Target
 from passes.fold_constants import tidy
 

@@ -13,7 +13,7 @@ from compiler import importer
 from compiler import ir as cir
 from compiler.check import Checker
 from compiler.emit import tflite
-from compiler.ops import refusal
+from compiler.legality import refusal
 from compiler.quantize.calibrate import Observers, calibrate
 from compiler.quantize.scales import assign, separate
 from compiler.reference import Reference

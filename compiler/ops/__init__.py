@@ -24,7 +24,7 @@ from compiler.ops import (
     transpose,
 )
 from compiler.ops.common import Operator, RefuseError, Scales
-from compiler.targets import Target
+from compiler.ops.rules import Builtin
 
 FAMILIES = (
     conv,
@@ -47,21 +47,11 @@ FAMILIES = (
 
 OPERATORS: dict[tuple[str, str], Operator] = {op.key: op for family in FAMILIES for op in family.OPERATORS}
 
+BUILTINS: dict[str, Builtin] = {b.name: b for family in FAMILIES for b in family.BUILTINS}
+
 
 def lookup(node: ir.Node) -> Operator | None:
     return OPERATORS.get(cir.key(node))
 
 
-def refusal(node: ir.Node, target: Target) -> str | None:
-    """Why the Edge TPU does not run this node as it stands; None where it does."""
-    operator = lookup(node)
-    if operator is None or operator.emit is None:
-        return node.metadata_props.get(cir.REASON, f"the Edge TPU has no {cir.kind(node)}")
-    if not all(cir.is_static(v) for v in [*cir.activations(node), *node.outputs]):
-        return "a shape depends on data; the Edge TPU needs static shapes"
-    if operator.refuse is not None:
-        return operator.refuse(node, target)
-    return None
-
-
-__all__ = ["OPERATORS", "Operator", "RefuseError", "Scales", "lookup", "refusal"]
+__all__ = ["BUILTINS", "OPERATORS", "Operator", "RefuseError", "Scales", "lookup"]

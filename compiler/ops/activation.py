@@ -8,8 +8,9 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler import ir as cir
-from compiler.ops.common import FLOAT_MAX, Operator, Refusal, RefuseError, Scales, free_permute, refuse_tensors
+from compiler.ops.common import FLOAT_MAX, Operator, Refusal, Scales, free_permute
 from compiler.ops.elementwise import permute_constants
+from compiler.ops.rules import Builtin, OpInfo, Rule, constant
 from compiler.targets import Target
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def bounds(node: ir.Node) -> tuple[float, float] | None:
 def refuse_clamp(node: ir.Node, target: Target) -> Refusal:
     if bounds(node) is None:
         return "its bounds are computed at run time"
-    return refuse_tensors(node, target)
+    return None
 
 
 def scales_clamp(node: ir.Node) -> Scales:
@@ -95,7 +96,7 @@ def refuse_prelu(node: ir.Node, target: Target) -> Refusal:
     shape = cir.shape(slope)
     if any(d > 1 for d in shape[:-1]):
         return f"its slope {list(shape)} varies outside the innermost dimension"
-    return refuse_tensors(node, target)
+    return None
 
 
 def emit_prelu(node: ir.Node, w: Writer) -> None:
@@ -149,13 +150,24 @@ def emit_table(node: ir.Node, w: Writer) -> None:
     w.add(name, 2, [w.tensor(node.inputs[0])], [w.tensor(node.outputs[0])])
 
 
-def lower_gelu(node: ir.Node, b: cir.Builder) -> None:
-    raise RefuseError("the Edge TPU compiler cannot parse GELU (operator 150); it stays exact in float")
+def _slope(op: OpInfo, target: Target) -> str | None:
+    slope = op.inputs[1]
+    outside = slope is not None and any(d > 1 for d in slope.shape[:-1])
+    return f"it is {list(slope.shape)}" if slope is not None and outside else None
 
 
-def lower_erf(node: ir.Node, b: cir.Builder) -> None:
-    raise RefuseError("the Edge TPU has no ERF")
-
+BUILTINS = (
+    Builtin("RELU", 2),
+    Builtin("RELU6", 2),
+    Builtin("RELU_N1_TO_1", 2),
+    Builtin("LOGISTIC", 2),
+    Builtin("TANH", 2),
+    Builtin(
+        "PRELU",
+        1,
+        (constant(1, "slopes"), Rule("its slope varies along the innermost dimension only", _slope, "documented")),
+    ),
+)
 
 OPERATORS = (
     Operator("Relu", refuse=refuse_clamp, scales=scales_clamp, emit=emit_clamp, permute=free_permute),
@@ -165,8 +177,6 @@ OPERATORS = (
     Operator("HardSigmoid", lower=lower_hard_sigmoid),
     Operator("HardSwish", lower=lower_hard_swish),
     Operator("Swish", lower=lower_swish),
-    Operator("Sigmoid", refuse=refuse_tensors, scales=scales_sigmoid, emit=emit_table, permute=free_permute),
-    Operator("Tanh", refuse=refuse_tensors, scales=scales_tanh, emit=emit_table, permute=free_permute),
-    Operator("Gelu", lower=lower_gelu),
-    Operator("Erf", lower=lower_erf),
+    Operator("Sigmoid", scales=scales_sigmoid, emit=emit_table, permute=free_permute),
+    Operator("Tanh", scales=scales_tanh, emit=emit_table, permute=free_permute),
 )

@@ -43,7 +43,8 @@ class Operator:
     """All that the compiler knows of one operator; absent parts mean that the operator does not have them.
 
     lower:    rewrites the ONNX operator into what the Edge TPU has, or raises Refuse
-    refuse:   why the Edge TPU does not take this node as it stands, None where it does
+    refuse:   why it cannot or should not be written for the Edge TPU, None where it can; the Edge TPU's own rules
+              stand beside the operators that `emit` writes, as `Builtin`s
     scales:   constraints on the scales of its activations
     layers:   its parameters as the device stores them
     macs:     multiply-accumulates of one invocation
@@ -64,25 +65,6 @@ class Operator:
     @property
     def key(self) -> tuple[str, str]:
         return (self.domain, self.op_type)
-
-
-def refuse_tensors(node: ir.Node, target: Target) -> Refusal:
-    """The rules that hold for every tensor of a TPU operator."""
-    for value in [*cir.activations(node), *node.outputs]:
-        if not cir.is_static(value):
-            return f"the shape of '{value.name}' depends on data; the Edge TPU needs static shapes"
-        if value.dtype != ir.DataType.FLOAT:
-            name = value.dtype.name.lower() if value.dtype else "unknown"
-            return f"tensor '{value.name}' is {name}; the Edge TPU computes on int8 made from float"
-        shape = cir.shape(value)
-        if cir.size(value) == 0:
-            return f"tensor '{value.name}' {list(shape)} is empty"
-        if any(d > 1 for d in shape[: -target.open_dimensions]):
-            return (
-                f"tensor '{value.name}' {list(shape)} is larger than 1 outside its {target.open_dimensions} "
-                "innermost dimensions"
-            )
-    return None
 
 
 def same_scale(node: ir.Node) -> Scales:

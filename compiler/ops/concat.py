@@ -9,21 +9,13 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler import ir as cir
-from compiler.ops.common import Operator, Refusal, RefuseError, permute_axis, refuse_tensors, same_scale
+from compiler.ops.common import Operator, RefuseError, permute_axis, same_scale
 from compiler.ops.elementwise import permute_constants
+from compiler.ops.rules import NO_FUSED_ACTIVATION, Builtin, OpInfo, Rule
 from compiler.targets import Target
 
 if TYPE_CHECKING:
     from compiler.emit.tflite import Writer
-
-
-def refuse_concat(node: ir.Node, target: Target) -> Refusal:
-    constants = [v for v in node.inputs if cir.is_const(v)]
-    if constants:
-        zeros = all(not np.any(cir.const(v)) for v in constants)
-        if len(node.inputs) != 2 or not zeros:
-            return "it joins a constant; the Edge TPU allows one other input and only zeros"
-    return refuse_tensors(node, target)
 
 
 def permute_concat(node: ir.Node, perm: Sequence[int], b: cir.Builder) -> None:
@@ -60,14 +52,6 @@ def lower_split(node: ir.Node, b: cir.Builder) -> None:
     b.replace(*parts)
 
 
-def refuse_split(node: ir.Node, target: Target) -> Refusal:
-    x = node.inputs[0]
-    axis = cir.axis_of(int(cir.attr(node, "axis", 0)), len(cir.shape(x)))
-    if axis == 0 and len(cir.shape(x)) > 1:
-        return "it splits the batch dimension"
-    return refuse_tensors(node, target)
-
-
 def emit_split(node: ir.Node, w: Writer) -> None:
     x = node.inputs[0]
     axis = cir.axis_of(int(cir.attr(node, "axis", 0)), len(cir.shape(x)))
@@ -75,12 +59,29 @@ def emit_split(node: ir.Node, w: Writer) -> None:
     w.add("SPLIT", 2, [w.scalar_int(axis), w.tensor(x)], outputs, {"numSplits": len(outputs)})
 
 
+def _joined_constants(op: OpInfo, target: Target) -> str | None:
+    constants = [t for t in op.inputs if t is not None and t.constant]
+    fine = not constants or (len(op.inputs) == 2 and all(t.zeros for t in constants))
+    return None if fine else f"it joins a constant, '{constants[0].name}'"
+
+
+BUILTINS = (
+    Builtin(
+        "CONCATENATION",
+        2,
+        (
+            NO_FUSED_ACTIVATION,
+            Rule("a constant among its inputs is all zeros and one of two", _joined_constants, "documented"),
+        ),
+    ),
+    Builtin("SPLIT", 2),
+)
+
 OPERATORS = (
-    Operator("Concat", refuse=refuse_concat, scales=same_scale, emit=emit_concat, permute=permute_concat),
+    Operator("Concat", scales=same_scale, emit=emit_concat, permute=permute_concat),
     Operator(
         "Split",
         lower=lower_split,
-        refuse=refuse_split,
         scales=same_scale,
         emit=emit_split,
         permute=permute_axis,

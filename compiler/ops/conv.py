@@ -13,11 +13,10 @@ import onnx_ir as ir
 from compiler import ir as cir
 from compiler.ops.common import (
     Operator,
-    Refusal,
     RefuseError,
-    refuse_tensors,
     same_geometry,
 )
+from compiler.ops.rules import Builtin, OpInfo, Rule, constant
 from compiler.targets import Layer, Target
 
 if TYPE_CHECKING:
@@ -193,16 +192,6 @@ def crop(b: cir.Builder, x: ir.Value, begins: Sequence[int], want: Sequence[int]
     return b.op("Slice", [x, starts, ends, b.const(np.array([1, 2], np.int64), "axes")])
 
 
-def refuse(node: ir.Node, target: Target) -> Refusal:
-    kernel = cir.shape(node.inputs[1])[2:]
-    if max(kernel) > target.kernel_size:
-        return f"its kernel {list(kernel)} is larger than {target.kernel_size}, the largest known to compile"
-    dilations = cir.attr(node, "dilations", (1, 1))
-    if len(set(dilations)) > 1:
-        return f"its dilations {list(dilations)} differ; the Edge TPU needs the same in height and width"
-    return refuse_tensors(node, target)
-
-
 def layers(node: ir.Node) -> tuple[Layer, ...]:
     out, cin, kh, kw = cir.shape(node.inputs[1])
     if node.op_type == "DepthwiseConv2D":
@@ -247,7 +236,31 @@ def emit_transpose_conv(node: ir.Node, w: Writer) -> None:
     w.add("TRANSPOSE_CONV", 3, [size, filters, w.tensor(x), biases], [w.tensor(node.outputs[0])], options)
 
 
-_CONV = {"refuse": refuse, "layers": layers, "macs": macs}
+def _kernel(op: OpInfo, target: Target) -> str | None:
+    filters = op.inputs[1]
+    size = filters.shape[1:3] if filters is not None else ()
+    return f"its kernel is {list(size)}" if max(size, default=0) > target.kernel_size else None
+
+
+def _dilation(op: OpInfo, target: Target) -> str | None:
+    both = [op.options.get(name, 1) for name in ("dilationHFactor", "dilationWFactor")]
+    return f"its dilations are {both}" if both[0] != both[1] else None
+
+
+_SHARED = (
+    constant(1, "weights"),
+    constant(2, "biases"),
+    Rule("the kernel is at most 16 x 16", _kernel, "measured", "LibrEdgeTPU: 16 x 16 compiles, 64 x 64 fails"),
+    Rule("height and width have the same dilation", _dilation, "documented"),
+)
+
+BUILTINS = (
+    Builtin("CONV_2D", 3, _SHARED),
+    Builtin("DEPTHWISE_CONV_2D", 3, _SHARED),
+    Builtin("TRANSPOSE_CONV", 3, (constant(1, "weights"),)),
+)
+
+_CONV = {"layers": layers, "macs": macs}
 
 OPERATORS = (
     Operator("Conv", lower=lower_conv),

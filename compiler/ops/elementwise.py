@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler import ir as cir
-from compiler.ops.common import Operator, Refusal, RefuseError, refuse_tensors, same_scale
+from compiler.ops.common import Operator, Refusal, RefuseError, same_scale
+from compiler.ops.rules import Builtin, OpInfo, Rule
 from compiler.targets import Target
 
 if TYPE_CHECKING:
@@ -33,9 +34,7 @@ def permute_constants(node: ir.Node, perm: Sequence[int], b: cir.Builder) -> Non
 def refuse(node: ir.Node, target: Target) -> Refusal:
     if len(node.inputs) != 2:
         return f"it has {len(node.inputs)} operands; the Edge TPU takes two"
-    if max(len(cir.shape(v)) for v in node.inputs if cir.is_static(v)) > 4:
-        return "it has more than four dimensions; TFLite broadcasts up to four"
-    return refuse_tensors(node, target)
+    return None
 
 
 def emit(node: ir.Node, w: Writer) -> None:
@@ -84,6 +83,16 @@ def lower_pow(node: ir.Node, b: cir.Builder) -> None:
     if x is None or x.dtype != ir.DataType.FLOAT or cir.scalar(exponent) != 2:
         raise RefuseError("the Edge TPU has no POW; only the constant exponent 2 can be a multiplication")
     b.replace(b.op("Mul", [x, x]))
+
+
+def _dimensions(op: OpInfo, target: Target) -> str | None:
+    most = max(len(t.shape) for t in op.inputs if t is not None)
+    return f"it has {most}" if most > 4 else None
+
+
+_RULES = (Rule("it has at most four dimensions", _dimensions, "assumed", "TensorFlow Lite broadcasts up to four"),)
+
+BUILTINS = tuple(Builtin(name, 2, _RULES) for name in _BUILTIN.values())
 
 
 def _operator(op_type: str, **parts: object) -> Operator:

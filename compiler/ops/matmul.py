@@ -12,8 +12,9 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler import ir as cir
-from compiler.ops.common import Operator, Refusal, RefuseError, refuse_tensors
+from compiler.ops.common import Operator, RefuseError
 from compiler.ops.conv import zero_bias
+from compiler.ops.rules import Builtin, OpInfo, Rule, constant
 from compiler.targets import Layer, Target
 
 if TYPE_CHECKING:
@@ -86,13 +87,6 @@ def linear(b: cir.Builder, x: ir.Value, weight: ir.Value, bias: ir.Value, out: c
     return b.reshape(y, out)
 
 
-def refuse(node: ir.Node, target: Target) -> Refusal:
-    rows = cir.shape(node.outputs[0])[0]
-    if rows != 1:
-        return f"it has {rows} rows; FULLY_CONNECTED on the Edge TPU gives one"
-    return refuse_tensors(node, target)
-
-
 def layers(node: ir.Node) -> tuple[Layer, ...]:
     outputs, inputs = cir.shape(node.inputs[1])
     return (Layer("dense", inputs, outputs),)
@@ -106,13 +100,25 @@ def emit(node: ir.Node, w: Writer) -> None:
     w.add("FULLY_CONNECTED", 4, [w.tensor(x), filters, biases], [w.tensor(node.outputs[0])], options)
 
 
+def _rows(op: OpInfo, target: Target) -> str | None:
+    shape = op.outputs[0].shape
+    return f"it has {math.prod(shape[:-1])} rows" if math.prod(shape[:-1]) != 1 else None
+
+
+BUILTINS = (
+    Builtin(
+        "FULLY_CONNECTED",
+        4,
+        (constant(1, "weights"), constant(2, "biases"), Rule("its output is one row", _rows, "documented")),
+    ),
+)
+
 OPERATORS = (
     Operator("MatMul", lower=lower_matmul),
     Operator("Gemm", lower=lower_gemm),
     Operator(
         "FullyConnected",
         cir.DIALECT,
-        refuse=refuse,
         layers=layers,
         macs=lambda node: cir.size(node.inputs[1]),  # type: ignore[arg-type]
         emit=emit,

@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler import ir as cir
-from compiler.ops.common import Operator, Refusal, refuse_tensors, same_scale
+from compiler.ops.common import Operator, Refusal, same_scale
+from compiler.ops.rules import Builtin
 from compiler.targets import Target
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def refuse(node: ir.Node, target: Target) -> Refusal:
         return "it pads the batch dimension"
     if len(pads) > 4:
         return "it has more than four dimensions"
-    return refuse_tensors(node, target)
+    return None
 
 
 def emit(node: ir.Node, w: Writer) -> None:
@@ -61,5 +62,7 @@ def emit(node: ir.Node, w: Writer) -> None:
     table = w.int_table(np.array(pads, np.int32))
     w.add("PAD", 2, [w.tensor(node.inputs[0]), table], [w.tensor(node.outputs[0])], {})
 
+
+BUILTINS = (Builtin("PAD", 2),)
 
 OPERATORS = (Operator("Pad", refuse=refuse, scales=same_scale, emit=emit, permute=permute),)

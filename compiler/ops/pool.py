@@ -8,9 +8,9 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler import ir as cir
-from compiler.ops.common import Operator, Refusal, RefuseError, refuse_tensors, same_scale
+from compiler.ops.common import Operator, RefuseError, same_scale
 from compiler.ops.conv import Window, image, unimage, window
-from compiler.targets import Target
+from compiler.ops.rules import NO_FUSED_ACTIVATION, Builtin
 
 if TYPE_CHECKING:
     from compiler.emit.tflite import Writer
@@ -139,10 +139,6 @@ def lower_global(node: ir.Node, b: cir.Builder) -> None:
     b.replace(b.op(op_type, [x, axes], {"keepdims": 1}))
 
 
-def refuse(node: ir.Node, target: Target) -> Refusal:
-    return refuse_tensors(node, target)
-
-
 def emit(node: ir.Node, w: Writer) -> None:
     kernel, strides = cir.attr(node, "kernel_shape"), cir.attr(node, "strides")
     options = {
@@ -157,11 +153,16 @@ def emit(node: ir.Node, w: Writer) -> None:
     w.add(name, 2, [w.tensor(node.inputs[0])], [w.tensor(node.outputs[0])], options)
 
 
+BUILTINS = (
+    Builtin("MAX_POOL_2D", 2, (NO_FUSED_ACTIVATION,)),
+    Builtin("AVERAGE_POOL_2D", 2, (NO_FUSED_ACTIVATION,)),
+)
+
 OPERATORS = (
     Operator("MaxPool", lower=lower_max),
     Operator("AveragePool", lower=lower_average),
     Operator("GlobalAveragePool", lower=lower_global),
     Operator("GlobalMaxPool", lower=lower_global),
-    Operator("MaxPool2D", cir.DIALECT, refuse=refuse, scales=same_scale, emit=emit),
-    Operator("AveragePool2D", cir.DIALECT, refuse=refuse, scales=same_scale, emit=emit),
+    Operator("MaxPool2D", cir.DIALECT, scales=same_scale, emit=emit),
+    Operator("AveragePool2D", cir.DIALECT, scales=same_scale, emit=emit),
 )

@@ -8,7 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler import ir as cir
-from compiler.ops.common import Operator, Scales, free_permute, refuse_tensors
+from compiler.ops.common import Operator, Scales, free_permute
+from compiler.ops.rules import Builtin
 
 if TYPE_CHECKING:
     from compiler.emit.tflite import Writer
@@ -36,14 +37,15 @@ def emit_requantize(node: ir.Node, w: Writer) -> None:
     w.add("QUANTIZE", 1, [w.tensor(node.inputs[0])], [w.tensor(node.outputs[0])], {})
 
 
+BUILTINS = (Builtin("QUANTIZE", 2),)
+
 OPERATORS = (
     Operator(
         "FakeQuantize",
         cir.DIALECT,
-        refuse=refuse_tensors,
         scales=scales_given,
         emit=emit_nothing,
         permute=free_permute,
     ),
-    Operator("Requantize", cir.DIALECT, refuse=refuse_tensors, emit=emit_requantize, permute=free_permute),
+    Operator("Requantize", cir.DIALECT, emit=emit_requantize, permute=free_permute),
 )

@@ -10,7 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler import ir as cir
-from compiler.ops.common import Operator, Refusal, RefuseError, refuse_tensors, same_scale
+from compiler.ops.common import Operator, Refusal, RefuseError, same_scale
+from compiler.ops.rules import Builtin
 from compiler.targets import Target
 
 if TYPE_CHECKING:
@@ -71,8 +72,6 @@ def refuse(node: ir.Node, target: Target) -> Refusal:
     if not axes:
         return "it reduces nothing"
     shape = cir.shape(x)
-    if 0 in axes and shape[0] > 1 and len(shape) > 1:
-        return f"it reduces the batch dimension of {list(shape)}"
     if not cir.attr(node, "keepdims", 1):
         return "it drops the reduced dimensions"
     if node.op_type == "ReduceMean":
@@ -82,7 +81,9 @@ def refuse(node: ir.Node, target: Target) -> Refusal:
             return f"it averages {positions} positions; up to {target.mean_positions} are known to compile"
         if inner in axes and shape[inner] % 4:
             return f"it averages {shape[inner]} channels; the Edge TPU needs a multiple of 4"
-    return refuse_tensors(node, target)
+    if 0 in axes and shape[0] > 1 and len(shape) > 1:
+        return f"it reduces the batch dimension of {list(shape)}"
+    return None
 
 
 def emit(node: ir.Node, w: Writer) -> None:
@@ -90,6 +91,8 @@ def emit(node: ir.Node, w: Writer) -> None:
     inputs = [w.tensor(node.inputs[0]), w.ints(axes_of(node))]
     w.add(name, version, inputs, [w.tensor(node.outputs[0])], {"keepDims": True})
 
+
+BUILTINS = tuple(Builtin(name, version) for name, version in _BUILTIN.values())
 
 OPERATORS = (
     Operator("ReduceMean", lower=lower, refuse=refuse, emit=emit, permute=permute),

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from compiler import ir as cir
-from compiler.ops.common import Operator, RefuseError, free_permute, refuse_tensors, same_scale
+from compiler.ops.common import Operator, RefuseError, free_permute, same_scale
+from compiler.ops.rules import Builtin
 
 if TYPE_CHECKING:
     from compiler.emit.tflite import Writer
@@ -41,13 +42,13 @@ def emit(node: ir.Node, w: Writer) -> None:
     w.add("RESHAPE", 1, [w.tensor(node.inputs[0]), w.ints(shape)], [w.tensor(y)], {"newShape": list(shape)})
 
 
+BUILTINS = (Builtin("RESHAPE", 1),)
+
 OPERATORS = (
-    Operator("Reshape", lower=lower, refuse=refuse_tensors, scales=same_scale, emit=emit),
+    Operator("Reshape", lower=lower, scales=same_scale, emit=emit),
     Operator("Flatten", lower=lower),
     Operator("Squeeze", lower=lower),
     Operator("Unsqueeze", lower=lower),
-    Operator(
-        "Identity", lower=lower_nothing, refuse=refuse_tensors, scales=same_scale, emit=emit, permute=free_permute
-    ),
+    Operator("Identity", lower=lower_nothing, scales=same_scale, emit=emit, permute=free_permute),
     Operator("Dropout", lower=lower_nothing),
 )

@@ -12,7 +12,9 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler import ir as cir
-from compiler.ops.common import Operator, RefuseError, refuse_tensors, same_scale
+from compiler.ops.common import Operator, RefuseError, same_scale
+from compiler.ops.rules import Builtin, OpInfo, Rule
+from compiler.targets import Target
 
 if TYPE_CHECKING:
     from compiler.emit.tflite import Writer
@@ -136,7 +138,21 @@ def emit(node: ir.Node, w: Writer) -> None:
     w.add(name, 3 if half else 2, inputs, [w.tensor(y)], {"alignCorners": align, "halfPixelCenters": half})
 
 
+def _one_pixel(op: OpInfo, target: Target) -> str | None:
+    image = op.inputs[0]
+    return f"it is {list(image.shape)}" if image is not None and image.shape[1:3] == (1, 1) else None
+
+
+_PIXELS = Rule(
+    "the image is larger than one pixel",
+    _one_pixel,
+    "measured",
+    "deeplabv3 of google-coral test_data",
+)
+
+BUILTINS = (Builtin("RESIZE_BILINEAR", 3, (_PIXELS,)), Builtin("RESIZE_NEAREST_NEIGHBOR", 3))
+
 OPERATORS = (
     Operator("Resize", lower=lower),
-    Operator("Resize2D", cir.DIALECT, refuse=refuse_tensors, scales=same_scale, emit=emit),
+    Operator("Resize2D", cir.DIALECT, scales=same_scale, emit=emit),
 )

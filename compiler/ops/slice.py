@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler import ir as cir
-from compiler.ops.common import Operator, Refusal, RefuseError, refuse_tensors, same_scale
+from compiler.ops.common import Operator, Refusal, RefuseError, same_scale
+from compiler.ops.rules import Builtin
 from compiler.targets import Target
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def refuse(node: ir.Node, target: Target) -> Refusal:
         return "its bounds are computed at run time"
     if ranges(node) is None:
         return f"its steps are {cir.ints(cir.arg(node, 4))}; STRIDED_SLICE on the Edge TPU has steps of one"
-    return refuse_tensors(node, target)
+    return None
 
 
 def emit(node: ir.Node, w: Writer) -> None:
@@ -74,6 +75,8 @@ def lower_gather(node: ir.Node, b: cir.Builder) -> None:
     part = b.op("Slice", [x, *bounds])
     b.replace(b.reshape(part, cir.shape(node.outputs[0])))
 
+
+BUILTINS = (Builtin("STRIDED_SLICE", 2),)
 
 OPERATORS = (
     Operator("Slice", refuse=refuse, scales=same_scale, emit=emit, permute=permute),

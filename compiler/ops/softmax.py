@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from compiler import ir as cir
-from compiler.ops.common import Operator, Refusal, RefuseError, Scales, refuse_tensors
+from compiler.ops.common import Operator, Refusal, Scales
+from compiler.ops.rules import Builtin, OpInfo, Rule
 from compiler.targets import Target
 
 if TYPE_CHECKING:
@@ -31,13 +33,11 @@ def refuse(node: ir.Node, target: Target) -> Refusal:
     assert x is not None
     shape = cir.shape(x)
     axis = cir.axis_of(int(cir.attr(node, "axis", -1)), len(shape))
-    if cir.size(x) != shape[axis]:
+    if axis != len(shape) - 1:
         return f"it has {cir.size(x) // shape[axis]} rows; SOFTMAX on the Edge TPU takes one"
-    if shape[axis] > target.softmax_elements:
-        return f"it has {shape[axis]} elements; SOFTMAX on the Edge TPU takes {target.softmax_elements}"
     if node.outputs[0].is_graph_output() or _leaves(node.outputs[0]):
         return "it gives the model's output: int8 would round every probability below 1/512 to zero"
-    return refuse_tensors(node, target)
+    return None
 
 
 def _leaves(value: ir.Value) -> bool:
@@ -57,11 +57,25 @@ def emit(node: ir.Node, w: Writer) -> None:
     w.add("SOFTMAX", 2, [w.tensor(node.inputs[0])], [w.tensor(node.outputs[0])], {"beta": 1.0})
 
 
-def lower_log_softmax(node: ir.Node, b: cir.Builder) -> None:
-    raise RefuseError("the Edge TPU has no LOG_SOFTMAX")
+def _rows(op: OpInfo, target: Target) -> str | None:
+    shape = op.outputs[0].shape
+    return f"it has {math.prod(shape[:-1])} rows" if math.prod(shape[:-1]) > 1 else None
 
 
-OPERATORS = (
-    Operator("Softmax", lower=lower, refuse=refuse, scales=scales, emit=emit),
-    Operator("LogSoftmax", lower=lower_log_softmax),
+def _elements(op: OpInfo, target: Target) -> str | None:
+    count = op.outputs[0].shape[-1]
+    return f"it has {count} elements" if count > target.softmax_elements else None
+
+
+BUILTINS = (
+    Builtin(
+        "SOFTMAX",
+        2,
+        (
+            Rule("it has one row", _rows, "documented"),
+            Rule("a row has at most 16,384 elements", _elements, "measured", "LibrEdgeTPU bright_128x128"),
+        ),
+    ),
 )
+
+OPERATORS = (Operator("Softmax", lower=lower, refuse=refuse, scales=scales, emit=emit),)

@@ -1,4 +1,4 @@
-"""SpaceToDepth: SPACE_TO_DEPTH. DepthToSpace has no counterpart on the Edge TPU."""
+"""SpaceToDepth: SPACE_TO_DEPTH."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from compiler import ir as cir
-from compiler.ops.common import Operator, RefuseError, refuse_tensors, same_scale
+from compiler.ops.common import Operator, same_scale
+from compiler.ops.rules import Builtin
 
 if TYPE_CHECKING:
     from compiler.emit.tflite import Writer
@@ -21,17 +22,14 @@ def lower(node: ir.Node, b: cir.Builder) -> None:
     b.replace(cir.to_nchw(b, y))
 
 
-def lower_depth_to_space(node: ir.Node, b: cir.Builder) -> None:
-    raise RefuseError("the Edge TPU has no DEPTH_TO_SPACE")
-
-
 def emit(node: ir.Node, w: Writer) -> None:
     options = {"blockSize": int(cir.attr(node, "blocksize"))}
     w.add("SPACE_TO_DEPTH", 2, [w.tensor(node.inputs[0])], [w.tensor(node.outputs[0])], options)
 
 
+BUILTINS = (Builtin("SPACE_TO_DEPTH", 2),)
+
 OPERATORS = (
     Operator("SpaceToDepth", lower=lower),
-    Operator("SpaceToDepth2D", cir.DIALECT, refuse=refuse_tensors, scales=same_scale, emit=emit),
-    Operator("DepthToSpace", lower=lower_depth_to_space),
+    Operator("SpaceToDepth2D", cir.DIALECT, scales=same_scale, emit=emit),
 )

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from compiler import ir as cir
-from compiler.ops.common import Operator, Refusal, refuse_tensors, same_scale
+from compiler.ops.common import Operator, Refusal, same_scale
+from compiler.ops.rules import Builtin
 from compiler.targets import Target
 
 if TYPE_CHECKING:
@@ -22,12 +23,14 @@ def permutation(node: ir.Node) -> tuple[int, ...]:
 def refuse(node: ir.Node, target: Target) -> Refusal:
     if len(cir.shape(node.inputs[0])) > 4:
         return "it has more than four dimensions"
-    return refuse_tensors(node, target)
+    return None
 
 
 def emit(node: ir.Node, w: Writer) -> None:
     inputs = [w.tensor(node.inputs[0]), w.ints(permutation(node))]
     w.add("TRANSPOSE", 2, inputs, [w.tensor(node.outputs[0])], {})
 
+
+BUILTINS = (Builtin("TRANSPOSE", 5),)
 
 OPERATORS = (Operator("Transpose", refuse=refuse, scales=same_scale, emit=emit),)

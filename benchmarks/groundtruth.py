@@ -1,0 +1,68 @@
+"""Agreement of `check` with what edgetpu_compiler did to public models, operator by operator.
+
+    python benchmarks/groundtruth.py FOLDER
+
+FOLDER holds pairs.json, an array of models with their operators before compiling (`ops`: op, version, inputs, outputs,
+options) and the counts of operators that the real compiler left on the CPU (`cpu_counts`), and, for some of the
+models, pairs/NAME/model.tflite. Every disagreement is printed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from compiler.legality import check
+from compiler.ops import BUILTINS
+from compiler.ops.rules import OpInfo, TensorInfo, judge
+from compiler.targets import Target
+
+
+def agreement(folder: Path) -> tuple[int, int, list[str]]:
+    """(operators that agree, all operators, a line for each model that differs)."""
+    target = Target.load()
+    agree, total, lines = 0, 0, []
+    for pair in json.loads((folder / "pairs.json").read_text()):
+        file = folder / "pairs" / pair["name"] / "model.tflite"
+        if file.is_file():
+            rows = [(str(r["operator"]), r["reason"]) for r in check(file, target)]
+        else:
+            rows = listed(pair["ops"], target)
+        ours, real = Counter(name for name, reason in rows if reason), Counter(pair["cpu_counts"])
+        wrong = sum(((ours - real) + (real - ours)).values())
+        agree, total = agree + pair["n_ops"] - wrong, total + pair["n_ops"]
+        if wrong:
+            reasons = sorted({f"{name}: {reason}" for name, reason in rows if reason})
+            lines.append(f"{pair['name']}: predicted {dict(ours)}, real {dict(real)}; {'; '.join(reasons)}")
+    return agree, total, lines
+
+
+def listed(ops: list[dict[str, Any]], target: Target) -> list[tuple[str, str | None]]:
+    """Judges a list without tensor names: everything behind the first refusal that follows a mapped one stays."""
+    rows: list[tuple[str, str | None]] = []
+    mapped = stopped = False
+    for entry in ops:
+        inputs, outputs = ([tensor(t) for t in entry[side]] for side in ("inputs", "outputs"))
+        op = OpInfo(entry["op"], entry["version"], tuple(inputs), tuple(outputs), entry.get("options") or {})  # type: ignore[arg-type]
+        reason = judge(op, BUILTINS, target)
+        if reason is None and stopped:
+            reason = "it follows an operator that is not mapped"
+        stopped |= reason is not None and mapped
+        mapped |= reason is None
+        rows.append((op.builtin, reason))
+    return rows
+
+
+def tensor(entry: dict[str, Any] | None) -> TensorInfo | None:
+    if entry is None:
+        return None
+    return TensorInfo("a tensor", tuple(entry["shape"]), entry["dtype"].lower(), entry["const"], entry["const"])
+
+
+if __name__ == "__main__":
+    agree, total, lines = agreement(Path(sys.argv[1]))
+    print(*lines, sep="\n")
+    print(f"{agree} of {total} operators agree ({agree / total:.2%})")

@@ -1,0 +1,78 @@
+"""`check` and the rules, against what the real compiler did where that is at hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.groundtruth import agreement
+from compiler.ops import BUILTINS, document
+from compiler.ops.rules import COMMON, OpInfo, TensorInfo, judge
+from compiler.targets import Target
+from tests.conftest import Cli
+
+ROOT = Path(__file__).parent.parent
+GROUNDTRUTH = ROOT.parent / "shared" / "groundtruth"
+TARGET = Target.load()
+
+
+def op(builtin: str, *shapes: tuple[int, ...], version: int = 1, dtype: str = "int8", **options: object) -> OpInfo:
+    *inputs, output = (TensorInfo(f"t{i}", shape, dtype) for i, shape in enumerate(shapes))
+    return OpInfo(builtin, version, tuple(inputs), (output,), options)
+
+
+def test_page_is_current() -> None:
+    assert (ROOT / "docs" / "supported-ops.md").read_text() == document.page()
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        (op("LOGISTIC", (1, 8), (1, 8), version=3), "version 3"),
+        (op("GATHER", (1, 8), (1, 8)), "no GATHER"),
+        (op("LOGISTIC", (1, 8), (1, 8), dtype="float32"), "float32"),
+        (op("LOGISTIC", (1, -1), (1, 8)), "static"),
+        (op("LOGISTIC", (1, 0), (1, 0)), "not empty"),
+        (op("LOGISTIC", (2, 2, 3, 4), (2, 2, 3, 4)), "innermost"),
+        (op("MAX_POOL_2D", (1, 4, 4, 1), (1, 2, 2, 1), fusedActivationFunction=1), "activation 1"),
+        (op("RESIZE_BILINEAR", (1, 1, 1, 8), (1, 4, 4, 8)), "one pixel"),
+        (op("ADD", (1, 1, 2, 3, 4), (1, 1, 2, 3, 4)), "four dimensions"),
+    ],
+)
+def test_rules_refuse(case: OpInfo, words: str) -> None:
+    assert words in str(judge(case, BUILTINS, TARGET))
+
+
+def test_rules_accept() -> None:
+    assert judge(op("LOGISTIC", (1, 8, 8, 4), (1, 8, 8, 4), version=2), BUILTINS, TARGET) is None
+
+
+def test_every_rule_names_its_source() -> None:
+    for rule in [*COMMON, *(r for b in BUILTINS.values() for r in b.rules)]:
+        assert rule.needs and rule.source and rule.standing in ("documented", "measured", "assumed")
+
+
+def test_segments_that_we_write_would_map(small_model: Path, tmp_path: Path, run_cli: Cli) -> None:
+    np.savez(tmp_path / "c.npz", x=np.random.default_rng(0).standard_normal((2, 3, 16, 16)).astype(np.float32))
+    assert run_cli("build", small_model, "-o", tmp_path / "b", "--calibration", tmp_path / "c.npz")[0] == 0
+    for segment in (tmp_path / "b" / "segments").glob("*.tflite"):
+        code, out, _ = run_cli("check", segment, "--json")
+        assert code == 0 and json.loads(out) and all(row["reason"] is None for row in json.loads(out))
+        assert "would map" in run_cli("check", segment)[1]
+
+
+def test_check_of_what_is_no_tflite(tmp_path: Path, run_cli: Cli) -> None:
+    for content in (b"", b"hello, hello, hello", b"\x00\x00\x00\x00TFL3" + bytes(100)):
+        (tmp_path / "m.tflite").write_bytes(content)
+        code, _, err = run_cli("check", tmp_path / "m.tflite")
+        assert code == 2 and "not a TFLite model" in err
+    assert run_cli("check", tmp_path / "none.tflite")[0] == 2
+
+
+@pytest.mark.skipif(not GROUNDTRUTH.is_dir(), reason="no compiled models at hand")
+def test_agrees_with_the_real_compiler() -> None:
+    agree, total, _ = agreement(GROUNDTRUTH)
+    assert agree / total >= 0.99
