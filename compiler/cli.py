@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from compiler import build as building
-from compiler import bundle, legality, report
+from compiler import bundle, darwinn, legality, report
 from compiler.errors import BundleError, CalibrationError, CompilerError, OptionError, OutputError
 from compiler.quantize.calibrate import Observers
 from compiler.quantize.samples import ImageOptions
@@ -91,13 +92,25 @@ def build(
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A bundle, or an ONNX file for a dry run.")],
+    path: Annotated[
+        Path, typer.Argument(help="A bundle, an ONNX file for a dry run, or a file that edgetpu_compiler wrote.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
     dim: Dims = None,
     shape: Shapes = None,
     target: TargetName = "edgetpu",
 ) -> None:
-    """Show the segments of a bundle, or those that an ONNX file would get, and why nodes are on the host."""
+    """Show the segments of a bundle, or those that an ONNX file would get, and why nodes are on the host.
+
+    Of a compiled *_edgetpu.tflite file, show its executables and what is cached and streamed.
+    """
+    if path.suffix == ".tflite":
+        packages, on_cpu = darwinn.read(path)
+        if as_json:
+            print(json.dumps({"packages": [asdict(p) for p in packages], "on_cpu": on_cpu}, indent=1))
+        else:
+            report.show_compiled(out, path.name, packages, on_cpu)
+        return
     if path.is_dir():
         plan = bundle.load(path).manifest
     else:

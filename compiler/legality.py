@@ -147,12 +147,16 @@ def _tensor(tensor: Any, index: int, buffers: Sequence[Any]) -> TensorInfo:
     return TensorInfo(f"{name}#{index}", dims, _DTYPES[tensor.type], held, zeros)
 
 
-def _op(operator: Any, codes: Sequence[Any], infos: Sequence[TensorInfo]) -> OpInfo:
-    code = codes[operator.opcodeIndex]
+def op_name(code: Any) -> str:
+    """TFLite's name of an operator code, CUSTOM:NAME for a custom one."""
     builtin = max(code.builtinCode, code.deprecatedBuiltinCode)
     name = _NAMES.get(builtin, str(builtin))
-    if name == "CUSTOM" and code.customCode is not None:
-        name = f"CUSTOM:{code.customCode.decode('utf-8', 'replace')}"
+    custom = name == "CUSTOM" and code.customCode is not None
+    return f"CUSTOM:{code.customCode.decode('utf-8', 'replace')}" if custom else name
+
+
+def _op(operator: Any, codes: Sequence[Any], infos: Sequence[TensorInfo]) -> OpInfo:
+    code = codes[operator.opcodeIndex]
     inputs = tuple(infos[i] if i >= 0 else None for i in operator.inputs)
     options = vars(operator.builtinOptions) if operator.builtinOptions is not None else {}
-    return OpInfo(name, code.version, inputs, tuple(infos[i] for i in operator.outputs), options)
+    return OpInfo(op_name(code), code.version, inputs, tuple(infos[i] for i in operator.outputs), options)

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from compiler.darwinn import Package
 from compiler.verify import worst_segment
 
 
@@ -90,6 +91,27 @@ def show_quality(console: Console, quality: Mapping[str, Any]) -> None:
     worst = worst_segment(quality)
     if worst is not None:
         console.print(f"Segment {worst[0]} loses most by itself: {worst[1]:.1f} dB.", highlight=False)
+
+
+def show_compiled(console: Console, name: str, packages: Sequence[Package], on_cpu: Mapping[str, int]) -> None:
+    """The executables of a compiled file and what each invocation sends."""
+    for package in packages:
+        console.print(f"[bold]{escape(name)}[/]: compiler {package.compiler}", highlight=False)
+        table = Table(box=None, header_style="bold")
+        table.add_column("executable")
+        for column in ("parameters", "instructions", "DMA in", "DMA out", "narrow memory/tile"):
+            table.add_column(column, justify="right")
+        for e in package.executables:
+            sizes = (e.parameters, e.instructions, e.dma_in, e.dma_out, e.narrow_memory_per_tile)
+            table.add_row(e.kind, *(size(number) for number in sizes))
+        console.print(table)
+        console.print(
+            f"parameters cached {size(package.cached) or '0 B'}, streamed at each run {size(package.streamed) or '0 B'}; "
+            f"needs runtime {package.min_runtime}; caching token {package.executables[0].token}",
+            highlight=False,
+        )
+    left = ", ".join(f"{count} {operator}" for operator, count in sorted(on_cpu.items()))
+    console.print(f"on the CPU: {left or 'nothing'}", highlight=False)
 
 
 def show_check(console: Console, name: str, rows: Sequence[Mapping[str, str | None]]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.groundtruth import agreement
+from compiler import darwinn
 from compiler.ops import BUILTINS, document
 from compiler.ops.rules import COMMON, OpInfo, TensorInfo, judge
 from compiler.targets import Target
@@ -72,7 +73,35 @@ def test_check_of_what_is_no_tflite(tmp_path: Path, run_cli: Cli) -> None:
     assert run_cli("check", tmp_path / "none.tflite")[0] == 2
 
 
-@pytest.mark.skipif(not GROUNDTRUTH.is_dir(), reason="no compiled models at hand")
+at_hand = pytest.mark.skipif(not GROUNDTRUTH.is_dir(), reason="no compiled models at hand")
+
+
+@at_hand
+def test_compiled_files_are_read(run_cli: Cli) -> None:
+    """Cached and streamed parameters, and operators on the CPU, of every compiled model."""
+    files = sorted(GROUNDTRUTH.glob("pairs/*/model_edgetpu.tflite"))
+    known = {p["name"]: p for p in json.loads((GROUNDTRUTH / "pairs.json").read_text())}
+    assert files
+    for file in files:
+        packages, on_cpu = darwinn.read(file)
+        pair = known[file.parent.name]
+        assert sum(p.cached for p in packages) == pair["cached_bytes"]
+        assert sum(p.streamed for p in packages) == pair["streamed_bytes"]
+        assert sum(on_cpu.values()) == pair["n_cpu"]
+        assert all(e.instructions for p in packages for e in p.executables)
+    code, out, _ = run_cli("inspect", files[0])
+    assert code == 0 and "parameters cached" in out
+    code, out, _ = run_cli("inspect", files[0], "--json")
+    assert code == 0 and json.loads(out)["packages"][0]["executables"]
+
+
+def test_plain_files_are_not_compiled_ones(small_model: Path, tmp_path: Path, run_cli: Cli) -> None:
+    assert run_cli("build", small_model, "-o", tmp_path / "b")[0] == 0
+    code, _, err = run_cli("inspect", tmp_path / "b" / "segments" / "01.tflite")
+    assert code == 2 and "not compiled for the Edge TPU" in err
+
+
+@at_hand
 def test_agrees_with_the_real_compiler() -> None:
     agree, total, _ = agreement(GROUNDTRUTH)
     assert agree / total >= 0.99
