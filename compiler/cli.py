@@ -92,9 +92,7 @@ def build(
 
 @app.command()
 def inspect(
-    path: Annotated[
-        Path, typer.Argument(help="A bundle, an ONNX file for a dry run, or a file that edgetpu_compiler wrote.")
-    ],
+    path: Annotated[Path, typer.Argument(help="A bundle, an ONNX file (a dry run), or a compiled .tflite file.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
     dim: Dims = None,
     shape: Shapes = None,

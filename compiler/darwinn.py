@@ -20,7 +20,7 @@ from compiler.errors import ModelError
 from compiler.legality import op_name
 
 _CUSTOM = "edgetpu-custom-op"
-_KINDS = ("stand-alone", "parameter-caching", "execution-only")
+_KINDS = ("stand-alone", "caching", "execution")
 _DESCRIPTOR = 1  # of the union AnyHint
 _OUTFEED = 1  # of the enum Direction
 
@@ -51,11 +51,11 @@ class Package:
 
     @property
     def cached(self) -> int:
-        return sum(e.parameters for e in self.executables if e.kind == "parameter-caching")
+        return sum(e.parameters for e in self.executables if e.kind == "caching")
 
     @property
     def streamed(self) -> int:
-        return sum(e.parameters for e in self.executables if e.kind != "parameter-caching")
+        return sum(e.parameters for e in self.executables if e.kind != "caching")
 
 
 def read(path: Path) -> tuple[list[Package], Counter[str]]:
@@ -70,9 +70,7 @@ def read(path: Path) -> tuple[list[Package], Counter[str]]:
     except Exception as error:
         raise ModelError(f"{path}: not a compiled TFLite model: {error}") from error
     if not packages:
-        raise ModelError(
-            f"{path}: not compiled for the Edge TPU: it has no {_CUSTOM}; use check on plain .tflite files"
-        )
+        raise ModelError(f"{path}: not compiled for the Edge TPU: it has no {_CUSTOM}; `check` takes plain files")
     return packages, Counter(name for name, _ in named if name != f"CUSTOM:{_CUSTOM}")
 
 

@@ -89,7 +89,14 @@ def _unpack(graph: ir.Graph) -> None:
         small = isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= SMALL
         if small or (isinstance(tensor, ir.TensorProtoTensor) and tensor.dtype != ir.DataType.STRING):
             assert tensor is not None
-            value.const_value = ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)
+            try:
+                array = tensor.numpy()
+            except ValueError as error:
+                shape = list(tensor.shape)
+                raise ModelError(
+                    f"weights '{value.name}' {shape} hold another number of values: export again"
+                ) from error
+            value.const_value = ir.tensor(array, dtype=tensor.dtype, name=value.name)
 
 
 def _check_external_data(model: ir.Model, path: Path) -> None:

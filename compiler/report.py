@@ -99,14 +99,14 @@ def show_compiled(console: Console, name: str, packages: Sequence[Package], on_c
         console.print(f"[bold]{escape(name)}[/]: compiler {package.compiler}", highlight=False)
         table = Table(box=None, header_style="bold")
         table.add_column("executable")
-        for column in ("parameters", "instructions", "DMA in", "DMA out", "narrow memory/tile"):
+        for column in ("parameters", "instructions", "DMA in", "DMA out", "memory/tile"):
             table.add_column(column, justify="right")
         for e in package.executables:
             sizes = (e.parameters, e.instructions, e.dma_in, e.dma_out, e.narrow_memory_per_tile)
             table.add_row(e.kind, *(size(number) for number in sizes))
         console.print(table)
         console.print(
-            f"parameters cached {size(package.cached) or '0 B'}, streamed at each run {size(package.streamed) or '0 B'}; "
+            f"cached {size(package.cached) or '0 B'}, streamed at each run {size(package.streamed) or '0 B'}; "
             f"needs runtime {package.min_runtime}; caching token {package.executables[0].token}",
             highlight=False,
         )

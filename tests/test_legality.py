@@ -90,7 +90,7 @@ def test_compiled_files_are_read(run_cli: Cli) -> None:
         assert sum(on_cpu.values()) == pair["n_cpu"]
         assert all(e.instructions for p in packages for e in p.executables)
     code, out, _ = run_cli("inspect", files[0])
-    assert code == 0 and "parameters cached" in out
+    assert code == 0 and "streamed at each run" in out
     code, out, _ = run_cli("inspect", files[0], "--json")
     assert code == 0 and json.loads(out)["packages"][0]["executables"]
 
