@@ -56,7 +56,9 @@ class Draft(Writer):
     def clamps(self, x: ir.Value, y: ir.Value, limits: tuple[float, float]) -> bool:
         return False
 
-    def filters(self, weight: ir.Value, bias: ir.Value, x: ir.Value, order: Sequence[int]) -> tuple[int, int]:
+    def filters(self, node: ir.Node, order: Sequence[int]) -> tuple[int, int]:
+        _, weight, bias = node.inputs
+        assert weight is not None and bias is not None
         shape = tuple(cir.shape(weight)[i] for i in order)
         parameters = [(weight, shape, "int8"), (bias, cir.shape(bias), "int32")]
         first, second = (self._info(str(v.name), s, d, cir.is_const(v)) for v, s, d in parameters)

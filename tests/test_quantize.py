@@ -27,29 +27,44 @@ def test_range_holds_zero_exactly() -> None:
     assert from_range(0, 0) == Quant(1.0, 0)
 
 
+def around(input_scale: float, output_scale: float = 1.0) -> weights.Surroundings:
+    return weights.Surroundings("w", input_scale, output_scale)
+
+
+def test_channel_too_small_to_matter() -> None:
+    """Its factor would be smaller than kernels take; it becomes zero."""
+    w = np.array([[1.0, -1.0], [1e-20, 1e-21]], np.float32)
+    quantized, scales, _ = weights.quantize(w, np.zeros(2, np.float32), around(0.5, 2.0))
+    assert scales[1] * 0.5 / 2.0 >= 2.0**-32 and quantized.tolist() == [[127, -127], [0, 0]]
+    _, scales, _ = weights.quantize(w * np.float32(1e9), np.zeros(2, np.float32), around(0.5, 1e-6))
+    assert scales[0] * 0.5 / 1e-6 < 256
+
+
 def test_weights_per_channel() -> None:
     w = np.array([[127.0, -3.0], [0.5, 0.25]], np.float32)
-    quantized, scales, bias = weights.quantize(w, np.array([1.0, -1.0], np.float32), 0.5, "w")
+    quantized, scales, bias = weights.quantize(w, np.array([1.0, -1.0], np.float32), around(0.5))
     assert quantized.tolist() == [[127, -3], [127, 64]]
     assert np.allclose(scales, [1.0, 0.5 / 127]) and bias.tolist() == [2, -508]
 
 
 def test_dead_channel_keeps_its_bias() -> None:
-    quantized, scales, bias = weights.quantize(np.zeros((2, 3), np.float32), np.array([7.0, 0.0], np.float32), 0.1, "w")
+    quantized, scales, bias = weights.quantize(
+        np.zeros((2, 3), np.float32), np.array([7.0, 0.0], np.float32), around(0.1)
+    )
     assert not quantized.any() and scales[0] > 0 and scales[1] > 0
     assert np.isclose(bias[0] * np.float64(scales[0]) * 0.1, 7.0, rtol=1e-6) and bias[1] == 0
 
 
 def test_bias_that_would_overflow_widens_the_scale() -> None:
     tiny = np.full((1, 4), 1e-9, np.float32)
-    _, scales, bias = weights.quantize(tiny, np.array([1000.0], np.float32), 1e-3, "w")
+    _, scales, bias = weights.quantize(tiny, np.array([1000.0], np.float32), around(1e-3))
     assert abs(int(bias[0])) <= 2**30 + 1024
     assert np.isclose(bias[0] * np.float64(scales[0]) * 1e-3, 1000.0, rtol=1e-6)
 
 
 def test_infinite_weights_are_named() -> None:
     with pytest.raises(ModelError, match="'w'"):
-        weights.quantize(np.array([[np.inf]], np.float32), np.zeros(1, np.float32), 1.0, "w")
+        weights.quantize(np.array([[np.inf]], np.float32), np.zeros(1, np.float32), around(1.0))
 
 
 def test_observers_cut_outliers() -> None:

@@ -95,15 +95,17 @@ class Writer:
         quant = quant or from_range(float(array.min()), float(array.max()))
         return self._add(name, array.shape, quant.quantize(array), quant)
 
-    def filters(self, weight: ir.Value, bias: ir.Value, x: ir.Value, order: Sequence[int]) -> tuple[int, int]:
-        """(weights, bias) of a convolution or fully-connected layer. `order` puts ONNX's axes into TFLite's order."""
-        w, b = cir.const(weight), cir.const(bias)
-        assert w is not None and b is not None
-        quantized, scales, biases = weights.quantize(w, b, self.quant(x).scale, str(weight.name), cir.grid(weight))
+    def filters(self, node: ir.Node, order: Sequence[int]) -> tuple[int, int]:
+        """(weights, bias) of a node of x, weights and bias. `order` puts ONNX's axes into TFLite's order."""
+        x, weight, bias = node.inputs
+        assert weight is not None and bias is not None
+        input_scale, output_scale = self.quant(x).scale, self.quant(node.outputs[0]).scale
+        around = weights.Surroundings(str(weight.name), input_scale, output_scale, cir.grid(weight))
+        quantized, scales, biases = weights.quantize(cir.array_of(weight), cir.array_of(bias), around)
         data = np.ascontiguousarray(quantized.transpose(order))
         axis = list(order).index(0)
         filters = self._add(str(weight.name), data.shape, data, None, (scales, axis))
-        bias_scales = (scales.astype(np.float64) * self.quant(x).scale).astype(np.float32)
+        bias_scales = (scales.astype(np.float64) * input_scale).astype(np.float32)
         return filters, self._add(str(bias.name), biases.shape, biases, None, (bias_scales, 0))
 
     def ints(self, values: Sequence[int]) -> int:

@@ -206,11 +206,11 @@ def macs(node: ir.Node) -> int:
 
 
 def emit(node: ir.Node, w: Writer) -> None:
-    x, weight, bias = node.inputs
-    assert x is not None and weight is not None and bias is not None
+    x, weight, _ = node.inputs
+    assert x is not None and weight is not None
     depthwise = node.op_type == "DepthwiseConv2D"
     order = (1, 2, 3, 0) if depthwise else (0, 2, 3, 1)
-    filters, biases = w.filters(weight, bias, x, order)
+    filters, biases = w.filters(node, order)
     strides, dilations = cir.attr(node, "strides"), cir.attr(node, "dilations")
     options = {
         "padding": w.padding(cir.attr(node, "pads")),
@@ -227,13 +227,11 @@ def emit(node: ir.Node, w: Writer) -> None:
 
 
 def emit_transpose_conv(node: ir.Node, w: Writer) -> None:
-    x, weight, bias = node.inputs
-    assert x is not None and weight is not None and bias is not None
-    filters, biases = w.filters(weight, bias, x, (0, 2, 3, 1))
+    filters, biases = w.filters(node, (0, 2, 3, 1))
     strides = cir.attr(node, "strides")
     options = {"padding": w.padding(cir.attr(node, "pads")), "strideH": strides[0], "strideW": strides[1]}
     size = w.ints(cir.shape(node.outputs[0]))
-    w.add("TRANSPOSE_CONV", 3, [size, filters, w.tensor(x), biases], [w.tensor(node.outputs[0])], options)
+    w.add("TRANSPOSE_CONV", 3, [size, filters, w.tensor(node.inputs[0]), biases], [w.tensor(node.outputs[0])], options)
 
 
 def _kernel(op: OpInfo, target: Target) -> str | None:

@@ -93,11 +93,9 @@ def layers(node: ir.Node) -> tuple[Layer, ...]:
 
 
 def emit(node: ir.Node, w: Writer) -> None:
-    x, weight, bias = node.inputs
-    assert x is not None and weight is not None and bias is not None
-    filters, biases = w.filters(weight, bias, x, (0, 1))
+    filters, biases = w.filters(node, (0, 1))
     options = {"fusedActivationFunction": 0, "keepNumDims": False}
-    w.add("FULLY_CONNECTED", 4, [w.tensor(x), filters, biases], [w.tensor(node.outputs[0])], options)
+    w.add("FULLY_CONNECTED", 4, [w.tensor(node.inputs[0]), filters, biases], [w.tensor(node.outputs[0])], options)
 
 
 def _rows(op: OpInfo, target: Target) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from compiler.errors import ModelError
@@ -10,25 +12,38 @@ from compiler.errors import ModelError
 BIAS_LIMIT = 2**30
 
 
-def quantize(
-    weight: np.ndarray, bias: np.ndarray, input_scale: float, name: str, grid: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+# Kernels multiply sums by (input scale x weight scale / output scale); XNNPACK takes factors from 2^-32 to 256. A
+# smaller one cannot change the output, a larger one lets the smallest step of the input fill its whole range.
+LEAST_FACTOR, MOST_FACTOR = 2.0**-31, 255.0
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What quantizing a weight depends on: its name, the scales around it, and the grid that it may come on."""
+
+    name: str
+    input_scale: float
+    output_scale: float
+    grid: np.ndarray | None = None
+
+
+def quantize(weight: np.ndarray, bias: np.ndarray, around: Surroundings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(int8 weights, float32 scale per output channel, int32 bias). Output channels are the first axis.
 
-    `grid` gives the scales of weights that came as int8.
-
-    A channel whose bias would overflow gets a larger weight scale; a dead channel (all zero) any that holds its bias.
-    Raises ModelError for weights that are not finite.
+    Weights that came as int8 keep the scales of their grid. A channel whose bias would overflow gets a larger weight
+    scale; a dead channel (all zero, or too small to change the output) any that holds its bias. Raises ModelError for
+    weights that are not finite.
     """
     flat = weight.reshape(len(weight), -1).astype(np.float64)
     largest = np.maximum(flat.max(axis=1, initial=0), -flat.min(axis=1, initial=0))
     if not np.isfinite(largest).all() or not np.isfinite(bias).all():
-        raise ModelError(f"weights '{name}' {list(weight.shape)} are not finite: repair or export the model again")
-    needed = np.abs(bias.astype(np.float64)) / (input_scale * BIAS_LIMIT)
-    scales = np.maximum(largest / 127 if grid is None else grid, needed)
-    scales = np.where(scales > 0, scales, 1.0)
-    scales = np.maximum(scales, np.finfo(np.float32).tiny).astype(np.float32)
+        shape = list(weight.shape)
+        raise ModelError(f"weights '{around.name}' {shape} are not finite: repair or export the model again")
+    needed = np.abs(bias.astype(np.float64)) / (around.input_scale * BIAS_LIMIT)
+    least, most = (f * around.output_scale / around.input_scale for f in (LEAST_FACTOR, MOST_FACTOR))
+    scales = np.maximum(largest / 127 if around.grid is None else around.grid, needed)
+    scales = np.clip(scales, max(least, float(np.finfo(np.float32).tiny)), most).astype(np.float32)
     steps = scales.astype(np.float64)
     quantized = np.clip(np.round(flat / steps[:, None]), -127, 127).astype(np.int8).reshape(weight.shape)
-    biases = np.clip(np.round(bias.astype(np.float64) / (steps * input_scale)), -(2**31), 2**31 - 1)
+    biases = np.clip(np.round(bias.astype(np.float64) / (steps * around.input_scale)), -(2**31), 2**31 - 1)
     return quantized, scales, biases.astype(np.int32)
