@@ -12,6 +12,7 @@ import onnx_ir as ir
 from compiler import ir as cir
 from compiler.ops import Scales, lookup
 from compiler.quantize.calibrate import Ranges
+from compiler.runtime import pipeline
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,10 @@ class Quant:
     zero_point: int
 
     def quantize(self, array: np.ndarray) -> np.ndarray:
-        return np.clip(np.round(array / np.float64(self.scale)) + self.zero_point, -128, 127).astype(np.int8)
+        return pipeline.quantize(array, self.scale, self.zero_point)
 
     def dequantize(self, array: np.ndarray) -> np.ndarray:
-        return ((array.astype(np.float32) - self.zero_point) * np.float32(self.scale)).astype(np.float32)
+        return pipeline.dequantize(array, self.scale, self.zero_point)
 
 
 def from_range(low: float, high: float) -> Quant:

@@ -15,11 +15,21 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def quantize(array: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
-    return np.clip(np.round(array / np.float64(scale)) + zero_point, -128, 127).astype(np.int8)
+    """real = scale * (int8 - zero_point), rounded to the nearest, ties to even, and saturated."""
+    steps = np.empty(array.shape, np.float32)
+    np.multiply(array, np.float32(1 / scale), out=steps, casting="same_kind")
+    np.rint(steps, out=steps)
+    steps += np.float32(zero_point)
+    np.minimum(steps, np.float32(127), out=steps)
+    np.maximum(steps, np.float32(-128), out=steps)
+    return steps.astype(np.int8)
 
 
 def dequantize(array: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
-    return (array.astype(np.float32) - np.float32(zero_point)) * np.float32(scale)
+    real = array.astype(np.float32)
+    real -= np.float32(zero_point)
+    real *= np.float32(scale)
+    return real
 
 
 class HostSegment:
@@ -31,6 +41,8 @@ class HostSegment:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        # Idle threads of one session would take the cores from the segment that runs next.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self._inputs = [i.name for i in self._session.get_inputs()]
         self._outputs = outputs
