@@ -173,21 +173,8 @@ def _samples(source: Path, pipeline: Pipeline) -> list[dict[str, np.ndarray]]:
         arrays = {pipeline.inputs[0]["name"]: loaded} if isinstance(loaded, np.ndarray) else dict(loaded.items())
     except (OSError, ValueError, EOFError) as error:
         raise CalibrationError(f"{source}: cannot be read as numpy arrays: {error}") from error
-    shapes = {i["name"]: tuple(i["shape"]) for i in pipeline.inputs}
-    single = all(arrays[n].shape == s for n, s in shapes.items() if n in arrays)
-    counts = {len(a) for n, a in arrays.items() if n in shapes and a.ndim}
     try:
-        if single or len(counts) != 1:
-            return [pipeline.check_inputs(arrays)]
-        return [
-            pipeline.check_inputs(
-                {
-                    n: a[i].reshape(shapes.get(n, a[i].shape)) if a[i].size == np.prod(shapes.get(n, ())) else a[i]
-                    for n, a in arrays.items()
-                }
-            )
-            for i in range(counts.pop())
-        ]
+        return pipeline.samples(arrays)
     except ValueError as error:
         raise CalibrationError(f"{source}: {error}") from error
 

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from compiler import ir as cir
 from compiler.errors import CalibrationError
+from compiler.runtime.pipeline import stacked
 
 Sample = dict[str, np.ndarray]
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
@@ -111,15 +112,12 @@ def _stacked(array: np.ndarray, value: ir.Value, where: str) -> tuple[np.ndarray
     what = f"{where}: array '{value.name}' {list(array.shape)} {array.dtype}"
     if array.dtype.kind != np.dtype(dtype).kind:
         raise CalibrationError(f"{what}: the model takes {np.dtype(dtype).name}")
-    if array.shape == shape:
-        array = array[None]
-    elif array.shape[1:] == shape[1:] and shape and shape[0] == 1:
-        array = array[:, None]
-    elif array.shape[1:] != shape:
+    found = stacked(array, shape)
+    if found is None:
         raise CalibrationError(f"{what}: the model takes {list(shape)}, or several stacked along the first axis")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise CalibrationError(f"{what}: holds NaN or infinity")
-    return array.astype(dtype, copy=False), len(array)
+    return found.astype(dtype, copy=False), len(found)
 
 
 def _image_input(path: Path, inputs: Sequence[ir.Value]) -> ir.Value:

@@ -76,6 +76,15 @@ class Pipeline:
             values.update(self.run_segment(index, values))
         return {o["name"]: convert(values[o["name"]], o) for o in self.outputs}
 
+    def samples(self, arrays: Arrays) -> list[dict[str, np.ndarray]]:
+        """Samples stacked along the first axis, one by one. Raises ValueError for what does not fit the inputs."""
+        shapes = {i["name"]: tuple(i["shape"]) for i in self.inputs}
+        stacks = {n: stacked(a, shapes[n]) if n in shapes else a[None] for n, a in arrays.items()}
+        counts = {len(a) for a in stacks.values() if a is not None}
+        if any(a is None for a in stacks.values()) or len(counts) != 1:
+            return [self.check_inputs(arrays)]  # which says what is wrong, if anything is
+        return [self.check_inputs({n: a[i] for n, a in stacks.items() if a is not None}) for i in range(counts.pop())]
+
     def run_segment(self, index: int, values: Arrays) -> dict[str, np.ndarray]:
         """The outputs of one segment, as it gives them: int8 from the TPU, whatever the model has from the host."""
         segment, runner = self.segments[index]
@@ -100,6 +109,18 @@ class Pipeline:
                 )
             values[name] = array.astype(dtype, copy=False)
         return values
+
+
+def stacked(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+    """One sample of `shape`, or several stacked along the first axis, as [samples, *shape]; None for anything else.
+
+    Where the shape begins with a batch of 1, samples may be stacked along the batch.
+    """
+    if array.shape == shape:
+        return array[None]
+    if shape[:1] == (1,) and array.shape[1:] == shape[1:]:
+        return array[:, None]
+    return array if array.shape[1:] == shape else None
 
 
 def convert(array: np.ndarray, tensor: Mapping[str, Any]) -> np.ndarray:

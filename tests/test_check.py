@@ -1,0 +1,43 @@
+"""A pass that is not exact is caught, with its name and the first tensor that differs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+
+import passes
+from compiler import build as building
+from compiler import ir as cir
+from compiler.errors import InternalError
+from compiler.targets import Target
+from tests.conftest import Cli
+
+
+def double(model: ir.Model, target: Target) -> None:
+    """Scales the second convolution's weights."""
+    node = next(n for n in model.graph if n.op_type == "Conv" and n.name == "second")
+    b = cir.Builder(model, cir.Names(model.graph), node)
+    node.replace_input_with(1, b.const(cir.array_of(node.inputs[1]) * 2, "doubled"))  # type: ignore[arg-type]
+
+
+def cut(model: ir.Model, target: Target) -> None:
+    """Leaves a node with an input that nothing makes."""
+    node = next(n for n in model.graph if n.name == "relu")
+    node.replace_input_with(0, ir.Value(name="nowhere"))
+
+
+@pytest.mark.parametrize(("broken", "words"), [(double, "'c2' differs"), (cut, "not valid after this pass")])
+def test_broken_pass(broken: passes.Pass, words: str, small_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "PASSES", (*passes.PASSES[:2], ("broken", broken), *passes.PASSES[2:]))
+    options = building.Options(check_passes=True)
+    with pytest.raises(InternalError, match=words) as caught:
+        building.lower(building.read(small_model, options), options)
+    assert caught.value.stage == "broken"
+
+
+def test_internal_errors_exit_with_70(small_model: Path, monkeypatch: pytest.MonkeyPatch, run_cli: Cli) -> None:
+    monkeypatch.setattr(passes, "PASSES", (*passes.PASSES[:2], ("broken", double)))
+    code, _, err = run_cli("build", small_model, "--check-passes")
+    assert code == 70 and "stage 'broken'" in err and "report it" in err
