@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 DIALECT = "edgetpu"
 OPSET = 23
 IR_VERSION = 11
 ORIGIN = "edgetpu.origin"
-REASON = "edgetpu.reason"
+REASON = "edgetpu.reason"  # why a lowering left a node in ONNX
+HOST = "edgetpu.host"  # why a pass keeps a node on the host although the TPU has it
 ROWS = "edgetpu.rows"
 GRID = "edgetpu.grid"
 COLUMN_GRID = "edgetpu.column_grid"
@@ -310,6 +312,17 @@ def infer_node(model: ir.Model, node: ir.Node) -> None:
             continue
         value.type = ir.serde.deserialize_type_proto_for_type(info.type)
         value.shape = ir.serde.deserialize_type_proto_for_shape(info.type)
+
+
+def until_stable(model: ir.Model, rewrite: Callable[[ir.Node, Builder], bool]) -> None:
+    """Offer every node of static shapes to `rewrite`, which says whether it changed anything, until none does."""
+    names, changed = Names(model.graph), True
+    while changed:
+        changed = False
+        for node in list(model.graph):
+            if node.graph is not None and all(is_static(v) for v in [*node.inputs, *node.outputs] if v is not None):
+                changed |= rewrite(node, Builder(model, names, node))
+        common.RemoveUnusedNodesPass()(model)
 
 
 def bypass(node: ir.Node, values: Sequence[ir.Value], made: frozenset[ir.Value] | set[ir.Value] = frozenset()) -> None:

@@ -25,6 +25,8 @@ from compiler.targets import Target
 
 def refusal(node: ir.Node, target: Target) -> str | None:
     """Why the Edge TPU does not run this node as it stands; None where it does."""
+    if cir.HOST in node.metadata_props:
+        return node.metadata_props[cir.HOST]
     operator = lookup(node)
     if operator is None or operator.emit is None:
         return node.metadata_props.get(cir.REASON, f"the Edge TPU has no {cir.kind(node)}")

@@ -58,13 +58,14 @@ def _span(nodes: Sequence[str]) -> str:
 
 
 def _reasons(reasons: Sequence[Mapping[str, str]]) -> Table:
-    """Nodes of the same operator and reason share a line."""
+    """Nodes of the same reason share a line."""
     table = Table("on the host", "nodes", "why", "for example", box=None, header_style="bold")
-    groups: dict[tuple[str, str], list[str]] = {}
+    groups: dict[str, list[Mapping[str, str]]] = {}
     for entry in reasons:
-        groups.setdefault((entry["operator"], entry["reason"]), []).append(entry["node"])
-    for (operator, reason), nodes in groups.items():
-        table.add_row(operator, str(len(nodes)), escape(reason), escape(short(nodes[0])))
+        groups.setdefault(entry["reason"], []).append(entry)
+    for reason, entries in groups.items():
+        operators = ", ".join(dict.fromkeys(e["operator"] for e in entries))
+        table.add_row(operators, str(len(entries)), escape(reason), escape(short(entries[0]["node"])))
     return table
 
 

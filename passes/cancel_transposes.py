@@ -16,20 +16,11 @@ from compiler import ir as cir
 from compiler.ops import lookup
 from compiler.ops.transpose import permutation
 from compiler.targets import Target
-from passes.fold_constants import tidy
 
 
 def run(model: ir.Model, target: Target) -> None:
+    cir.until_stable(model, lambda node, b: _merge(node, b) or _sink(node, b))
     names = cir.Names(model.graph)
-    changed = True
-    while changed:
-        changed = False
-        for node in list(model.graph):
-            if node.graph is None or not all(cir.is_static(v) for v in [*node.inputs, *node.outputs] if v is not None):
-                continue
-            b = cir.Builder(model, names, node)
-            changed |= _merge(node, b) or _sink(node, b)
-        tidy(model)
     for node in list(model.graph):
         if cir.key(node) == ("", "Transpose"):
             _hoist(node, cir.Builder(model, names, node))
