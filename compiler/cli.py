@@ -254,7 +254,7 @@ def _progress() -> Iterator[building.Report]:
         yield step
 
 
-def _terminated(number: int, frame: Any) -> None:
+def _terminated(number: int, _frame: Any) -> None:
     sys.exit(128 + number)
 
 

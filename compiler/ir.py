@@ -142,11 +142,6 @@ def origin(node: ir.Node) -> str:
     return node.metadata_props.get(ORIGIN) or node.name or (node.outputs[0].name or "")
 
 
-def label(node: ir.Node) -> str:
-    """How error messages and tables name a node."""
-    return f"{kind(node)} '{origin(node)}'"
-
-
 def tensor_values(graph: ir.Graph) -> Iterator[ir.Value]:
     """Every activation of a graph: its inputs, then node outputs in order."""
     yield from graph.inputs

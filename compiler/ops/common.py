@@ -27,7 +27,8 @@ class Scales:
     """What TFLite's int8 specification asks of an operator's activations.
 
     `same` share one scale and zero point; `fixed` gives (scale, zero point) where the specification prescribes them.
-    `range_of` names the member of `same` whose observed range counts for all. Everything else is free. Source: https://ai.google.dev/edge/litert/models/quantization_spec
+    `range_of` names the member of `same` whose observed range counts for all. Everything else is free.
+    Source: https://ai.google.dev/edge/litert/models/quantization_spec
     """
 
     same: tuple[ir.Value, ...] = ()
@@ -42,7 +43,7 @@ Refusal = str | None
 class Operator:
     """All that the compiler knows of one operator; absent parts mean that the operator does not have them.
 
-    lower:    rewrites the ONNX operator into what the Edge TPU has, or raises Refuse
+    lower:    rewrites the ONNX operator into what the Edge TPU has, or raises RefuseError
     refuse:   why it cannot or should not be written for the Edge TPU, None where it can; the Edge TPU's own rules
               stand beside the operators that `emit` writes, as `Builtin`s
     scales:   constraints on the scales of its activations

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler import ir as cir
-from compiler.ops.common import Operator, RefuseError, permute_axis, same_scale
+from compiler.ops.common import Operator, Refusal, RefuseError, permute_axis, same_scale
 from compiler.ops.elementwise import permute_constants
 from compiler.ops.rules import NO_FUSED_ACTIVATION, Builtin, OpInfo, Rule
 from compiler.targets import Target
@@ -52,6 +52,12 @@ def lower_split(node: ir.Node, b: cir.Builder) -> None:
     b.replace(*parts)
 
 
+def refuse_split(node: ir.Node, target: Target) -> Refusal:
+    rank = len(cir.shape(node.inputs[0]))
+    batch = cir.axis_of(int(cir.attr(node, "axis", 0)), rank) == 0 and rank > 1
+    return "it splits the batch dimension" if batch else None
+
+
 def emit_split(node: ir.Node, w: Writer) -> None:
     x = node.inputs[0]
     axis = cir.axis_of(int(cir.attr(node, "axis", 0)), len(cir.shape(x)))
@@ -82,6 +88,7 @@ OPERATORS = (
     Operator(
         "Split",
         lower=lower_split,
+        refuse=refuse_split,
         scales=same_scale,
         emit=emit_split,
         permute=permute_axis,

@@ -110,18 +110,6 @@ def no_fused_activation(op: OpInfo, target: Target) -> str | None:
 NO_FUSED_ACTIVATION = Rule("it has no fused activation", no_fused_activation, "documented")
 
 
-def not_along_batch(what: str, axes: Callable[[OpInfo], list[int] | None]) -> Rule:
-    """Operators that work along axes leave the batch alone."""
-
-    def broken(op: OpInfo, target: Target) -> str | None:
-        tensor = next(t for t in op.inputs if t is not None and not t.constant)
-        found = axes(op)
-        along = found is not None and len(tensor.shape) > 1 and tensor.shape[0] > 1 and 0 in found
-        return f"'{tensor.name}' is {list(tensor.shape)}" if along else None
-
-    return Rule(f"it does not {what} the batch dimension", broken, "documented")
-
-
 def judge(op: OpInfo, builtins: Mapping[str, Builtin], target: Target) -> str | None:
     """Why the Edge TPU does not take an operator, None where it does."""
     builtin = builtins.get(op.builtin)
