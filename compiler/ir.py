@@ -41,13 +41,15 @@ def kind(node: ir.Node) -> str:
 
 def shape(value: ir.Value | None) -> Shape:
     """Static shape of a value. Raises ValueError where it is not known; the importer makes sure that it is."""
+    if value is not None and value.const_value is not None:
+        return tuple(int(d) for d in value.const_value.shape)  # type: ignore[arg-type]
     if value is None or value.shape is None or not value.shape.is_static():
         raise ValueError(f"tensor '{value.name if value is not None else None}' has no static shape")
     return tuple(d for d in value.shape if isinstance(d, int))
 
 
 def is_static(value: ir.Value | None) -> bool:
-    return value is not None and value.shape is not None and value.shape.is_static()
+    return is_const(value) or (value is not None and value.shape is not None and value.shape.is_static())
 
 
 def size(value: ir.Value) -> int:

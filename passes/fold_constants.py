@@ -43,6 +43,9 @@ def tidy(model: ir.Model) -> None:
 
 def infer_shapes(model: ir.Model) -> None:
     """ONNX's shape inference; a shape that was unknown is inferred afresh."""
+    for value in model.graph.initializers.values():
+        if value.const_value is not None and not cir.is_static(value):
+            value.shape = ir.Shape(list(value.const_value.shape))  # type: ignore[arg-type]
     for value in cir.tensor_values(model.graph):
         if not cir.is_static(value) and not value.is_graph_input():
             value.shape = None

@@ -138,3 +138,28 @@ def test_float16_models_compute_in_float32(tmp_path: Path) -> None:
     assert [s["device"] for s in pipeline.bundle.manifest["segments"]].count("tpu") == 2
     result = pipeline.run({"x": np.zeros((1, 3, 16, 16), np.float16)})["y"]
     assert result.dtype == np.float16 and pipeline.bundle.manifest["quality"]["outputs"]["y"]["sqnr_db"] > 20
+
+
+def test_shapes_computed_from_fixed_dimensions_are_folded(tmp_path: Path) -> None:
+    """What exporters write around dynamic dimensions leaves nothing behind once these are fixed."""
+    text = """
+    <ir_version: 10, opset_import: ["" : 18]>
+    g (float[batch,4,8] x) => (float[batch,a,b] y)
+    <int64[1] first = {0}, int64[1] rest = {-1}, int64[1] eight = {8}> {
+        s = Shape (x)
+        b = Gather (s, first)
+        two = Concat <axis = 0> (b, rest)
+        flat = Reshape (x, two)
+        z = ConstantOfShape <value = int64[1] {1}> (b)
+        w = Concat <axis = 0> (b, z)
+        q = Cast <to = 1> (w)
+        t = ReduceSum <keepdims = 0> (q)
+        m = Mul (flat, t)
+        three = Concat <axis = 0> (b, rest, eight)
+        r = Reshape (m, three)
+        y = Relu (r)
+    }"""
+    proto = onnx.parser.parse_model(text)
+    options = building.Options(dims={"batch": 1})
+    program = building.lower(building.read(save(tmp_path / "m.onnx", proto), options), options)
+    assert [n.op_type for n in program.model.graph] == ["Reshape", "Mul", "Relu", "Reshape"]
