@@ -21,14 +21,17 @@ from compiler.targets import Target
 def run(model: ir.Model, target: Target) -> None:
     cir.until_stable(model, lambda node, b: _merge(node, b) or _sink(node, b))
     names = cir.Names(model.graph)
-    for node in list(model.graph):
-        if cir.key(node) == ("", "Transpose"):
-            _hoist(node, cir.Builder(model, names, node))
-    for node in list(model.graph):
-        static = cir.is_static(node.inputs[0]) and cir.is_static(node.outputs[0])
-        if cir.key(node) == ("", "Transpose") and static and _moves_nothing(node):
+    for node in _transposes(model):
+        _hoist(node, cir.Builder(model, names, node))
+    for node in _transposes(model):
+        if _moves_nothing(node):
             b = cir.Builder(model, names, node)
             b.replace(b.reshape(node.inputs[0], cir.shape(node.outputs[0])))  # type: ignore[arg-type]
+
+
+def _transposes(model: ir.Model) -> list[ir.Node]:
+    nodes = [node for node in model.graph if cir.key(node) == ("", "Transpose")]
+    return [node for node in nodes if cir.is_static(node.inputs[0]) and cir.is_static(node.outputs[0])]
 
 
 def _transpose(value: ir.Value | None) -> ir.Node | None:
@@ -105,6 +108,8 @@ def _hoist(node: ir.Node, b: cir.Builder) -> None:
         if before is None or operator is None or operator.permute is None or cir.only_consumer(value) is None:
             return
         inputs = cir.activations(before)
+        if not all(cir.is_static(v) for v in [*inputs, value]):
+            return
         if len(inputs) != 1 or len(before.outputs) != 1 or len(cir.shape(inputs[0])) != len(cir.shape(value)):
             return
         chain.append(before)

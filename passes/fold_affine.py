@@ -67,7 +67,9 @@ def affine(node: ir.Node) -> Affine | None:
     """The node as an affine map of one activation, None where it is not one."""
     if cir.kind(node) == "BatchNormalization":
         return _batchnorm(node)
-    if cir.kind(node) not in ("Mul", "Add", "Sub", "Div") or not all(cir.is_static(v) for v in node.inputs):
+    if cir.kind(node) not in ("Mul", "Add", "Sub", "Div") or not all(
+        cir.is_static(v) for v in [*node.inputs, node.outputs[0]]
+    ):
         return None
     left, right = node.inputs
     assert left is not None and right is not None

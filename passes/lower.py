@@ -28,7 +28,7 @@ def run(model: ir.Model, target: Target) -> None:
 
 def _check(node: ir.Node, opset: int) -> None:
     """Lowering rules may count on float activations of known shape, and on what operators mean in our opset."""
-    if opset > cir.OPSET and onnx.defs.has(node.op_type):
+    if opset > cir.OPSET and onnx.defs.has(node.op_type, cir.OPSET):
         known = onnx.defs.get_schema(node.op_type, cir.OPSET).attributes
         newer = sorted(set(node.attributes) - set(known))
         if newer:
