@@ -44,7 +44,7 @@ def tidy(model: ir.Model) -> None:
 def infer_shapes(model: ir.Model) -> None:
     """ONNX's shape inference; a shape that was unknown is inferred afresh."""
     for value in model.graph.initializers.values():
-        if value.const_value is not None and not cir.is_static(value):
+        if value.const_value is not None:  # folding may have left a shape of symbols
             value.shape = ir.Shape(list(value.const_value.shape))  # type: ignore[arg-type]
     for value in cir.tensor_values(model.graph):
         if not cir.is_static(value) and not value.is_graph_input():
@@ -74,7 +74,7 @@ def _value(node: ir.Node) -> list[np.ndarray] | None:
         return [np.array(cir.shape(node.inputs[0])[begin:end], np.int64)]
     if node.op_type == "Size" and cir.is_static(node.inputs[0]):
         return [np.array(cir.size(node.inputs[0]), np.int64)]  # type: ignore[arg-type]
-    if not all(v is None or cir.is_const(v) for v in cir.reads(node)) or not node.inputs:
+    if not node.inputs or not all(cir.is_const(v) for v in cir.reads(node)):
         return None
     return _evaluate(node)
 

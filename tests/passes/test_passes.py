@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 
+from compiler import ir as cir
 from compiler.targets import Layer, Target, fits
+from passes import fold_constants
 from passes.tile_matmul import plan
 from tests.passes.golden import lines, rewritten, weight
 
@@ -21,6 +25,18 @@ def test_fold_constants() -> None:
         y = Mul (x, four)
     }"""
     assert rewritten(text) == "y[1, 4] = Mul(x, [4.0])" or rewritten(text) == "y[1, 4] = Mul(x, 4.0)"
+
+
+def test_shapes_follow_from_constants_that_were_folded_under_symbols() -> None:
+    """A constant too large for ONNX's inference to look into, still marked with the shape it had before folding."""
+    proto = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 18]> g (float[1,1] x) => (float[a,b] y) { z = Mul (x, c) y = Relu (z) }'
+    )
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight(1, 512), "c"))
+    model = ir.serde.deserialize_model(proto)
+    model.graph.initializers["c"].shape = ir.Shape(["n", "m"])
+    fold_constants.infer_shapes(model)
+    assert [cir.shape(v) for node in model.graph for v in node.outputs] == [(1, 512), (1, 512)]
 
 
 def test_fold_affine_into_convolution() -> None:
