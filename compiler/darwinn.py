@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import flatbuffers
-from ai_edge_litert import schema_py_generated as schema
 from flatbuffers import number_types as types
 from flatbuffers.table import Table
 
 from compiler.errors import ModelError
-from compiler.legality import op_name
+from compiler.legality import op_name, tflite_file, unpacked
 
 _CUSTOM = "edgetpu-custom-op"
 _KINDS = ("stand-alone", "caching", "execution")
@@ -60,15 +59,11 @@ class Package:
 
 def read(path: Path) -> tuple[list[Package], Counter[str]]:
     """(packages, operators left on the CPU) of a compiled file. Raises ModelError for any other."""
-    try:
-        model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes(), 0))
+    with tflite_file(path, "a compiled TFLite model"):
+        model = unpacked(path.read_bytes())
         operators = [o for graph in model.subgraphs for o in graph.operators]
         named = [(op_name(model.operatorCodes[o.opcodeIndex]), o) for o in operators]
         packages = [package(bytes(o.customOptions)) for name, o in named if name == f"CUSTOM:{_CUSTOM}"]
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
-    except Exception as error:
-        raise ModelError(f"{path}: not a compiled TFLite model: {error}") from error
     if not packages:
         raise ModelError(f"{path}: not compiled for the Edge TPU: it has no {_CUSTOM}; `check` takes plain files")
     return packages, Counter(name for name, _ in named if name != f"CUSTOM:{_CUSTOM}")

@@ -6,7 +6,8 @@ and options but no weights, and each operator is held against the rules of its f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -121,18 +122,30 @@ def check(path: Path, target: Target) -> list[dict[str, str | None]]:
 
 def read(path: Path) -> list[OpInfo]:
     """The operators of the main subgraph of a TFLite file."""
-    try:
+    with tflite_file(path, "a TFLite model"):
         data = path.read_bytes()
         if data[4:8] != b"TFL3":
             raise ValueError("it has no TFL3 mark")
-        model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
+        model = unpacked(data)
         graph = model.subgraphs[0]
         infos = [_tensor(t, index, model.buffers) for index, t in enumerate(graph.tensors)]
         return [_op(o, model.operatorCodes, infos) for o in graph.operators]
+
+
+def unpacked(data: bytes) -> Any:
+    """The model of a TFLite file as the schema's objects."""
+    return schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
+
+
+@contextmanager
+def tflite_file(path: Path, kind: str) -> Iterator[None]:
+    """Whatever fails while the file is read means that it cannot be, or is not of that kind. Raises ModelError."""
+    try:
+        yield
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
     except Exception as error:
-        raise ModelError(f"{path}: not a TFLite model: {error}") from error
+        raise ModelError(f"{path}: not {kind}: {error}") from error
 
 
 _NAMES = {v: k for k, v in vars(schema.BuiltinOperator).items() if not k.startswith("_")}

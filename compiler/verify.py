@@ -30,8 +30,8 @@ class Difference:
     def add(self, got: np.ndarray, want: np.ndarray) -> None:
         """Where the float model itself gives NaN or infinity, the same is right; elsewhere they are an error."""
         a, b = got.astype(np.float64).reshape(-1), want.astype(np.float64).reshape(-1)
-        same = (a == b) | (np.isnan(a) & np.isnan(b))
-        a, b = np.where(same & ~np.isfinite(b), 0, a), np.where(same & ~np.isfinite(b), 0, b)
+        alike = ~np.isfinite(b) & ((a == b) | (np.isnan(a) & np.isnan(b)))
+        a[alike] = b[alike] = 0
         a, b = np.nan_to_num(a, posinf=HUGE, neginf=-HUGE), np.nan_to_num(b, posinf=HUGE, neginf=-HUGE)
         self.signal += float(b @ b)
         self.noise += float((a - b) @ (a - b))

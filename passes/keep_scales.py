@@ -45,7 +45,7 @@ def _is_pair(node: ir.Node) -> bool:
 
 
 def _fold(node: ir.Node, b: cir.Builder) -> None:
-    """Dequantize a constant when it is read. Weights of one scale per row, or in all, and zero point 0 keep it."""
+    """Dequantize a constant. Weights of zero point 0 with one scale in all, or per row or column, remember it."""
     source, scale = node.inputs[0], cir.array_of(node.inputs[1])  # type: ignore[arg-type]
     assert source is not None
     zero = cir.const(cir.arg(node, 2))
@@ -56,10 +56,7 @@ def _fold(node: ir.Node, b: cir.Builder) -> None:
     factor, offset = scale.reshape(along), 0 if zero is None else zero.astype(np.float32).reshape(along)
     array = (cir.array_of(source).astype(np.float32) - offset) * factor
     value = b.const(array.astype(np.float32), f"{source.name}/float")
-    if shape and not np.any(offset) and (scale.size == 1 or axis in (0, 1)):
-        row, column = (
-            np.broadcast_to(scale.reshape(-1), shape[i]) if scale.size == 1 or axis == i else None
-            for i in (0, min(1, len(shape) - 1))
-        )
-        value.meta[cir.GRID], value.meta[cir.COLUMN_GRID] = row, column
+    for key, place in ((cir.GRID, 0), (cir.COLUMN_GRID, 1)):
+        if not np.any(offset) and place < len(shape) and (scale.size == 1 or axis == place):
+            value.meta[key] = np.broadcast_to(scale.reshape(-1), shape[place])
     cir.bypass(node, [value])

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
 from compiler import ir as cir
-from compiler.ops.common import (
-    Operator,
-    RefuseError,
-    same_geometry,
-)
+from compiler.ops.common import Operator, RefuseError, same_geometry
 from compiler.ops.rules import Builtin, OpInfo, Rule, constant
 from compiler.targets import Layer, Target
 
@@ -62,16 +58,25 @@ def window(node: ir.Node, height: int, width: int, kernel: Sequence[int]) -> Win
 
 
 def padded(b: cir.Builder, x: ir.Value, win: Window) -> tuple[ir.Value, Window]:
-    """TFLite pads by VALID or SAME only; any other padding becomes a Pad in front of an NHWC image."""
-    _, height, width, _ = cir.shape(x)
-    if not any(win.pads) or win.pads == win.same_pads(height, width):
+    """An NHWC image and a window that TFLite can pad; any other padding becomes a Pad in front."""
+    if tflite_pads(win, x):
         return x, win
     if min(win.pads) < 0:
         raise RefuseError(f"its pads {list(win.pads)} are negative")
+    return zero_padded(b, x, win)
+
+
+def tflite_pads(win: Window, nhwc: ir.Value) -> bool:
+    """Whether the pads are those of TFLite's VALID or SAME."""
+    _, height, width, _ = cir.shape(nhwc)
+    return not any(win.pads) or win.pads == win.same_pads(height, width)
+
+
+def zero_padded(b: cir.Builder, x: ir.Value, win: Window) -> tuple[ir.Value, Window]:
+    """An NHWC image with zeros around it, and the window without pads."""
     top, left, bottom, right = win.pads
     amounts = b.const(np.array([0, top, left, 0, 0, bottom, right, 0], np.int64), "pads")
-    x = b.op("Pad", [x, amounts])
-    return x, Window(win.kernel, win.strides, win.dilations, (0, 0, 0, 0))
+    return b.op("Pad", [x, amounts]), replace(win, pads=(0, 0, 0, 0))
 
 
 def image(b: cir.Builder, value: ir.Value, node: ir.Node) -> ir.Value:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from compiler import ir as cir
 from compiler.ops.common import Operator, RefuseError, same_scale
-from compiler.ops.conv import Window, image, unimage, window
+from compiler.ops.conv import Window, image, tflite_pads, unimage, window, zero_padded
 from compiler.ops.rules import NO_FUSED_ACTIVATION, Builtin
 
 if TYPE_CHECKING:
@@ -56,13 +56,7 @@ def _zero_padded(b: cir.Builder, x: ir.Value, win: Window) -> tuple[ir.Value, Wi
     _, height, width, _ = cir.shape(x)
     if (height + top + bottom) * (width + left + right) > LARGEST_PADDING * height * width:
         raise RefuseError(f"its padding {list(win.pads)} is many times its image")
-    amounts = b.const(np.array([0, top, left, 0, 0, bottom, right, 0], np.int64), "pads")
-    return b.op("Pad", [x, amounts]), Window(win.kernel, win.strides, win.dilations, (0, 0, 0, 0))
-
-
-def _is_same(win: Window, nhwc: ir.Value) -> bool:
-    _, height, width, _ = cir.shape(nhwc)
-    return not any(win.pads) or win.pads == win.same_pads(height, width)
+    return zero_padded(b, x, win)
 
 
 def _never_negative(value: ir.Value | None) -> bool:
@@ -84,7 +78,7 @@ def lower_max(node: ir.Node, b: cir.Builder) -> None:
         raise RefuseError("its indices are used; MAX_POOL_2D gives none")
     nhwc = image(b, x, node)
     win = _window(node, nhwc)
-    if not _is_same(win, nhwc):
+    if not tflite_pads(win, nhwc):
         if not _never_negative(x):
             raise RefuseError(f"its padding {list(win.pads)} is not SAME and its input may be negative")
         nhwc, win = _zero_padded(b, nhwc, win)
@@ -99,7 +93,7 @@ def lower_average(node: ir.Node, b: cir.Builder) -> None:
     original = cir.shape(nhwc)
     win = _window(node, nhwc)
     include = _counts_padding(node)
-    if (not any(win.pads)) or (not include and _is_same(win, nhwc)):
+    if (not any(win.pads)) or (not include and tflite_pads(win, nhwc)):
         y = b.op("AveragePool2D", [nhwc], _attributes(win), cir.DIALECT)
     else:
         counted = _counts(node, original, win, include)
