@@ -18,7 +18,7 @@ from typing import Any
 from compiler.legality import check
 from compiler.ops import BUILTINS
 from compiler.ops.rules import OpInfo, TensorInfo, judge
-from compiler.targets import Target
+from compiler.targets import Target, stored_bytes
 
 
 def agreement(folder: Path) -> tuple[int, int, list[str]]:
@@ -30,7 +30,7 @@ def agreement(folder: Path) -> tuple[int, int, list[str]]:
         if file.is_file():
             rows = [(str(r["operator"]), r["reason"]) for r in check(file, target)]
         else:
-            rows = listed(pair["ops"], target)
+            rows = listed(operators(pair), target)
         ours, real = Counter(name for name, reason in rows if reason), Counter(pair["cpu_counts"])
         wrong = sum(((ours - real) + (real - ours)).values())
         agree, total = agree + pair["n_ops"] - wrong, total + pair["n_ops"]
@@ -40,13 +40,11 @@ def agreement(folder: Path) -> tuple[int, int, list[str]]:
     return agree, total, lines
 
 
-def listed(ops: list[dict[str, Any]], target: Target) -> list[tuple[str, str | None]]:
+def listed(ops: list[OpInfo], target: Target) -> list[tuple[str, str | None]]:
     """Judges a list without tensor names: everything behind the first refusal that follows a mapped one stays."""
     rows: list[tuple[str, str | None]] = []
     mapped = stopped = False
-    for entry in ops:
-        inputs, outputs = ([tensor(t) for t in entry[side]] for side in ("inputs", "outputs"))
-        op = OpInfo(entry["op"], entry["version"], tuple(inputs), tuple(outputs), entry.get("options") or {})  # type: ignore[arg-type]
+    for op in ops:
         reason = judge(op, BUILTINS, target)
         if reason is None and stopped:
             reason = "it follows an operator that is not mapped"
@@ -56,13 +54,44 @@ def listed(ops: list[dict[str, Any]], target: Target) -> list[tuple[str, str | N
     return rows
 
 
+def operators(pair: dict[str, Any]) -> list[OpInfo]:
+    """The operators of a model before it was compiled."""
+    made = []
+    for entry in pair["ops"]:
+        inputs, outputs = (tuple(tensor(t) for t in entry[side]) for side in ("inputs", "outputs"))
+        made.append(OpInfo(entry["op"], entry["version"], inputs, outputs, entry.get("options") or {}))  # type: ignore[arg-type]
+    return made
+
+
 def tensor(entry: dict[str, Any] | None) -> TensorInfo | None:
     if entry is None:
         return None
-    return TensorInfo("a tensor", tuple(entry["shape"]), entry["dtype"].lower(), entry["const"], entry["const"])
+    shape, constant = tuple(entry["shape"]), entry["const"]
+    return TensorInfo("a tensor", shape, entry["dtype"].lower(), constant, constant, entry.get("nscale") or 1)
+
+
+def stored(folder: Path) -> list[tuple[str, int, int]]:
+    """(model, bytes of parameters that we expect, bytes that the compiled model holds)."""
+    target, rows = Target.load(), []
+    for pair in json.loads((folder / "pairs.json").read_text()):
+        left = Counter(pair["cpu_counts"])
+        expected = 0
+        for op in reversed(operators(pair)):
+            layer = BUILTINS[op.builtin].layer(op) if op.builtin in BUILTINS else None
+            if left[op.builtin] > 0:
+                left[op.builtin] -= 1
+            elif layer is not None:
+                expected += stored_bytes(layer, target)
+        rows.append((pair["name"], expected, pair["param_bytes_total"]))
+    return rows
 
 
 if __name__ == "__main__":
     agree, total, lines = agreement(Path(sys.argv[1]))
     print(*lines, sep="\n")
     print(f"{agree} of {total} operators agree ({agree / total:.2%})")
+    rows = [row for row in stored(Path(sys.argv[1])) if row[2] >= 4096]
+    exact = sum(expected == real for _, expected, real in rows)
+    worst = max(rows, key=lambda row: abs(row[1] / row[2] - 1))
+    print(f"parameter bytes: {exact} of {len(rows)} models of 4 KiB or more exact;", end=" ")
+    print(f"farthest is {worst[0]}: {worst[1]} expected, {worst[2]} real ({worst[1] / worst[2] - 1:+.1%})")

@@ -24,7 +24,7 @@ from compiler.errors import (
     first_line,
 )
 from compiler.legality import refusal
-from compiler.partition import Plan, partition
+from compiler.partition import Wishes, partition
 from compiler.program import Program
 from compiler.quantize import samples as sampling
 from compiler.quantize.calibrate import Observers, Ranges, calibrate
@@ -48,7 +48,8 @@ class Options:
 
     dims: Mapping[str, int] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    target: str = "edgetpu"
+    target: str = "usb3"
+    wishes: Wishes = field(default_factory=Wishes)
     calibration: Path | None = None
     image: sampling.ImageOptions = field(default_factory=sampling.ImageOptions)
     observers: Observers = field(default_factory=Observers)
@@ -76,8 +77,8 @@ def read(path: Path, options: Options, report: Report = silent) -> ir.Model:
         return importer.load(path, options.dims, options.shapes)
 
 
-def lower(model: ir.Model, options: Options, report: Report = silent) -> Program:
-    """Run every pass over a model, in place, and cut it into segments."""
+def rewrite(model: ir.Model, options: Options, report: Report = silent) -> ir.Model:
+    """Run every pass over a model, in place."""
     target = Target.load(options.target)
     checker = Checker(model, options.seed) if options.check_passes else None
     step = report("rewriting", len(passes.PASSES))
@@ -88,16 +89,30 @@ def lower(model: ir.Model, options: Options, report: Report = silent) -> Program
                 checker.check(name, model)
             step()
     with stage("partition"):
-        report("cutting into segments", 1)
         separate(model, [n for n in model.graph if refusal(n, target) is None])
         common.RemoveUnusedFunctionsPass()(model)
-        return Program(model, partition(model, target), target)
+    return model
+
+
+def divide(model: ir.Model, target: str, wishes: Wishes) -> Program:
+    """Cut a rewritten model into segments."""
+    with stage("partition"):
+        device = Target.load(target)
+        return Program(model, partition(model, device, wishes), device)
+
+
+def lower(model: ir.Model, options: Options, report: Report = silent) -> Program:
+    """Run every pass over a model, in place, and cut it into segments."""
+    model = rewrite(model, options, report)
+    report("cutting into segments", 1)
+    return divide(model, options.target, options.wishes)
 
 
 def build(path: Path, output: Path, options: Options, report: Report = silent) -> dict[str, Any]:
     """Build a bundle from the ONNX file `path` in the folder `output`; returns its manifest."""
     with bundle.folder(output, options.force) as folder:
         model = read(path, options, report)
+        importer.check_weights(model.graph)
         samples = sampling.load(options.calibration, model.graph.inputs, options.image, options.seed)
         calibration, held_out = samples.split()
         expected = float_results(model, held_out, report)
@@ -167,19 +182,37 @@ def summary(program: Program, path: Path) -> dict[str, Any]:
         "target": {"name": program.target.name, "description": program.target.description},
         "inputs": [bundle.tensor_entry(v, {}, False, False) for v in graph.inputs],
         "outputs": [bundle.tensor_entry(v, quants, False, v in program.made_on_tpu) for v in graph.outputs],
+        "prediction": prediction(program),
         "segments": [bundle.segment_entry(program, s) for s in program.plan.segments],
-        "host_reasons": host_reasons(program.plan),
     }
 
 
-def host_reasons(plan: Plan) -> list[dict[str, str]]:
-    """Every node on the host and why, in order."""
-    return [
-        {"node": cir.origin(n), "operator": cir.kind(n), "reason": plan.placements[n].reason}
-        for s in plan.segments
-        if s.device == "host"
-        for n in s.nodes
-    ]
+def forecast(program: Program) -> dict[str, Any]:
+    """A row of `plan`: the prediction with what is cached and streamed."""
+    segments = program.plan.segments
+    return {
+        **prediction(program),
+        "tpu_segments": sum(s.device == "tpu" for s in segments),
+        "host_segments": sum(s.device == "host" for s in segments),
+        "cached_bytes": sum(s.cached for s in segments),
+        "streamed_bytes": sum(s.streamed for s in segments),
+        "reload_ms": bundle.milliseconds(program.plan.reload(program.target)),
+    }
+
+
+def prediction(program: Program) -> dict[str, Any]:
+    """What the cost model says of the whole plan, and how far to trust it."""
+    plan = program.plan
+    return {
+        "tpus": plan.wishes.tpus,
+        "host": plan.wishes.host,
+        "objective": plan.wishes.objective,
+        "place": plan.wishes.place,
+        "latency_ms": bundle.milliseconds(plan.latency),
+        "interval_ms": bundle.milliseconds(plan.interval),
+        "gap_percent": None if plan.gap is None else round(100 * plan.gap, 2),
+        "error_percent": program.target.error_percent,
+    }
 
 
 def gate(quality: Mapping[str, Any], least: float | None) -> None:

@@ -97,10 +97,30 @@ def segment_entry(program: Program, segment: Segment) -> dict[str, Any]:
         "device": segment.device,
         "inputs": [tensor_entry(v, quants, tpu, tpu or v in program.made_on_tpu) for v in segment.inputs],
         "outputs": [tensor_entry(v, quants, tpu, tpu) for v in segment.outputs],
-        "parameter_bytes": segment.parameter_bytes(program.target),
+        "tpu": segment.tpu,
+        "parameter_bytes": segment.parameter_bytes,
+        "cached_bytes": segment.cached,
+        "streamed_bytes": segment.streamed,
         "macs": segment.macs,
-        "nodes": list(dict.fromkeys(cir.origin(n) for n in segment.nodes)),
+        "predicted_ms": {what: milliseconds(seconds) for what, seconds in segment.times.items()},
+        "operators": [_operator_entry(program, node, segment.device) for node in segment.nodes],
     }
+
+
+def _operator_entry(program: Program, node: ir.Node, device: str) -> dict[str, Any]:
+    cost, placement = program.plan.costs[node], program.plan.placements[node]
+    return {
+        "node": cir.origin(node),
+        "operator": cir.kind(node),
+        "reason": placement.reason,
+        "parameter_bytes": sum(p.bytes for p in cost.parameters) if device == "tpu" else 0,
+        "macs": cost.macs,
+        "ms": milliseconds(cost.tpu if device == "tpu" else cost.host),
+    }
+
+
+def milliseconds(seconds: float) -> float:
+    return round(seconds * 1e3, 6)
 
 
 def tensor_entry(value: ir.Value, quants: Mapping[str, Quant], tpu: bool, quantized: bool) -> dict[str, Any]:

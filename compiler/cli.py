@@ -21,7 +21,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from compiler import build as building
 from compiler import bundle, darwinn, legality, report
+from compiler import measure as measuring
 from compiler.errors import BundleError, CalibrationError, CompilerError, OptionError, OutputError
+from compiler.partition import Wishes
 from compiler.quantize.calibrate import Observers
 from compiler.quantize.samples import ImageOptions
 from compiler.runtime import Pipeline, RuntimeBundleError
@@ -40,7 +42,20 @@ Dims = Annotated[list[str] | None, typer.Option("--dim", metavar="NAME=VALUE", h
 Shapes = Annotated[
     list[str] | None, typer.Option("--shape", metavar="INPUT=1,3,224,224", help="Fix the shape of an input.")
 ]
-TargetName = Annotated[str, typer.Option("--target", help="Device: a shipped name or a .toml file.")]
+TargetName = Annotated[
+    str, typer.Option("--target", help="Edge TPU and its link: usb3, usb2, pcie, devboard or a .toml file.")
+]
+HostName = Annotated[str, typer.Option("--host", help="The CPU beside: pi5, pi4 or a .toml file that `measure` wrote.")]
+Tpus = Annotated[int, typer.Option(min=1, max=64, help="How many Edge TPUs there are.")]
+Aim = Annotated[str, typer.Option(metavar="latency|throughput", help="One fast inference, or a fast pipeline.")]
+Where = Annotated[
+    str,
+    typer.Option(
+        metavar="tpu|host|auto", help="What the Edge TPU takes: to the Edge TPU, to the host, or what is faster."
+    ),
+]
+Pins = Annotated[list[str] | None, typer.Option("--pin", metavar="NODE=host", help="Place nodes; * and ? match.")]
+Cuts = Annotated[list[str] | None, typer.Option("--cut", metavar="NODE", help="End a segment behind this node.")]
 
 
 @app.command()
@@ -62,7 +77,13 @@ def build(
     min_sqnr: Annotated[float | None, typer.Option(help="Fail below this SQNR in dB at any output.")] = None,
     dim: Dims = None,
     shape: Shapes = None,
-    target: TargetName = "edgetpu",
+    target: TargetName = "usb3",
+    host: HostName = "pi5",
+    tpus: Tpus = 1,
+    objective: Aim = "latency",
+    place: Where = "tpu",
+    pin: Pins = None,
+    cut: Cuts = None,
     check_passes: Annotated[bool, typer.Option("--check-passes", help="Run the model after each pass.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of random calibration data.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
@@ -72,6 +93,7 @@ def build(
         dims=_dims(dim),
         shapes=_shapes(shape),
         target=target,
+        wishes=_wishes(tpus, objective, place, pin, cut, host),
         calibration=calibration,
         image=ImageOptions(_floats("--mean", mean), _floats("--std", std), _size(size)),
         observers=Observers.parse(observer or ()),
@@ -96,7 +118,13 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
     dim: Dims = None,
     shape: Shapes = None,
-    target: TargetName = "edgetpu",
+    target: TargetName = "usb3",
+    host: HostName = "pi5",
+    tpus: Tpus = 1,
+    objective: Aim = "latency",
+    place: Where = "tpu",
+    pin: Pins = None,
+    cut: Cuts = None,
 ) -> None:
     """Show the segments of a bundle, or those that an ONNX file would get, and why nodes are on the host.
 
@@ -112,7 +140,8 @@ def inspect(
     if path.is_dir():
         plan = bundle.load(path).manifest
     else:
-        options = building.Options(dims=_dims(dim), shapes=_shapes(shape), target=target)
+        wishes = _wishes(tpus, objective, place, pin, cut, host)
+        options = building.Options(dims=_dims(dim), shapes=_shapes(shape), target=target, wishes=wishes)
         with _progress() as step:
             plan = building.summary(building.lower(building.read(path, options, step), options, step), path)
     if as_json:
@@ -127,7 +156,7 @@ def inspect(
 def check(
     path: Annotated[Path, typer.Argument(metavar="TFLITE", help="A quantized .tflite file.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the operators as JSON.")] = False,
-    target: TargetName = "edgetpu",
+    target: TargetName = "usb3",
 ) -> None:
     """Predict which operators of a TFLite file edgetpu_compiler would map, and why not the others."""
     rows = legality.check(path, Target.load(target))
@@ -135,6 +164,51 @@ def check(
         print(json.dumps(rows, indent=1))
         return
     report.show_check(out, path.name, rows)
+
+
+@app.command()
+def plan(
+    model: Annotated[Path, typer.Argument(help="ONNX file.")],
+    tpus: Annotated[str, typer.Option(metavar="1..8", help="How many Edge TPUs: 4, 1,2,4 or 1..8.")] = "1..8",
+    objective: Aim = "throughput",
+    target: TargetName = "usb3",
+    host: HostName = "pi5",
+    place: Where = "tpu",
+    pin: Pins = None,
+    dim: Dims = None,
+    shape: Shapes = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+) -> None:
+    """Predict latency, throughput and memory of MODEL on several numbers of Edge TPUs, without quantizing it."""
+    counts = _counts(tpus)
+    options = building.Options(dims=_dims(dim), shapes=_shapes(shape), target=target)
+    with _progress() as step:
+        lowered = building.rewrite(building.read(model, options, step), options, step)
+        done = step("cutting into segments", len(counts))
+        rows = []
+        for number in counts:
+            wishes = _wishes(number, objective, place, pin, None, host)
+            rows.append(building.forecast(building.divide(lowered, options.target, wishes)))
+            done()
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    else:
+        report.show_forecasts(out, model.name, Target.load(target), rows)
+
+
+@app.command()
+def measure(
+    output: Annotated[Path, typer.Option("--output", "-o", help=".toml file for --host.")],
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
+) -> None:
+    """Measure this machine's CPU with onnxruntime and write what `--host` takes."""
+    text = measuring.measure(threads)
+    try:
+        output.write_text(text)
+    except OSError as error:
+        raise OutputError(f"{output}: cannot be written: {error.strerror}") from error
+    out.print(text, highlight=False, end="")
+    out.print(f"Wrote {escape(str(output))}.")
 
 
 @app.command()
@@ -217,6 +291,31 @@ def _shapes(options: list[str] | None) -> dict[str, tuple[int, ...]]:
             raise OptionError(f"--shape {option}: write INPUT=1,3,224,224")
         found[name] = tuple(int(p) for p in parts)
     return found
+
+
+def _wishes(tpus: int, objective: str, place: str, pins: list[str] | None, cuts: list[str] | None, host: str) -> Wishes:
+    for option, value, allowed in (
+        ("--objective", objective, ("latency", "throughput")),
+        ("--place", place, ("tpu", "host", "auto")),
+    ):
+        if value not in allowed:
+            raise OptionError(f"{option} {value}: choose from {', '.join(allowed)}")
+    pinned: dict[str, Any] = {}
+    for pin in pins or ():
+        name, _, device = pin.rpartition("=")
+        if not name or device not in ("tpu", "host"):
+            raise OptionError(f"--pin {pin}: write NODE=host or NODE=tpu")
+        pinned[name] = device
+    return Wishes(tpus, objective, place, pinned, tuple(cuts or ()), host)  # type: ignore[arg-type]
+
+
+def _counts(text: str) -> list[int]:
+    first, dots, last = text.partition("..")
+    parts = [first, last] if dots else text.split(",")
+    if not all(p.isdecimal() and 1 <= int(p) <= 64 for p in parts):
+        raise OptionError(f"--tpus {text}: write a number up to 64, several with commas, or a range such as 1..8")
+    numbers = [int(p) for p in parts]
+    return [*range(numbers[0], numbers[1] + 1)] if dots else numbers
 
 
 def _floats(option: str, text: str) -> tuple[float, ...]:

@@ -49,7 +49,6 @@ def load(
     _upgrade(model)
     _widen(model)
     name_nodes(model.graph)
-    _check_weights(model.graph)
     model.ir_version = max(model.ir_version or 0, cir.IR_VERSION)
     return model
 
@@ -282,7 +281,8 @@ def _check_valid(model: ir.Model) -> None:
             value.shape = None
 
 
-def _check_weights(graph: ir.Graph) -> None:
+def check_weights(graph: ir.Graph) -> None:
+    """Look through all weights, which only a build has to read. Raises ModelError for NaN."""
     for value in graph.initializers.values():
         tensor = value.const_value
         if tensor is None or not tensor.dtype.is_floating_point() or tensor.dtype.itemsize < 2:

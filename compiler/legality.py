@@ -21,7 +21,7 @@ from compiler.errors import ModelError
 from compiler.ops import BUILTINS, lookup
 from compiler.ops.rules import OpInfo, TensorInfo, judge
 from compiler.quantize.scales import Quant
-from compiler.targets import Target
+from compiler.targets import Layer, Target
 
 
 def refusal(node: ir.Node, target: Target) -> str | None:
@@ -40,9 +40,23 @@ def refusal(node: ir.Node, target: Target) -> str | None:
     reason = operator.refuse(node, target) if operator.refuse is not None else None
     if reason is not None:
         return reason
+    return next((r for op in drafted(node) if (r := judge(op, BUILTINS, target)) is not None), None)
+
+
+def drafted(node: ir.Node) -> list[OpInfo]:
+    """The TFLite operators that would be written for a node; none for one that stays in ONNX."""
+    operator = lookup(node)
+    if operator is None or operator.emit is None or cir.HOST in node.metadata_props:
+        return []
     draft = Draft()
     operator.emit(node, draft)
-    return next((r for op in draft.ops if (r := judge(op, BUILTINS, target)) is not None), None)
+    return draft.ops
+
+
+def layers_of(node: ir.Node) -> list[Layer]:
+    """The parameters that a node stores on the Edge TPU."""
+    found = [BUILTINS[op.builtin].layer(op) for op in drafted(node) if op.builtin in BUILTINS]
+    return [layer for layer in found if layer is not None]
 
 
 class Draft(Writer):
@@ -64,8 +78,9 @@ class Draft(Writer):
         assert weight is not None and bias is not None
         shape = tuple(cir.shape(weight)[i] for i in order)
         parameters = [(weight, shape, "int8"), (bias, cir.shape(bias), "int32")]
-        first, second = (self._info(str(v.name), s, d, cir.is_const(v)) for v, s, d in parameters)
-        return first, second
+        outputs = cir.shape(weight)[0]
+        first, second = (TensorInfo(str(v.name), s, d, cir.is_const(v), False, outputs) for v, s, d in parameters)
+        return self._keep(first), self._keep(second)
 
     def quantized_constant(self, name: str, array: np.ndarray, quant: Quant | None = None) -> int:
         return self._info(name, array.shape, "int8", True, not np.any(array))
@@ -94,7 +109,10 @@ class Draft(Writer):
         return self._info(name, shape, str(data.dtype), True)
 
     def _info(self, name: str, shape: Sequence[int], dtype: str, constant: bool = False, zeros: bool = False) -> int:
-        self._infos.append(TensorInfo(name, tuple(shape), dtype, constant, zeros))
+        return self._keep(TensorInfo(name, tuple(shape), dtype, constant, zeros))
+
+    def _keep(self, info: TensorInfo) -> int:
+        self._infos.append(info)
         return len(self._infos) - 1
 
 
@@ -161,7 +179,9 @@ def _tensor(tensor: Any, index: int, buffers: Sequence[Any]) -> TensorInfo:
     zero = int(zero_point[0]) if zero_point is not None and len(zero_point) else 0
     zeros = held and bool(np.all(np.asarray(data, np.uint8) == zero % 256))
     name = tensor.name.decode("utf-8", "replace") if isinstance(tensor.name, bytes) else str(tensor.name)
-    return TensorInfo(f"{name}#{index}", dims, _DTYPES[tensor.type], held, zeros)
+    scales = tensor.quantization.scale if tensor.quantization is not None else None
+    count = len(scales) if scales is not None else 1
+    return TensorInfo(f"{name}#{index}", dims, _DTYPES[tensor.type], held, zeros, count)
 
 
 def op_name(code: Any) -> str:

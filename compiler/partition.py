@@ -1,26 +1,50 @@
 """Which node runs where: cuts the graph into segments, each for one Edge TPU invocation or for the host.
 
 Contract of `partition`: every node is in exactly one segment; a segment reads only graph inputs, constants and what
-earlier segments made (so every segment is convex and the list is an order to run them in); all parameters of a TPU
-segment fit the target together (`targets.fits`), except that a single layer that cannot be tiled may exceed it alone.
+earlier segments made (so every segment is convex and the list is an order to run them in); the parameters that are
+said to stay cached fit their Edge TPU together (`targets.fits`), and those that do not are said to be streamed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from itertools import pairwise
 from typing import Literal
 
 import onnx_ir as ir
 
 from compiler import ir as cir
-from compiler.legality import refusal
-from compiler.ops import lookup
-from compiler.targets import Layer, Target, fits, stored_bytes
+from compiler import planner
+from compiler.cost import Cost, Parameters, of_node
+from compiler.errors import OptionError
+from compiler.legality import layers_of, refusal
+from compiler.targets import Host, Layer, Target, capacity, fits
+from compiler.targets.memory import packed_bytes
 
 Device = Literal["tpu", "host"]
+Place = Literal["tpu", "host", "auto"]
 
 _LAYOUT = {("", "Reshape"), ("", "Transpose"), ("", "Identity")}
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a user asks of the partition.
+
+    `place`: "tpu" gives an Edge TPU all that it takes, "auto" what is predicted to be faster there, "host" nothing.
+    `pins` maps names of nodes (with * and ?) to a device; `cuts` are nodes behind which a segment ends.
+    """
+
+    tpus: int = 1
+    objective: planner.Objective = "latency"
+    place: Place = "tpu"
+    pins: Mapping[str, Device] = field(default_factory=dict)
+    cuts: tuple[str, ...] = ()
+    host: str = "pi5"
+    seconds: float = 5.0
 
 
 @dataclass(frozen=True)
@@ -33,116 +57,278 @@ class Placement:
 
 @dataclass
 class Segment:
-    """Nodes that run together. `inputs` and `outputs` are the activations that cross its border."""
+    """Nodes that run together. `inputs` and `outputs` are the activations that cross its border.
+
+    `tpu` numbers the Edge TPU that it is planned for. `cached` and `streamed` are bytes of parameters there, `times`
+    predicted seconds by what they go to.
+    """
 
     index: int
     device: Device
+    tpu: int | None = None
     nodes: list[ir.Node] = field(default_factory=list)
     inputs: list[ir.Value] = field(default_factory=list)
     outputs: list[ir.Value] = field(default_factory=list)
+    macs: int = 0
+    parameter_bytes: int = 0
+    cached: int = 0
+    streamed: int = 0
+    times: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.times.values())
 
     @property
     def layers(self) -> list[Layer]:
         return [layer for node in self.nodes for layer in layers_of(node)]
 
-    @property
-    def macs(self) -> int:
-        return sum(macs_of(node) for node in self.nodes)
-
-    def parameter_bytes(self, target: Target) -> int:
-        """Bytes of parameters as the device stores them; on the host, of float weights."""
-        if self.device == "tpu":
-            return sum(stored_bytes(layer, target) for layer in self.layers)
-        constants = {v for node in self.nodes for v in cir.reads(node) if cir.is_const(v)}
-        return sum(v.const_value.nbytes for v in constants if v.const_value is not None)
-
 
 @dataclass(frozen=True)
 class Plan:
-    """The segments in the order they run, and the placement of every node."""
+    """The segments in the order they run, and the placement of every node. `gap` bounds how far off the best it
+    is, as a share; None where no solver has looked."""
 
     segments: list[Segment]
     placements: Mapping[ir.Node, Placement]
+    costs: Mapping[ir.Node, Cost]
+    wishes: Wishes
+    gap: float | None = None
+
+    @property
+    def latency(self) -> float:
+        """Predicted seconds of one inference."""
+        return sum(s.seconds for s in self.segments)
+
+    @property
+    def loads(self) -> dict[int | None, float]:
+        """Predicted seconds of an inference on each Edge TPU, and on the host (None)."""
+        found: dict[int | None, float] = {}
+        for segment in self.segments:
+            found[segment.tpu] = found.get(segment.tpu, 0.0) + segment.seconds
+        return found
+
+    def reload(self, target: Target) -> float:
+        """Seconds that an inference takes longer where segments that share an Edge TPU are compiled one by one.
+
+        Without a common caching token they evict each other, so that all their parameters are sent at each run.
+        """
+        shared = [s for s in self.segments if s.tpu is not None and s.cached]
+        often = {t for t in self.loads if sum(s.tpu == t for s in shared) > 1}
+        return sum(s.cached for s in shared if s.tpu in often) / target.stream
+
+    @property
+    def objective(self) -> float:
+        """What the wishes ask to be small."""
+        return self.latency if self.wishes.objective == "latency" else self.interval
+
+    @property
+    def interval(self) -> float:
+        """Predicted seconds between two results of the full pipeline."""
+        return max(self.loads.values(), default=0.0)
 
 
-def layers_of(node: ir.Node) -> tuple[Layer, ...]:
-    operator = lookup(node)
-    return tuple(operator.layers(node)) if operator is not None and operator.emit is not None else ()
-
-
-def macs_of(node: ir.Node) -> int:
-    operator = lookup(node)
-    return operator.macs(node) if operator is not None and operator.emit is not None else 0
-
-
-def partition(model: ir.Model, target: Target) -> Plan:
-    """Cut a lowered model into segments for `target`."""
-    graph = model.graph
-    placements = place(graph, target)
+def partition(model: ir.Model, target: Target, wishes: Wishes | None = None) -> Plan:
+    """Cut a lowered model into segments for `target`. Raises OptionError for wishes that cannot be met."""
+    task = _Task(model.graph, target, wishes or Wishes())
     while True:
-        _shrink(graph, placements)
-        segments = _cut(graph, placements, target)
-        idle = [s for s in segments if s.device == "tpu" and s.macs == 0]
-        for segment in idle:
-            for node in segment.nodes:
-                reason = "its segment would multiply nothing: the way to the Edge TPU and back costs more"
-                placements[node] = Placement("host", reason)
+        units, problem = task.problem()
+        found = task.user_cuts(units, problem) if task.wishes.cuts else planner.solve(problem, task.wishes.seconds)
+        idle = task.idle(found, units)
         if not idle:
-            return Plan(segments, placements)
+            break
+        for node in idle:
+            reason = "its segment would multiply nothing: the way to the Edge TPU and back costs more"
+            task.placements[node] = Placement("host", reason)
+    plan = task.assembled(units, found)
+    for tighter in (0.97, 0.94, 0.9):
+        # The planner counts bytes; the tiles may not take all that it counted on.
+        if task.wishes.cuts or plan.objective <= found.cost * 1.001:
+            break
+        less = replace(problem, rooms=[int(room * tighter) for room in problem.rooms])
+        plan = min(plan, task.assembled(units, planner.solve(less, task.wishes.seconds)), key=lambda p: p.objective)
+    proven = found.bound is not None and plan.objective > 0
+    gap = max(0.0, 1 - found.bound / plan.objective) if proven else None  # type: ignore[operator]
+    return replace(plan, placements=task.final_placements(plan), gap=gap)
 
 
-def place(graph: ir.Graph, target: Target) -> dict[ir.Node, Placement]:
+class _Task:
+    """A graph to cut: what its nodes cost, where they may go."""
+
+    def __init__(self, graph: ir.Graph, target: Target, wishes: Wishes) -> None:
+        self.graph, self.target, self.wishes = graph, target, wishes
+        self.users = _users(graph)
+        self.placements = place(graph, target, wishes)
+        host = Host.load(wishes.host)
+        self.costs = {n: of_node(n, target, host, self.placements[n].device == "tpu") for n in graph}
+        self.pinned = _pin(graph, self.placements, wishes)
+        self._shrink()
+        free = wishes.place == "auto"
+        self.free = {n for n in graph if free and self.placements[n].device == "tpu" and n not in self.pinned}
+
+    def _shrink(self) -> None:
+        """Give to the host what stands at a border and would only make the transfer larger."""
+        changed = True
+        while changed:
+            changed = False
+            tail = self._tail()
+            for node in self.graph:
+                done = self.placements[node].device == "host" or self.costs[node].parameters or node in self.pinned
+                reason = None if done else self._border(node, tail)
+                if reason is not None:
+                    self.placements[node] = Placement("host", reason)
+                    changed = True
+
+    def _tail(self) -> set[ir.Node]:
+        """Nodes on the Edge TPU behind which no layer with parameters follows before the host."""
+        tail: set[ir.Node] = set()
+        for node in reversed(self.graph):
+            readers = [u for v in node.outputs for u in self.users.get(v, ())]
+            on_host = (self.placements[u].device == "host" or u in tail for u in readers)
+            if not self.costs[node].parameters and all(on_host):
+                tail.add(node)
+        return tail
+
+    def _border(self, node: ir.Node, tail: set[ir.Node]) -> str | None:
+        sources = [v.producer() for v in cir.activations(node)]
+        from_host = [s is None or self.placements[s].device == "host" for s in sources]
+        to_host = all(self.placements[u].device == "host" for v in node.outputs for u in self.users.get(v, ()))
+        if cir.key(node) in _LAYOUT and (all(from_host) or to_host):
+            return "it only changes the layout at the border to the host"
+        if node in tail and any(from_host):
+            return "it joins values of the host for the host: int8 would cost a transfer and accuracy"
+        return None
+
+    def idle(self, found: planner.Plan, units: Sequence[list[ir.Node]]) -> list[ir.Node]:
+        """Nodes of TPU stages that multiply nothing and that nobody asked for."""
+        idle = []
+        for device, members in found.stages:
+            nodes = [n for i in members for n in units[i]]
+            asked = (self.pinned | self.free) & {*nodes}
+            if device != planner.HOST and not any(self.costs[n].macs for n in nodes) and not asked:
+                idle += [n for n in nodes if self.placements[n].device == "tpu"]
+        return idle
+
+    def final_placements(self, plan: Plan) -> dict[ir.Node, Placement]:
+        """Where the planner was free, its reason too."""
+        final = dict(self.placements)
+        for segment in plan.segments:
+            for node in segment.nodes:
+                if final[node].device != segment.device:
+                    here, there = (f"{1e3 * t:.3g} ms" for t in (self.costs[node].host, self.costs[node].tpu))
+                    reason = f"predicted: {here} here, {there} on the Edge TPU, without parameters and transfers"
+                    final[node] = Placement(segment.device, reason)
+        return final
+
+    # The problem that the planner solves
+
+    def units(self) -> list[list[ir.Node]]:
+        """Nodes, each with the clamps that are written as its scale."""
+        unit_of: dict[ir.Node, list[ir.Node]] = {}
+        units: list[list[ir.Node]] = []
+        for node in self.graph:
+            source = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+            unit = unit_of.get(source) if source is not None else None
+            fused = node.op_type in ("Relu", "Clip") and not self.costs[node].tpu
+            if unit is None or not fused or self.placements[node].device != self.placements[unit[0]].device:
+                unit = []
+                units.append(unit)
+            unit.append(node)
+            unit_of[node] = unit
+        return units
+
+    def problem(self) -> tuple[list[list[ir.Node]], planner.Problem]:
+        """(units, problem) for the planner; a unit is what it calls a node."""
+        units, target = self.units(), self.target
+        unit_of = {n: i for i, unit in enumerate(units) for n in unit}
+        tensors = self._tensors(unit_of)
+        on_tpu, on_host = [], []
+        for unit in units:
+            device = self.placements[unit[0]].device
+            free = all(n in self.free for n in unit)
+            on_tpu.append(sum(self.costs[n].tpu for n in unit) if device == "tpu" else math.inf)
+            on_host.append(sum(self.costs[n].host for n in unit) if device == "host" or free else math.inf)
+        parameters = [[p for n in unit for p in self.costs[n].parameters] for unit in units]
+        problem = planner.Problem(
+            tpu=on_tpu,
+            host=on_host,
+            edges=sorted({(t.source, r) for t in tensors for r in t.readers if t.source is not None}),
+            tensors=tensors,
+            sizes=[sum(packed_bytes(p.layer, target) for p in own) for own in parameters],
+            stream=[sum(p.stream for p in own) for own in parameters],
+            rooms=[capacity(target, max(self.costs[n].activations for n in unit)) for unit in units],
+            tpus=self.wishes.tpus,
+            invoke=target.invoke,
+            objective=self.wishes.objective,
+        )
+        return units, problem
+
+    def _tensors(self, unit_of: Mapping[ir.Node, int]) -> list[planner.Tensor]:
+        tensors = []
+        outputs = set(self.graph.outputs)
+        for value in [*self.graph.inputs, *(v for node in self.graph for v in node.outputs)]:
+            producer = value.producer()
+            source = unit_of[producer] if producer is not None else None
+            readers = sorted({unit_of[u] for u in self.users.get(value, ())} - {-1 if source is None else source})
+            if readers or value in outputs:
+                size = cir.size(value) if cir.is_static(value) else 0
+                down, up = size / self.target.down, size / self.target.up
+                tensors.append(planner.Tensor(source, tuple(readers), value in outputs, down, up))
+        return tensors
+
+    def user_cuts(self, units: Sequence[list[ir.Node]], problem: planner.Problem) -> planner.Plan:
+        """The user's cuts: a segment ends behind each of these nodes, whatever that costs."""
+        place_of = {cir.origin(n): i for i, unit in enumerate(units) for n in unit}
+        for name in self.wishes.cuts:
+            if name not in place_of:
+                raise OptionError(f"--cut {name}: no node has this name; `inspect --json` lists the nodes")
+        bounds = [0, *sorted({place_of[name] + 1 for name in self.wishes.cuts} - {problem.count}), problem.count]
+        stages: list[tuple[int, tuple[int, ...]]] = []
+        for index, (begin, end) in enumerate(pairwise(bounds)):
+            turns = planner.alternate(problem, range(begin, end), [t < math.inf for t in problem.tpu])
+            device = index * self.wishes.tpus // (len(bounds) - 1) if self.wishes.tpus < len(bounds) - 1 else index
+            stages += [(device if side else planner.HOST, tuple(nodes)) for side, nodes in turns if nodes]
+        return planner.Plan(tuple(stages), planner.cost(problem, stages))
+
+    def assembled(self, units: Sequence[list[ir.Node]], found: planner.Plan) -> Plan:
+        """The planner's stages as segments, with what is predicted of them."""
+        segments = []
+        for index, (device, members) in enumerate(found.stages):
+            nodes = [n for i in sorted(members) for n in units[i]]
+            tpu = None if device == planner.HOST else device
+            segments.append(Segment(index, "host" if tpu is None else "tpu", tpu, nodes))
+        for segment in segments:
+            _borders(segment, self.users, set(self.graph.outputs))
+        _predict(segments, self.costs, self.target)
+        return Plan(segments, {}, self.costs, self.wishes)
+
+
+# Placement of single nodes
+
+
+def place(graph: ir.Graph, target: Target, wishes: Wishes) -> dict[ir.Node, Placement]:
     """Each node on its own: the Edge TPU where it is legal, else the host and why."""
     placements = {}
     for node in graph:
-        reason = refusal(node, target)
+        reason = "--place host" if wishes.place == "host" else refusal(node, target)
         legal = Placement("tpu", "the Edge TPU has it")
         placements[node] = legal if reason is None else Placement("host", reason)
     return placements
 
 
-def _shrink(graph: ir.Graph, placements: dict[ir.Node, Placement]) -> None:
-    """Give to the host what stands at a border and would only make the transfer larger."""
-    users = _users(graph)
-    changed = True
-    while changed:
-        changed = False
-        tail = _tail(graph, users, placements)
-        for node in graph:
-            if placements[node].device == "host" or layers_of(node):
-                continue
-            reason = _border(node, users, tail, placements)
-            if reason is not None:
-                placements[node] = Placement("host", reason)
-                changed = True
-
-
-def _tail(
-    graph: ir.Graph, users: Mapping[ir.Value, list[ir.Node]], placements: Mapping[ir.Node, Placement]
-) -> set[ir.Node]:
-    """Nodes on the Edge TPU behind which no layer with parameters follows before the host."""
-    tail: set[ir.Node] = set()
-    for node in reversed(graph):
-        readers = [u for v in node.outputs for u in users.get(v, ())]
-        if not layers_of(node) and all(placements[u].device == "host" or u in tail for u in readers):
-            tail.add(node)
-    return tail
-
-
-def _border(
-    node: ir.Node,
-    users: Mapping[ir.Value, list[ir.Node]],
-    tail: set[ir.Node],
-    placements: Mapping[ir.Node, Placement],
-) -> str | None:
-    sources = [v.producer() for v in cir.activations(node)]
-    from_host = [s is None or placements[s].device == "host" for s in sources]
-    to_host = all(placements[u].device == "host" for v in node.outputs for u in users.get(v, ()))
-    if cir.key(node) in _LAYOUT and (all(from_host) or to_host):
-        return "it only changes the layout at the border to the host"
-    if node in tail and any(from_host):
-        return "it joins values of the host for the host: int8 would cost a transfer and accuracy"
-    return None
+def _pin(graph: ir.Graph, placements: dict[ir.Node, Placement], wishes: Wishes) -> set[ir.Node]:
+    """Put nodes where the user wants them. Raises OptionError for unknown nodes and what the Edge TPU refuses."""
+    pinned = set()
+    for pattern, device in wishes.pins.items():
+        nodes = [n for n in graph if fnmatchcase(cir.origin(n), pattern)]
+        if not nodes:
+            raise OptionError(f"--pin {pattern}={device}: no node has this name; `inspect --json` lists the nodes")
+        for node in nodes:
+            if device == "tpu" and placements[node].device == "host":
+                raise OptionError(f"--pin {pattern}=tpu: {cir.origin(node)}: {placements[node].reason}")
+            placements[node] = Placement(device, f"--pin {pattern}={device}")
+            pinned.add(node)
+    return pinned
 
 
 def _users(graph: ir.Graph) -> dict[ir.Value, list[ir.Node]]:
@@ -153,50 +339,59 @@ def _users(graph: ir.Graph) -> dict[ir.Value, list[ir.Node]]:
     return users
 
 
-def _cut(graph: ir.Graph, placements: Mapping[ir.Node, Placement], target: Target) -> list[Segment]:
-    """Run on one device as long as something is ready for it and fits, then change."""
-    users = _users(graph)
-    position = {node: i for i, node in enumerate(graph)}
-    waiting = {node: len({v.producer() for v in cir.reads(node)} - {None}) for node in graph}
-    ready = sorted((n for n, count in waiting.items() if count == 0), key=position.__getitem__)
-    segments: list[Segment] = []
-    while ready:
-        device = _next_device(ready, segments, placements)
-        segment = Segment(len(segments), device)
-        segments.append(segment)
-        while True:
-            node = next((n for n in ready if placements[n].device == device and _room(segment, n, target)), None)
-            if node is None:
-                break
-            segment.nodes.append(node)
-            ready.remove(node)
-            for user in dict.fromkeys(u for v in node.outputs for u in users.get(v, ())):
-                waiting[user] -= 1
-                if waiting[user] == 0:
-                    ready.append(user)
-            ready.sort(key=position.__getitem__)
-    for segment in segments:
-        _borders(segment, users, set(graph.outputs))
-    return segments
-
-
-def _next_device(ready: list[ir.Node], segments: list[Segment], placements: Mapping[ir.Node, Placement]) -> Device:
-    """The host when it has something to do and did not just run, else the Edge TPU."""
-    devices = {placements[n].device for n in ready}
-    last = segments[-1].device if segments else "tpu"
-    return "host" if "host" in devices and last == "tpu" else "tpu" if "tpu" in devices else "host"
-
-
-def _room(segment: Segment, node: ir.Node, target: Target) -> bool:
-    layers = layers_of(node)
-    if segment.device == "host" or not layers or not segment.layers:
-        return True
-    return fits([*segment.layers, *layers], target)
-
-
 def _borders(segment: Segment, users: Mapping[ir.Value, list[ir.Node]], outputs: set[ir.Value]) -> None:
     inside = set(segment.nodes)
     read = dict.fromkeys(v for node in segment.nodes for v in cir.reads(node) if not cir.is_const(v))
     segment.inputs = [v for v in read if v.producer() not in inside]
     made = [v for node in segment.nodes for v in node.outputs]
     segment.outputs = [v for v in made if v in outputs or any(u not in inside for u in users.get(v, ()))]
+
+
+# What is predicted of a plan
+
+
+def streamed(costs: Sequence[Cost], target: Target) -> tuple[set[int], int, float]:
+    """(indices of layers that stay cached, bytes and seconds of those that do not) of nodes that share an Edge TPU.
+
+    The smallest stay, as in the planner, but here the tiles must take them too.
+    """
+    parameters = [p for cost in costs for p in cost.parameters]
+    most = max((c.activations for c in costs), default=0)
+    kept = sorted(range(len(parameters)), key=lambda i: parameters[i].bytes)
+    used, room = sum(packed_bytes(p.layer, target) for p in parameters), capacity(target, most)
+    late: list[Parameters] = []
+    while kept and (used > room or not fits([parameters[i].layer for i in kept], target, most)):
+        last = parameters[kept.pop()]
+        used -= packed_bytes(last.layer, target)
+        late.append(last)
+    return set(kept), sum(p.bytes for p in late), sum(p.stream for p in late)
+
+
+def _predict(segments: Sequence[Segment], costs: Mapping[ir.Node, Cost], target: Target) -> None:
+    """Fill in what each segment is predicted to take."""
+    shared: dict[int, list[ir.Node]] = {}
+    for segment in segments:
+        segment.macs = sum(costs[n].macs for n in segment.nodes)
+        if segment.tpu is None:
+            constants = {v for node in segment.nodes for v in cir.reads(node) if cir.is_const(v)}
+            segment.parameter_bytes = sum(v.const_value.nbytes for v in constants if v.const_value is not None)
+            segment.times = {"compute": sum(costs[n].host for n in segment.nodes)}
+            continue
+        shared.setdefault(segment.tpu, []).extend(segment.nodes)
+    kept: set[tuple[ir.Node, int]] = set()
+    for nodes in shared.values():
+        places = [(n, i) for n in nodes for i in range(len(costs[n].parameters))]
+        kept |= {places[i] for i in streamed([costs[n] for n in nodes], target)[0]}
+    for segment in (s for s in segments if s.tpu is not None):
+        rows = [(n, i, p) for n in segment.nodes for i, p in enumerate(costs[n].parameters)]
+        late = [p for n, i, p in rows if (n, i) not in kept]
+        segment.parameter_bytes = sum(p.bytes for _, _, p in rows)
+        segment.streamed = sum(p.bytes for p in late)
+        segment.cached = segment.parameter_bytes - segment.streamed
+        segment.times = {
+            "invoke": target.invoke,
+            "compute": sum(costs[n].tpu for n in segment.nodes),
+            "in": sum(map(cir.size, segment.inputs)) / target.down,
+            "out": sum(map(cir.size, segment.outputs)) / target.up,
+            "stream": sum(p.stream for p in late),
+        }

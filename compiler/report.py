@@ -10,51 +10,100 @@ from rich.markup import escape
 from rich.table import Table
 
 from compiler.darwinn import Package
+from compiler.targets import Target
 from compiler.verify import worst_segment
 
 
 def show_plan(console: Console, plan: Mapping[str, Any]) -> None:
-    """The segments, and which nodes are on the host and why."""
+    """The segments, what is predicted of them, and which nodes are on the host and why."""
     console.print(f"[bold]{escape(plan['model']['file'])}[/] for {plan['target']['description']}", highlight=False)
     console.print(_segments(plan))
     tpu = [s for s in plan["segments"] if s["device"] == "tpu"]
-    host_nodes = len(plan["host_reasons"])
+    on_host = [o for s in plan["segments"] if s["device"] == "host" for o in s["operators"]]
     console.print(
-        f"{len(tpu)} TPU segments with {size(sum(s['parameter_bytes'] for s in tpu))} of parameters and "
-        f"{count(sum(s['macs'] for s in tpu))} MACs; {host_nodes} nodes on the host",
+        f"{len(tpu)} TPU segments with {size(sum(s['parameter_bytes'] for s in tpu)) or '0 B'} of parameters and "
+        f"{count(sum(s['macs'] for s in tpu))} MACs; {len(on_host)} nodes on the host",
         highlight=False,
     )
-    if plan["host_reasons"]:
-        console.print(_reasons(plan["host_reasons"]))
+    console.print(predicted(plan["prediction"]), highlight=False)
+    if on_host:
+        console.print(_reasons(on_host))
+
+
+def predicted(prediction: Mapping[str, Any]) -> str:
+    """The prediction as one sentence, with its error."""
+    tpus = f"{prediction['tpus']} Edge TPU{'s' if prediction['tpus'] > 1 else ''}"
+    pipeline = f", a result each {prediction['interval_ms']:.3g} ms" if prediction["tpus"] > 1 else ""
+    gap = prediction["gap_percent"]
+    near = "a cut" if gap is None else "the best cut" if gap < 0.1 else f"a cut within {gap:.1f}% of the best"
+    return (
+        f"Predicted on {tpus} and {prediction['host']}: {prediction['latency_ms']:.3g} ms{pipeline}; {near} under this "
+        f"model, which is off by {prediction['error_percent']}% on average for networks that it was not fitted to"
+    )
 
 
 def _segments(plan: Mapping[str, Any]) -> Table:
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0), collapse_padding=True)
     table.add_column("segment", no_wrap=True, min_width=7)
-    table.add_column("nodes", overflow="ellipsis", no_wrap=True, max_width=24)
-    for name, width in (("parameters", 10), ("MACs", 7), ("in", 9), ("out", 9), ("dB", 4)):
+    table.add_column("nodes", overflow="ellipsis", no_wrap=True, max_width=18)
+    columns = (("cached", 6), ("streamed", 8), ("MACs", 7), ("in", 5), ("out", 5), ("ms", 5), ("dB", 4))
+    for name, width in columns:
         table.add_column(name, justify="right", no_wrap=True, min_width=width)
     quality = plan.get("quality", {}).get("segments", {})
     for segment in plan["segments"]:
         own = quality.get(str(segment["index"]))
         colour = "green" if segment["device"] == "tpu" else "yellow"
         table.add_row(
-            f"{segment['index']:02d} [{colour}]{segment['device']}[/]",
-            escape(_span(segment["nodes"])),
-            size(segment["parameter_bytes"]),
+            f"{segment['index']:02d} [{colour}]{place_name(segment)}[/]",
+            escape(_span([o["node"] for o in segment["operators"]])),
+            size(segment["cached_bytes"], True),
+            size(segment["streamed_bytes"], True),
             count(segment["macs"]) if segment["macs"] else "",
-            size(tensor_bytes(segment["inputs"])),
-            size(tensor_bytes(segment["outputs"])),
+            size(tensor_bytes(segment["inputs"]), True),
+            size(tensor_bytes(segment["outputs"]), True),
+            f"{sum(segment['predicted_ms'].values()):.3g}",
             f"{own['sqnr_db']:.1f}" if own else "",
         )
     return table
 
 
+def place_name(segment: Mapping[str, Any]) -> str:
+    """host, tpu 0, tpu 1 ..."""
+    return "host" if segment["device"] == "host" else f"tpu {segment['tpu']}"
+
+
 def _span(nodes: Sequence[str]) -> str:
     """First and last node of a segment, and how many there are."""
-    if len(nodes) == 1:
-        return short(nodes[0], 24)
-    return f"{len(nodes)}: {short(nodes[0], 9)} … {short(nodes[-1], 8)}"
+    names = [*dict.fromkeys(nodes)]
+    if len(names) == 1:
+        return short(names[0], 18)
+    return f"{len(names)}: {short(names[0], 6)} … {short(names[-1], 6)}"
+
+
+def show_forecasts(console: Console, name: str, target: Target, rows: Sequence[Mapping[str, Any]]) -> None:
+    """What each number of Edge TPUs is predicted to give."""
+    console.print(f"[bold]{escape(name)}[/] for {target.description}, {rows[0]['objective']} first", highlight=False)
+    table = Table(box=None, header_style="bold")
+    for column in ("TPUs", "segments", "latency ms", "results/s", "cached", "streamed", "reload ms", "gap"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(
+            str(row["tpus"]),
+            f"{row['tpu_segments']}+{row['host_segments']}",
+            f"{row['latency_ms']:.2f}",
+            f"{1e3 / row['interval_ms']:.1f}" if row["interval_ms"] else "",
+            size(row["cached_bytes"]),
+            size(row["streamed_bytes"]),
+            f"{row['reload_ms']:.2f}" if row["reload_ms"] else "",
+            "" if row["gap_percent"] is None else f"{row['gap_percent']:.1f}%",
+        )
+    console.print(table)
+    console.print(
+        f"Segments are TPU+host. Results/s are those of a full pipeline. Reload is what is added where segments on one "
+        f"Edge TPU are not compiled together. Gap bounds how far off the best cut it is, where a solver has looked for "
+        f"one. Predictions for networks that the model was not fitted to are off by {target.error_percent}% on average.",
+        highlight=False,
+    )
 
 
 def _reasons(reasons: Sequence[Mapping[str, str]]) -> Table:
@@ -142,13 +191,15 @@ def tensor_bytes(tensors: Sequence[Mapping[str, Any]]) -> int:
     return total
 
 
-def size(number: int) -> str:
-    """Bytes for people: 512 B, 1.5 KiB, 7.88 MiB."""
+def size(number: int, brief: bool = False) -> str:
+    """Bytes for people: 512 B, 1.5 KiB, 7.88 MiB; or briefly 512, 1.5K, 7.9M."""
     if number < 1024:
-        return f"{number} B" if number else ""
-    if number < 1024**2:
-        return f"{number / 1024:.1f} KiB"
-    return f"{number / 1024**2:.2f} MiB"
+        return (f"{number}" if brief else f"{number} B") if number else ""
+    unit, factor = ("K", 1024) if number < 1024**2 else ("M", 1024**2)
+    amount = number / factor
+    if brief:
+        return f"{amount:.0f}{unit}" if amount >= 100 else f"{amount:.1f}{unit}"
+    return f"{amount:.{1 if unit == 'K' else 2}f} {unit}iB"
 
 
 def count(number: float) -> str:

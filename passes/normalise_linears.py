@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from compiler import ir as cir
 from compiler.legality import refusal
+from compiler.ops.conv import zero_bias
 from compiler.targets import Target
 from passes.fold_constants import tidy
 
@@ -73,13 +74,11 @@ def _normalise(
     if key not in scaled:
         scaled[key] = _rows_to_one(b, x)  # type: ignore[index]
     rows, peak = scaled[key]  # type: ignore[index]
-    norms = np.linalg.norm(cir.array_of(weight).reshape(cir.shape(weight)[0], -1).astype(np.float64), axis=1)
-    factors = np.where(norms > 0, norms, 1).astype(np.float32)
-    inverse = (1 / factors)[:, None, None, None].astype(np.float32)
-    unit = b.lazy(weight, lambda w: w * inverse, cir.shape(weight), f"{weight.name}/unit")
-    zero = b.const(np.zeros(len(factors), np.float32), f"{weight.name}/zero_bias")
+    unit = b.lazy_rows(weight, _unit, cir.shape(weight), f"{weight.name}/unit")
+    factors = b.lazy(weight, _norms, cir.shape(weight)[:1], f"{weight.name}/factors")
+    zero = zero_bias(b, cir.shape(weight)[0], weight)
     y = b.op("Mul", [b.op("Conv2D", [rows, unit, zero], node.attributes, cir.DIALECT), peak])
-    y = b.op("Mul", [y, b.const(factors, "factors")])
+    y = b.op("Mul", [y, factors])
     if np.any(cir.array_of(bias)):
         y = b.op("Add", [y, bias])
     for value in b.made:
@@ -87,6 +86,16 @@ def _normalise(
         if made is not None and made.domain != cir.DIALECT and made.op_type != "Reshape":
             made.metadata_props[cir.HOST] = "it normalises the rows of a linear layer, exactly, in float"
     b.replace(y)
+
+
+def _norms(weight: np.ndarray) -> np.ndarray:
+    """One factor for each output; computed when the weights are read, so that planning reads none."""
+    norms = np.linalg.norm(weight.reshape(len(weight), -1).astype(np.float64), axis=1)
+    return np.where(norms > 0, norms, 1).astype(np.float32)
+
+
+def _unit(weight: np.ndarray) -> np.ndarray:
+    return weight * (1 / _norms(weight))[:, None, None, None].astype(np.float32)
 
 
 def _rows_to_one(b: cir.Builder, x: ir.Value) -> tuple[ir.Value, ir.Value]:

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler import ir as cir
-from compiler.ops import lookup
+from compiler.legality import layers_of
 from compiler.ops.conv import zero_bias
 from compiler.targets import Layer, Target, fits
 from compiler.targets.memory import up
@@ -33,8 +33,7 @@ class Tiling:
 def run(model: ir.Model, target: Target) -> None:
     names = cir.Names(model.graph)
     for node in list(model.graph):
-        operator = lookup(node)
-        layers = operator.layers(node) if operator is not None and node.domain == cir.DIALECT else ()
+        layers = layers_of(node) if node.domain == cir.DIALECT else ()
         if layers and not fits(layers, target):
             tiling = plan(layers[0], target)
             b = cir.Builder(model, names, node)

@@ -58,7 +58,7 @@ def test_inspect_of_a_model_is_a_dry_run(small_model: Path, run_cli: Cli) -> Non
     code, out, _ = run_cli("inspect", small_model, "--json")
     plan = json.loads(out)
     assert code == 0 and "quality" not in plan and "files" not in plan["segments"][0]
-    reasons = {r["node"]: r["reason"] for r in plan["host_reasons"]}
+    reasons = {o["node"]: o["reason"] for s in plan["segments"] if s["device"] == "host" for o in s["operators"]}
     assert "LOCAL_RESPONSE_NORMALIZATION" in reasons["normalise"]
     assert list(small_model.parent.iterdir()) == [small_model]
 

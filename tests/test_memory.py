@@ -1,4 +1,4 @@
-"""What fits the SRAM, against what the device left in public (sources: compiler/targets/edgetpu.toml)."""
+"""What fits the SRAM, against what the device left in public (sources: compiler/targets/chips/edgetpu.toml)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,26 @@ def test_stored_bytes_of_dense_layers() -> None:
     """LibrEdgeTPU's dense_256, dense_512 and dense_1024 store N*N + 8N bytes."""
     for size in (256, 512, 1024):
         assert stored_bytes(dense(size, size), TARGET) == size * size + 8 * size
-    assert stored_bytes(dense(30, 10, per_channel=False), TARGET) == 32 * 64
+    assert stored_bytes(dense(1024, 1024, per_channel=False), TARGET) == 1024 * 1024 + 4 * 1024
+    assert stored_bytes(dense(128, 35, per_channel=False), TARGET) == 48 * (128 + 4)  # s123600g/asr_edgetpu_demo
+
+
+@pytest.mark.parametrize(
+    ("layer", "stored"),
+    [
+        # Places of the biases in the parameters of mobilenet_v1_0.25_128 and posenet (google-coral/test_data).
+        (Layer("conv", 3, 8, 9, False), 640),
+        (Layer("depthwise", 8, 8, 9, False), 320),
+        (Layer("dense", 8, 16, 1, False), 192),
+        (Layer("depthwise", 256, 256, 9, False), 10_240),
+        (Layer("dense", 256, 1001, 1, False), 266_240),
+        (Layer("dense", 288, 72, 1, False), 37_376),
+        (Layer("depthwise", 480, 480, 25, False), 49_920),
+        (Layer("dense", 384, 34, 1, True), 18_816),
+    ],
+)
+def test_stored_bytes_as_compiled(layer: Layer, stored: int) -> None:
+    assert stored_bytes(layer, TARGET) == stored
 
 
 def test_stored_bytes_of_convolutions() -> None:
@@ -61,9 +80,9 @@ def test_spatial_convolutions_are_limited_by_their_total() -> None:
 
 
 def test_own_targets(tmp_path: Path) -> None:
-    text = (Path(__file__).parent.parent / "compiler" / "targets" / "edgetpu.toml").read_text()
+    text = (Path(__file__).parent.parent / "compiler" / "targets" / "usb3.toml").read_text()
     small = tmp_path / "small.toml"
-    small.write_text(text.replace("tile_bytes = 516_096", "tile_bytes = 65_536"))
+    small.write_text(text + "[sram]\ntile_bytes = 65_536\n")
     assert not fits([dense(2688, 2688)], Target.load(str(small)))
     small.write_text("name = 'x'")
     with pytest.raises(OptionError, match=r"small\.toml"):

@@ -8,8 +8,8 @@ import pytest
 
 from compiler import build as building
 from compiler import ir as cir
+from compiler.partition import Wishes
 from compiler.program import Program
-from compiler.targets import fits
 from fixtures import demo, light
 from tests.conftest import save, small_network
 
@@ -31,7 +31,10 @@ def check_contract(made: Program) -> None:
             inside |= set(node.outputs)
         known |= set(segment.outputs)
         if segment.device == "tpu":
-            assert segment.layers and fits(segment.layers, made.target)
+            assert segment.layers
+            assert segment.cached + segment.streamed == segment.parameter_bytes
+    for tpu in {s.tpu for s in made.plan.segments} - {None}:
+        assert sum(s.cached for s in made.plan.segments if s.tpu == tpu) <= made.target.sram_bytes
     assert set(made.model.graph.outputs) <= known
 
 
@@ -43,11 +46,15 @@ def test_contract(name: str, tmp_path: Path) -> None:
 def test_contract_when_tiled(tmp_path: Path) -> None:
     made = program(demo.generate(tmp_path)[0])
     check_contract(made)
-    assert sum(s.device == "tpu" for s in made.plan.segments) == 5
+    assert sum(s.device == "tpu" for s in made.plan.segments) == 1
+    spread = building.divide(made.model, "usb3", Wishes(tpus=6))
+    check_contract(spread)
+    assert len({s.tpu for s in spread.plan.segments} - {None}) == 6
+    assert not any(s.streamed for s in spread.plan.segments)
 
 
 def test_host_reasons(tmp_path: Path) -> None:
     made = program(save(tmp_path / "m.onnx", small_network()))
     check_contract(made)
-    reasons = {r["node"]: r["reason"] for r in building.host_reasons(made.plan)}
+    reasons = {cir.origin(n): p.reason for n, p in made.plan.placements.items() if p.device == "host"}
     assert "LOCAL_RESPONSE_NORMALIZATION" in reasons["normalise"] and "probability" in reasons["softmax"]

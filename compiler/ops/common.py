@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler import ir as cir
-from compiler.targets import Layer, Target
+from compiler.targets import Target
 
 if TYPE_CHECKING:
     from compiler.emit.tflite import Writer
@@ -47,8 +47,6 @@ class Operator:
     refuse:   why it cannot or should not be written for the Edge TPU, None where it can; the Edge TPU's own rules
               stand beside the operators that `emit` writes, as `Builtin`s
     scales:   constraints on the scales of its activations
-    layers:   its parameters as the device stores them
-    macs:     multiply-accumulates of one invocation
     emit:     writes it as TFLite
     permute:  moves a Transpose from its inputs to its outputs by rewriting its axes; called with the permutation
     """
@@ -58,8 +56,6 @@ class Operator:
     lower: Callable[[ir.Node, cir.Builder], None] | None = None
     refuse: Callable[[ir.Node, Target], Refusal] | None = None
     scales: Callable[[ir.Node], Scales] = lambda node: Scales()
-    layers: Callable[[ir.Node], Sequence[Layer]] = lambda node: ()
-    macs: Callable[[ir.Node], int] = lambda node: 0
     emit: Callable[[ir.Node, Writer], None] | None = None
     permute: Callable[[ir.Node, Sequence[int], cir.Builder], None] | None = None
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import onnx_ir as ir
 
 from compiler import ir as cir
 from compiler.ops.common import Operator, RefuseError, same_geometry
-from compiler.ops.rules import Builtin, OpInfo, Rule, constant
+from compiler.ops.rules import Builtin, OpInfo, Rule, TensorInfo, Work, constant
 from compiler.targets import Layer, Target
+from compiler.targets.memory import stored_outputs, up
 
 if TYPE_CHECKING:
     from compiler.emit.tflite import Writer
@@ -197,19 +198,6 @@ def crop(b: cir.Builder, x: ir.Value, begins: Sequence[int], want: Sequence[int]
     return b.op("Slice", [x, starts, ends, b.const(np.array([1, 2], np.int64), "axes")])
 
 
-def layers(node: ir.Node) -> tuple[Layer, ...]:
-    out, cin, kh, kw = cir.shape(node.inputs[1])
-    if node.op_type == "DepthwiseConv2D":
-        return (Layer("depthwise", 1, out, kh * kw),)
-    return (Layer("dense" if kh * kw == 1 else "conv", cin, out, kh * kw),)
-
-
-def macs(node: ir.Node) -> int:
-    place = node.inputs[0] if node.op_type == "TransposeConv2D" else node.outputs[0]
-    positions = math.prod(cir.shape(place)[1:3])
-    return positions * math.prod(cir.shape(node.inputs[1]))
-
-
 def emit(node: ir.Node, w: Writer) -> None:
     x, weight, _ = node.inputs
     assert x is not None and weight is not None
@@ -250,6 +238,34 @@ def _dilation(op: OpInfo, target: Target) -> str | None:
     return f"its dilations are {both}" if both[0] != both[1] else None
 
 
+def _filters(op: OpInfo) -> TensorInfo:
+    filters = op.inputs[1]
+    assert filters is not None
+    return filters
+
+
+def layer(op: OpInfo) -> Layer:
+    filters = _filters(op)
+    out, height, width, inputs = filters.shape
+    taps, per_channel = height * width, filters.scales > 1
+    if op.builtin != "DEPTHWISE_CONV_2D":
+        return Layer("dense" if taps == 1 else "conv", inputs, out, taps, per_channel)
+    # A depthwise convolution of one channel is an ordinary one to the device (LibrEdgeTPU's gabor models).
+    single = op.activations[0].shape[3] == 1 and inputs > 1
+    return Layer("conv" if single else "depthwise", 1, inputs, taps, per_channel)
+
+
+def work(op: OpInfo, target: Target) -> Work:
+    own, filters = layer(op), _filters(op)
+    image = op.activations[0] if op.builtin == "TRANSPOSE_CONV" else op.outputs[0]
+    positions = math.prod(image.shape[1:3])
+    if own.kind == "depthwise":
+        return Work("depthwise", positions * filters.elements, positions * filters.elements)
+    padded = own.taps * up(own.inputs, target.input_multiple) * stored_outputs(own.outputs, target)
+    kind: Literal["pointwise", "conv"] = "pointwise" if own.taps == 1 else "conv"
+    return Work(kind, positions * padded, positions * filters.elements)
+
+
 _SHARED = (
     constant(1, "weights"),
     constant(2, "biases"),
@@ -258,17 +274,15 @@ _SHARED = (
 )
 
 BUILTINS = (
-    Builtin("CONV_2D", 3, _SHARED),
-    Builtin("DEPTHWISE_CONV_2D", 3, _SHARED),
-    Builtin("TRANSPOSE_CONV", 3, (constant(1, "weights"),)),
+    Builtin("CONV_2D", 3, _SHARED, layer, work),
+    Builtin("DEPTHWISE_CONV_2D", 3, _SHARED, layer, work),
+    Builtin("TRANSPOSE_CONV", 3, (constant(1, "weights"),), layer, work),
 )
-
-_CONV = {"layers": layers, "macs": macs}
 
 OPERATORS = (
     Operator("Conv", lower=lower_conv),
     Operator("ConvTranspose", lower=lower_conv_transpose),
-    Operator("Conv2D", cir.DIALECT, emit=emit, **_CONV),  # type: ignore[arg-type]
-    Operator("DepthwiseConv2D", cir.DIALECT, emit=emit, **_CONV),  # type: ignore[arg-type]
-    Operator("TransposeConv2D", cir.DIALECT, emit=emit_transpose_conv, **_CONV),  # type: ignore[arg-type]
+    Operator("Conv2D", cir.DIALECT, emit=emit),
+    Operator("DepthwiseConv2D", cir.DIALECT, emit=emit),
+    Operator("TransposeConv2D", cir.DIALECT, emit=emit_transpose_conv),
 )

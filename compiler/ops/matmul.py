@@ -14,8 +14,9 @@ import onnx_ir as ir
 from compiler import ir as cir
 from compiler.ops.common import Operator, RefuseError
 from compiler.ops.conv import zero_bias
-from compiler.ops.rules import Builtin, OpInfo, Rule, constant
+from compiler.ops.rules import Builtin, OpInfo, Rule, Work, constant
 from compiler.targets import Layer, Target
+from compiler.targets.memory import stored_outputs, up
 
 if TYPE_CHECKING:
     from compiler.emit.tflite import Writer
@@ -87,11 +88,6 @@ def linear(b: cir.Builder, x: ir.Value, weight: ir.Value, bias: ir.Value, out: c
     return b.reshape(y, out)
 
 
-def layers(node: ir.Node) -> tuple[Layer, ...]:
-    outputs, inputs = cir.shape(node.inputs[1])
-    return (Layer("dense", inputs, outputs),)
-
-
 def emit(node: ir.Node, w: Writer) -> None:
     filters, biases = w.filters(node, (0, 1))
     options = {"fusedActivationFunction": 0, "keepNumDims": False}
@@ -103,11 +99,26 @@ def _rows(op: OpInfo, target: Target) -> str | None:
     return f"it has {math.prod(shape[:-1])} rows" if math.prod(shape[:-1]) != 1 else None
 
 
+def layer(op: OpInfo) -> Layer:
+    weights = op.inputs[1]
+    assert weights is not None
+    outputs, inputs = weights.shape
+    return Layer("dense", inputs, outputs, 1, weights.scales > 1)
+
+
+def work(op: OpInfo, target: Target) -> Work:
+    own = layer(op)
+    padded = up(own.inputs, target.input_multiple) * stored_outputs(own.outputs, target)
+    return Work("dense", padded, own.inputs * own.outputs)
+
+
 BUILTINS = (
     Builtin(
         "FULLY_CONNECTED",
         4,
         (constant(1, "weights"), constant(2, "biases"), Rule("its output is one row", _rows, "documented")),
+        layer,
+        work,
     ),
 )
 
@@ -117,8 +128,6 @@ OPERATORS = (
     Operator(
         "FullyConnected",
         cir.DIALECT,
-        layers=layers,
-        macs=lambda node: cir.size(node.inputs[1]),  # type: ignore[arg-type]
         emit=emit,
     ),
 )

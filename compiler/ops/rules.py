@@ -6,11 +6,12 @@ node, and `check`, which reads existing files. Each family's file declares its o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from compiler.targets import Target
+from compiler.targets import Layer, Target
 
 # documented: the vendor's table (coral.ai/docs/edgetpu/models-intro). measured: seen in public compiled files or
 # compiler logs. assumed: our inference, on the careful side.
@@ -19,13 +20,18 @@ Standing = Literal["documented", "measured", "assumed"]
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor of a TFLite operator. `zeros` tells that a constant holds nothing else."""
+    """A tensor of a TFLite operator. `zeros` tells that a constant holds nothing else, `scales` how many it has."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     constant: bool = False
     zeros: bool = False
+    scales: int = 1
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -54,12 +60,36 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class Work:
+    """What one operator asks of the device: `amount` units of a `kind`, of which a target does so many a cycle.
+
+    Of "conv", "pointwise", "depthwise" and "dense" the units are multiply-accumulates with the padding that the device
+    computes too, of "vector" elements. `macs` is without padding.
+    """
+
+    kind: Literal["conv", "pointwise", "depthwise", "dense", "vector"]
+    amount: int
+    macs: int = 0
+
+
+def elements(op: OpInfo, target: Target) -> Work:
+    """Work of an operator that goes through its tensors once."""
+    read = sum(t.elements for t in op.inputs if t is not None and not t.constant)
+    return Work("vector", max(read, sum(t.elements for t in op.outputs)))
+
+
+@dataclass(frozen=True)
 class Builtin:
-    """A TFLite operator that the Edge TPU has, up to a version, under rules beyond those of every operator."""
+    """A TFLite operator that the Edge TPU has, up to a version, under rules beyond those of every operator.
+
+    `layer` gives the parameters that it stores on the device, `work` what it computes.
+    """
 
     name: str
     newest: int
     rules: tuple[Rule, ...] = ()
+    layer: Callable[[OpInfo], Layer | None] = lambda op: None
+    work: Callable[[OpInfo, Target], Work] = elements
 
 
 def _dtype(op: OpInfo, target: Target) -> str | None:

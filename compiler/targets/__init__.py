@@ -1,6 +1,6 @@
-"""Targets: what is known of a device, as data. Users can write their own TOML file and pass its path."""
+"""Targets and hosts: what is known of a device, as data. Users can write their own TOML files and pass their paths."""
 
-from compiler.targets.memory import Layer, fits, stored_bytes
-from compiler.targets.target import Target
+from compiler.targets.memory import Layer, capacity, fits, stored_bytes
+from compiler.targets.target import Host, Target
 
-__all__ = ["Layer", "Target", "fits", "stored_bytes"]
+__all__ = ["Host", "Layer", "Target", "capacity", "fits", "stored_bytes"]

@@ -1,0 +1,97 @@
+"""What a node costs on an Edge TPU and on the host: seconds and bytes, predicted.
+
+    segment = invoke + operators * operator + compute * slowdown + bytes in / down + bytes out / up + streamed / stream
+
+Figures and their sources stand in compiler/targets/*.toml; benchmarks/fit_cost.py fits them to public latencies and
+tells how far predictions are off for networks that the fit did not see. Nothing here has run on an Edge TPU of ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from compiler import ir as cir
+from compiler.legality import drafted
+from compiler.ops import BUILTINS
+from compiler.ops.rules import OpInfo
+from compiler.targets import Host, Layer, Target, stored_bytes
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """A layer as it is cached or streamed: bytes on the device, seconds where they are sent at each invocation."""
+
+    layer: Layer
+    bytes: int
+    stream: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One node. `tpu` and `host` are seconds without transfers; `activations` are bytes that live while it runs."""
+
+    tpu: float
+    host: float
+    macs: int
+    activations: int
+    parameters: tuple[Parameters, ...]
+
+
+def of_operators(ops: Sequence[OpInfo], target: Target) -> tuple[float, int, int, tuple[Parameters, ...]]:
+    """(seconds, multiply-accumulates, activation bytes, parameters) of TFLite operators on the Edge TPU."""
+    seconds, macs, most, parameters = 0.0, 0, 0, []
+    for op in ops:
+        builtin = BUILTINS.get(op.builtin)
+        if builtin is None:
+            continue
+        work, layer = builtin.work(op, target), builtin.layer(op)
+        seconds += work.amount / getattr(target, work.kind) / target.clock * target.slowdown + target.operator
+        macs += work.macs
+        live = sum(t.elements for t in op.activations)
+        most = max(most, live)
+        if layer is not None:
+            size = stored_bytes(layer, target)
+            parameters.append(Parameters(layer, size, size / target.stream * max(1.0, live / target.pass_bytes)))
+    return seconds, macs, most, tuple(parameters)
+
+
+def of_node(node: ir.Node, target: Target, host: Host, legal: bool) -> Cost:
+    """The cost of a node of the lowered graph; on the Edge TPU only where that takes it (`legal`)."""
+    ops = drafted(node) if legal and not _is_fused(node) else []
+    seconds, macs, most, parameters = of_operators(ops, target)
+    return Cost(seconds, on_host(node, host), macs, most, parameters)
+
+
+def _is_fused(node: ir.Node) -> bool:
+    """A clamp that alone reads its input is written as that input's scale."""
+    return node.op_type in ("Relu", "Clip") and cir.only_consumer(node.inputs[0]) is node  # type: ignore[arg-type]
+
+
+def on_host(node: ir.Node, host: Host) -> float:
+    """Seconds in float on the host: bound by arithmetic or by memory."""
+    if node.op_type in ("Reshape", "Identity"):
+        return 0.0
+    moved = 4 * sum(cir.size(v) for v in [*cir.reads(node), *node.outputs] if cir.is_static(v))
+    return host.operator + max(float_macs(node) / host.macs, moved / host.bytes)
+
+
+def float_macs(node: ir.Node) -> int:
+    """Multiply-accumulates of a node in float."""
+    values = [node.inputs[0], cir.arg(node, 1), node.outputs[0]] if node.inputs else []
+    if len(values) < 3 or values[1] is None or not all(cir.is_static(v) for v in values):
+        return 0
+    x, w, y = (cir.shape(v) for v in values)
+    match node.op_type:
+        case "Conv" | "Conv2D" | "DepthwiseConv2D":
+            return math.prod(y) // w[0] * math.prod(w)
+        case "ConvTranspose" | "TransposeConv2D":
+            return math.prod(x) // x[-1 if node.domain else 1] * math.prod(w)
+        case "MatMul" | "Gemm" | "FullyConnected":
+            return math.prod(y) * (x[0] if cir.attr(node, "transA", 0) else x[-1])
+        case "Attention":
+            return 2 * math.prod(y) * w[-2]
+    return 0

@@ -1,0 +1,36 @@
+"""Where to cut, as a mathematical problem: a directed graph, a host, and some Edge TPUs.
+
+A plan gives every node a *stage*; stages run in order, each on one device, and no edge goes backwards, so every stage
+is convex. A TPU's load is what its stages take: computing, invocations, tensors in and out, parameters that do not
+stay cached. The host's load is what its stages take. Latency is the sum of the loads; a pipeline's pace is set by the
+largest. The unit of time is the caller's.
+
+`exact` hands the problem to OR-tools' CP-SAT over all orders of the graph and proves how far from the optimum it is.
+`heuristic` cuts one order by dynamic programming and then moves single nodes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from compiler.planner.exact import exact
+from compiler.planner.heuristic import alternate, heuristic
+from compiler.planner.problem import HOST, Objective, Plan, Problem, Tensor, cost, simple_bound
+
+# Graphs of more nodes go to the heuristic alone.
+EXACT_NODES = 700
+
+__all__ = ["HOST", "Objective", "Plan", "Problem", "Tensor", "alternate", "cost", "exact", "heuristic", "solve"]
+
+
+def solve(problem: Problem, seconds: float = 5.0) -> Plan:
+    """The heuristic's plan, and the exact one where the graph's size allows."""
+    large = problem.count > EXACT_NODES
+    found = heuristic(problem, 8.0 if large else 1.0)
+    if not problem.count or large or seconds <= 0:
+        return found
+    proven = exact(problem, seconds, found)
+    if proven is None:
+        return found
+    best = min(proven, found, key=lambda plan: plan.cost)
+    return replace(best, bound=min(max(proven.bound or 0.0, simple_bound(problem)), best.cost))

@@ -1,0 +1,446 @@
+"""Cuts orders of the graph by dynamic programming, then moves nodes between stages. Fast, and proves nothing."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import networkx as nx
+import numpy as np
+
+from compiler.planner.problem import HOST, INFINITE, Plan, Problem, Stages, cached, cost, levels, stage_time
+
+# Places where the dynamic programme may cut; more of them cost time quadratically.
+_CUTS = 160
+# Graphs of up to so many nodes are searched more widely: random orders, the best few plans shaken so many times.
+_SMALL = 120
+_IMPROVED = 3
+_SHAKES = 20
+_ROUNDS = 3
+
+
+def heuristic(problem: Problem, seconds: float = 8.0, seed: int = 0) -> Plan:
+    """The best of several orders and sides, each cut by dynamic programming, then improved part by part."""
+    until = time.monotonic() + seconds
+    rng = random.Random(seed)
+    sides = _sides(problem)
+    found: dict[Stages, float] = {}
+    for order in _orders(problem, rng):
+        for stages in _from_order(problem, order, sides, until):
+            found[stages] = cost(problem, stages)
+        if time.monotonic() > until:
+            break
+    for _ in range(_ROUNDS if problem.count <= _SMALL else 1):
+        # The best plans are improved, and what comes of them gives new orders to cut.
+        best = sorted(found, key=found.__getitem__)[:_IMPROVED]
+        for stages in best:
+            improved = _improve(problem, stages, rng, until)
+            found[improved] = cost(problem, improved)
+        order = [n for _, nodes in min(found, key=found.__getitem__) for n in nodes]
+        for stages in _from_order(problem, order, sides, until):
+            found[stages] = cost(problem, stages)
+        if time.monotonic() > until:
+            break
+    stages = min(found, key=found.__getitem__)
+    return Plan(stages, found[stages])
+
+
+def _from_order(problem: Problem, order: Sequence[int], sides: Sequence[list[bool]], until: float) -> Iterator[Stages]:
+    for side in sides:
+        yield _cut(problem, alternate(problem, order, side), until)
+    if len(sides) > 1:
+        joint = _joint(problem, order, until)
+        if joint is not None:
+            yield joint
+
+
+def _sides(problem: Problem) -> list[list[bool]]:
+    """Whether each node goes to a TPU: minimum cuts, the least sum of times and transfers.
+
+    Invocations and the bytes that fit are not seen by a cut; parameters that surely do not fit count as streamed. In
+    a pipeline TPUs share what is theirs, so their time counts for less; how much less is tried.
+    """
+    free = [n for n in range(problem.count) if problem.tpu[n] < INFINITE and problem.host[n] < INFINITE]
+    plain = [t < INFINITE for t in problem.tpu]
+    if not free:
+        return [plain]
+    weights = [1.0] if problem.objective == "latency" else [2.0**i / problem.tpus for i in range(-4, 5)]
+    cuts = [_side(problem, weight) for weight in weights]
+    return [plain, *(side for i, side in enumerate(cuts) if side not in [plain, *cuts[:i]])]
+
+
+def _side(problem: Problem, weight: float) -> list[bool]:
+    everything = [n for n in range(problem.count) if problem.tpu[n] < INFINITE]
+    spread = replace(problem, rooms=[room * max(problem.tpus, 1) for room in problem.rooms])
+    kept = cached(spread, everything)[0]
+    graph = nx.DiGraph()
+    for n in range(problem.count):
+        streamed = 0.0 if n in kept or not problem.sizes[n] else problem.stream[n]
+        for a, b, time_ in (("tpu", n, problem.host[n]), (n, "host", weight * (problem.tpu[n] + streamed))):
+            graph.add_edge(a, b, **({} if time_ == INFINITE else {"capacity": time_}))
+    for index, tensor in enumerate(problem.tensors):
+        source = "host" if tensor.source is None else tensor.source
+        for reader in tensor.readers:
+            graph.add_edge(reader, ("down", index))
+            graph.add_edge(("up", index), reader)
+        graph.add_edge(("down", index), source, capacity=weight * tensor.down)
+        if tensor.source is not None:
+            graph.add_edge(source, ("up", index), capacity=weight * tensor.up)
+            if tensor.leaves:
+                graph.add_edge(("up", index), "host")
+    _, (tpu, _) = nx.minimum_cut(graph, "tpu", "host")
+    return [n in tpu for n in range(problem.count)]
+
+
+def _orders(problem: Problem, rng: random.Random) -> list[list[int]]:
+    """Topological orders: the caller's, by depth, one branch after the other, and some by chance."""
+    graph = nx.DiGraph([*problem.edges])
+    graph.add_nodes_from(range(problem.count))
+    depth: dict[int, int] = {}
+    for n in range(problem.count):
+        depth[n] = 1 + max((depth[p] for p in problem.predecessors[n]), default=-1)
+    ranks: list[dict[int, float]] = [{n: i for i, n in enumerate(nx.dfs_postorder_nodes(graph.reverse(copy=False)))}]
+    if problem.count <= _SMALL:
+        ranks += [{n: rng.random() for n in range(problem.count)} for _ in range(6)]
+    given = list(range(problem.count))
+    found = [given, sorted(given, key=lambda n: (depth[n], n))]
+    found += [[*nx.lexicographical_topological_sort(graph, key=rank.__getitem__)] for rank in ranks]
+    return [order for i, order in enumerate(found) if order not in found[:i]]
+
+
+def alternate(problem: Problem, order: Sequence[int], sides: Sequence[bool]) -> list[tuple[bool, list[int]]]:
+    """As few turns between host and TPUs as the order allows: one side runs as long as something is ready for it."""
+    inside = set(order)
+    waiting = {n: len(inside & {*problem.predecessors[n]}) for n in order}
+    position = {n: i for i, n in enumerate(order)}
+    ready: dict[bool, list[int]] = {True: [], False: []}
+    for n in order:
+        if not waiting[n]:
+            ready[sides[n]].append(n)
+    turns: list[tuple[bool, list[int]]] = []
+    side = not ready[False]
+    while ready[True] or ready[False]:
+        if not ready[side]:
+            side = not side
+        nodes: list[int] = []
+        heap = ready[side]
+        while heap:
+            n = min(heap, key=position.__getitem__) if len(heap) > 1 else heap[0]
+            heap.remove(n)
+            nodes.append(n)
+            for user in inside & {*problem.successors[n]}:
+                waiting[user] -= 1
+                if not waiting[user]:
+                    ready[sides[user]].append(user)
+        turns.append((side, nodes))
+        side = not side
+    return turns
+
+
+@dataclass
+class _Piece:
+    """The part of a turn that a device holds so far; `inbound` and `outbound` are times of its transfers."""
+
+    inside: set[int] = field(default_factory=set)
+    read: set[int] = field(default_factory=set)
+    left: dict[int, int] = field(default_factory=dict)
+    time: float = 0.0
+
+    def add(self, problem: Problem, n: int) -> None:
+        self.inside.add(n)
+        self.time += problem.tpu[n]
+        for t in problem.reads[n]:
+            tensor = problem.tensors[t]
+            if t in self.left:
+                self.left[t] -= 1
+                if not self.left[t] and not tensor.leaves:
+                    self.time -= tensor.up
+            elif t not in self.read:
+                self.read.add(t)
+                self.time += tensor.down
+        for t in problem.makes[n]:
+            tensor = problem.tensors[t]
+            self.left[t] = len(tensor.readers)
+            if tensor.leaves or tensor.readers:
+                self.time += tensor.up
+
+
+def _cut(problem: Problem, turns: Sequence[tuple[bool, list[int]]], until: float) -> Stages:
+    """Give each TPU a contiguous range of the TPU nodes of the turns, by dynamic programming."""
+    sequence = [(turn, n) for turn, (side, nodes) in enumerate(turns) if side for n in nodes]
+    places = _places(problem, sequence)
+    host = sum(problem.host[n] for side, nodes in turns if not side for n in nodes)
+    best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0 if problem.objective == "latency" else host, ())}
+    ranges = _ranges(problem, sequence, places, places[:-1] if problem.tpus > 1 else places[:1], until)
+    combine = (lambda a, b: a + b) if problem.objective == "latency" else max
+    done: tuple[float, tuple[int, ...]] | None = None
+    for _ in range(problem.tpus):
+        following: dict[int, tuple[float, tuple[int, ...]]] = {}
+        for start, (so_far, cuts) in best.items():
+            for end, time_ in ranges.get(start, {}).items():
+                value = combine(so_far, time_)
+                if end not in following or value < following[end][0]:
+                    following[end] = (value, (*cuts, end))
+        best = following
+        last = best.get(len(sequence))
+        if last is not None and (done is None or last[0] < done[0]):
+            done = last
+    cuts = done[1] if done is not None else (len(sequence),) if sequence else ()
+    stages: list[tuple[int, tuple[int, ...]]] = []
+    at = 0
+    for side, nodes in turns:
+        if not side:
+            stages.append((HOST, tuple(nodes)))
+            continue
+        for device in range(len(cuts)):
+            part = [n for i, n in enumerate(nodes, at) if (cuts[device - 1] if device else 0) <= i < cuts[device]]
+            if part:
+                stages.append((device, tuple(part)))
+        at += len(nodes)
+    return tuple(stages)
+
+
+def _joint(problem: Problem, order: Sequence[int], until: float) -> Stages | None:
+    """Placement and cuts of one order together: ranges for the host and the TPUs in turn; None where none will do.
+
+    For a pipeline the pace is searched: with every TPU held to it, the host should take no longer.
+    """
+    sequence = [(0, n) for n in order]
+    places = _places(problem, sequence)
+    index = {place: i for i, place in enumerate(places)}
+    tpu = np.full((len(places), len(places)), np.inf)
+    for start, row in _ranges(problem, sequence, places, places[:-1], until).items():
+        for end, time_ in row.items():
+            tpu[index[start], index[end]] = time_
+    np.fill_diagonal(tpu, 0.0)
+    sums = np.cumsum([0.0, *(problem.host[n] if problem.host[n] < INFINITE else 0.0 for n in order)])[places]
+    never = np.cumsum([0, *(problem.host[n] == INFINITE for n in order)])[places]
+    allowed = (never[None, :] == never[:, None]) & (sums[None, :] >= sums[:, None])
+    host = np.where(np.triu(allowed), sums[None, :] - sums[:, None], np.inf)
+
+    def least(pace: float) -> tuple[float, list[int]]:
+        """(least time of what is counted, end of each level's range) with no TPU's range above `pace`."""
+        held = tpu if pace == INFINITE else np.where(tpu <= pace, 0.0, np.inf)
+        reached = np.full(len(places), np.inf)
+        reached[0] = 0.0
+        back = []
+        for device in levels(problem):
+            steps = reached[:, None] + (host if device == HOST else held)
+            back.append(steps.argmin(axis=0))
+            reached = steps.min(axis=0)
+        ends, at = [], len(places) - 1
+        for came in reversed(back):
+            ends.append(int(at))
+            at = came[at]
+        return float(reached[-1]), ends[::-1]
+
+    best, ends = least(INFINITE)
+    if best == INFINITE:
+        return None
+    if problem.objective == "throughput":
+        finite = np.unique(tpu[np.isfinite(tpu)])
+        low, high = 0, len(finite) - 1
+        while low < high:
+            middle = (low + high) // 2
+            if least(finite[middle])[0] <= finite[middle]:
+                high = middle
+            else:
+                low = middle + 1
+        # Just below the pace at which the host keeps up, the host itself may set a better one.
+        pace = min((finite[i] for i in {low, max(low - 1, 0)}), key=lambda pace: max(pace, least(pace)[0]))
+        best, ends = least(pace)
+        if best == INFINITE:
+            return None
+    stages, at = [], 0
+    for device, end in zip(levels(problem), ends, strict=True):
+        if end > at:
+            stages.append((device, tuple(order[places[at] : places[end]])))
+        at = end
+    return tuple(stages)
+
+
+def _places(problem: Problem, sequence: Sequence[tuple[int, int]]) -> list[int]:
+    """Positions in the sequence where a cut may stand: those with the least traffic across, well spread."""
+    count = len(sequence)
+    if count <= _CUTS:
+        return [*range(count + 1)]
+    position = {n: i for i, (_, n) in enumerate(sequence)}
+    traffic = [0.0] * (count + 1)
+    for tensor in problem.tensors:
+        if tensor.source in position:
+            last = max((position.get(r, count) for r in tensor.readers), default=count)
+            traffic[position[tensor.source] + 1] += tensor.down + tensor.up
+            if last < count:
+                traffic[last + 1] -= tensor.down + tensor.up
+    for i in range(count):
+        traffic[i + 1] += traffic[i]
+    width = count / _CUTS
+    groups = [range(round(i * width), round((i + 1) * width)) for i in range(_CUTS)]
+    return sorted({0, count, *(min(group, key=traffic.__getitem__) for group in groups if group)})
+
+
+def _ranges(
+    problem: Problem, sequence: Sequence[tuple[int, int]], places: Sequence[int], starts: Sequence[int], until: float
+) -> dict[int, dict[int, float]]:
+    """Time of a TPU that holds sequence[start:end], for the places."""
+    allowed = set(places)
+    found: dict[int, dict[int, float]] = {}
+    on_tpu = [n for _, n in sequence if problem.tpu[n] < INFINITE]
+    whole = sum(problem.tpu[n] for n in on_tpu) + cached(problem, on_tpu)[1]
+    for start in starts:
+        row = found[start] = {}
+        if start and time.monotonic() > until:
+            continue
+        before, turn, piece = 0.0, -1, _Piece()
+        for index in range(start, len(sequence)):
+            t, n = sequence[index]
+            if t != turn:
+                before, turn, piece = before + piece.time, t, _Piece(time=problem.invoke)
+            piece.add(problem, n)
+            if problem.tpu[n] == INFINITE:
+                break
+            if index + 1 in allowed:
+                nodes = [m for _, m in sequence[start : index + 1]]
+                row[index + 1] = before + piece.time + cached(problem, nodes)[1]
+                heavy = problem.objective == "throughput" and row[index + 1] > 4 * whole / problem.tpus
+                if heavy and start:
+                    break
+    return found
+
+
+class _Rows:
+    """Stages under change, with the time of each and of the parameters that each device streams."""
+
+    def __init__(self, problem: Problem, stages: Stages) -> None:
+        self.problem = problem
+        self.devices = [device for device, _ in stages]
+        self.rows = [set(nodes) for _, nodes in stages]
+        self.level = {n: i for i, row in enumerate(self.rows) for n in row}
+        self.times = [self._time(i) for i in range(len(self.rows))]
+        self.late = {d: self._late(d) for d in set(self.devices)}
+
+    def _time(self, stage: int) -> float:
+        row = self.rows[stage]
+        return stage_time(self.problem, self.devices[stage], [*row]) if row else 0.0
+
+    def _late(self, device: int) -> float:
+        if device == HOST:
+            return 0.0
+        return cached(
+            self.problem, [n for d, row in zip(self.devices, self.rows, strict=True) if d == device for n in row]
+        )[1]
+
+    def score(self) -> tuple[float, float]:
+        """The objective first; of equal ones, the one whose loads are more even."""
+        sums = dict(self.late)
+        for device, time_ in zip(self.devices, self.times, strict=True):
+            sums[device] += time_
+        even = sum(t * t for t in sums.values())
+        return (sum(sums.values()) if self.problem.objective == "latency" else max(sums.values(), default=0.0)), even
+
+    def group(self, n: int, new: int) -> set[int]:
+        """n with all that must move along: its ancestors on the way to an earlier stage, else its descendants."""
+        earlier = new < self.level[n]
+        near = self.problem.predecessors if earlier else self.problem.successors
+        group, todo = {n}, [n]
+        while todo:
+            for other in near[todo.pop()]:
+                here = self.level[other]
+                if other not in group and (here > new if earlier else here < new):
+                    group.add(other)
+                    todo.append(other)
+        return group
+
+    def move(self, group: set[int], new: int) -> dict[int, int]:
+        """Put nodes into stage `new`; gives where they were."""
+        return self.put(dict.fromkeys(group, new))
+
+    def put(self, places: Mapping[int, int]) -> dict[int, int]:
+        before = {n: self.level[n] for n in places}
+        touched = {*before.values(), *places.values()}
+        for n, new in places.items():
+            self.rows[self.level[n]].discard(n)
+            self.rows[new].add(n)
+            self.level[n] = new
+        for stage in touched:
+            self.times[stage] = self._time(stage)
+        for device in {self.devices[stage] for stage in touched}:
+            self.late[device] = self._late(device)
+        return before
+
+    @property
+    def stages(self) -> Stages:
+        return tuple((d, tuple(sorted(row))) for d, row in zip(self.devices, self.rows, strict=True) if row)
+
+
+def _improve(problem: Problem, stages: Stages, rng: random.Random, until: float) -> Stages:
+    """Move nodes, with what must go along, to another stage while that helps; shake and try again on small graphs."""
+    rows = _Rows(problem, _opened(problem, stages))
+    best = _descend(rows, until)
+    best_stages = rows.stages
+    for _ in range(_SHAKES if problem.count <= _SMALL else 0):
+        if time.monotonic() > until:
+            break
+        undo: dict[int, int] = {}
+        for _ in range(rng.randint(1, 3)):
+            n = rng.randrange(problem.count)
+            new = rng.randrange(len(rows.rows))
+            group = rows.group(n, new)
+            if new != rows.level[n] and _allowed(problem, rows, group, new):
+                undo = {**rows.move(group, new), **undo}
+        score = _descend(rows, until, undo)
+        if score < best:
+            best, best_stages = score, rows.stages
+        else:
+            rows.put(undo)
+    return best_stages
+
+
+def _opened(problem: Problem, stages: Stages) -> Stages:
+    """Where every TPU has one stage at most, the empty stages between too, so that nodes can move there."""
+    devices = levels(problem)
+    rows: list[list[int]] = [[] for _ in devices]
+    at = 0
+    for device, nodes in stages:
+        while at < len(devices) and (devices[at] == HOST) != (device == HOST):
+            at += 1
+        if at == len(devices):
+            return stages
+        rows[at] += nodes
+        at += 1
+    return tuple((device, tuple(row)) for device, row in zip(devices, rows, strict=True))
+
+
+def _allowed(problem: Problem, rows: _Rows, group: set[int], new: int) -> bool:
+    times = problem.host if rows.devices[new] == HOST else problem.tpu
+    return all(times[n] < INFINITE for n in group)
+
+
+def _descend(rows: _Rows, until: float, undo: dict[int, int] | None = None) -> tuple[float, float]:
+    """Take every move that helps until none does; adds to `undo` where nodes were."""
+    problem = rows.problem
+    best = rows.score()
+    changed = True
+    while changed and time.monotonic() < until:
+        changed = False
+        for n in range(problem.count):
+            for new in range(max(0, rows.level[n] - 2), min(len(rows.rows), rows.level[n] + 3)):
+                if new == rows.level[n]:
+                    continue
+                group = rows.group(n, new)
+                if not _allowed(problem, rows, group, new):
+                    continue
+                before = rows.move(group, new)
+                score = rows.score()
+                if score < best:
+                    best, changed = score, True
+                    if undo is not None:
+                        for m, level in before.items():
+                            undo.setdefault(m, level)
+                else:
+                    rows.put(before)
+            if time.monotonic() > until:
+                break
+    return best

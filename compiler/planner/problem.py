@@ -1,0 +1,184 @@
+"""The problem, its plans, and what a plan costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+Objective = Literal["latency", "throughput"]
+Stages = tuple[tuple[int, tuple[int, ...]], ...]
+HOST = -1
+INFINITE = math.inf
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """`source` makes it (None: it comes from outside), `readers` read it; `leaves` tells that the caller wants it.
+
+    `down` is the time to bring it to a TPU, `up` the time to bring it back; a stage pays each once.
+    """
+
+    source: int | None
+    readers: tuple[int, ...]
+    leaves: bool
+    down: float
+    up: float
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Nodes are numbered in a topological order. Infinite times forbid a device.
+
+    `sizes` are parameter bytes, `stream` the time to send them at each run where they are not cached. `rooms` bounds
+    the bytes cached on the device of a node. `host_stages` bounds how many stages the host may have.
+    """
+
+    tpu: Sequence[float]
+    host: Sequence[float]
+    edges: Sequence[tuple[int, int]]
+    tensors: Sequence[Tensor]
+    sizes: Sequence[int]
+    stream: Sequence[float]
+    rooms: Sequence[int]
+    tpus: int
+    invoke: float = 0.0
+    objective: Objective = "latency"
+    host_stages: int | None = None
+
+    @property
+    def count(self) -> int:
+        return len(self.tpu)
+
+    @cached_property
+    def rank(self) -> list[int]:
+        """Place of each node where they are sorted by size."""
+        order = sorted(range(self.count), key=lambda n: (self.sizes[n], n))
+        return [place for _, place in sorted(zip(order, range(self.count), strict=True))]
+
+    @cached_property
+    def successors(self) -> list[list[int]]:
+        found: list[list[int]] = [[] for _ in range(self.count)]
+        for u, v in self.edges:
+            found[u].append(v)
+        return found
+
+    @cached_property
+    def predecessors(self) -> list[list[int]]:
+        found: list[list[int]] = [[] for _ in range(self.count)]
+        for u, v in self.edges:
+            found[v].append(u)
+        return found
+
+    @cached_property
+    def reads(self) -> list[list[int]]:
+        """Indices of the tensors that each node reads."""
+        found: list[list[int]] = [[] for _ in range(self.count)]
+        for index, tensor in enumerate(self.tensors):
+            for reader in tensor.readers:
+                found[reader].append(index)
+        return found
+
+    @cached_property
+    def makes(self) -> list[list[int]]:
+        found: list[list[int]] = [[] for _ in range(self.count)]
+        for index, tensor in enumerate(self.tensors):
+            if tensor.source is not None:
+                found[tensor.source].append(index)
+        return found
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Stages in order, as (device, nodes); empty ones are left out.
+
+    `bound` is what no plan can be better than where a solver has looked for it, else None.
+    """
+
+    stages: Stages
+    cost: float
+    bound: float | None = None
+
+
+def cached(problem: Problem, nodes: Iterable[int]) -> tuple[set[int], float]:
+    """(nodes whose parameters stay cached, time to stream the others) where `nodes` share one TPU.
+
+    The smallest stay, as many as there is room for: the order of the vendor's compiler is not known, and this one
+    predicts public latencies.
+    """
+    nodes = [*nodes]
+    holders = [n for n in nodes if problem.sizes[n]]
+    room = min((problem.rooms[n] for n in nodes), default=0)
+    used = sum(problem.sizes[n] for n in holders)
+    if used <= room:
+        return set(holders), 0.0
+    late = 0.0
+    holders.sort(key=problem.rank.__getitem__)
+    while used > room:
+        last = holders.pop()
+        used -= problem.sizes[last]
+        late += problem.stream[last]
+    return set(holders), late
+
+
+def stage_time(problem: Problem, device: int, nodes: Sequence[int]) -> float:
+    """Time of one stage without parameters that are streamed."""
+    if device == HOST:
+        return sum(problem.host[n] for n in nodes)
+    inside = set(nodes)
+    read = {t for n in nodes for t in problem.reads[n]}
+    down = sum(problem.tensors[t].down for t in read if problem.tensors[t].source not in inside)
+    made = [problem.tensors[t] for n in nodes for t in problem.makes[n]]
+    up = sum(t.up for t in made if t.leaves or any(r not in inside for r in t.readers))
+    return problem.invoke + sum(problem.tpu[n] for n in nodes) + down + up
+
+
+def loads(problem: Problem, stages: Sequence[tuple[int, Sequence[int]]]) -> dict[int, float]:
+    """Time of each device that has stages, streaming included."""
+    found: dict[int, float] = {}
+    whole: dict[int, list[int]] = {}
+    for device, nodes in stages:
+        found[device] = found.get(device, 0.0) + stage_time(problem, device, nodes)
+        whole.setdefault(device, []).extend(nodes)
+    for device, nodes in whole.items():
+        if device != HOST:
+            found[device] += cached(problem, nodes)[1]
+    return found
+
+
+def cost(problem: Problem, stages: Sequence[tuple[int, Sequence[int]]]) -> float:
+    times = loads(problem, stages).values()
+    return sum(times) if problem.objective == "latency" else max(times, default=0.0)
+
+
+def simple_bound(problem: Problem) -> float:
+    """What cannot be undercut: every node on its faster device, parameters that fit nowhere streamed, evenly shared."""
+    nodes = range(problem.count)
+    tpu = sum(problem.tpu[n] for n in nodes if problem.host[n] == INFINITE) + _surely_streamed(problem)
+    host = sum(problem.host[n] for n in nodes if problem.tpu[n] == INFINITE)
+    free = sum(min(problem.tpu[n], problem.host[n]) for n in nodes if INFINITE not in (problem.tpu[n], problem.host[n]))
+    if problem.objective == "latency":
+        return tpu + host + free
+    return max(host, tpu / problem.tpus, (tpu + host + free) / (problem.tpus + 1))
+
+
+def _surely_streamed(problem: Problem) -> float:
+    """Least time to stream what does not fit all TPUs together."""
+    held = [n for n in range(problem.count) if problem.sizes[n] and problem.host[n] == INFINITE]
+    excess = sum(problem.sizes[n] for n in held) - problem.tpus * max(problem.rooms, default=0)
+    late = 0.0
+    for n in sorted(held, key=lambda n: problem.stream[n] / problem.sizes[n]):
+        if excess <= 0 or problem.stream[n] == INFINITE:
+            break
+        late += problem.stream[n] * min(1.0, excess / problem.sizes[n])
+        excess -= problem.sizes[n]
+    return late
+
+
+def levels(problem: Problem) -> list[int]:
+    """Device of each level of a pipeline: the host before, between and behind the TPUs, where it may run anything."""
+    if all(time == INFINITE for time in problem.host):
+        return [*range(problem.tpus)]
+    return [HOST, *(device for t in range(problem.tpus) for device in (t, HOST))]
