@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 import passes
-from compiler import bundle, importer, verify
+from compiler import bundle, html, importer, verify
 from compiler import ir as cir
 from compiler.check import Checker
 from compiler.errors import (
@@ -20,6 +20,7 @@ from compiler.errors import (
     CompilerError,
     InternalError,
     ModelError,
+    OutputError,
     QualityError,
     first_line,
 )
@@ -136,6 +137,7 @@ def build(path: Path, output: Path, options: Options, report: Report = silent) -
             quality = verify.verify(Pipeline(bundle.load(folder)), program, held_out, expected, step)
             manifest["quality"] |= quality
             bundle.write_manifest(folder, manifest)
+            (folder / "report.html").write_text(html.page(manifest), encoding="utf-8")
         gate(quality, options.min_sqnr)
     return manifest
 
@@ -174,12 +176,24 @@ def quantize(program: Program, samples: sampling.Samples, observers: Observers, 
         return replace(program, quants=assign(nodes, values, ranges))
 
 
+def save_graph(program: Program, path: Path) -> None:
+    """The lowered graph as ONNX, weights beside it. Raises OutputError."""
+    try:
+        ir.save(program.model, path, external_data=f"{path.name}.data")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+
+
 def summary(program: Program, path: Path) -> dict[str, Any]:
     """The plan as plain data, in the words of the manifest; before quantization it is a dry run."""
     graph, quants = program.model.graph, program.quants
     return {
         "model": {"file": path.name, "sha256": sha256(path), "opset": graph.opset_imports.get("", 0)},
-        "target": {"name": program.target.name, "description": program.target.description},
+        "target": {
+            "name": program.target.name,
+            "description": program.target.description,
+            "sram_bytes": program.target.sram_bytes,
+        },
         "inputs": [bundle.tensor_entry(v, {}, False, False) for v in graph.inputs],
         "outputs": [bundle.tensor_entry(v, quants, False, v in program.made_on_tpu) for v in graph.outputs],
         "prediction": prediction(program),

@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from compiler import build as building
 from compiler import bundle, darwinn, legality, report
+from compiler import html as pages
 from compiler import measure as measuring
 from compiler.errors import BundleError, CalibrationError, CompilerError, OptionError, OutputError
 from compiler.partition import Wishes
@@ -116,6 +117,11 @@ def build(
 def inspect(
     path: Annotated[Path, typer.Argument(help="A bundle, an ONNX file (a dry run), or a compiled .tflite file.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    html: Annotated[Path | None, typer.Option("--html", help="Write the plan as one page, and print nothing.")] = None,
+    dot: Annotated[Path | None, typer.Option("--dot", help="Write the lowered graph for Graphviz (ONNX only).")] = None,
+    netron: Annotated[
+        Path | None, typer.Option("--netron", help="Write the lowered graph as ONNX for Netron (ONNX only).")
+    ] = None,
     dim: Dims = None,
     shape: Shapes = None,
     target: TargetName = "usb3",
@@ -138,12 +144,23 @@ def inspect(
             report.show_compiled(out, path.name, packages, on_cpu)
         return
     if path.is_dir():
+        if dot is not None or netron is not None:
+            raise OptionError(f"--dot and --netron need the ONNX file: {path} is a bundle, which has no lowered graph")
         plan = bundle.load(path).manifest
     else:
         wishes = _wishes(tpus, objective, place, pin, cut, host)
         options = building.Options(dims=_dims(dim), shapes=_shapes(shape), target=target, wishes=wishes)
         with _progress() as step:
-            plan = building.summary(building.lower(building.read(path, options, step), options, step), path)
+            program = building.lower(building.read(path, options, step), options, step)
+        plan = building.summary(program, path)
+        if dot is not None:
+            _write(dot, pages.dot(program))
+        if netron is not None:
+            building.save_graph(program, netron)
+            out.print(f"Wrote {escape(str(netron))}; `netron {escape(str(netron))}` shows it.")
+    if html is not None:
+        _write(html, pages.page(plan))
+        return
     if as_json:
         print(json.dumps(plan, indent=1))
         return
@@ -203,12 +220,8 @@ def measure(
 ) -> None:
     """Measure this machine's CPU with onnxruntime and write what `--host` takes."""
     text = measuring.measure(threads)
-    try:
-        output.write_text(text)
-    except OSError as error:
-        raise OutputError(f"{output}: cannot be written: {error.strerror}") from error
-    out.print(text, highlight=False, end="")
-    out.print(f"Wrote {escape(str(output))}.")
+    out.print(text, highlight=False, markup=False, end="")
+    _write(output, text)
 
 
 @app.command()
@@ -257,6 +270,14 @@ def _stack(arrays: list[np.ndarray]) -> np.ndarray:
     if len(arrays) == 1:
         return arrays[0]
     return np.concatenate(arrays) if arrays[0].ndim and len(arrays[0]) == 1 else np.stack(arrays)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+    out.print(f"Wrote {escape(str(path))}.")
 
 
 def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:

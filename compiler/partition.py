@@ -8,6 +8,7 @@ said to stay cached fit their Edge TPU together (`targets.fits`), and those that
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -44,7 +45,7 @@ class Wishes:
     pins: Mapping[str, Device] = field(default_factory=dict)
     cuts: tuple[str, ...] = ()
     host: str = "pi5"
-    seconds: float = 5.0
+    seconds: float = 4.0
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,7 @@ class Plan:
 def partition(model: ir.Model, target: Target, wishes: Wishes | None = None) -> Plan:
     """Cut a lowered model into segments for `target`. Raises OptionError for wishes that cannot be met."""
     task = _Task(model.graph, target, wishes or Wishes())
+    until = time.monotonic() + task.wishes.seconds
     while True:
         units, problem = task.problem()
         found = task.user_cuts(units, problem) if task.wishes.cuts else planner.solve(problem, task.wishes.seconds)
@@ -143,10 +145,10 @@ def partition(model: ir.Model, target: Target, wishes: Wishes | None = None) -> 
     plan = task.assembled(units, found)
     for tighter in (0.97, 0.94, 0.9):
         # The planner counts bytes; the tiles may not take all that it counted on.
-        if task.wishes.cuts or plan.objective <= found.cost * 1.001:
+        if task.wishes.cuts or plan.objective <= found.cost * 1.001 or time.monotonic() > until:
             break
         less = replace(problem, rooms=[int(room * tighter) for room in problem.rooms])
-        plan = min(plan, task.assembled(units, planner.solve(less, task.wishes.seconds)), key=lambda p: p.objective)
+        plan = min(plan, task.assembled(units, planner.solve(less, task.wishes.seconds / 4)), key=lambda p: p.objective)
     proven = found.bound is not None and plan.objective > 0
     gap = max(0.0, 1 - found.bound / plan.objective) if proven else None  # type: ignore[operator]
     return replace(plan, placements=task.final_placements(plan), gap=gap)

@@ -296,3 +296,84 @@ def test_image_calibration(small_model: Path, tmp_path: Path, run_cli: Cli) -> N
     (folder / "broken.png").write_bytes(b"no image")
     code, _, err = run_cli("build", small_model, "-o", tmp_path / "c", "--calibration", folder)
     assert code == 2 and "broken.png" in err
+
+
+def test_plan_compares_numbers_of_tpus(small_model: Path, run_cli: Cli) -> None:
+    code, out, _ = run_cli("plan", small_model, "--tpus", "1..3", "--json")
+    rows = json.loads(out)
+    assert code == 0 and [row["tpus"] for row in rows] == [1, 2, 3]
+    assert all(row["latency_ms"] > 0 and row["error_percent"] > 0 for row in rows)
+    code, out, _ = run_cli("plan", small_model, "--tpus", "2,1")
+    assert code == 0 and "results/s" in out and "17.3%" in out
+    assert list(small_model.parent.iterdir()) == [small_model]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("plan", "--tpus", "0"), "--tpus 0"),
+        (("plan", "--tpus", "1..x"), "--tpus 1..x"),
+        (("plan", "--objective", "speed"), "--objective speed"),
+        (("inspect", "--place", "gpu"), "--place gpu"),
+        (("inspect", "--pin", "first"), "--pin first"),
+        (("inspect", "--pin", "nothing=host"), "--pin nothing=host"),
+        (("inspect", "--pin", "normalise=tpu"), "LOCAL_RESPONSE_NORMALIZATION"),
+        (("inspect", "--cut", "nothing"), "--cut nothing"),
+        (("inspect", "--host", "pi9"), "--host pi9"),
+    ],
+)
+def test_wishes_that_cannot_be_met(arguments: tuple[str, ...], named: str, small_model: Path, run_cli: Cli) -> None:
+    code, _, err = run_cli(arguments[0], small_model, *arguments[1:])
+    assert code == 2 and named in err.replace("\n", " ") and "Traceback" not in err
+
+
+def devices(out: str) -> dict[str, tuple[str, int | None]]:
+    return {o["node"]: (s["device"], s["tpu"]) for s in json.loads(out)["segments"] for o in s["operators"]}
+
+
+def test_pins_cuts_and_places(small_model: Path, run_cli: Cli) -> None:
+    placed = devices(run_cli("inspect", small_model, "--json")[1])
+    assert placed["second"] == ("tpu", 0) and placed["normalise"] == ("host", None)
+    placed = devices(run_cli("inspect", small_model, "--json", "--pin", "sec*=host", "--pin", "dense=tpu")[1])
+    assert placed["second"] == ("host", None) and placed["dense"] == ("tpu", 0)
+    placed = devices(run_cli("inspect", small_model, "--json", "--tpus", "2", "--cut", "second")[1])
+    assert placed["second"] == ("tpu", 0) and placed["dense"] == ("tpu", 1)
+    placed = devices(run_cli("inspect", small_model, "--json", "--place", "host")[1])
+    assert {device for device, _ in placed.values()} == {"host"}
+    out = run_cli("inspect", small_model, "--json", "--place", "auto")[1]
+    assert {device for device, _ in devices(out).values()} == {"host"}  # so small that the way costs more
+    assert "predicted:" in out
+
+
+def test_bundles_for_several_tpus_run(small_model: Path, tmp_path: Path, run_cli: Cli) -> None:
+    bundle = tmp_path / "b"
+    assert run_cli("build", small_model, "-o", bundle, "--tpus", "2", "--cut", "second")[0] == 0
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert {s["tpu"] for s in manifest["segments"]} == {None, 0, 1}
+    np.save(tmp_path / "x.npy", np.zeros((1, 3, 16, 16), np.float32))
+    assert run_cli("run", bundle, "-i", tmp_path / "x.npy", "-o", tmp_path / "y.npz")[0] == 0
+
+
+def test_measure_writes_what_host_takes(tmp_path: Path, small_model: Path, run_cli: Cli) -> None:
+    path = tmp_path / "this.toml"
+    code, out, _ = run_cli("measure", "-o", path)
+    assert code == 0 and "macs" in out
+    assert run_cli("inspect", small_model, "--host", path)[0] == 0
+    assert run_cli("measure", "-o", tmp_path / "no" / "this.toml")[0] == 2
+
+
+def test_pages_and_graphs(tmp_path: Path, small_model: Path, run_cli: Cli) -> None:
+    page, dot, graph = tmp_path / "p.html", tmp_path / "g.dot", tmp_path / "g.onnx"
+    assert run_cli("inspect", small_model, "--html", page, "--dot", dot, "--netron", graph)[0] == 0
+    text = page.read_text()
+    assert "http://" not in text.replace("http://www.w3.org", "") and "https://" not in text
+    data = text.split('type="application/json">')[1].split("</script>")[0]
+    assert json.loads(data)["segments"]
+    assert dot.read_text().count("subgraph cluster_") == len(json.loads(data)["segments"])
+    onnx.checker.check_model(onnx.load(graph))
+    assert run_cli("build", small_model)[0] == 0
+    bundle = small_model.with_suffix(".bundle")
+    assert (bundle / "report.html").is_file()
+    assert run_cli("inspect", bundle, "--html", page)[0] == 0
+    assert run_cli("inspect", bundle, "--dot", dot)[0] == 2
+    assert run_cli("inspect", small_model, "--html", tmp_path / "no" / "p.html")[0] == 2

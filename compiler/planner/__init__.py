@@ -15,12 +15,24 @@ from dataclasses import replace
 
 from compiler.planner.exact import exact
 from compiler.planner.heuristic import alternate, heuristic
-from compiler.planner.problem import HOST, Objective, Plan, Problem, Tensor, cost, simple_bound
+from compiler.planner.problem import HOST, Objective, Plan, Problem, Tensor, cached, cost, simple_bound
 
 # Graphs of more nodes go to the heuristic alone.
 EXACT_NODES = 700
 
-__all__ = ["HOST", "Objective", "Plan", "Problem", "Tensor", "alternate", "cost", "exact", "heuristic", "solve"]
+__all__ = [
+    "HOST",
+    "Objective",
+    "Plan",
+    "Problem",
+    "Tensor",
+    "alternate",
+    "cached",
+    "cost",
+    "exact",
+    "heuristic",
+    "solve",
+]
 
 
 def solve(problem: Problem, seconds: float = 5.0) -> Plan:

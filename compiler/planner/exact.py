@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import networkx as nx
 from ortools.sat.python import cp_model
 
-from compiler.planner.problem import HOST, INFINITE, Plan, Problem, cost, levels, simple_bound
+from compiler.planner.problem import HOST, INFINITE, Plan, Problem, Stages, cost, filled, levels, simple_bound
 
 Terms = list[tuple[int, Any]]
 """(weight, variable) pairs."""
@@ -189,12 +188,8 @@ class _Formulation:
         self.model.add(self.goal <= round(solver.objective_value))
         self.model.minimize(sum(self.sums))
 
-    def stages(self, solver: cp_model.CpSolver) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    def stages(self, solver: cp_model.CpSolver) -> Stages:
         rows: list[list[int]] = [[] for _ in self.devices]
         for n, row in enumerate(self.late):
             rows[sum(map(solver.boolean_value, row))].append(n)
-        return _filled(self.devices, rows)
-
-
-def _filled(devices: Sequence[int], rows: Sequence[list[int]]) -> tuple[tuple[int, tuple[int, ...]], ...]:
-    return tuple((device, tuple(nodes)) for device, nodes in zip(devices, rows, strict=True) if nodes)
+        return filled(self.devices, rows)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import networkx as nx
 import numpy as np
 
-from compiler.planner.problem import HOST, INFINITE, Plan, Problem, Stages, cached, cost, levels, stage_time
+from compiler.planner.problem import HOST, INFINITE, Plan, Problem, Stages, cached, cost, filled, levels, stage_time
 
 # Places where the dynamic programme may cut; more of them cost time quadratically.
 _CUTS = 160
@@ -18,11 +18,14 @@ _CUTS = 160
 _SMALL = 120
 _IMPROVED = 3
 _SHAKES = 20
+_ORDERS = 12
 _ROUNDS = 3
 
 
 def heuristic(problem: Problem, seconds: float = 8.0, seed: int = 0) -> Plan:
     """The best of several orders and sides, each cut by dynamic programming, then improved part by part."""
+    if not problem.count:
+        return Plan((), 0.0)
     until = time.monotonic() + seconds
     rng = random.Random(seed)
     sides = _sides(problem)
@@ -50,7 +53,7 @@ def heuristic(problem: Problem, seconds: float = 8.0, seed: int = 0) -> Plan:
 def _from_order(problem: Problem, order: Sequence[int], sides: Sequence[list[bool]], until: float) -> Iterator[Stages]:
     for side in sides:
         yield _cut(problem, alternate(problem, order, side), until)
-    if len(sides) > 1:
+    if any(time_ < INFINITE for time_ in problem.host):
         joint = _joint(problem, order, until)
         if joint is not None:
             yield joint
@@ -372,13 +375,15 @@ class _Rows:
 
     @property
     def stages(self) -> Stages:
-        return tuple((d, tuple(sorted(row))) for d, row in zip(self.devices, self.rows, strict=True) if row)
+        return filled(self.devices, self.rows)
 
 
 def _improve(problem: Problem, stages: Stages, rng: random.Random, until: float) -> Stages:
     """Move nodes, with what must go along, to another stage while that helps; shake and try again on small graphs."""
     rows = _Rows(problem, _opened(problem, stages))
     best = _descend(rows, until)
+    while time.monotonic() < until and (better := _recut(rows, rng, until)) < best:
+        best = min(better, _descend(rows, until))
     best_stages = rows.stages
     for _ in range(_SHAKES if problem.count <= _SMALL else 0):
         if time.monotonic() > until:
@@ -396,6 +401,35 @@ def _improve(problem: Problem, stages: Stages, rng: random.Random, until: float)
         else:
             rows.put(undo)
     return best_stages
+
+
+def _recut(rows: _Rows, rng: random.Random, until: float) -> tuple[float, float]:
+    """Cut each pair of neighbouring stages anew, in several orders of what they hold; gives the score reached."""
+    problem = rows.problem
+    best = rows.score()
+    pairs = [(i, i + 1) for i in range(len(rows.rows) - 1)]
+    pairs += [(i, i + 2) for i in range(len(rows.rows) - 2) if not rows.rows[i + 1]]
+    for first, second in pairs:
+        both = rows.rows[first] | rows.rows[second]
+        if len(both) > _SMALL or time.monotonic() > until:
+            continue
+        found = {n: rows.level[n] for n in both}
+        graph = nx.DiGraph([(u, v) for u in both for v in problem.successors[u] if v in both])
+        graph.add_nodes_from(both)
+        fixed = {n for n in both if not _allowed(problem, rows, {n}, second)}
+        for _ in range(_ORDERS):
+            rank = {n: rng.random() for n in both}
+            rows.put(dict.fromkeys(both, second))
+            for n in nx.lexicographical_topological_sort(graph, key=rank.__getitem__):
+                if not _allowed(problem, rows, {n}, first):
+                    break
+                rows.put({n: first})
+                if all(rows.level[m] == first for m in fixed):
+                    score = rows.score()
+                    if score < best:
+                        best, found = score, {m: rows.level[m] for m in both}
+        rows.put(found)
+    return best
 
 
 def _opened(problem: Problem, stages: Stages) -> Stages:

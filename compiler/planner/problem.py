@@ -182,3 +182,15 @@ def levels(problem: Problem) -> list[int]:
     if all(time == INFINITE for time in problem.host):
         return [*range(problem.tpus)]
     return [HOST, *(device for t in range(problem.tpus) for device in (t, HOST))]
+
+
+def filled(devices: Iterable[int], rows: Iterable[Iterable[int]]) -> Stages:
+    """The stages that have nodes; host stages in a row become one."""
+    stages: list[tuple[int, tuple[int, ...]]] = []
+    for device, row in zip(devices, rows, strict=True):
+        nodes = tuple(sorted(row))
+        if nodes and device == HOST and stages and stages[-1][0] == HOST:
+            stages[-1] = (HOST, (*stages[-1][1], *nodes))
+        elif nodes:
+            stages.append((device, nodes))
+    return tuple(stages)
