@@ -100,8 +100,8 @@ def show_forecasts(console: Console, name: str, target: Target, rows: Sequence[M
     console.print(table)
     console.print(
         f"Segments are TPU+host. Results/s are those of a full pipeline. Reload is what is added where segments on one "
-        f"Edge TPU are not compiled together. Gap bounds how far off the best cut it is, where a solver has looked for "
-        f"one. Predictions for networks that the model was not fitted to are off by {target.error_percent}% on average.",
+        f"Edge TPU are not compiled together. Gap bounds how far off the best cut it is, where a solver looked for "
+        f"one. Predictions are off by {target.error_percent}% on average for networks that they were not fitted to.",
         highlight=False,
     )
 

@@ -10,15 +10,28 @@ from dataclasses import dataclass, field, replace
 import networkx as nx
 import numpy as np
 
-from compiler.planner.problem import HOST, INFINITE, Plan, Problem, Stages, cached, cost, filled, levels, stage_time
+from compiler.planner.problem import (
+    HOST,
+    INFINITE,
+    Plan,
+    Problem,
+    Stages,
+    cached,
+    cost,
+    filled,
+    levels,
+    loads,
+    stage_time,
+)
 
 # Places where the dynamic programme may cut; more of them cost time quadratically.
 _CUTS = 160
 # Graphs of up to so many nodes are searched more widely: random orders, the best few plans shaken so many times.
 _SMALL = 120
 _IMPROVED = 3
-_SHAKES = 20
+_SHAKES = 12
 _ORDERS = 12
+_AGAIN = 6
 _ROUNDS = 3
 
 
@@ -29,25 +42,41 @@ def heuristic(problem: Problem, seconds: float = 8.0, seed: int = 0) -> Plan:
     until = time.monotonic() + seconds
     rng = random.Random(seed)
     sides = _sides(problem)
-    found: dict[Stages, float] = {}
+    found: dict[Stages, tuple[float, float]] = {}
+
+    def keep(stages: Stages) -> None:
+        """Of plans with the same pace, the one with the lower latency."""
+        if problem.host_stages is not None and sum(d == HOST for d, _ in stages) > problem.host_stages:
+            return
+        found[stages] = (cost(problem, stages), sum(loads(problem, stages).values()))
+
     for order in _orders(problem, rng):
         for stages in _from_order(problem, order, sides, until):
-            found[stages] = cost(problem, stages)
+            keep(stages)
         if time.monotonic() > until:
             break
     for _ in range(_ROUNDS if problem.count <= _SMALL else 1):
         # The best plans are improved, and what comes of them gives new orders to cut.
         best = sorted(found, key=found.__getitem__)[:_IMPROVED]
         for stages in best:
-            improved = _improve(problem, stages, rng, until)
-            found[improved] = cost(problem, improved)
-        order = [n for _, nodes in min(found, key=found.__getitem__) for n in nodes]
-        for stages in _from_order(problem, order, sides, until):
-            found[stages] = cost(problem, stages)
+            keep(_improve(problem, stages, rng, until))
+        for order in _orders_of(problem, min(found, key=found.__getitem__), rng):
+            for stages in _from_order(problem, order, sides, until):
+                keep(stages)
         if time.monotonic() > until:
             break
     stages = min(found, key=found.__getitem__)
-    return Plan(stages, found[stages])
+    return Plan(stages, found[stages][0])
+
+
+def _orders_of(problem: Problem, stages: Stages, rng: random.Random) -> Iterator[list[int]]:
+    """Topological orders that a plan's stages could have been cut from."""
+    graph = nx.DiGraph([*problem.edges])
+    graph.add_nodes_from(range(problem.count))
+    level = {n: i for i, (_, nodes) in enumerate(stages) for n in nodes}
+    for _ in range(_AGAIN if problem.count <= _SMALL else 1):
+        rank = {n: (level[n], rng.random()) for n in level}
+        yield [*nx.lexicographical_topological_sort(graph, key=rank.__getitem__)]
 
 
 def _from_order(problem: Problem, order: Sequence[int], sides: Sequence[list[bool]], until: float) -> Iterator[Stages]:
@@ -175,15 +204,17 @@ def _cut(problem: Problem, turns: Sequence[tuple[bool, list[int]]], until: float
     sequence = [(turn, n) for turn, (side, nodes) in enumerate(turns) if side for n in nodes]
     places = _places(problem, sequence)
     host = sum(problem.host[n] for side, nodes in turns if not side for n in nodes)
-    best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0 if problem.objective == "latency" else host, ())}
+    best: dict[int, tuple[tuple[float, float], tuple[int, ...]]] = {
+        0: ((0.0 if problem.objective == "latency" else host, 0.0), ())
+    }
     ranges = _ranges(problem, sequence, places, places[:-1] if problem.tpus > 1 else places[:1], until)
     combine = (lambda a, b: a + b) if problem.objective == "latency" else max
-    done: tuple[float, tuple[int, ...]] | None = None
+    done: tuple[tuple[float, float], tuple[int, ...]] | None = None
     for _ in range(problem.tpus):
-        following: dict[int, tuple[float, tuple[int, ...]]] = {}
-        for start, (so_far, cuts) in best.items():
+        following: dict[int, tuple[tuple[float, float], tuple[int, ...]]] = {}
+        for start, ((so_far, total), cuts) in best.items():
             for end, time_ in ranges.get(start, {}).items():
-                value = combine(so_far, time_)
+                value = (combine(so_far, time_), total + time_)
                 if end not in following or value < following[end][0]:
                     following[end] = (value, (*cuts, end))
         best = following
@@ -356,9 +387,32 @@ class _Rows:
                     todo.append(other)
         return group
 
-    def move(self, group: set[int], new: int) -> dict[int, int]:
-        """Put nodes into stage `new`; gives where they were."""
-        return self.put(dict.fromkeys(group, new))
+    def allowed(self, n: int, stage: int) -> bool:
+        times = self.problem.host if self.devices[stage] == HOST else self.problem.tpu
+        return times[n] < INFINITE
+
+    def move(self, n: int, new: int) -> dict[int, int] | None:
+        """Put a node into stage `new` with all that must go along; gives where they were, None where it cannot be.
+
+        What may not be on that stage's device goes one stage further.
+        """
+        step = -1 if new < self.level[n] else 1
+        places: dict[int, int] = {}
+        for m in self.group(n, new):
+            place = next((s for s in (new, new + step) if 0 <= s < len(self.rows) and self.allowed(m, s)), None)
+            if place is None or (m == n and place != new):
+                return None
+            places[m] = place
+        before = self.put(places)
+        if all(self._in_order(m) for m in places):
+            return before
+        self.put(before)
+        return None
+
+    def _in_order(self, n: int) -> bool:
+        level, here = self.level, self.level[n]
+        before, behind = self.problem.predecessors[n], self.problem.successors[n]
+        return all(level[p] <= here for p in before) and all(level[s] >= here for s in behind)
 
     def put(self, places: Mapping[int, int]) -> dict[int, int]:
         before = {n: self.level[n] for n in places}
@@ -392,9 +446,7 @@ def _improve(problem: Problem, stages: Stages, rng: random.Random, until: float)
         for _ in range(rng.randint(1, 3)):
             n = rng.randrange(problem.count)
             new = rng.randrange(len(rows.rows))
-            group = rows.group(n, new)
-            if new != rows.level[n] and _allowed(problem, rows, group, new):
-                undo = {**rows.move(group, new), **undo}
+            undo = {**((new != rows.level[n] and rows.move(n, new)) or {}), **undo}
         score = _descend(rows, until, undo)
         if score < best:
             best, best_stages = score, rows.stages
@@ -416,12 +468,12 @@ def _recut(rows: _Rows, rng: random.Random, until: float) -> tuple[float, float]
         found = {n: rows.level[n] for n in both}
         graph = nx.DiGraph([(u, v) for u in both for v in problem.successors[u] if v in both])
         graph.add_nodes_from(both)
-        fixed = {n for n in both if not _allowed(problem, rows, {n}, second)}
+        fixed = {n for n in both if not rows.allowed(n, second)}
         for _ in range(_ORDERS):
             rank = {n: rng.random() for n in both}
             rows.put(dict.fromkeys(both, second))
             for n in nx.lexicographical_topological_sort(graph, key=rank.__getitem__):
-                if not _allowed(problem, rows, {n}, first):
+                if not rows.allowed(n, first):
                     break
                 rows.put({n: first})
                 if all(rows.level[m] == first for m in fixed):
@@ -447,11 +499,6 @@ def _opened(problem: Problem, stages: Stages) -> Stages:
     return tuple((device, tuple(row)) for device, row in zip(devices, rows, strict=True))
 
 
-def _allowed(problem: Problem, rows: _Rows, group: set[int], new: int) -> bool:
-    times = problem.host if rows.devices[new] == HOST else problem.tpu
-    return all(times[n] < INFINITE for n in group)
-
-
 def _descend(rows: _Rows, until: float, undo: dict[int, int] | None = None) -> tuple[float, float]:
     """Take every move that helps until none does; adds to `undo` where nodes were."""
     problem = rows.problem
@@ -463,10 +510,9 @@ def _descend(rows: _Rows, until: float, undo: dict[int, int] | None = None) -> t
             for new in range(max(0, rows.level[n] - 2), min(len(rows.rows), rows.level[n] + 3)):
                 if new == rows.level[n]:
                     continue
-                group = rows.group(n, new)
-                if not _allowed(problem, rows, group, new):
+                before = rows.move(n, new)
+                if before is None:
                     continue
-                before = rows.move(group, new)
                 score = rows.score()
                 if score < best:
                     best, changed = score, True
