@@ -25,6 +25,7 @@ from compiler import html as pages
 from compiler import measure as measuring
 from compiler.errors import BundleError, CalibrationError, CompilerError, OptionError, OutputError
 from compiler.partition import Wishes
+from compiler.program import Program
 from compiler.quantize.calibrate import Observers
 from compiler.quantize.samples import ImageOptions
 from compiler.runtime import Pipeline, RuntimeBundleError
@@ -136,6 +137,13 @@ def inspect(
 
     Of a compiled *_edgetpu.tflite file, show its executables and what is cached and streamed.
     """
+    wishes = _wishes(tpus, objective, place, pin, cut, host)
+    options = building.Options(dims=_dims(dim), shapes=_shapes(shape), target=target, wishes=wishes)
+    planned = path.is_dir() or path.suffix == ".tflite"
+    if planned and options != building.Options():
+        raise OptionError(f"{path}: is planned already; options of the plan are for .onnx files")
+    if (planned and (dot or netron)) or (path.suffix == ".tflite" and html):
+        raise OptionError(f"{path}: --dot and --netron take .onnx files, --html those and bundles")
     if path.suffix == ".tflite":
         packages, on_cpu = darwinn.read(path)
         if as_json:
@@ -144,20 +152,12 @@ def inspect(
             report.show_compiled(out, path.name, packages, on_cpu)
         return
     if path.is_dir():
-        if dot is not None or netron is not None:
-            raise OptionError(f"--dot and --netron need the ONNX file: {path} is a bundle, which has no lowered graph")
         plan = bundle.load(path).manifest
     else:
-        wishes = _wishes(tpus, objective, place, pin, cut, host)
-        options = building.Options(dims=_dims(dim), shapes=_shapes(shape), target=target, wishes=wishes)
         with _progress() as step:
             program = building.lower(building.read(path, options, step), options, step)
         plan = building.summary(program, path)
-        if dot is not None:
-            _write(dot, pages.dot(program))
-        if netron is not None:
-            building.save_graph(program, netron)
-            out.print(f"Wrote {escape(str(netron))}; `netron {escape(str(netron))}` shows it.")
+        _write_graphs(program, dot, netron)
     if html is not None:
         _write(html, pages.page(plan))
         return
@@ -270,6 +270,14 @@ def _stack(arrays: list[np.ndarray]) -> np.ndarray:
     if len(arrays) == 1:
         return arrays[0]
     return np.concatenate(arrays) if arrays[0].ndim and len(arrays[0]) == 1 else np.stack(arrays)
+
+
+def _write_graphs(program: Program, dot: Path | None, netron: Path | None) -> None:
+    if dot is not None:
+        _write(dot, pages.dot(program))
+    if netron is not None:
+        building.save_graph(program, netron)
+        out.print(f"Wrote {escape(str(netron))}; `netron {escape(str(netron))}` shows it.")
 
 
 def _write(path: Path, text: str) -> None:

@@ -45,7 +45,7 @@ class Wishes:
     pins: Mapping[str, Device] = field(default_factory=dict)
     cuts: tuple[str, ...] = ()
     host: str = "pi5"
-    seconds: float = 4.0
+    seconds: float = 3.0
 
 
 @dataclass(frozen=True)
@@ -132,26 +132,24 @@ class Plan:
 def partition(model: ir.Model, target: Target, wishes: Wishes | None = None) -> Plan:
     """Cut a lowered model into segments for `target`. Raises OptionError for wishes that cannot be met."""
     task = _Task(model.graph, target, wishes or Wishes())
-    until = time.monotonic() + task.wishes.seconds
-    while True:
-        units, problem = task.problem()
-        found = task.user_cuts(units, problem) if task.wishes.cuts else planner.solve(problem, task.wishes.seconds)
-        idle = task.idle(found, units)
-        if not idle:
-            break
-        for node in idle:
-            reason = "its segment would multiply nothing: the way to the Edge TPU and back costs more"
-            task.placements[node] = Placement("host", reason)
+    units, problem = task.problem()
+    found = task.user_cuts(units, problem) if task.wishes.cuts else planner.solve(problem, task.wishes.seconds)
     plan = task.assembled(units, found)
-    for tighter in (0.97, 0.94, 0.9):
-        # The planner counts bytes; the tiles may not take all that it counted on.
-        if task.wishes.cuts or plan.objective <= found.cost * 1.001 or time.monotonic() > until:
-            break
-        less = replace(problem, rooms=[int(room * tighter) for room in problem.rooms])
-        plan = min(plan, task.assembled(units, planner.solve(less, task.wishes.seconds / 4)), key=lambda p: p.objective)
+    if not task.wishes.cuts:
+        plan = task.refined(units, problem, plan, found.cost)
+        few = planner.needed(problem) + 1
+        if task.wishes.objective == "latency" and few < task.wishes.tpus:
+            # More TPUs than hold the parameters make the search larger, and seldom the latency smaller.
+            less = replace(problem, tpus=few)
+            other = planner.solve(less, task.wishes.seconds / 2)
+            plan = min(plan, task.refined(units, less, task.assembled(units, other), other.cost), key=_objective)
     proven = found.bound is not None and plan.objective > 0
     gap = max(0.0, 1 - found.bound / plan.objective) if proven else None  # type: ignore[operator]
     return replace(plan, placements=task.final_placements(plan), gap=gap)
+
+
+def _objective(plan: Plan) -> float:
+    return plan.objective
 
 
 class _Task:
@@ -167,6 +165,7 @@ class _Task:
         self._shrink()
         free = wishes.place == "auto"
         self.free = {n for n in graph if free and self.placements[n].device == "tpu" and n not in self.pinned}
+        self._give_idle()
 
     def _shrink(self) -> None:
         """Give to the host what stands at a border and would only make the transfer larger."""
@@ -201,15 +200,19 @@ class _Task:
             return "it joins values of the host for the host: int8 would cost a transfer and accuracy"
         return None
 
-    def idle(self, found: planner.Plan, units: Sequence[list[ir.Node]]) -> list[ir.Node]:
-        """Nodes of TPU stages that multiply nothing and that nobody asked for."""
-        idle = []
-        for device, members in found.stages:
-            nodes = [n for i in members for n in units[i]]
-            asked = (self.pinned | self.free) & {*nodes}
-            if device != planner.HOST and not any(self.costs[n].macs for n in nodes) and not asked:
-                idle += [n for n in nodes if self.placements[n].device == "tpu"]
-        return idle
+    def _give_idle(self) -> None:
+        """Give to the host what stands between host nodes, multiplies nothing, and was not asked for."""
+        while not self.free:
+            units, problem = self.problem()
+            sides = [time_ < math.inf for time_ in problem.tpu]
+            turns = planner.alternate(problem, range(problem.count), sides)
+            rows = [[n for i in members for n in units[i]] for side, members in turns if side]
+            idle = [n for r in rows if not (any(self.costs[n].macs for n in r) or self.pinned & {*r}) for n in r]
+            if not idle:
+                return
+            for node in idle:
+                reason = "its segment would multiply nothing: the way to the Edge TPU and back costs more"
+                self.placements[node] = Placement("host", reason)
 
     def final_placements(self, plan: Plan) -> dict[ir.Node, Placement]:
         """Where the planner was free, its reason too."""
@@ -291,6 +294,35 @@ class _Task:
             device = index * self.wishes.tpus // (len(bounds) - 1) if self.wishes.tpus < len(bounds) - 1 else index
             stages += [(device if side else planner.HOST, tuple(nodes)) for side, nodes in turns if nodes]
         return planner.Plan(tuple(stages), planner.cost(problem, stages))
+
+    def refined(self, units: Sequence[list[ir.Node]], problem: planner.Problem, plan: Plan, promised: float) -> Plan:
+        """The planner counts bytes; where the tiles do not take all that it counted on, a plan that they take."""
+        for tighter in (0.94, 0.85):
+            if plan.objective <= promised * 1.001:
+                break
+            plan = self._repaired(units, problem, plan)
+            less = replace(problem, rooms=[int(room * tighter) for room in problem.rooms])
+            other = self.assembled(units, planner.solve(less, self.wishes.seconds / 4))
+            plan = min(plan, other, key=_objective)
+        return plan
+
+    def _repaired(self, units: Sequence[list[ir.Node]], problem: planner.Problem, plan: Plan) -> Plan:
+        """Move nodes across borders as long as that helps by what the tiles take."""
+        until = time.monotonic() + self.wishes.seconds / 2
+        unit_of = {n: i for i, unit in enumerate(units) for n in unit}
+        improved = True
+        while improved:
+            improved = False
+            members = [(s.tpu, sorted({unit_of[n] for n in s.nodes})) for s in plan.segments]
+            stages = tuple((planner.HOST if tpu is None else tpu, tuple(own)) for tpu, own in members)
+            for candidate in planner.neighbours(problem, stages):
+                if time.monotonic() > until:
+                    return plan
+                other = self.assembled(units, planner.Plan(candidate, 0.0))
+                if other.objective < plan.objective * (1 - 1e-6):
+                    plan, improved = other, True
+                    break
+        return plan
 
     def assembled(self, units: Sequence[list[ir.Node]], found: planner.Plan) -> Plan:
         """The planner's stages as segments, with what is predicted of them."""

@@ -376,4 +376,5 @@ def test_pages_and_graphs(tmp_path: Path, small_model: Path, run_cli: Cli) -> No
     assert (bundle / "report.html").is_file()
     assert run_cli("inspect", bundle, "--html", page)[0] == 0
     assert run_cli("inspect", bundle, "--dot", dot)[0] == 2
+    assert run_cli("inspect", bundle, "--tpus", "2")[0] == 2
     assert run_cli("inspect", small_model, "--html", tmp_path / "no" / "p.html")[0] == 2

@@ -6,7 +6,7 @@ stay cached. The host's load is what its stages take. Latency is the sum of the 
 largest. The unit of time is the caller's.
 
 `exact` hands the problem to OR-tools' CP-SAT over all orders of the graph and proves how far from the optimum it is.
-`heuristic` cuts one order by dynamic programming and then moves single nodes.
+`heuristic` cuts several orders by dynamic programming and then moves nodes between stages.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from compiler.planner.exact import exact
-from compiler.planner.heuristic import alternate, heuristic
-from compiler.planner.problem import HOST, Objective, Plan, Problem, Tensor, cached, cost, simple_bound
+from compiler.planner.heuristic import alternate, heuristic, neighbours
+from compiler.planner.problem import HOST, Objective, Plan, Problem, Tensor, cached, cost, needed, simple_bound
 
 # Graphs of more nodes go to the heuristic alone.
 EXACT_NODES = 700
@@ -31,14 +31,16 @@ __all__ = [
     "cost",
     "exact",
     "heuristic",
+    "needed",
+    "neighbours",
     "solve",
 ]
 
 
 def solve(problem: Problem, seconds: float = 5.0) -> Plan:
-    """The heuristic's plan, and the exact one where the graph's size allows."""
+    """The heuristic's plan, and the exact one where the graph's size allows; about twice `seconds` at most."""
     large = problem.count > EXACT_NODES
-    found = heuristic(problem, 8.0 if large else 1.0)
+    found = heuristic(problem, seconds if large else seconds / 3)
     if not problem.count or large or seconds <= 0:
         return found
     proven = exact(problem, seconds, found)

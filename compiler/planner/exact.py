@@ -26,7 +26,7 @@ def exact(problem: Problem, seconds: float, hint: Plan | None = None, workers: i
     if problem.objective == "throughput":
         # Of the plans with this pace, the one with the lowest latency.
         formulation.prefer_latency(solver)
-        again = _solver(min(seconds, 2.0), workers)
+        again = _solver(min(seconds, 1.5), workers)
         if again.solve(formulation.model) in (cp_model.OPTIMAL, cp_model.FEASIBLE):
             solver = again
     stages = formulation.stages(solver)

@@ -55,6 +55,7 @@ def heuristic(problem: Problem, seconds: float = 8.0, seed: int = 0) -> Plan:
             keep(stages)
         if time.monotonic() > until:
             break
+    assert found, "no plan has so few host stages"
     for _ in range(_ROUNDS if problem.count <= _SMALL else 1):
         # The best plans are improved, and what comes of them gives new orders to cut.
         best = sorted(found, key=found.__getitem__)[:_IMPROVED]
@@ -453,6 +454,18 @@ def _improve(problem: Problem, stages: Stages, rng: random.Random, until: float)
         else:
             rows.put(undo)
     return best_stages
+
+
+def neighbours(problem: Problem, stages: Stages) -> Iterator[Stages]:
+    """Plans in which one node at a border, with what must go along, stands on the other side."""
+    rows = _Rows(problem, stages)
+    for n in range(problem.count):
+        near = {rows.level[m] for m in (*problem.predecessors[n], *problem.successors[n])}
+        for new in sorted(near - {rows.level[n]}):
+            before = rows.move(n, new)
+            if before is not None:
+                yield rows.stages
+                rows.put(before)
 
 
 def _recut(rows: _Rows, rng: random.Random, until: float) -> tuple[float, float]:

@@ -164,6 +164,11 @@ def simple_bound(problem: Problem) -> float:
     return max(host, tpu / problem.tpus, (tpu + host + free) / (problem.tpus + 1))
 
 
+def needed(problem: Problem) -> int:
+    """The fewest TPUs whose room holds all parameters, if they could be cut anywhere."""
+    return math.ceil(sum(problem.sizes) / max(max(problem.rooms, default=1), 1))
+
+
 def _surely_streamed(problem: Problem) -> float:
     """Least time to stream what does not fit all TPUs together."""
     held = [n for n in range(problem.count) if problem.sizes[n] and problem.host[n] == INFINITE]
