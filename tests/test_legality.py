@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.groundtruth import agreement
+from benchmarks.groundtruth import agreement, stored
 from compiler import darwinn
 from compiler.ops import BUILTINS, document
 from compiler.ops.rules import COMMON, OpInfo, TensorInfo, judge
@@ -105,3 +105,18 @@ def test_plain_files_are_not_compiled_ones(small_model: Path, tmp_path: Path, ru
 def test_agrees_with_the_real_compiler() -> None:
     agree, total, _ = agreement(GROUNDTRUTH)
     assert agree / total >= 0.99
+
+
+@at_hand
+def test_parameter_bytes_are_those_of_the_real_compiler() -> None:
+    """Networks of one kind of layers and mixed ones; newer compilers add a table for a softmax, which is left out."""
+    with_softmax = {
+        p["name"]
+        for p in json.loads((GROUNDTRUTH / "pairs.json").read_text())
+        if p["op_counts"].get("SOFTMAX") and not p["cpu_counts"].get("SOFTMAX")
+    }
+    rows = [row for row in stored(GROUNDTRUTH) if row[2] >= 4096 and row[0] not in with_softmax]
+    assert len(rows) >= 20
+    assert sum(expected == real for _, expected, real in rows) >= 15
+    for name, expected, real in rows:
+        assert abs(expected / real - 1) <= 0.02, name
