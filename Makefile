@@ -13,7 +13,8 @@ RUN := .venv/bin/python
 
 demo: .venv/installed
 	$(RUN) -m fixtures demo demo
-	$(RUN) -m compiler build demo/model.onnx --calibration demo/calibration.npz --output demo/model.bundle --force
+	$(RUN) -m compiler build demo/model.onnx --calibration demo/calibration.npz --tpus 6 \
+		--output demo/model.bundle --force
 	$(RUN) -m compiler run demo/model.bundle --input demo/calibration.npz --output demo/result.npz
 
 lint: .venv/installed
