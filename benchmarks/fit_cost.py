@@ -1,10 +1,11 @@
 """Fits the cost model to public figures and tells how far it is off for networks that the fit has not seen.
 
-    python benchmarks/fit_cost.py FOLDER
+    python -m benchmarks.fit_cost FOLDER
 
 FOLDER holds pairs.json (compiled models with the compiler's own `estimated_cycles_64`) and latency.json (rows of
 coral.ai's benchmark and model pages: `model`, `usb_ms`, `devboard_ms`). Prints what belongs into
-compiler/targets/chips/edgetpu.toml and compiler/targets/*.toml. All fits minimise the mean absolute relative error.
+compiler/targets/chips/edgetpu.toml and compiler/targets/*.toml. Cycles are fitted by least squares,
+latencies by the least mean absolute error, both relative.
 """
 
 from __future__ import annotations
@@ -152,7 +153,8 @@ def network(name: str, target: Target, folder: Path) -> dict[str, Any]:
     options = build.Options()
     program = build.lower(build.read(networks.generate(name, folder), options), options)
     nodes = [*program.model.graph]
-    costs = [cost.of_node(n, target, Host.load(), program.plan.placements[n].device == "tpu") for n in nodes]
+    host, placements = Host.load(), program.plan.placements
+    costs = [cost.of_node(n, target, host, placements[n].device == "tpu") for n in nodes]
     return {
         "operators": sum(c.tpu > 0 for c in costs),
         "compute": 1e3 * sum(c.tpu for c in costs),
@@ -209,7 +211,7 @@ def _weights(*shape: int) -> TensorInfo:
 
 def predict_operators(ops: Sequence[OpInfo], target: Target) -> float:
     """Milliseconds of a chain of operators in one invocation."""
-    costs = [cost.Cost(*(s := cost.of_operators([op], target))[:1], 0.0, *s[1:]) for op in ops]
+    costs = [cost.of_operators([op], target) for op in ops]
     ends = ops[0].activations[0].elements / target.down + ops[-1].outputs[0].elements / target.up
     return 1e3 * (target.invoke + sum(c.tpu for c in costs) + ends + streamed(costs, target)[2])
 

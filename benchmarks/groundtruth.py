@@ -1,6 +1,6 @@
-"""Agreement of `check` with what edgetpu_compiler did to public models, operator by operator.
+"""Agreement with what edgetpu_compiler did to public models: of `check`, operator by operator, and of parameter bytes.
 
-    python benchmarks/groundtruth.py FOLDER
+    python -m benchmarks.groundtruth FOLDER
 
 FOLDER holds pairs.json, an array of models with their operators before compiling (`ops`: op, version, inputs, outputs,
 options) and the counts of operators that the real compiler left on the CPU (`cpu_counts`), and, for some of the

@@ -53,9 +53,7 @@ def contiguous_bytes(problem: planner.Problem, order: Sequence[int], tpus: int) 
 
 
 def balanced(problem: planner.Problem, order: Sequence[int], tpus: int) -> list[int]:
-    depth: dict[int, int] = {}
-    for n in range(problem.count):
-        depth[n] = 1 + max((depth[p] for p in problem.predecessors[n]), default=-1)
+    depth = problem.depth
     ranks = sorted({depth[n] for n in order})
     weight = [sum(problem.sizes[n] for n in order if depth[n] == d) for d in ranks]
     starts = _smallest_largest(weight, tpus)

@@ -41,8 +41,8 @@ class Cost:
     parameters: tuple[Parameters, ...]
 
 
-def of_operators(ops: Sequence[OpInfo], target: Target) -> tuple[float, int, int, tuple[Parameters, ...]]:
-    """(seconds, multiply-accumulates, activation bytes, parameters) of TFLite operators on the Edge TPU."""
+def of_operators(ops: Sequence[OpInfo], target: Target, host: float = 0.0) -> Cost:
+    """The cost of TFLite operators on the Edge TPU; `host` are the seconds that the same takes there."""
     seconds, macs, most, parameters = 0.0, 0, 0, []
     for op in ops:
         builtin = BUILTINS.get(op.builtin)
@@ -56,14 +56,13 @@ def of_operators(ops: Sequence[OpInfo], target: Target) -> tuple[float, int, int
         if layer is not None:
             size = stored_bytes(layer, target)
             parameters.append(Parameters(layer, size, size / target.stream * max(1.0, live / target.pass_bytes)))
-    return seconds, macs, most, tuple(parameters)
+    return Cost(seconds, host, macs, most, tuple(parameters))
 
 
 def of_node(node: ir.Node, target: Target, host: Host, legal: bool) -> Cost:
     """The cost of a node of the lowered graph; on the Edge TPU only where that takes it (`legal`)."""
     ops = drafted(node) if legal and not _is_fused(node) else []
-    seconds, macs, most, parameters = of_operators(ops, target)
-    return Cost(seconds, on_host(node, host), macs, most, parameters)
+    return of_operators(ops, target, on_host(node, host))
 
 
 def _is_fused(node: ir.Node) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import platform
+import statistics
 import time
-from collections.abc import Callable
 
 import numpy as np
 import onnxruntime
@@ -49,14 +49,10 @@ def _seconds(model: bytes, threads: int) -> float:
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(0)
     feeds = {i.name: rng.standard_normal(i.shape).astype(np.float32) for i in session.get_inputs()}
-    return _median(lambda: session.run(None, feeds))
-
-
-def _median(run: Callable[[], object]) -> float:
-    run()
+    session.run(None, feeds)
     times = []
     for _ in range(_REPEATS):
         started = time.perf_counter()
-        run()
+        session.run(None, feeds)
         times.append(time.perf_counter() - started)
-    return sorted(times)[_REPEATS // 2]
+    return statistics.median(times)

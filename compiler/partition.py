@@ -60,12 +60,11 @@ class Placement:
 class Segment:
     """Nodes that run together. `inputs` and `outputs` are the activations that cross its border.
 
-    `tpu` numbers the Edge TPU that it is planned for. `cached` and `streamed` are bytes of parameters there, `times`
-    predicted seconds by what they go to.
+    `tpu` numbers the Edge TPU that it is planned for, None is the host. `cached` and `streamed` are bytes of parameters
+    there, `times` predicted seconds by what they go to.
     """
 
     index: int
-    device: Device
     tpu: int | None = None
     nodes: list[ir.Node] = field(default_factory=list)
     inputs: list[ir.Value] = field(default_factory=list)
@@ -75,6 +74,10 @@ class Segment:
     cached: int = 0
     streamed: int = 0
     times: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def device(self) -> Device:
+        return "host" if self.tpu is None else "tpu"
 
     @property
     def seconds(self) -> float:
@@ -157,7 +160,7 @@ class _Task:
 
     def __init__(self, graph: ir.Graph, target: Target, wishes: Wishes) -> None:
         self.graph, self.target, self.wishes = graph, target, wishes
-        self.users = _users(graph)
+        self.users, self.outputs = _users(graph), set(graph.outputs)
         self.placements = place(graph, target, wishes)
         host = Host.load(wishes.host)
         self.costs = {n: of_node(n, target, host, self.placements[n].device == "tpu") for n in graph}
@@ -270,15 +273,14 @@ class _Task:
 
     def _tensors(self, unit_of: Mapping[ir.Node, int]) -> list[planner.Tensor]:
         tensors = []
-        outputs = set(self.graph.outputs)
         for value in [*self.graph.inputs, *(v for node in self.graph for v in node.outputs)]:
             producer = value.producer()
             source = unit_of[producer] if producer is not None else None
             readers = sorted({unit_of[u] for u in self.users.get(value, ())} - {-1 if source is None else source})
-            if readers or value in outputs:
+            if readers or value in self.outputs:
                 size = cir.size(value) if cir.is_static(value) else 0
                 down, up = size / self.target.down, size / self.target.up
-                tensors.append(planner.Tensor(source, tuple(readers), value in outputs, down, up))
+                tensors.append(planner.Tensor(source, tuple(readers), value in self.outputs, down, up))
         return tensors
 
     def user_cuts(self, units: Sequence[list[ir.Node]], problem: planner.Problem) -> planner.Plan:
@@ -329,10 +331,9 @@ class _Task:
         segments = []
         for index, (device, members) in enumerate(found.stages):
             nodes = [n for i in sorted(members) for n in units[i]]
-            tpu = None if device == planner.HOST else device
-            segments.append(Segment(index, "host" if tpu is None else "tpu", tpu, nodes))
+            segments.append(Segment(index, None if device == planner.HOST else device, nodes))
         for segment in segments:
-            _borders(segment, self.users, set(self.graph.outputs))
+            _borders(segment, self.users, self.outputs)
         _predict(segments, self.costs, self.target)
         return Plan(segments, {}, self.costs, self.wishes)
 

@@ -34,12 +34,13 @@ def convolution(size: int, inputs: int, outputs: int, kernel: int) -> OpInfo:
 
 def test_work_counts_what_the_device_pads() -> None:
     usb3 = Target.load()
-    few, _, _, _ = cost.of_operators([convolution(8, 1, 16, 3)], usb3)
-    four, _, _, _ = cost.of_operators([convolution(8, 4, 16, 3)], usb3)
-    more, macs, live, (parameters,) = cost.of_operators([convolution(8, 8, 65, 3)], usb3)
+    few = cost.of_operators([convolution(8, 1, 16, 3)], usb3).tpu
+    four = cost.of_operators([convolution(8, 4, 16, 3)], usb3).tpu
+    more = cost.of_operators([convolution(8, 8, 65, 3)], usb3)
+    (parameters,) = more.parameters
     assert few == four
-    assert more == pytest.approx((four - usb3.operator) * 2 * 128 / 16 + usb3.operator)
-    assert macs == 64 * 9 * 8 * 65 and live == 64 * (8 + 65)
+    assert more.tpu == pytest.approx((four - usb3.operator) * 2 * 128 / 16 + usb3.operator)
+    assert more.macs == 64 * 9 * 8 * 65 and more.activations == 64 * (8 + 65)
     assert parameters.bytes == 128 * (9 * 8 + 8)
     assert parameters.stream == pytest.approx(parameters.bytes / usb3.stream)
 
@@ -47,7 +48,7 @@ def test_work_counts_what_the_device_pads() -> None:
 def test_large_images_fetch_streamed_weights_again() -> None:
     """Published: five times 64 x 64 images of 452 channels, a streamed convolution takes 3.6 times a dense layer."""
     pcie = Target.load("pcie")
-    *_, (parameters,) = cost.of_operators([convolution(64, 452, 452, 3)], pcie)
+    (parameters,) = cost.of_operators([convolution(64, 452, 452, 3)], pcie).parameters
     assert 3 <= parameters.stream / (parameters.bytes / pcie.stream) <= 5
 
 

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from heapq import heappop, heappush
 
 import networkx as nx
 import numpy as np
@@ -72,12 +73,10 @@ def heuristic(problem: Problem, seconds: float = 8.0, seed: int = 0) -> Plan:
 
 def _orders_of(problem: Problem, stages: Stages, rng: random.Random) -> Iterator[list[int]]:
     """Topological orders that a plan's stages could have been cut from."""
-    graph = nx.DiGraph([*problem.edges])
-    graph.add_nodes_from(range(problem.count))
     level = {n: i for i, (_, nodes) in enumerate(stages) for n in nodes}
     for _ in range(_AGAIN if problem.count <= _SMALL else 1):
         rank = {n: (level[n], rng.random()) for n in level}
-        yield [*nx.lexicographical_topological_sort(graph, key=rank.__getitem__)]
+        yield [*nx.lexicographical_topological_sort(problem.graph, key=rank.__getitem__)]
 
 
 def _from_order(problem: Problem, order: Sequence[int], sides: Sequence[list[bool]], until: float) -> Iterator[Stages]:
@@ -100,18 +99,17 @@ def _sides(problem: Problem) -> list[list[bool]]:
     if not free:
         return [plain]
     weights = [1.0] if problem.objective == "latency" else [2.0**i / problem.tpus for i in range(-4, 5)]
-    cuts = [_side(problem, weight) for weight in weights]
+    spread = replace(problem, rooms=[room * problem.tpus for room in problem.rooms])
+    kept = cached(spread, [n for n, goes in enumerate(plain) if goes])[0]
+    streamed = [0.0 if n in kept or not size else problem.stream[n] for n, size in enumerate(problem.sizes)]
+    cuts = [_side(problem, streamed, weight) for weight in weights]
     return [plain, *(side for i, side in enumerate(cuts) if side not in [plain, *cuts[:i]])]
 
 
-def _side(problem: Problem, weight: float) -> list[bool]:
-    everything = [n for n in range(problem.count) if problem.tpu[n] < INFINITE]
-    spread = replace(problem, rooms=[room * max(problem.tpus, 1) for room in problem.rooms])
-    kept = cached(spread, everything)[0]
+def _side(problem: Problem, streamed: Sequence[float], weight: float) -> list[bool]:
     graph = nx.DiGraph()
     for n in range(problem.count):
-        streamed = 0.0 if n in kept or not problem.sizes[n] else problem.stream[n]
-        for a, b, time_ in (("tpu", n, problem.host[n]), (n, "host", weight * (problem.tpu[n] + streamed))):
+        for a, b, time_ in (("tpu", n, problem.host[n]), (n, "host", weight * (problem.tpu[n] + streamed[n]))):
             graph.add_edge(a, b, **({} if time_ == INFINITE else {"capacity": time_}))
     for index, tensor in enumerate(problem.tensors):
         source = "host" if tensor.source is None else tensor.source
@@ -129,17 +127,13 @@ def _side(problem: Problem, weight: float) -> list[bool]:
 
 def _orders(problem: Problem, rng: random.Random) -> list[list[int]]:
     """Topological orders: the caller's, by depth, one branch after the other, and some by chance."""
-    graph = nx.DiGraph([*problem.edges])
-    graph.add_nodes_from(range(problem.count))
-    depth: dict[int, int] = {}
-    for n in range(problem.count):
-        depth[n] = 1 + max((depth[p] for p in problem.predecessors[n]), default=-1)
-    ranks: list[dict[int, float]] = [{n: i for i, n in enumerate(nx.dfs_postorder_nodes(graph.reverse(copy=False)))}]
+    backwards = nx.dfs_postorder_nodes(problem.graph.reverse(copy=False))
+    ranks: list[dict[int, float]] = [{n: i for i, n in enumerate(backwards)}]
     if problem.count <= _SMALL:
         ranks += [{n: rng.random() for n in range(problem.count)} for _ in range(6)]
     given = list(range(problem.count))
-    found = [given, sorted(given, key=lambda n: (depth[n], n))]
-    found += [[*nx.lexicographical_topological_sort(graph, key=rank.__getitem__)] for rank in ranks]
+    found = [given, sorted(given, key=lambda n: (problem.depth[n], n))]
+    found += [[*nx.lexicographical_topological_sort(problem.graph, key=rank.__getitem__)] for rank in ranks]
     return [order for i, order in enumerate(found) if order not in found[:i]]
 
 
@@ -148,25 +142,22 @@ def alternate(problem: Problem, order: Sequence[int], sides: Sequence[bool]) -> 
     inside = set(order)
     waiting = {n: len(inside & {*problem.predecessors[n]}) for n in order}
     position = {n: i for i, n in enumerate(order)}
-    ready: dict[bool, list[int]] = {True: [], False: []}
+    ready: dict[bool, list[int]] = {True: [], False: []}  # heaps of positions
     for n in order:
         if not waiting[n]:
-            ready[sides[n]].append(n)
+            heappush(ready[sides[n]], position[n])
     turns: list[tuple[bool, list[int]]] = []
     side = not ready[False]
     while ready[True] or ready[False]:
         if not ready[side]:
             side = not side
         nodes: list[int] = []
-        heap = ready[side]
-        while heap:
-            n = min(heap, key=position.__getitem__) if len(heap) > 1 else heap[0]
-            heap.remove(n)
-            nodes.append(n)
-            for user in inside & {*problem.successors[n]}:
+        while ready[side]:
+            nodes.append(order[heappop(ready[side])])
+            for user in inside & {*problem.successors[nodes[-1]]}:
                 waiting[user] -= 1
                 if not waiting[user]:
-                    ready[sides[user]].append(user)
+                    heappush(ready[sides[user]], position[user])
         turns.append((side, nodes))
         side = not side
     return turns
@@ -174,15 +165,13 @@ def alternate(problem: Problem, order: Sequence[int], sides: Sequence[bool]) -> 
 
 @dataclass
 class _Piece:
-    """The part of a turn that a device holds so far; `inbound` and `outbound` are times of its transfers."""
+    """The part of a turn that a device holds so far: tensors read from outside, readers outside of those made."""
 
-    inside: set[int] = field(default_factory=set)
     read: set[int] = field(default_factory=set)
     left: dict[int, int] = field(default_factory=dict)
     time: float = 0.0
 
     def add(self, problem: Problem, n: int) -> None:
-        self.inside.add(n)
         self.time += problem.tpu[n]
         for t in problem.reads[n]:
             tensor = problem.tensors[t]
@@ -242,6 +231,7 @@ def _joint(problem: Problem, order: Sequence[int], until: float) -> Stages | Non
 
     For a pipeline the pace is searched: with every TPU held to it, the host should take no longer.
     """
+    devices = levels(problem)
     sequence = [(0, n) for n in order]
     places = _places(problem, sequence)
     index = {place: i for i, place in enumerate(places)}
@@ -261,7 +251,7 @@ def _joint(problem: Problem, order: Sequence[int], until: float) -> Stages | Non
         reached = np.full(len(places), np.inf)
         reached[0] = 0.0
         back = []
-        for device in levels(problem):
+        for device in devices:
             steps = reached[:, None] + (host if device == HOST else held)
             back.append(steps.argmin(axis=0))
             reached = steps.min(axis=0)
@@ -289,7 +279,7 @@ def _joint(problem: Problem, order: Sequence[int], until: float) -> Stages | Non
         if best == INFINITE:
             return None
     stages, at = [], 0
-    for device, end in zip(levels(problem), ends, strict=True):
+    for device, end in zip(devices, ends, strict=True):
         if end > at:
             stages.append((device, tuple(order[places[at] : places[end]])))
         at = end
@@ -328,17 +318,17 @@ def _ranges(
         row = found[start] = {}
         if start and time.monotonic() > until:
             continue
-        before, turn, piece = 0.0, -1, _Piece()
+        before, turn, piece, held = 0.0, -1, _Piece(), list[int]()
         for index in range(start, len(sequence)):
             t, n = sequence[index]
             if t != turn:
                 before, turn, piece = before + piece.time, t, _Piece(time=problem.invoke)
             piece.add(problem, n)
+            held.append(n)
             if problem.tpu[n] == INFINITE:
                 break
             if index + 1 in allowed:
-                nodes = [m for _, m in sequence[start : index + 1]]
-                row[index + 1] = before + piece.time + cached(problem, nodes)[1]
+                row[index + 1] = before + piece.time + cached(problem, held)[1]
                 heavy = problem.objective == "throughput" and row[index + 1] > 4 * whole / problem.tpus
                 if heavy and start:
                     break

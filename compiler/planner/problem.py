@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+import networkx as nx
+
 Objective = Literal["latency", "throughput"]
 Stages = tuple[tuple[int, tuple[int, ...]], ...]
 HOST = -1
@@ -59,17 +61,25 @@ class Problem:
         return [place for _, place in sorted(zip(order, range(self.count), strict=True))]
 
     @cached_property
+    def graph(self) -> nx.DiGraph:
+        graph = nx.DiGraph([*self.edges])
+        graph.add_nodes_from(range(self.count))
+        return graph
+
+    @cached_property
     def successors(self) -> list[list[int]]:
-        found: list[list[int]] = [[] for _ in range(self.count)]
-        for u, v in self.edges:
-            found[u].append(v)
-        return found
+        return [[*self.graph.successors(n)] for n in range(self.count)]
 
     @cached_property
     def predecessors(self) -> list[list[int]]:
-        found: list[list[int]] = [[] for _ in range(self.count)]
-        for u, v in self.edges:
-            found[v].append(u)
+        return [[*self.graph.predecessors(n)] for n in range(self.count)]
+
+    @cached_property
+    def depth(self) -> list[int]:
+        """Edges on the longest way to each node."""
+        found: list[int] = []
+        for before in self.predecessors:
+            found.append(1 + max((found[p] for p in before), default=-1))
         return found
 
     @cached_property

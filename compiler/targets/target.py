@@ -93,11 +93,9 @@ def _read(option: str, name: str, folder: Path) -> dict[str, Any]:
 
 def _made(cls: Any, option: str, name: str, table: Mapping[str, Any]) -> Any:
     for key, value in table.items():
-        good = isinstance(value, str) if key in ("name", "description") else _is_number(value)
-        if not good:
-            raise OptionError(
-                f"{option} {name}: {key} = {value!r}; it must be {'text' if key == 'name' else 'a number'}"
-            )
+        text = key in ("name", "description")
+        if not (isinstance(value, str) if text else _is_number(value)):
+            raise OptionError(f"{option} {name}: {key} = {value!r}; it must be {'text' if text else 'a number'}")
     try:
         return cls(**table)
     except TypeError as error:
