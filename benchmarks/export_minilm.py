@@ -19,7 +19,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 LENGTH = 128
-CALIBRATION, TEST = 32, 50
+CALIBRATION, TEST = 32, 200
 
 
 def sentences() -> list[str]:

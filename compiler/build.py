@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from compiler.legality import refusal
 from compiler.partition import Wishes, partition
 from compiler.program import Program
 from compiler.quantize import samples as sampling
+from compiler.quantize.balance import Product, balance, products
 from compiler.quantize.calibrate import Observers, Ranges, calibrate
 from compiler.quantize.scales import assign, separate
 from compiler.reference import Reference
@@ -123,7 +124,7 @@ def build(path: Path, output: Path, options: Options, report: Report = silent) -
             manifest = {
                 **summary(program, path),
                 "tools": bundle.tool_versions(),
-                "segments": bundle.write_segments(program, folder),
+                "segments": bundle.write_segments({"": program}, folder)[""],
                 "quality": {
                     "calibration": "random" if samples.random else "user",
                     "calibration_samples": len(calibration),
@@ -166,12 +167,32 @@ def float_results(model: ir.Model, samples: sampling.Samples, report: Report = s
 
 def quantize(program: Program, samples: sampling.Samples, observers: Observers, report: Report = silent) -> Program:
     """Give a scale to every activation that a TPU segment touches."""
+    with stage("balance"):
+        chosen = balanced(program)
+        step = report("balancing channels", len(samples) if chosen else 0)
+        ranges = balance(program.model, list(chosen.values()), samples, step)
+    return scaled(program, ranges, samples, observers, report)
+
+
+def balanced(program: Program) -> dict[str, Product]:
+    """The normalised products on an Edge TPU."""
+    return {
+        name: product for name, product in products(program.model.graph).items() if product.z in program.made_on_tpu
+    }
+
+
+def scaled(
+    program: Program, ranges: Ranges, samples: sampling.Samples, observers: Observers, report: Report = silent
+) -> Program:
+    """Scales where ranges are known already, and from samples where they are not."""
     nodes = [n for s in program.plan.segments if s.device == "tpu" for n in s.nodes]
     values = list(dict.fromkeys(v for n in nodes for v in [*cir.activations(n), *n.outputs]))
     with stage("calibrate"):
-        rounds = 1 if observers == Observers() else 2
-        step = report("calibrating", rounds * len(samples))
-        ranges: Ranges = calibrate(program.model, values, samples, observers, step) if values else {}
+        unknown = [v for v in values if str(v.name) not in ranges]
+        if unknown:
+            rounds = 1 if observers == Observers() else 2
+            step = report("calibrating", rounds * len(samples))
+            ranges = ranges | calibrate(program.model, unknown, samples, observers, step)
     with stage("quantize"):
         return replace(program, quants=assign(nodes, values, ranges))
 
@@ -186,18 +207,26 @@ def save_graph(program: Program, path: Path) -> None:
 
 def summary(program: Program, path: Path) -> dict[str, Any]:
     """The plan as plain data, in the words of the manifest; before quantization it is a dry run."""
+    opset = program.model.graph.opset_imports.get("", 0)
+    return {
+        "model": {"file": path.name, "sha256": sha256(path), "opset": opset},
+        "target": target_entry(program.target),
+        **program_entry(program, [bundle.segment_entry(program, s) for s in program.plan.segments]),
+    }
+
+
+def target_entry(target: Target) -> dict[str, Any]:
+    return {"name": target.name, "description": target.description, "sram_bytes": target.sram_bytes}
+
+
+def program_entry(program: Program, segments: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the manifest says of a program; `segments` are the entries of its segments."""
     graph, quants = program.model.graph, program.quants
     return {
-        "model": {"file": path.name, "sha256": sha256(path), "opset": graph.opset_imports.get("", 0)},
-        "target": {
-            "name": program.target.name,
-            "description": program.target.description,
-            "sram_bytes": program.target.sram_bytes,
-        },
-        "inputs": [bundle.tensor_entry(v, {}, False, False) for v in graph.inputs],
+        "inputs": [bundle.tensor_entry(v, {}, False) for v in graph.inputs],
         "outputs": [bundle.tensor_entry(v, quants, False, v in program.made_on_tpu) for v in graph.outputs],
         "prediction": prediction(program),
-        "segments": [bundle.segment_entry(program, s) for s in program.plan.segments],
+        "segments": list(segments),
     }
 
 

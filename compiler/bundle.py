@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from compiler import ir as cir
 from compiler.emit import host, tflite
+from compiler.emit.store import Store
 from compiler.errors import BundleError, InternalError, OutputError
 from compiler.partition import Segment
 from compiler.program import Program
@@ -72,21 +73,44 @@ def _swap(made: Path, path: Path) -> None:
         raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def write_segments(program: Program, path: Path) -> list[dict[str, Any]]:
-    """Write every segment under `path`/segments; returns their entries in the manifest."""
-    (path / "segments").mkdir()
-    return [_write_segment(program, segment, path) for segment in program.plan.segments]
+def write_segments(programs: Mapping[str, Program], path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Write every segment of the programs under `path`/segments; returns their entries in the manifest, by program.
+
+    Those for the Edge TPU come first, so that those for the host find weights that they share in their files.
+    """
+    folder = path / "segments"
+    folder.mkdir()
+    store = Store(folder)
+    files: dict[tuple[str, int], list[Path]] = {}
+    for name, program in programs.items():
+        for segment in program.plan.segments:
+            if segment.device == "tpu":
+                file = folder / f"{name}{segment.index:02d}.tflite"
+                file.write_bytes(tflite.write(segment.nodes, segment.inputs, segment.outputs, program.quants))
+                store.register(file)
+                files[name, segment.index] = [file]
+    for name, program in programs.items():
+        for segment in program.plan.segments:
+            if segment.device == "host":
+                file = folder / f"{name}{segment.index:02d}.onnx"
+                files[name, segment.index] = host.write(program, segment, file, store)
+    entries = {file: file_entry(file, path) for written in files.values() for file in written}
+    return {
+        name: [
+            {
+                **segment_entry(program, segment),
+                "compiled": False,
+                "files": [entries[f] for f in files[name, segment.index]],
+            }
+            for segment in program.plan.segments
+        ]
+        for name, program in programs.items()
+    }
 
 
-def _write_segment(program: Program, segment: Segment, path: Path) -> dict[str, Any]:
-    stem = path / "segments" / f"{segment.index:02d}"
-    if segment.device == "tpu":
-        files = [stem.with_suffix(".tflite")]
-        files[0].write_bytes(tflite.write(segment.nodes, segment.inputs, segment.outputs, program.quants))
-    else:
-        files = host.write(program.model, segment.nodes, segment.inputs, segment.outputs, stem.with_suffix(".onnx"))
-    written = [{"path": f.relative_to(path).as_posix(), "sha256": sha256(f), "bytes": f.stat().st_size} for f in files]
-    return {**segment_entry(program, segment), "compiled": False, "files": written}
+def file_entry(file: Path, path: Path) -> dict[str, Any]:
+    """How the manifest names a file of the bundle in `path`."""
+    return {"path": file.relative_to(path).as_posix(), "sha256": sha256(file), "bytes": file.stat().st_size}
 
 
 def segment_entry(program: Program, segment: Segment) -> dict[str, Any]:
@@ -95,8 +119,8 @@ def segment_entry(program: Program, segment: Segment) -> dict[str, Any]:
     return {
         "index": segment.index,
         "device": segment.device,
-        "inputs": [tensor_entry(v, quants, tpu, tpu or v in program.made_on_tpu) for v in segment.inputs],
-        "outputs": [tensor_entry(v, quants, tpu, tpu) for v in segment.outputs],
+        "inputs": [tensor_entry(v, quants, tpu or v in program.made_on_tpu) for v in segment.inputs],
+        "outputs": [tensor_entry(v, quants, tpu or v in program.read_as_int8) for v in segment.outputs],
         "tpu": segment.tpu,
         "parameter_bytes": segment.parameter_bytes,
         "cached_bytes": segment.cached,
@@ -123,16 +147,18 @@ def milliseconds(seconds: float) -> float:
     return round(seconds * 1e3, 6)
 
 
-def tensor_entry(value: ir.Value, quants: Mapping[str, Quant], tpu: bool, quantized: bool) -> dict[str, Any]:
-    """How a reader takes a tensor. `quantized` says that the tensor is or comes as int8 of a known scale."""
+def tensor_entry(
+    value: ir.Value, quants: Mapping[str, Quant], quantized: bool, dequantized: bool = False
+) -> dict[str, Any]:
+    """How a reader takes a tensor: as int8 of its scale, or, `dequantized`, as float made from that."""
     shape = [int(d) if isinstance(d, int) else None for d in value.shape] if value.shape is not None else None
     entry: dict[str, Any] = {
         "name": str(value.name),
-        "dtype": "int8" if tpu else numpy_name(value),
+        "dtype": "int8" if quantized and str(value.name) in quants else numpy_name(value),
         "shape": shape,
         "layout": "NHWC" if str(value.name) in quants and shape is not None and len(shape) == 4 else None,
     }
-    if quantized and str(value.name) in quants:
+    if (quantized or dequantized) and str(value.name) in quants:
         quant = quants[str(value.name)]
         entry |= {"scale": quant.scale, "zero_point": quant.zero_point}
     return entry

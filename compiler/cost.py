@@ -59,10 +59,13 @@ def of_operators(ops: Sequence[OpInfo], target: Target, host: float = 0.0) -> Co
     return Cost(seconds, host, macs, most, tuple(parameters))
 
 
-def of_node(node: ir.Node, target: Target, host: Host, legal: bool) -> Cost:
-    """The cost of a node of the lowered graph; on the Edge TPU only where that takes it (`legal`)."""
+def of_node(node: ir.Node, target: Target, host: Host, legal: bool, int8: bool = False) -> Cost:
+    """The cost of a node of the lowered graph; on the Edge TPU only where that takes it (`legal`).
+
+    `int8` tells that the host has int8 weights for normalised products.
+    """
     ops = drafted(node) if legal and not _is_fused(node) else []
-    return of_operators(ops, target, on_host(node, host))
+    return of_operators(ops, target, on_host(node, host, int8))
 
 
 def _is_fused(node: ir.Node) -> bool:
@@ -70,11 +73,22 @@ def _is_fused(node: ir.Node) -> bool:
     return node.op_type in ("Relu", "Clip") and cir.only_consumer(node.inputs[0]) is node  # type: ignore[arg-type]
 
 
-def on_host(node: ir.Node, host: Host) -> float:
-    """Seconds in float on the host: bound by arithmetic or by memory."""
+def on_host(node: ir.Node, host: Host, int8: bool = False) -> float:
+    """Seconds on the host: bound by arithmetic or by memory. int8 weights are a quarter of the bytes to read; that
+    they multiply no slower than float is assumed."""
     if node.op_type in ("Reshape", "Identity"):
         return 0.0
-    moved = 4 * sum(cir.size(v) for v in [*cir.reads(node), *node.outputs] if cir.is_static(v))
+    values = [v for v in [*cir.reads(node), *node.outputs] if cir.is_static(v)]
+    if node.op_type == "GroupQueryAttention":
+        # The cache is written in place, and read as far as it is filled: half, on average.
+        cache = sum(cir.size(v) for v in values if v.is_graph_input() and len(cir.shape(v)) == 4)
+        moved = 2 * cache + 4 * sum(cir.size(v) for v in values if len(cir.shape(v)) < 4)
+    elif int8 and node.domain == cir.DIALECT and cir.is_const(cir.arg(node, 1)):
+        moved = sum(cir.size(v) * (1 if cir.is_const(v) else 4) for v in values)
+    elif node.op_type == "Gather":
+        moved = 8 * cir.size(node.outputs[0])
+    else:
+        moved = 4 * sum(map(cir.size, values))
     return host.operator + max(float_macs(node) / host.macs, moved / host.bytes)
 
 
@@ -93,4 +107,6 @@ def float_macs(node: ir.Node) -> int:
             return math.prod(y) * (x[0] if cir.attr(node, "transA", 0) else x[-1])
         case "Attention":
             return 2 * math.prod(y) * w[-2]
+        case "GroupQueryAttention":
+            return math.prod(y) * cir.shape(node.inputs[3])[2]  # of twice the cache's places, half are filled
     return 0

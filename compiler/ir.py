@@ -21,7 +21,9 @@ IR_VERSION = 11
 ORIGIN = "edgetpu.origin"
 REASON = "edgetpu.reason"  # why a lowering left a node in ONNX
 HOST = "edgetpu.host"  # why a pass keeps a node on the host although the TPU has it
-ROWS = "edgetpu.rows"
+BALANCED = "edgetpu.balanced"  # on the Mul that undoes what the weights of a normalised product are divided by
+ROWS = "edgetpu.rows"  # how to read some rows of a lazy constant
+COLUMNS = "edgetpu.columns"  # how to read some columns of one, as rows
 GRID = "edgetpu.grid"
 COLUMN_GRID = "edgetpu.column_grid"
 
@@ -78,6 +80,18 @@ def rows_of(value: ir.Value, rows: slice) -> np.ndarray:
     """Some rows of a constant, without computing the others where it can be helped."""
     read = value.meta.get(ROWS)
     return array_of(value)[rows] if read is None else read(rows)
+
+
+def joined_rows(values: Sequence[ir.Value], rows: slice) -> np.ndarray:
+    """Some rows of constants that are thought of as one behind the other."""
+    found, start = [], 0
+    for value in values:
+        count = shape(value)[0]
+        low, high = max(rows.start, start), min(rows.stop, start + count)
+        if low < high:
+            found.append(rows_of(value, slice(low - start, high - start)))
+        start += count
+    return found[0] if len(found) == 1 else np.concatenate(found)
 
 
 def grid(value: ir.Value) -> np.ndarray | None:
@@ -202,6 +216,19 @@ class Builder:
         value.meta[GRID] = grid(source)
         return value
 
+    def by_rows(self, read: Callable[[slice], np.ndarray], new: Shape, hint: str) -> ir.Value:
+        """A float constant of shape `new` of which `read` computes some rows (first axis) when they are needed."""
+        whole = slice(0, new[0])
+        tensor = ir.LazyTensor(
+            lambda: ir.tensor(np.ascontiguousarray(read(whole), np.float32)),
+            dtype=ir.DataType.FLOAT,
+            shape=ir.Shape(new),
+            name=hint,
+        )
+        value = self.const(tensor, hint)
+        value.meta[ROWS] = read
+        return value
+
     def rows(self, source: ir.Value, rows: slice) -> ir.Value:
         """Some rows of a constant."""
         new = (rows.stop - rows.start, *shape(source)[1:])
@@ -213,7 +240,7 @@ class Builder:
     def transposed(self, source: ir.Value) -> ir.Value:
         """A matrix with its axes exchanged."""
         value = self.lazy(source, np.transpose, shape(source)[::-1], f"{source.name}/T")
-        value.meta[ROWS] = lambda rows: array_of(source)[:, rows].T
+        value.meta[ROWS] = source.meta.get(COLUMNS, lambda rows: array_of(source)[:, rows].T)
         value.meta[GRID] = source.meta.get(COLUMN_GRID)
         return value
 

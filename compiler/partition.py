@@ -36,7 +36,8 @@ class Wishes:
     """What a user asks of the partition.
 
     `place`: "tpu" gives an Edge TPU all that it takes, "auto" what is predicted to be faster there, "host" nothing.
-    `pins` maps names of nodes (with * and ?) to a device; `cuts` are nodes behind which a segment ends.
+    `pins` maps names of nodes (with * and ?) to a device; `cuts` are nodes behind which a segment ends. With `host_int8`
+    the host multiplies normalised rows in int8 too, by the weights that an Edge TPU would have.
     """
 
     tpus: int = 1
@@ -46,6 +47,7 @@ class Wishes:
     cuts: tuple[str, ...] = ()
     host: str = "pi5"
     seconds: float = 3.0
+    host_int8: bool = False
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,9 @@ class _Task:
         self.users, self.outputs = _users(graph), set(graph.outputs)
         self.placements = place(graph, target, wishes)
         host = Host.load(wishes.host)
-        self.costs = {n: of_node(n, target, host, self.placements[n].device == "tpu") for n in graph}
+        self.costs = {
+            n: of_node(n, target, host, self.placements[n].device == "tpu", self.wishes.host_int8) for n in graph
+        }
         self.pinned = _pin(graph, self.placements, wishes)
         self._shrink()
         free = wishes.place == "auto"

@@ -8,6 +8,7 @@ from functools import cached_property
 
 import onnx_ir as ir
 
+from compiler import ir as cir
 from compiler.partition import Plan
 from compiler.quantize.scales import Quant
 from compiler.targets import Target
@@ -26,3 +27,14 @@ class Program:
     def made_on_tpu(self) -> set[ir.Value]:
         """Tensors that leave a TPU segment as int8."""
         return {v for s in self.plan.segments if s.device == "tpu" for v in s.outputs}
+
+    @cached_property
+    def read_as_int8(self) -> set[ir.Value]:
+        """Tensors of the host that only TPU segments read."""
+        tpu = {n for s in self.plan.segments if s.device == "tpu" for n in s.nodes}
+        crossing = {v for s in self.plan.segments if s.device == "host" for v in s.outputs}
+        outputs, others = set(self.model.graph.outputs), set()
+        for node in self.model.graph:
+            if node not in tpu:
+                others.update(cir.reads(node))
+        return {v for v in crossing - outputs - others if str(v.name) in self.quants}

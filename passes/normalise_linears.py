@@ -1,44 +1,63 @@
-"""Matrix products between host operators, as in transformers, with each row brought to [-1, 1] first.
+"""Matrix products between host operators, as in transformers: rows rotated and brought to [-1, 1], outputs balanced.
 
-Linear maps are homogeneous, so for each row (token) with s = max|x| and one factor a per output channel
+Linear maps are homogeneous and rotations invertible, so for each row (token) x, with an orthogonal Q, the row's largest
+magnitude s = max|Q x|, and a factor a and an offset o per output channel
 
-    W x + c   =   s * a * ((W / a) (x / s)) + c
+    W x + c   =   s * (a * z + o) + c      with   z = ((W Q^T) / a) (Q x / s) - o / a
 
-exactly. int8 then resolves every row, however far its largest value lies from those of other rows, and every output
-channel. Division, multiplication and bias stay on the host, where x comes from and the result goes. Static int8
-ranges cannot do this: activations of transformers have single rows a hundred times larger than others.
+exactly. int8 then resolves every row, however far its largest value lies from those of other rows; the rotation
+spreads a channel that is far larger than others over its neighbours; `a` and `o` let each output channel fill its
+int8 range (compiler/quantize/balance.py chooses them by what calibration shows). All but z stays on the host, where x
+comes from and the result goes. Static int8 ranges cannot do this: activations of transformers have single rows and
+single channels a hundred times larger than others.
+
+Q is a Hadamard matrix of at most 64 x 64 with random signs, repeated along the inputs. Rotating to remove outliers is
+from QuaRot (Ashkboos et al., 2024). Products of the same rows become one.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from compiler import ir as cir
 from compiler.legality import refusal
-from compiler.ops.conv import zero_bias
 from compiler.targets import Target
 from passes.fold_constants import tidy
 
 # Smallest row maximum to divide by: rows of zeros stay zero.
 TINY = 1e-12
+# Blocks from 16 to 128 lower the perplexity of SmolLM2 alike (benchmarks/perplexity.py); the host multiplies by them.
+LARGEST_BLOCK, SMALLEST_BLOCK = 64, 8
 
 
 def run(model: ir.Model, target: Target) -> None:
     names = cir.Names(model.graph)
-    scaled: dict[tuple[ir.Value, cir.Shape], tuple[ir.Value, ir.Value]] = {}
-    for node in list(model.graph):
-        if _is_rows(node) and _from_host(node.inputs[0], target) and _to_host(node.outputs[0], target):
-            _normalise(node, cir.Builder(model, names, node), scaled)
+    groups: dict[tuple[ir.Value, cir.Shape], list[ir.Node]] = {}
+    for node in model.graph:
+        if _is_linear(node) and _from_host(node.inputs[0], target) and _to_host(node.outputs[0], target):
+            x = node.inputs[0]
+            assert x is not None
+            reshape = cir.producer(x, "Reshape")
+            source = reshape.inputs[0] if reshape is not None else x
+            assert source is not None
+            groups.setdefault((source, cir.shape(x)), []).append(node)
+    for nodes in groups.values():
+        _normalise(nodes, cir.Builder(model, names, nodes[0]))
     tidy(model)
 
 
-def _is_rows(node: ir.Node) -> bool:
-    """A product of several rows with a matrix: a 1x1 convolution of an image one pixel high."""
-    if cir.kind(node) != "edgetpu.Conv2D" or cir.shape(node.inputs[1])[2:] != (1, 1):
+def _is_linear(node: ir.Node) -> bool:
+    """A product of rows with a float matrix: a dense layer, or a 1x1 convolution of an image one pixel high."""
+    if node.domain != cir.DIALECT or not cir.is_const(cir.arg(node, 1)) or cir.grid(node.inputs[1]) is not None:  # type: ignore[arg-type]
         return False
-    _, height, rows, _ = cir.shape(node.inputs[0])
-    return height == 1 and rows > 1 and cir.attr(node, "strides") == (1, 1)
+    if node.op_type == "FullyConnected":
+        return True
+    if node.op_type != "Conv2D" or cir.shape(node.inputs[1])[2:] != (1, 1):
+        return False
+    return cir.shape(node.inputs[0])[1] == 1 and cir.attr(node, "strides") == (1, 1)
 
 
 def _from_host(value: ir.Value | None, target: Target) -> bool:
@@ -59,48 +78,100 @@ def _to_host(value: ir.Value, target: Target) -> bool:
     users = cir.consumers(value)
     return all(
         refusal(user, target) is not None
-        or (user.op_type in ("Reshape", "Transpose", "Add", "Sub", "Mul") and _to_host(user.outputs[0], target))
+        or (user.op_type in ("Reshape", "Transpose", "Add", "Sub", "Mul", "Split") and _to_host_all(user, target))
         for user in users
     )
 
 
-def _normalise(
-    node: ir.Node, b: cir.Builder, scaled: dict[tuple[ir.Value, cir.Shape], tuple[ir.Value, ir.Value]]
-) -> None:
-    x, weight, bias = node.inputs
-    assert x is not None and weight is not None and bias is not None
-    source = x.producer()
-    key = (source.inputs[0] if source is not None and source.op_type == "Reshape" else x, cir.shape(x))
-    if key not in scaled:
-        scaled[key] = _rows_to_one(b, x)  # type: ignore[index]
-    rows, peak = scaled[key]  # type: ignore[index]
-    unit = b.lazy_rows(weight, _unit, cir.shape(weight), f"{weight.name}/unit")
-    factors = b.lazy(weight, _norms, cir.shape(weight)[:1], f"{weight.name}/factors")
-    zero = zero_bias(b, cir.shape(weight)[0], weight)
-    y = b.op("Mul", [b.op("Conv2D", [rows, unit, zero], node.attributes, cir.DIALECT), peak])
-    y = b.op("Mul", [y, factors])
-    if np.any(cir.array_of(bias)):
-        y = b.op("Add", [y, bias])
+def _to_host_all(node: ir.Node, target: Target) -> bool:
+    return all(_to_host(value, target) for value in node.outputs)
+
+
+def _normalise(nodes: Sequence[ir.Node], b: cir.Builder) -> None:
+    """Put the normalised product of all weights in the place of `nodes`, which multiply the same rows."""
+    x, first = nodes[0].inputs[0], nodes[0].inputs[1]
+    assert x is not None and first is not None
+    weights, name = [node.inputs[1] for node in nodes], cir.origin(nodes[0])
+    rotation = block_rotation(cir.shape(first)[1])
+    rows, peak = _rows_to_one(b, _rotated(b, x, rotation))
+    counts = [cir.shape(w)[0] for w in weights]
+    total = (sum(counts), *cir.shape(first)[1:])
+
+    def read(rows: slice) -> np.ndarray:
+        return _turned(cir.joined_rows(weights, rows), rotation)  # type: ignore[arg-type]
+
+    turned = b.by_rows(read, total, f"{name}/turned")
+    factors = b.by_rows(lambda rows: _norms(cir.rows_of(turned, rows)), total[:1], f"{name}/factors")
+    offsets = b.const(np.zeros(total[0], np.float32), f"{name}/offsets")
+
+    def balanced(rows: slice) -> np.ndarray:
+        scale = 1 / cir.rows_of(factors, rows)
+        return cir.rows_of(turned, rows) * scale.reshape(-1, *[1] * (len(total) - 1))
+
+    def shifts(rows: slice) -> np.ndarray:
+        return -cir.rows_of(offsets, rows) / cir.rows_of(factors, rows)
+
+    weight = b.by_rows(balanced, total, f"{name}/balanced")
+    shift = b.by_rows(shifts, total[:1], f"{name}/shift")
+    z = b.op(nodes[0].op_type, [rows, weight, shift], nodes[0].attributes, cir.DIALECT)
+    y = b.op("Mul", [z, factors])
+    scaled = y.producer()
+    assert scaled is not None
+    scaled.metadata_props[cir.BALANCED] = "1"
+    y = b.op("Mul", [b.op("Add", [y, offsets]), peak])
+    biases = [node.inputs[2] for node in nodes]
+    if any(np.any(cir.array_of(bias)) for bias in biases if bias is not None):
+        y = b.op("Add", [y, b.const(np.concatenate([cir.array_of(c) for c in biases]), f"{name}/bias")])  # type: ignore[arg-type]
+    parts = [y]
+    if len(nodes) > 1:
+        sizes = b.const(np.array(counts, np.int64), "sizes")
+        axis = len(cir.shape(y)) - 1
+        parts = b.ops("Split", [y, sizes], {"axis": axis}, outputs=len(nodes))
     for value in b.made:
         made = value.producer()
         if made is not None and made.domain != cir.DIALECT and made.op_type != "Reshape":
             made.metadata_props[cir.HOST] = "it normalises the rows of a linear layer, exactly, in float"
-    b.replace(y)
+    for node, part in zip(nodes, parts, strict=True):
+        cir.bypass(node, [part], b.made)
+
+
+def block_rotation(inputs: int) -> np.ndarray | None:
+    """An orthogonal matrix Q whose size divides `inputs`; None where no power of two that is worth it does."""
+    size = min(inputs & -inputs, LARGEST_BLOCK)
+    if size < SMALLEST_BLOCK:
+        return None
+    matrix = np.ones((1, 1))
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    signs = np.random.default_rng(size).choice([-1.0, 1.0], size)
+    return (matrix * signs / np.sqrt(size)).astype(np.float32)
+
+
+def _turned(weight: np.ndarray, rotation: np.ndarray | None) -> np.ndarray:
+    """W Q^T, for W of [N, K] or [N, K, 1, 1]."""
+    if rotation is None:
+        return weight
+    blocks = weight.reshape(len(weight), -1, len(rotation)) @ rotation.T
+    return blocks.reshape(weight.shape)
+
+
+def _rotated(b: cir.Builder, x: ir.Value, rotation: np.ndarray | None) -> ir.Value:
+    """Q x for each row."""
+    if rotation is None:
+        return x
+    blocks = b.reshape(x, (cir.size(x) // len(rotation), len(rotation)))
+    return b.reshape(b.op("MatMul", [blocks, b.const(rotation.T.copy(), "rotation")]), cir.shape(x))
 
 
 def _norms(weight: np.ndarray) -> np.ndarray:
-    """One factor for each output; computed when the weights are read, so that planning reads none."""
-    norms = np.linalg.norm(weight.reshape(len(weight), -1).astype(np.float64), axis=1)
+    """One factor for each output."""
+    norms = np.linalg.norm(weight.reshape(len(weight), -1), axis=1)
     return np.where(norms > 0, norms, 1).astype(np.float32)
-
-
-def _unit(weight: np.ndarray) -> np.ndarray:
-    return weight * (1 / _norms(weight))[:, None, None, None].astype(np.float32)
 
 
 def _rows_to_one(b: cir.Builder, x: ir.Value) -> tuple[ir.Value, ir.Value]:
     """(rows divided by their largest magnitude, that magnitude)."""
-    axes = b.const(np.array([3], np.int64), "axes")
+    axes = b.const(np.array([len(cir.shape(x)) - 1], np.int64), "axes")
     peak = b.op("ReduceMax", [b.op("Abs", [x]), axes], {"keepdims": 1})
     peak = b.op("Max", [peak, b.scalar(TINY, "tiny")])
     return b.op("Div", [x, peak]), peak

@@ -56,4 +56,7 @@ BUILTINS = tuple(
     )
 )
 
-OPERATORS = tuple(Operator(op_type, lower=_refusing(reason)) for op_type, reason in REASONS.items())
+OPERATORS = (
+    *(Operator(op_type, lower=_refusing(reason)) for op_type, reason in REASONS.items()),
+    Operator("GroupQueryAttention", "com.microsoft", lower=_refusing(REASONS["Attention"])),
+)

@@ -68,19 +68,40 @@ def _extremes(
     model: ir.Model, watched: Mapping[str, ir.Value], samples: Iterable[Sample], progress: Callable[[], None]
 ) -> Ranges:
     """Lowest and highest, found inside the graph, so that not all activations are in memory at once."""
-    ranges: Ranges = {}
-    with Reference(_reducing(model, watched)) as reference:
+    found = _reductions(model, watched, samples, progress, channels=False)
+    return {name: (float(low), float(high)) for name, (low, high) in found.items()}
+
+
+def channel_extremes(
+    model: ir.Model,
+    values: Iterable[ir.Value],
+    samples: Iterable[Sample],
+    progress: Callable[[], None] = lambda: None,
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """(lowest, highest) of each channel (last axis) of each of `values` over the samples."""
+    return _reductions(model, {str(v.name): v for v in values}, samples, progress, channels=True)
+
+
+def _reductions(
+    model: ir.Model,
+    watched: Mapping[str, ir.Value],
+    samples: Iterable[Sample],
+    progress: Callable[[], None],
+    channels: bool,
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    ranges: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    with Reference(_reducing(model, watched, channels)) as reference:
         for sample in samples:
             found = reference.run(sample)
             for name, value in watched.items():
-                low, high, mean = (float(found[f"{name}/{kind}"]) for kind in _REDUCTIONS)
-                if not np.isfinite([low, high, mean]).all():
+                low, high, mean = (found[f"{name}/{kind}"] for kind in _REDUCTIONS)
+                if not all(np.isfinite(a).all() for a in (low, high, mean)):
                     raise CalibrationError(
                         f"tensor '{name}' {list(cir.shape(value))} becomes NaN or infinite in the float model: "
                         "check the samples and the weights"
                     )
                 before = ranges.get(name, (low, high))
-                ranges[name] = (min(before[0], low), max(before[1], high))
+                ranges[name] = (np.minimum(before[0], low), np.maximum(before[1], high))
             progress()
     return ranges
 
@@ -89,18 +110,22 @@ def _extremes(
 _REDUCTIONS = ("ReduceMin", "ReduceMax", "ReduceMean")
 
 
-def _reducing(model: ir.Model, watched: Iterable[str]) -> ir.Model:
-    """A copy of the model whose outputs are the reductions of the watched tensors."""
+def _reducing(model: ir.Model, watched: Mapping[str, ir.Value], channels: bool) -> ir.Model:
+    """A copy of the model whose outputs are the reductions of the watched tensors, to one number or one per channel."""
     copy = model.clone()
     graph = copy.graph
     values = {str(v.name): v for v in cir.tensor_values(graph)}
     while graph.outputs:
         graph.outputs.pop()
     for name in watched:
+        rank = len(cir.shape(values[name]))
+        axes = ir.Value(name=f"{name}/axes", const_value=ir.tensor(np.arange(rank - channels, dtype=np.int64)))
+        graph.register_initializer(axes)
         for kind in _REDUCTIONS:
-            node = ir.node(kind, [values[name]], {"keepdims": 0}, num_outputs=1, name=f"{name}/{kind}")
+            node = ir.node(kind, [values[name], axes], {"keepdims": 0}, num_outputs=1, name=f"{name}/{kind}")
             (out,) = node.outputs
-            out.name, out.type, out.shape = node.name, ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
+            shape = cir.shape(values[name])[-1:] if channels else ()
+            out.name, out.type, out.shape = node.name, ir.TensorType(ir.DataType.FLOAT), ir.Shape(shape)
             producer = values[name].producer()
             if producer is None:
                 graph.insert_before(graph[0], node)

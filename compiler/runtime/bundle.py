@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-MANIFEST_VERSION = 2
+MANIFEST_VERSION = 3
 
 
 class RuntimeBundleError(Exception):
@@ -41,9 +41,14 @@ class Bundle:
             )
         bundle = cls(path, manifest)
         if check:
-            for segment in segments:
-                for entry in segment["files"]:
-                    bundle._check(entry["path"], entry["sha256"])
+            language = manifest.get("language")
+            if language:
+                segments = [*segments, *(s for p in language["programs"].values() for s in p["segments"])]
+            files = {e["path"]: e["sha256"] for s in segments for e in s["files"]}
+            if language:
+                files[language["tokenizer"]["path"]] = language["tokenizer"]["sha256"]
+            for name, digest in files.items():
+                bundle._check(name, digest)
         return bundle
 
     def _check(self, name: str, digest: str) -> None:

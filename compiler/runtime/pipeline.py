@@ -12,6 +12,7 @@ from compiler.runtime.bundle import Bundle, RuntimeBundleError
 from compiler.runtime.interpreter import TFLiteSegment
 
 Arrays = Mapping[str, np.ndarray]
+CACHE, PRESENT = "cache.", "present."
 
 
 def quantize(array: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
@@ -33,9 +34,13 @@ def dequantize(array: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
 
 
 class HostSegment:
-    """A float segment in onnxruntime."""
+    """A segment in onnxruntime: float inside, with int8 borders to the Edge TPU.
 
-    def __init__(self, path: Path, threads: int, outputs: list[str]) -> None:
+    Inputs whose name begins with "cache." are memory that the caller owns and that the segment writes in place: output
+    "present.X" goes to where "cache.X" lies.
+    """
+
+    def __init__(self, path: Path, threads: int) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -43,29 +48,57 @@ class HostSegment:
         options.log_severity_level = 3
         # Idle threads of one session would take the cores from the segment that runs next.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Borders are int8; onnxruntime would move them inwards and compute what is float in int8.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self._inputs = [i.name for i in self._session.get_inputs()]
-        self._outputs = outputs
+        self._outputs = [o.name for o in self._session.get_outputs()]
+        self._cached = any(name.startswith(CACHE) for name in self._inputs)
 
     def run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        if self._cached:
+            return self._run_in_place(dict(zip(self._inputs, arrays, strict=True)))
         return list(self._session.run(self._outputs, dict(zip(self._inputs, arrays, strict=True))))
+
+    def _run_in_place(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        binding = self._session.io_binding()
+        for name, array in arrays.items():
+            if name.startswith(CACHE):
+                binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+            else:
+                binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        for name in self._outputs:
+            cache = arrays.get(CACHE + name.removeprefix(PRESENT)) if name.startswith(PRESENT) else None
+            if cache is None:
+                binding.bind_output(name)
+            else:
+                binding.bind_output(name, "cpu", 0, cache.dtype.type, cache.shape, cache.ctypes.data)
+        self._session.run_with_iobinding(binding)
+        return [
+            arrays[CACHE + name.removeprefix(PRESENT)] if name.startswith(PRESENT) else value.numpy()
+            for name, value in zip(self._outputs, binding.get_outputs(), strict=True)
+        ]
 
 
 class Pipeline:
-    """A loaded bundle. TPU segments take and give int8; host segments and the user see the model's own types."""
+    """A loaded bundle. TPU segments take and give int8; host segments and the user see the model's own types.
 
-    def __init__(self, bundle: Bundle, threads: int = 2) -> None:
+    `program` is the manifest itself, or one of the programs of a language model in it.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int = 2, program: Mapping[str, Any] | None = None) -> None:
         self.bundle = bundle
-        self.inputs: list[dict[str, Any]] = bundle.manifest["inputs"]
-        self.outputs: list[dict[str, Any]] = bundle.manifest["outputs"]
-        self.segments = [(s, self._open(s, threads)) for s in bundle.manifest["segments"]]
+        program = bundle.manifest if program is None else program
+        self.inputs: list[dict[str, Any]] = program["inputs"]
+        self.outputs: list[dict[str, Any]] = program["outputs"]
+        self.segments = [(s, self._open(s, threads)) for s in program["segments"]]
 
     def _open(self, segment: dict[str, Any], threads: int) -> TFLiteSegment | HostSegment:
         path = self.bundle.path / segment["files"][0]["path"]
         try:
             if segment["device"] == "tpu":
                 return TFLiteSegment(path, threads)
-            return HostSegment(path, threads, [t["name"] for t in segment["outputs"]])
+            return HostSegment(path, threads)
         except (ValueError, RuntimeError) as error:
             raise RuntimeBundleError(f"{path}: cannot be loaded: {error}") from error
 

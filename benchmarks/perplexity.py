@@ -1,0 +1,117 @@
+"""Perplexity of a language model's prefill program beside the float model's, linear layers on the Edge TPU in int8.
+
+    python -m benchmarks.perplexity MODEL.gguf TEXT... [--place tpu]
+
+8 sequences of 512 tokens of the texts (Debian's package `fortunes` has some), in chunks as `generate` runs them, and the
+logits of every token. Calibration is what `build` does without --calibration: Python's manual. `naive` quantizes
+activations per tensor by their extremes, as TFLite's converter does, in the same graph without normalise_linears.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+import passes
+from compiler import build as building
+from compiler import bundle, language
+from compiler.frontends import Source, decoder, open_source
+from compiler.partition import Wishes
+from compiler.program import Program
+from compiler.quantize import samples as sampling
+from compiler.reference import Reference
+from compiler.runtime import Pipeline
+from compiler.runtime.pipeline import CACHE
+
+SEQUENCES, LENGTH, CHUNK = 8, 512, 128
+
+
+def sequences(source: Source, texts: list[Path]) -> list[np.ndarray]:
+    text = "\n".join(p.read_text("utf-8", errors="replace").replace("\n%\n", "\n\n") for p in texts)
+    tokens = np.array(language.encode(source, text))
+    starts = np.random.default_rng(0).permutation(len(tokens) // LENGTH)[:SEQUENCES] * LENGTH
+    return [tokens[s : s + LENGTH] for s in starts]
+
+
+def perplexity(logits: list[np.ndarray], rows: list[np.ndarray]) -> float:
+    losses = [
+        language.loss(l[i], int(row[i + 1])) for l, row in zip(logits, rows, strict=True) for i in range(LENGTH - 1)
+    ]
+    return math.exp(sum(losses) / len(losses))
+
+
+def float_logits(source: Source, rows: list[np.ndarray]) -> list[np.ndarray]:
+    form = decoder.Form(1, LENGTH, LENGTH, all_logits=True)
+    model = decoder.write(source, form)
+    with Reference(model) as reference:
+        return [reference.run(language.sample(model.graph, row, form), ["logits"])["logits"][0] for row in rows]
+
+
+def bundle_logits(program: Program, rows: list[np.ndarray]) -> list[np.ndarray]:
+    found = []
+    with tempfile.TemporaryDirectory() as made:
+        segments = bundle.write_segments({"": program}, Path(made))[""]
+        pipeline = Pipeline(bundle.Bundle(Path(made), {}), 2, building.program_entry(program, segments))
+        cache = {i["name"]: np.zeros(i["shape"], np.float32) for i in pipeline.inputs if i["name"].startswith(CACHE)}
+        for row in rows:
+            parts = []
+            for begin in range(0, LENGTH, CHUNK):
+                end = begin + CHUNK
+                feeds = {
+                    "tokens": row[None, begin:end],
+                    "lengths": np.array([end - 1], np.int32),
+                    "total": np.array([end], np.int32),
+                }
+                values = {**feeds, **cache}
+                for index in range(len(pipeline.segments)):
+                    values.update(pipeline.run_segment(index, values))
+                parts.append(values["logits"][0])
+            found.append(np.concatenate(parts))
+    return found
+
+
+def compiled(source: Source, place: str) -> Program:
+    """The prefill program as `build` makes it, but with the logits of every token."""
+    options = building.Options(wishes=Wishes(place=place, host_int8=True))  # type: ignore[arg-type]
+    settings = language.Options(context=LENGTH, chunk=CHUNK, slots=1)
+    form = decoder.Form(1, CHUNK, LENGTH, all_logits=True)
+    rows = language.calibration_rows(source, None, settings)[: -language.HELD_OUT]
+    program = building.lower(decoder.write(source, form), options)
+    graph: ir.Graph = program.model.graph
+    samples = sampling.Samples([lambda row=row: language.sample(graph, row, form) for row in rows])  # type: ignore[misc]
+    return building.quantize(program, samples, options.observers)
+
+
+def naive(source: Source) -> Program:
+    kept = passes.PASSES
+    passes.PASSES = tuple(p for p in kept if p[0] != "normalise_linears")
+    try:
+        return compiled(source, "tpu")
+    finally:
+        passes.PASSES = kept
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
+    parser.add_argument("model", type=Path)
+    parser.add_argument("text", type=Path, nargs="+")
+    parser.add_argument("--naive", action="store_true", help="also without normalise_linears")
+    options = parser.parse_args()
+    source = open_source(options.model)
+    rows = sequences(source, options.text)
+    reference = perplexity(float_logits(source, rows), rows)
+    print(f"float        {reference:8.3f}", flush=True)
+    programs = {"TPU int8": lambda: compiled(source, "tpu"), "host int8": lambda: compiled(source, "host")}
+    for name, make in (programs | ({"naive int8": lambda: naive(source)} if options.naive else {})).items():
+        found = perplexity(bundle_logits(make(), rows), rows)
+        print(f"{name:12} {found:8.3f}   ratio {found / reference:.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

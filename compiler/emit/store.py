@@ -1,0 +1,54 @@
+"""Large constants of a bundle, each stored once: a segment's file that already holds the same bytes serves others too."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+# Smaller constants stay inside their segment.
+LEAST_BYTES = 1 << 16
+# onnxruntime maps external data into memory by pages.
+ALIGNMENT = 4096
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where bytes lie, in a file of the store's folder."""
+
+    file: str
+    offset: int
+    length: int
+
+
+class Store:
+    """Finds or makes a place for constants in the files of one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._places: dict[bytes, Place] = {}
+
+    def register(self, file: Path) -> None:
+        """Make the buffers of a TFLite file known."""
+        data = file.read_bytes()
+        model = schema.Model.GetRootAs(data, 0)
+        base = np.frombuffer(data, np.uint8).__array_interface__["data"][0]
+        for index in range(model.BuffersLength()):
+            if model.Buffers(index).DataLength() >= LEAST_BYTES:
+                array = model.Buffers(index).DataAsNumpy()
+                place = Place(file.name, array.__array_interface__["data"][0] - base, array.nbytes)
+                self._places.setdefault(hashlib.sha256(array).digest(), place)
+
+    def place(self, array: np.ndarray) -> Place:
+        """Where the bytes of an array lie; they are appended to weights.bin where no file has them yet."""
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        digest = hashlib.sha256(data).digest()
+        if digest not in self._places:
+            with (self.folder / "weights.bin").open("ab") as file:
+                file.write(bytes(-file.tell() % ALIGNMENT))
+                self._places[digest] = Place("weights.bin", file.tell(), data.nbytes)
+                file.write(data)
+        return self._places[digest]

@@ -1,0 +1,80 @@
+"""What a decoder-only language model of the Llama family is made of, wherever it was read from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from compiler.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A tensor that stays in its file: `rows` reads some of its rows (first axis) as float32."""
+
+    shape: tuple[int, ...]
+    rows: Callable[[slice], np.ndarray]
+
+    def array(self) -> np.ndarray:
+        return self.rows(slice(0, self.shape[0]))
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes and habits of a decoder.
+
+    `interleaved` tells that rotary embedding turns neighbours (GGUF's Llama) and not halves. `windows` gives, per layer,
+    how many tokens attention looks back, 0 for all; `bases` the rotary base of each layer.
+    """
+
+    name: str
+    vocabulary: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head: int
+    hidden: int
+    epsilon: float
+    context: int
+    bases: tuple[float, ...]
+    windows: tuple[int, ...]
+    interleaved: bool
+    rotary: int
+    activation: str = "silu"
+    embedding_scale: float = 1.0
+    attention_scale: float | None = None
+    rope_factors: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """`definition` is the JSON of Hugging Face's tokenizers library."""
+
+    definition: str
+    begin: int | None
+    ends: tuple[int, ...]
+    add_begin: bool
+    chat_template: str | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A language model in its file. `weights` have GGUF's names."""
+
+    architecture: Architecture
+    weights: Mapping[str, Weight]
+    tokenizer: Tokenizer
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def weight(self, name: str, *shape: int) -> Weight:
+        """A weight of a known shape. Raises ModelError."""
+        found = self.weights.get(name)
+        if found is None:
+            raise ModelError(f"{self.architecture.name}: weights '{name}' are missing: the file is incomplete")
+        if found.shape != shape:
+            raise ModelError(f"{self.architecture.name}: weights '{name}' are {list(found.shape)}, not {list(shape)}")
+        return found
