@@ -2,8 +2,8 @@
 
     python -m benchmarks.perplexity MODEL.gguf TEXT... [--place tpu]
 
-8 sequences of 512 tokens of the texts (Debian's package `fortunes` has some), in chunks as `generate` runs them, and the
-logits of every token. Calibration is what `build` does without --calibration: Python's manual. `naive` quantizes
+8 sequences of 512 tokens of the texts (Debian's package `fortunes` has some), in chunks as the bundle runs them, and
+the logits of every token. Calibration is what `build` does without --calibration: Python's manual. `naive` quantizes
 activations per tensor by their extremes, as TFLite's converter does, in the same graph without normalise_linears.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import math
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +40,7 @@ def sequences(source: Source, texts: list[Path]) -> list[np.ndarray]:
 
 def perplexity(logits: list[np.ndarray], rows: list[np.ndarray]) -> float:
     losses = [
-        language.loss(l[i], int(row[i + 1])) for l, row in zip(logits, rows, strict=True) for i in range(LENGTH - 1)
+        language.loss(own[i], int(row[i + 1])) for own, row in zip(logits, rows, strict=True) for i in range(LENGTH - 1)
     ]
     return math.exp(sum(losses) / len(losses))
 

@@ -29,8 +29,8 @@ from compiler.frontends import Source, decoder, open_source
 from compiler.frontends.decoder import Form
 from compiler.partition import Place, Wishes
 from compiler.program import Program
-from compiler.quantize.balance import balance, known, products
 from compiler.quantize import samples as sampling
+from compiler.quantize.balance import balance, known, products
 from compiler.reference import Reference
 from compiler.runtime.language import LanguageModel
 from compiler.targets import Target
@@ -184,7 +184,7 @@ def encode(source: Source, text: str) -> list[int]:
 def verify(
     model: LanguageModel, source: Source, rows: Sequence[np.ndarray], report: building.Report = building.silent
 ) -> dict[str, Any]:
-    """Perplexity of the bundle beside the float model's on rows of tokens: the first chunk prefilled, the rest decoded."""
+    """Perplexity of bundle and float model on rows of tokens: the first chunk is prefilled, the rest decoded."""
     step = report("verifying", len(rows))
     form = Form(1, len(rows[0]) - 1, len(rows[0]) - 1, all_logits=True)
     losses, same, count = np.zeros(2), 0, 0

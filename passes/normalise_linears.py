@@ -159,7 +159,9 @@ def _rotated(b: cir.Builder, x: ir.Value, rotation: np.ndarray | None) -> ir.Val
     """Q x for each row."""
     if rotation is None:
         return x
-    blocks = b.reshape(x, (cir.size(x) // len(rotation), len(rotation)))
+    reshape = cir.producer(x, "Reshape")
+    source = reshape.inputs[0] if reshape is not None and reshape.inputs[0] is not None else x
+    blocks = b.reshape(source, (cir.size(x) // len(rotation), len(rotation)))
     return b.reshape(b.op("MatMul", [blocks, b.const(rotation.T.copy(), "rotation")]), cir.shape(x))
 
 

@@ -1,4 +1,4 @@
-"""Large constants of a bundle, each stored once: a segment's file that already holds the same bytes serves others too."""
+"""Large constants of a bundle, each stored once: a file that already holds the same bytes serves other segments too."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ class Store:
             if model.Buffers(index).DataLength() >= LEAST_BYTES:
                 array = model.Buffers(index).DataAsNumpy()
                 place = Place(file.name, array.__array_interface__["data"][0] - base, array.nbytes)
-                self._places.setdefault(hashlib.sha256(array).digest(), place)
+                self._places.setdefault(hashlib.sha256(array.tobytes()).digest(), place)
 
     def place(self, array: np.ndarray) -> Place:
         """Where the bytes of an array lie; they are appended to weights.bin where no file has them yet."""
-        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        data = np.ascontiguousarray(array).tobytes()
         digest = hashlib.sha256(data).digest()
         if digest not in self._places:
             with (self.folder / "weights.bin").open("ab") as file:
                 file.write(bytes(-file.tell() % ALIGNMENT))
-                self._places[digest] = Place("weights.bin", file.tell(), data.nbytes)
+                self._places[digest] = Place("weights.bin", file.tell(), len(data))
                 file.write(data)
         return self._places[digest]

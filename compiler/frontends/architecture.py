@@ -26,8 +26,8 @@ class Weight:
 class Architecture:
     """Sizes and habits of a decoder.
 
-    `interleaved` tells that rotary embedding turns neighbours (GGUF's Llama) and not halves. `windows` gives, per layer,
-    how many tokens attention looks back, 0 for all; `bases` the rotary base of each layer.
+    `interleaved` tells that rotary embedding turns neighbours (GGUF's Llama) and not halves. `windows` gives, per
+    layer, how many tokens attention looks back, 0 for all; `bases` the rotary base of each layer.
     """
 
     name: str

@@ -1,6 +1,6 @@
 """Writes a decoder as an ONNX graph of static shapes, with its key/value cache as inputs and outputs.
 
-    tokens [B, S], lengths [B], total [1], (last [1]), cache.i.key/value [B, KV, C, H]  ->  logits [B, 1, V], present.i.*
+    tokens [B, S], lengths [B], total [1], (last [1]), cache.i.key [B, KV, C, H]  ->  logits [B, 1, V], present.i.*
 
 `lengths` counts, per sequence, the tokens in the cache once these are in it, less one; `total` is the largest such
 count; `last` is the place among the S tokens whose logits are wanted. The same weights give the same names, whatever B
@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler import ir as cir
-from compiler.frontends.architecture import Architecture, Source, Weight
+from compiler.frontends.architecture import Source, Weight
 
 CONTRIB = "com.microsoft"
 
@@ -149,7 +149,7 @@ class _Writer:
     def columns(self, name: str, weight: Weight) -> ir.Value:
         """W^T as a constant whose columns are read as the rows of W."""
         value = self.lazy(name, lambda: weight.array().T, weight.shape[::-1], ir.DataType.FLOAT)
-        value.meta[cir.COLUMNS] = lambda columns: weight.rows(columns)
+        value.meta[cir.COLUMNS] = weight.rows
         return value
 
     def norm(self, name: str, x: ir.Value) -> ir.Value:

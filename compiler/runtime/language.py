@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from compiler.runtime.bundle import Bundle, RuntimeBundleError
-from compiler.runtime.pipeline import CACHE, PRESENT, Pipeline
+from compiler.runtime.pipeline import CACHE, PRESENT, Arrays, Pipeline
 from compiler.runtime.sampling import Sampler, Sampling
 
 
@@ -76,7 +76,7 @@ class LanguageModel:
             padded = np.zeros((1, self.chunk), np.int64)
             padded[0, : len(part)] = part
             end = begin + self.chunk
-            feeds = {
+            feeds: dict[str, np.ndarray] = {
                 "tokens": padded,
                 "lengths": np.array([end - 1], np.int32),
                 "total": np.array([end], np.int32),
@@ -95,7 +95,11 @@ class LanguageModel:
             # A slot that has no token writes behind its text, where the next token will be.
             ids[slot.index, 0] = tokens.get(slot.index, 0)
             lengths[slot.index] = len(slot.tokens)
-        feeds = {"tokens": ids, "lengths": lengths, "total": np.array([lengths.max() + 1], np.int32)}
+        feeds: dict[str, np.ndarray] = {
+            "tokens": ids,
+            "lengths": lengths,
+            "total": np.array([lengths.max() + 1], np.int32),
+        }
         logits = _run(self._decode, feeds, self._cache)
         for index, token in tokens.items():
             self.slots[index].tokens.append(token)
@@ -118,7 +122,7 @@ class LanguageModel:
             logits = self.decode({slot.index: token})[slot.index]
 
 
-def _run(pipeline: Pipeline, feeds: dict[str, np.ndarray], cache: dict[str, np.ndarray]) -> np.ndarray:
+def _run(pipeline: Pipeline, feeds: Arrays, cache: Arrays) -> np.ndarray:
     """The logits of one run; the cache is written in place."""
     values = {**feeds, **cache}
     for index in range(len(pipeline.segments)):
