@@ -119,8 +119,11 @@ def segment_entry(program: Program, segment: Segment) -> dict[str, Any]:
     return {
         "index": segment.index,
         "device": segment.device,
-        "inputs": [tensor_entry(v, quants, tpu or v in program.made_on_tpu) for v in segment.inputs],
-        "outputs": [tensor_entry(v, quants, tpu or v in program.read_as_int8) for v in segment.outputs],
+        "inputs": [
+            tensor_entry(v, quants, tpu or v in program.dequantized_inside, v in program.made_on_tpu)
+            for v in segment.inputs
+        ],
+        "outputs": [tensor_entry(v, quants, tpu or v in program.quantized_inside) for v in segment.outputs],
         "tpu": segment.tpu,
         "parameter_bytes": segment.parameter_bytes,
         "cached_bytes": segment.cached,

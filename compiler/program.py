@@ -28,9 +28,21 @@ class Program:
         """Tensors that leave a TPU segment as int8."""
         return {v for s in self.plan.segments if s.device == "tpu" for v in s.outputs}
 
+    @property
+    def int8_borders(self) -> bool:
+        """Whether host segments quantize by themselves; onnxruntime lacks QuantizeLinear of the newest opsets."""
+        return self.model.graph.opset_imports.get("", cir.OPSET) <= cir.OPSET
+
     @cached_property
-    def read_as_int8(self) -> set[ir.Value]:
-        """Tensors of the host that only TPU segments read."""
+    def dequantized_inside(self) -> set[ir.Value]:
+        """Tensors of the Edge TPU that host segments take as int8."""
+        return self.made_on_tpu if self.int8_borders else set()
+
+    @cached_property
+    def quantized_inside(self) -> set[ir.Value]:
+        """Tensors of host segments that only TPU segments read, so that they leave as int8."""
+        if not self.int8_borders:
+            return set()
         tpu = {n for s in self.plan.segments if s.device == "tpu" for n in s.nodes}
         crossing = {v for s in self.plan.segments if s.device == "host" for v in s.outputs}
         outputs, others = set(self.model.graph.outputs), set()

@@ -42,9 +42,9 @@ class _Writer:
     def write(self, path: Path) -> list[Path]:
         program, segment, model = self.program, self.segment, self.program.model
         self.graph.name = path.stem
-        self.graph.input.extend(self.border(v, v in program.made_on_tpu) for v in segment.inputs)
+        self.graph.input.extend(self.border(v, v in program.dequantized_inside) for v in segment.inputs)
         for value in segment.inputs:
-            if value in program.made_on_tpu:
+            if value in program.dequantized_inside:
                 self.change("DequantizeLinear", value, f"{value.name}/int8", str(value.name))
         products = _products(segment.nodes) if program.plan.wishes.host_int8 else {}
         skipped = {node for product in products.values() for node in product.replaced}
@@ -54,14 +54,14 @@ class _Writer:
             elif node not in skipped:
                 self.node(node)
         for value in segment.outputs:
-            inside = value in program.read_as_int8
+            inside = value in program.quantized_inside
             if inside:
                 self.change("QuantizeLinear", value, str(value.name), f"{value.name}/int8")
             self.graph.output.append(self.border(value, inside))
         proto = onnx.ModelProto(ir_version=cir.IR_VERSION, producer_name="coral-bundle", graph=self.graph)
         used = {node.op_identifier() for node in segment.nodes}
         proto.functions.extend(ir.serde.serialize_function(f) for i, f in model.functions.items() if i in used)
-        for domain, version in sorted((model.opset_imports | self.domains).items()):
+        for domain, version in sorted((self.domains | model.opset_imports).items()):
             if domain in {*self.domains, ""}:
                 proto.opset_import.append(onnx.helper.make_opsetid(domain, version))
         path.write_bytes(proto.SerializeToString(deterministic=True))
