@@ -6,10 +6,11 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +21,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from compiler import build as building
-from compiler import bundle, darwinn, legality, report
+from compiler import bundle, darwinn, frontends, language, legality, report
 from compiler import html as pages
 from compiler import measure as measuring
 from compiler.errors import BundleError, CalibrationError, CompilerError, OptionError, OutputError
@@ -29,6 +30,9 @@ from compiler.program import Program
 from compiler.quantize.calibrate import Observers
 from compiler.quantize.samples import ImageOptions
 from compiler.runtime import Pipeline, RuntimeBundleError
+from compiler.runtime.language import LanguageModel
+from compiler.runtime.sampling import Sampling
+from compiler.runtime.text import Text
 from compiler.targets import Target
 
 app = typer.Typer(
@@ -51,21 +55,37 @@ HostName = Annotated[str, typer.Option("--host", help="The CPU beside: pi5, pi4 
 Tpus = Annotated[int, typer.Option(min=1, max=64, help="How many Edge TPUs there are.")]
 Aim = Annotated[str, typer.Option(metavar="latency|throughput", help="One fast inference, or a fast pipeline.")]
 Where = Annotated[
-    str,
+    str | None,
     typer.Option(
-        metavar="tpu|host|auto", help="What the Edge TPU takes: to the Edge TPU, to the host, or what is faster."
+        metavar="tpu|host|auto",
+        help="What the Edge TPU takes: to the Edge TPU (default), to the host, or what is faster (language models).",
     ),
 ]
+Context = Annotated[int, typer.Option(min=2, help="Language models: tokens that fit the cache.")]
+Chunk = Annotated[int, typer.Option(min=2, help="Language models: tokens that prefill takes at once.")]
+Slots = Annotated[int, typer.Option(min=1, max=64, help="Language models: sequences that decode takes at once.")]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads per segment.")]
 Pins = Annotated[list[str] | None, typer.Option("--pin", metavar="NODE=host", help="Place nodes; * and ? match.")]
 Cuts = Annotated[list[str] | None, typer.Option("--cut", metavar="NODE", help="End a segment behind this node.")]
 
 
+Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token, more draws more freely.")]
+TopK = Annotated[int, typer.Option(help="Draw from so many of the likeliest tokens; 0: all.")]
+TopP = Annotated[float, typer.Option(help="Draw from the likeliest that together reach this probability.")]
+MinP = Annotated[float, typer.Option(help="Draw from those with at least this share of the likeliest's probability.")]
+Penalty = Annotated[float, typer.Option(help="Above 1: tokens of the text become less likely.")]
+Seed = Annotated[int | None, typer.Option(help="Draws the same tokens again.")]
+Stop = Annotated[list[str] | None, typer.Option(help="End in front of this text. May be repeated.")]
+Stats = Annotated[bool, typer.Option("--stats", help="Print tokens per second to standard error.")]
+
+
 @app.command()
 def build(
-    model: Annotated[Path, typer.Argument(help="ONNX file.")],
+    model: Annotated[Path, typer.Argument(help="ONNX file; or a language model: GGUF file, Hugging Face folder.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; default: MODEL.bundle.")] = None,
     calibration: Annotated[
-        Path | None, typer.Option(help=".npz or .npy file, a folder of them, or a folder of images.")
+        Path | None,
+        typer.Option(help=".npz or .npy file, a folder of them, a folder of images; text for language models."),
     ] = None,
     mean: Annotated[str, typer.Option(help="Subtracted from images in [0, 1], e.g. 0.485,0.456,0.406.")] = "0",
     std: Annotated[str, typer.Option(help="Images are divided by it, e.g. 0.229,0.224,0.225.")] = "1",
@@ -83,9 +103,12 @@ def build(
     host: HostName = "pi5",
     tpus: Tpus = 1,
     objective: Aim = "latency",
-    place: Where = "tpu",
+    place: Where = None,
     pin: Pins = None,
     cut: Cuts = None,
+    context: Context = language.Options.context,
+    chunk: Chunk = language.Options.chunk,
+    slots: Slots = language.Options.slots,
     check_passes: Annotated[bool, typer.Option("--check-passes", help="Run the model after each pass.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of random calibration data.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
@@ -95,7 +118,7 @@ def build(
         dims=_dims(dim),
         shapes=_shapes(shape),
         target=target,
-        wishes=_wishes(tpus, objective, place, pin, cut, host),
+        wishes=_wishes(tpus, objective, place or _default_place(model), pin, cut, host),
         calibration=calibration,
         image=ImageOptions(_floats("--mean", mean), _floats("--std", std), _size(size)),
         observers=Observers.parse(observer or ()),
@@ -105,6 +128,15 @@ def build(
         force=force,
     )
     output = output or model.with_suffix(".bundle")
+    if frontends.recognises(model):
+        _refuse_for_language(options)
+        with _progress() as step:
+            manifest = language.build(model, output, options, language.Options(context, chunk, slots), step)
+        report.show_language(out, manifest)
+        out.print(f"Wrote {escape(str(output))}. `generate {escape(str(output))} PROMPT` continues a text.")
+        return
+    if (context, chunk, slots) != (language.Options.context, language.Options.chunk, language.Options.slots):
+        raise OptionError(f"{model}: --context, --chunk and --slots are for language models (.gguf, config.json)")
     if calibration is None:
         err.print("[bold yellow]No --calibration: using random data; accuracy will be meaningless.[/]")
     with _progress() as step:
@@ -129,7 +161,7 @@ def inspect(
     host: HostName = "pi5",
     tpus: Tpus = 1,
     objective: Aim = "latency",
-    place: Where = "tpu",
+    place: Where = None,
     pin: Pins = None,
     cut: Cuts = None,
 ) -> None:
@@ -137,7 +169,9 @@ def inspect(
 
     Of a compiled *_edgetpu.tflite file, show its executables and what is cached and streamed.
     """
-    wishes = _wishes(tpus, objective, place, pin, cut, host)
+    if frontends.recognises(path):
+        raise OptionError(f"{path}: `plan` shows what is predicted of a language model; `inspect` takes its bundle")
+    wishes = _wishes(tpus, objective, place or "tpu", pin, cut, host)
     options = building.Options(dims=_dims(dim), shapes=_shapes(shape), target=target, wishes=wishes)
     planned = path.is_dir() or path.suffix == ".tflite"
     if planned and options != building.Options():
@@ -164,6 +198,9 @@ def inspect(
     if as_json:
         print(json.dumps(plan, indent=1))
         return
+    if "language" in plan:
+        report.show_language(out, plan)
+        return
     report.show_plan(out, plan)
     if "quality" in plan:
         report.show_quality(out, plan["quality"])
@@ -185,18 +222,40 @@ def check(
 
 @app.command()
 def plan(
-    model: Annotated[Path, typer.Argument(help="ONNX file.")],
+    model: Annotated[Path, typer.Argument(help="ONNX file, or a language model.")],
     tpus: Annotated[str, typer.Option(metavar="1..8", help="How many Edge TPUs: 4, 1,2,4 or 1..8.")] = "1..8",
     objective: Aim = "throughput",
     target: TargetName = "usb3",
     host: HostName = "pi5",
-    place: Where = "tpu",
+    place: Where = None,
     pin: Pins = None,
     dim: Dims = None,
     shape: Shapes = None,
+    context: Context = language.Options.context,
+    chunk: Chunk = language.Options.chunk,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
 ) -> None:
-    """Predict latency, throughput and memory of MODEL on several numbers of Edge TPUs, without quantizing it."""
+    """Predict latency, throughput and memory of MODEL on several numbers of Edge TPUs, without quantizing it.
+
+    Of a language model: tokens per second of prefill and decode on one Edge TPU, by where its layers run.
+    """
+    if frontends.recognises(model):
+        number = 1 if tpus == "1..8" else _counts(tpus)[0]
+        wishes = _wishes(number, "latency", place or "auto", pin, None, host)
+        options = building.Options(dims=_dims(dim), shapes=_shapes(shape), target=target, wishes=wishes)
+        _refuse_for_language(options)
+        with _progress() as step:
+            done = step("predicting", 6)
+            found = []
+            for row in language.forecasts(model, options, language.Options(context, chunk)):
+                found.append(row)
+                done()
+        if as_json:
+            print(json.dumps(found, indent=1))
+        else:
+            report.show_language_forecasts(out, model.name, Target.load(target), found)
+        return
+    place = place or "tpu"
     counts = _counts(tpus)
     options = building.Options(dims=_dims(dim), shapes=_shapes(shape), target=target)
     with _progress() as step:
@@ -251,6 +310,119 @@ def run(
     for name, array in stacked.items():
         out.print(f"{escape(name)}: {list(array.shape)} {array.dtype}", highlight=False)
     out.print(f"Wrote {escape(str(output))}.")
+
+
+@app.command()
+def generate(
+    path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A language model's bundle.")],
+    prompt: Annotated[str, typer.Argument(help="The text to continue; - reads it from standard input.")],
+    tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, help="How many tokens at most.")] = 128,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    repetition_penalty: Penalty = 1.0,
+    seed: Seed = None,
+    stop: Stop = None,
+    threads: Threads = 2,
+    stats: Stats = False,
+) -> None:
+    """Continue a text with a language model, token by token."""
+    session = _session(path, threads, temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    text = sys.stdin.read() if prompt == "-" else prompt
+    try:
+        _answer(session, session.text.encode(text), tokens, stop, stats)
+    except ValueError as error:
+        raise OptionError(str(error)) from error
+
+
+@app.command()
+def chat(
+    path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A language model's bundle.")],
+    system: Annotated[str | None, typer.Option(help="What the model is told before the conversation.")] = None,
+    tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, help="How many tokens an answer has at most.")] = 512,
+    temperature: Temperature = 0.7,
+    top_k: TopK = 0,
+    top_p: TopP = 0.95,
+    min_p: MinP = 0.0,
+    repetition_penalty: Penalty = 1.0,
+    seed: Seed = None,
+    stop: Stop = None,
+    threads: Threads = 2,
+    stats: Stats = False,
+) -> None:
+    """Talk with a language model; an empty line or the end of input ends it."""
+    session = _session(path, threads, temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    messages = [{"role": "system", "content": system}] if system else []
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+        if not line.strip():
+            return
+        messages.append({"role": "user", "content": line})
+        try:
+            answer = _answer(session, session.text.conversation(messages), tokens, stop, stats)
+        except ValueError as error:
+            raise OptionError(str(error)) from error
+        messages.append({"role": "assistant", "content": answer})
+
+
+@dataclass(frozen=True)
+class _Session:
+    model: LanguageModel
+    text: Text
+    sampling: Sampling
+
+
+def _session(path: Path, threads: int, *how: Any) -> _Session:
+    try:
+        sampling = Sampling(*how)
+    except ValueError as error:
+        raise OptionError(f"--{str(error).replace('_', '-')}") from error
+    loaded = bundle.load(path)
+    try:
+        return _Session(LanguageModel(loaded, threads), Text(loaded), sampling)
+    except RuntimeBundleError as error:
+        raise BundleError(str(error)) from error
+
+
+def _answer(session: _Session, prompt: list[int], limit: int, stops: list[str] | None, stats: bool) -> str:
+    """Print the text that follows a prompt as it comes; returns it."""
+    began, times, parts = time.perf_counter(), [], []
+    kept = session.model.kept(session.model.slots[0], prompt)
+
+    def timed() -> Iterator[int]:
+        for token in session.model.generate(prompt, limit, session.sampling):
+            times.append(time.perf_counter())
+            yield token
+
+    for part in session.text.stream(timed(), stops or ()):
+        parts.append(part)
+        print(part, end="", flush=True)
+    print()
+    if stats and times:
+        first, more = times[0] - began, times[-1] - times[0]
+        rate = f", decode {len(times) - 1} tokens, {(len(times) - 1) / more:.1f} tokens/s" if more else ""
+        read = len(prompt) - kept
+        err.print(f"prefill {read} tokens, {read / first:.1f} tokens/s, {first * 1e3:.0f} ms to the first{rate}")
+    return "".join(parts)
+
+
+def _default_place(model: Path) -> str:
+    return "auto" if frontends.recognises(model) else "tpu"
+
+
+def _refuse_for_language(options: building.Options) -> None:
+    """Raises OptionError for options that mean nothing to a language model."""
+    plain = building.Options()
+    for name in ("dims", "shapes", "image", "min_sqnr", "check_passes"):
+        if getattr(options, name) != getattr(plain, name):
+            option = {"dims": "--dim", "shapes": "--shape", "image": "--mean, --std and --size"}
+            raise OptionError(f"{option.get(name, '--' + name.replace('_', '-'))}: is for .onnx files")
+    if options.wishes.cuts:
+        raise OptionError("--cut: is for .onnx files")
 
 
 def _samples(source: Path, pipeline: Pipeline) -> list[dict[str, np.ndarray]]:

@@ -30,6 +30,65 @@ def show_plan(console: Console, plan: Mapping[str, Any]) -> None:
         console.print(_reasons(on_host))
 
 
+def show_language(console: Console, manifest: Mapping[str, Any]) -> None:
+    """The programs of a language model and its quality."""
+    own = manifest["language"]
+    prefill = {key: manifest[key] for key in ("inputs", "outputs", "prediction", "segments")}
+    table = Table(box=None, header_style="bold")
+    for column in ("program", "tokens", "segments", "on TPU", "cached", "streamed", "predicted ms", "tokens/s"):
+        table.add_column(column, justify="left" if column == "program" else "right")
+    for name, program in {"prefill": prefill, **own["programs"]}.items():
+        tokens = {"prefill": own["chunk"], "batch": own["slots"]}.get(name, 1)
+        tpu = [s for s in program["segments"] if s["device"] == "tpu"]
+        latency = program["prediction"]["latency_ms"]
+        table.add_row(
+            name,
+            str(tokens),
+            f"{len(tpu)}+{len(program['segments']) - len(tpu)}",
+            size(sum(s["parameter_bytes"] for s in tpu)),
+            size(sum(s["cached_bytes"] for s in tpu)),
+            size(sum(s["streamed_bytes"] for s in tpu)),
+            f"{latency:.3g}",
+            f"{1e3 * tokens / latency:.3g}" if latency else "",
+        )
+    console.print(f"[bold]{escape(own['name'])}[/] for {manifest['target']['description']}", highlight=False)
+    console.print(table)
+    first, found = manifest["prediction"], manifest["quality"].get("perplexity")
+    console.print(f"Segments are TPU+host; predicted on {first['tpus']} Edge TPU and {first['host']}.", highlight=False)
+    if found is not None:
+        console.print(
+            f"Perplexity {found['bundle']:.4g} beside {found['float']:.4g} in float (ratio {found['ratio']:.4f}), the "
+            f"same likeliest token in {found['top1_agreement']:.1%}, over {found['tokens']} tokens of "
+            f"{'your text' if manifest['quality']['calibration'] == 'user' else 'the Python manual'}",
+            highlight=False,
+        )
+
+
+def show_language_forecasts(console: Console, name: str, target: Target, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Tokens per second of prefill and decode by where their layers run."""
+    console.print(f"[bold]{escape(name)}[/] for {target.description} and {rows[0]['host']}", highlight=False)
+    table = Table(box=None, header_style="bold")
+    for column in ("program", "tokens", "place", "segments", "streamed", "ms", "tokens/s", "link allows"):
+        table.add_column(column, justify="left" if column in ("program", "place") else "right")
+    for row in rows:
+        table.add_row(
+            row["program"],
+            str(row["tokens"]),
+            row["place"],
+            f"{row['tpu_segments']}+{row['host_segments']}",
+            size(row["streamed_bytes"]),
+            f"{row['latency_ms']:.4g}",
+            f"{row['tokens_per_second']:.3g}",
+            f"{row['link_limit']:.3g}" if row["link_limit"] else "",
+        )
+    console.print(table)
+    console.print(
+        f"Segments are TPU+host. Link allows: tokens/s if all parameters were streamed and nothing else took time. "
+        f"Predictions are off by {target.error_percent}% on average for networks that they were not fitted to.",
+        highlight=False,
+    )
+
+
 def predicted(prediction: Mapping[str, Any]) -> str:
     """The prediction as one sentence, with its error."""
     tpus = f"{prediction['tpus']} Edge TPU{'s' if prediction['tpus'] > 1 else ''}"

@@ -67,9 +67,7 @@ class LanguageModel:
         """As `prefill`, chunk by chunk, so that others may have their turn in between."""
         if not 0 < len(tokens) <= self.context:
             raise ValueError(f"{len(tokens)} tokens do not fit the context of 1 to {self.context}")
-        limit = min(len(tokens) - 1, len(slot.tokens))
-        kept = next((i for i in range(limit) if slot.tokens[i] != tokens[i]), limit)
-        del slot.tokens[kept:]
+        del slot.tokens[self.kept(slot, tokens) :]
         while len(slot.tokens) < len(tokens):
             begin = len(slot.tokens)
             part = list(tokens[begin : begin + self.chunk])
@@ -86,6 +84,11 @@ class LanguageModel:
             logits = _run(self._prefill, feeds, {name: array[rows] for name, array in self._cache.items()})
             slot.tokens += part
             yield logits[0, -1]
+
+    def kept(self, slot: Slot, tokens: Sequence[int]) -> int:
+        """How many tokens of a text `prefill` would find in the slot; never all, as the last one gives the logits."""
+        limit = min(len(tokens) - 1, len(slot.tokens))
+        return next((i for i in range(limit) if slot.tokens[i] != tokens[i]), limit)
 
     def decode(self, tokens: dict[int, int]) -> dict[int, np.ndarray]:
         """Append one token to each of some slots, given by index; returns the logits [V] behind each."""

@@ -1,0 +1,97 @@
+"""Text to tokens and back, and conversations as a model's chat template writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from compiler.runtime.bundle import Bundle, RuntimeBundleError
+
+Message = Mapping[str, Any]
+
+
+class TextError(ValueError):
+    """A text or conversation that the model cannot take."""
+
+
+class Text:
+    """The tokenizer and the chat template of a language model's bundle."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        from tokenizers import Tokenizer
+
+        self._settings = bundle.manifest["language"]["tokenizer"]
+        path = bundle.path / self._settings["path"]
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:
+            raise RuntimeBundleError(f"{path}: cannot be read as a tokenizer: {error}") from error
+        self.ends: frozenset[int] = frozenset(self._settings["ends"])
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a prompt, with the model's begin token where it wants one."""
+        found = list(self._tokenizer.encode(text).ids)
+        begin = self._settings["begin"]
+        return [begin, *found] if self._settings["add_begin"] and begin is not None and found[:1] != [begin] else found
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    def stream(self, tokens: Iterable[int], stops: Sequence[str] = ()) -> Iterator[str]:
+        """The text of tokens as soon as it is settled; ends in front of the first of `stops`.
+
+        A character may need several tokens, and a stop string too: text that may still become either is held back.
+        """
+        longest = max(map(len, stops), default=1) - 1
+        made: list[int] = []
+        given = 0
+        for token in tokens:
+            if token in self.ends:
+                break
+            made.append(token)
+            text = self.decode(made)
+            found = [place for s in stops if s and (place := text.find(s)) >= 0]
+            if found:
+                yield text[given : min(found)]
+                return
+            settled = len(text) - longest
+            if text.endswith("\ufffd"):
+                settled = min(settled, len(text.rstrip("\ufffd")))
+            if settled > given:
+                yield text[given:settled]
+                given = settled
+        yield self.decode(made)[given:]
+
+    def conversation(self, messages: Sequence[Message]) -> list[int]:
+        """The tokens of a conversation, up to where the assistant answers. Raises TextError.
+
+        Templates come with models, from anywhere: they run in jinja2's sandbox, which keeps them from everything but
+        their text.
+        """
+        import jinja2
+        import jinja2.sandbox
+
+        source = self._settings["chat_template"]
+        if source is None:
+            raise TextError("the model has no chat template: use `generate` or /v1/completions")
+
+        def refuse(message: str) -> None:
+            raise TextError(f"the chat template refuses the conversation: {message}")
+
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.globals["raise_exception"] = refuse
+        names = {"begin": "bos_token", "ends": "eos_token"}
+        special = {names["begin"]: self._token(self._settings["begin"])}
+        special[names["ends"]] = self._token(next(iter(self._settings["ends"]), None))
+        try:
+            text = environment.from_string(source).render(messages=messages, add_generation_prompt=True, **special)
+        except jinja2.TemplateError as error:
+            raise TextError(f"the chat template cannot be rendered: {error}") from error
+        begin = self._settings["begin"]
+        tokens = list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return (
+            [begin, *tokens] if self._settings["add_begin"] and begin is not None and tokens[:1] != [begin] else tokens
+        )
+
+    def _token(self, index: int | None) -> str:
+        return "" if index is None else str(self._tokenizer.id_to_token(index) or "")

@@ -1,0 +1,255 @@
+"""Language models from file to text: fixtures/language.gguf through the whole compiler and the runtime."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compiler import build as building
+from compiler import bundle, language
+from compiler.errors import CalibrationError, ModelError, OptionError
+from compiler.frontends import decoder, open_source
+from compiler.partition import Place, Wishes
+from compiler.reference import Reference
+from compiler.runtime import RuntimeBundleError
+from compiler.runtime.language import LanguageModel
+from compiler.runtime.sampling import Sampler, Sampling
+from compiler.runtime.text import Text, TextError
+from tests.conftest import Cli
+
+MODEL = Path(__file__).parent.parent / "fixtures" / "language.gguf"
+PROMPT = "The following statement"
+SETTINGS = language.Options(context=200, chunk=32, slots=3)
+
+
+def built(folder: Path, place: Place) -> Path:
+    options = building.Options(wishes=Wishes(place=place))
+    language.build(MODEL, folder / "b", options, SETTINGS)
+    return folder / "b"
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built(tmp_path_factory.mktemp("host"), "host")
+
+
+@pytest.fixture(scope="module")
+def tpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built(tmp_path_factory.mktemp("tpu"), "tpu")
+
+
+def float_greedy(tokens: list[int], count: int) -> list[int]:
+    form = decoder.Form(1, 64, 64, all_logits=True)
+    model = decoder.write(open_source(MODEL), form)
+    text = list(tokens)
+    with Reference(model) as reference:
+        for _ in range(count):
+            row = np.zeros(64, np.int64)
+            row[: len(text)] = text
+            logits = reference.run(language.sample(model.graph, row, form), ["logits"])["logits"]
+            text.append(int(np.argmax(logits[0, len(text) - 1])))
+    return text[len(tokens) :]
+
+
+@pytest.mark.parametrize("place", ["host", "tpu"])
+def test_quality_and_text(place: str, request: pytest.FixtureRequest) -> None:
+    path = request.getfixturevalue(place)
+    loaded = bundle.load(path)
+    quality = loaded.manifest["quality"]["perplexity"]
+    assert 0.97 < quality["ratio"] < 1.05 and quality["tokens"] >= 300
+    devices = {s["device"] for s in loaded.manifest["segments"]}
+    assert devices == ({"host"} if place == "host" else {"host", "tpu"})
+    text, model = Text(loaded), LanguageModel(loaded)
+    tokens = text.encode(PROMPT)
+    got = list(model.generate(tokens, 16, Sampling()))
+    assert got == float_greedy(tokens, 16)
+    assert text.decode(got).split()[0].isalpha()
+
+
+def test_a_known_beginning_is_kept_and_changes_nothing(host: Path) -> None:
+    model = LanguageModel(bundle.load(host))
+    slot, tokens = model.slots[0], list(range(10, 90))
+    whole = model.prefill(slot, tokens).copy()
+    assert model.kept(slot, tokens) == 79
+    again = model.prefill(slot, tokens)
+    np.testing.assert_allclose(again, whole, rtol=0, atol=2e-3 * np.abs(whole).max())
+    other = [*tokens[:50], 7, 8, 9]
+    assert model.kept(slot, other) == 50
+    kept = model.prefill(slot, other).copy()
+    slot.tokens.clear()
+    np.testing.assert_allclose(model.prefill(slot, other), kept, rtol=0, atol=2e-3 * np.abs(kept).max())
+
+
+def test_slots_do_not_mix(host: Path) -> None:
+    many, one = LanguageModel(bundle.load(host), slots=3), LanguageModel(bundle.load(host))
+    texts = {0: list(range(20, 60)), 2: list(range(300, 370))}
+    wanted = {}
+    for index, tokens in texts.items():
+        one.slots[0].tokens.clear()
+        one.prefill(one.slots[0], tokens)
+        wanted[index] = [one.decode({0: t})[0].copy() for t in (5, 6, 7)]
+        many.prefill(many.slots[index], tokens)
+    for step, token in enumerate((5, 6, 7)):
+        got = many.decode({0: token, 2: token})
+        for index, logits in got.items():
+            want = wanted[index][step]
+            np.testing.assert_allclose(logits, want, rtol=0, atol=2e-3 * np.abs(want).max())
+
+
+def test_the_context_ends_a_text(host: Path) -> None:
+    model = LanguageModel(bundle.load(host))
+    made = list(model.generate(list(range(5, 195)), 100, Sampling(temperature=1.0, seed=1)))
+    assert len(made) <= 11
+    with pytest.raises(ValueError, match="do not fit the context"):
+        model.prefill(model.slots[0], [1] * 201)
+    with pytest.raises(RuntimeBundleError, match="--slots 5"):
+        LanguageModel(bundle.load(host), slots=5)
+
+
+def test_weights_are_stored_once(host: Path, tpu: Path) -> None:
+    parameters = sum(int(np.prod(t.shape)) for t in open_source(MODEL).weights.values() if len(t.shape) == 2)
+    embedding = 2 * 2048 * 192
+    for path in (host, tpu):
+        graphs = sum(f.stat().st_size for f in (path / "segments").glob("*.onnx"))
+        stored = sum(f.stat().st_size for f in (path / "segments").iterdir()) - graphs
+        programs = 1 if path == host else 3  # TFLite files hold their weights, one per program on the Edge TPU
+        assert stored < programs * (parameters + 400_000) + embedding
+
+
+def test_streaming_holds_back_what_may_become_a_stop(host: Path) -> None:
+    text = Text(bundle.load(host))
+    tokens = text.encode("one two three — four")
+    assert "".join(text.stream(tokens)) == "one two three — four"
+    assert "".join(text.stream(tokens, ["three"])) == "one two "
+    assert all("\ufffd" not in part for part in text.stream(tokens))
+
+
+def test_conversations_and_hostile_templates(host: Path, tmp_path: Path) -> None:
+    loaded = bundle.load(host)
+    text = Text(loaded)
+    assert text.decode(text.conversation([{"role": "user", "content": "Hello"}])) == "Hello\n"
+    settings = loaded.manifest["language"]["tokenizer"]
+    for template in ("{{ ''.__class__.__mro__ }}", "{{ messages.append(1) }}", "{% for"):
+        settings["chat_template"] = template
+        with pytest.raises(TextError, match="cannot be rendered"):
+            text.conversation([{"role": "user", "content": "x"}])
+    settings["chat_template"] = None
+    with pytest.raises(TextError, match="no chat template"):
+        text.conversation([])
+
+
+def test_sampling() -> None:
+    logits = np.array([0.0, 3.0, 2.0, -1.0])
+    assert Sampler(Sampling()).next(logits, []) == 1
+    assert Sampler(Sampling(repetition_penalty=2.0)).next(logits, [1]) == 2
+    for how in (Sampling(1.0, top_k=1), Sampling(1.0, top_p=0.1), Sampling(1.0, min_p=0.9)):
+        assert {Sampler(how).next(logits, []) for _ in range(20)} == {1}
+    drawn = [Sampler(Sampling(1.0, seed=s)).next(logits, []) for s in range(200)]
+    assert set(drawn) == {0, 1, 2, 3} or set(drawn) == {0, 1, 2}
+    assert drawn == [Sampler(Sampling(1.0, seed=s)).next(logits, []) for s in range(200)]
+    with pytest.raises(ValueError, match="top_p is 2"):
+        Sampling(top_p=2)
+
+
+def test_commands(host: Path, tmp_path: Path, run_cli: Cli) -> None:
+    code, out, err = run_cli("generate", host, PROMPT, "-n", "8", "--stats")
+    assert code == 0 and len(out.split()) > 3 and "tokens/s" in err
+    assert run_cli("generate", host, PROMPT, "--temperature", "-1")[0] == 2
+    code, out, _ = run_cli("inspect", host)
+    assert code == 0 and "Perplexity" in out
+    _, out, _ = run_cli("plan", MODEL, "--context", "128", "--chunk", "32", "--json")
+    rows = json.loads(out)
+    assert {(r["program"], r["place"]) for r in rows} == {
+        (p, w) for p in ("prefill", "decode") for w in ("tpu", "host", "auto")
+    }
+    code, _, err = run_cli("build", MODEL, "-o", tmp_path / "x", "--dim", "a=1")
+    assert code == 2 and "is for .onnx files" in err
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(("keep", "message"), [(100, "not a GGUF file"), (900_000, "not a GGUF file")])
+def test_truncated_gguf(keep: int, message: str, tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(MODEL.read_bytes()[:keep])
+    with pytest.raises(ModelError, match=message):
+        open_source(tmp_path / "m.gguf")
+
+
+def test_options_and_texts_that_do_not_fit(tmp_path: Path) -> None:
+    source = open_source(MODEL)
+    with pytest.raises(OptionError, match="512 tokens at most"):
+        language.Options(context=4096).check(source)
+    short = tmp_path / "short.txt"
+    short.write_text("too short")
+    with pytest.raises(CalibrationError, match="give at least"):
+        language.calibration_rows(source, short, SETTINGS)
+
+
+def test_hugging_face_folder_computes_the_same(tmp_path: Path) -> None:
+    source = open_source(MODEL)
+    huggingface(source, tmp_path)
+    other = open_source(tmp_path)
+    form = decoder.Form(1, 16, 16, all_logits=True)
+    row = np.arange(40, 56)
+    found = []
+    for each in (source, other):
+        model = decoder.write(each, form)
+        with Reference(model) as reference:
+            found.append(reference.run(language.sample(model.graph, row, form), ["logits"])["logits"])
+    np.testing.assert_allclose(found[0], found[1], rtol=0, atol=1e-3)
+    assert language.encode(other, PROMPT) == language.encode(source, PROMPT)
+    shutil.copy(tmp_path / "model.safetensors", tmp_path / "whole")
+    for damage in (b"\xff" * 8, (1 << 40).to_bytes(8, "little"), b""):
+        (tmp_path / "model.safetensors").write_bytes(
+            damage + (tmp_path / "whole").read_bytes()[8 : 8 + len(damage) * 100]
+        )
+        with pytest.raises(ModelError, match="safetensors"):
+            open_source(tmp_path)
+
+
+def huggingface(source: decoder.Source, folder: Path) -> None:
+    """The model as a Hugging Face folder, whose rotary embedding turns halves."""
+    a = source.architecture
+    config = {
+        "model_type": "llama",
+        "vocab_size": a.vocabulary,
+        "hidden_size": a.width,
+        "num_hidden_layers": a.layers,
+        "num_attention_heads": a.heads,
+        "num_key_value_heads": a.kv_heads,
+        "intermediate_size": a.hidden,
+        "rms_norm_eps": a.epsilon,
+        "rope_theta": a.bases[0],
+        "max_position_embeddings": a.context,
+        "eos_token_id": 0,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text(source.tokenizer.definition)
+    names = {
+        "attn_q": "self_attn.q_proj",
+        "attn_k": "self_attn.k_proj",
+        "attn_v": "self_attn.v_proj",
+        "attn_output": "self_attn.o_proj",
+        "ffn_gate": "mlp.gate_proj",
+        "ffn_up": "mlp.up_proj",
+        "ffn_down": "mlp.down_proj",
+        "attn_norm": "input_layernorm",
+        "ffn_norm": "post_attention_layernorm",
+    }
+    header, data = {}, b""
+    for name, weight in source.weights.items():
+        array = weight.array()
+        if "attn_q." in name or "attn_k." in name:
+            array = array.reshape(-1, a.head // 2, 2, a.width).transpose(0, 2, 1, 3).reshape(array.shape)
+        parts = name.split(".")
+        if parts[0] == "blk":
+            full = f"model.layers.{parts[1]}.{names[parts[2]]}.weight"
+        else:
+            full = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}[parts[0]] + ".weight"
+        header[full] = {"dtype": "F32", "shape": array.shape, "data_offsets": [len(data), len(data) + array.nbytes]}
+        data += np.ascontiguousarray(array, np.float32).tobytes()
+    text = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
