@@ -116,12 +116,14 @@ def compiled(
     forms = language.forms()
     lowered = {name: building.lower(decoder.write(source, form), options, report) for name, form in forms.items()}
     wanted = sorted({name for program in lowered.values() for name in building.balanced(program)})
-    first = lowered["prefill"].model
-    samples = sampling.Samples([lambda row=row: sample(first.graph, row, forms["prefill"]) for row in rows])  # type: ignore[misc]
+    # Of the head, prefill shows the last row only: balance it by the rows of all tokens.
+    form = replace(forms["prefill"], all_logits=True)
+    shown = building.rewrite(decoder.write(source, form), options) if wanted else lowered["prefill"].model
+    samples = sampling.Samples([lambda row=row: sample(shown.graph, row, form) for row in rows])  # type: ignore[misc]
     with building.stage("balance"):
-        chosen = products(first.graph)
+        chosen = products(shown.graph)
         step = report("balancing channels", len(samples) if wanted else 0)
-        balance(first, [chosen[name] for name in wanted], samples, step)
+        balance(shown, [chosen[name] for name in wanted], samples, step)
     found = {}
     for name, program in lowered.items():
         own = products(program.model.graph)
@@ -130,7 +132,7 @@ def compiled(
             assert factors is not None and offsets is not None
             own[product].set(factors, offsets)
         ranges = known([own[product] for product in wanted])
-        found[name] = building.scaled(program, ranges, samples, options.observers, report)
+        found[name] = building.scaled(program, ranges, sampling.Samples([]), options.observers, report)
     return found
 
 
