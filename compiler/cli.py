@@ -369,6 +369,59 @@ def chat(
         messages.append({"role": "assistant", "content": answer})
 
 
+@app.command()
+def serve(
+    path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A language model's bundle.")],
+    address: Annotated[
+        str, typer.Option(help="Where to listen; only this machine can reach the default.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    slots: Annotated[
+        int | None, typer.Option(min=1, help="Texts at once; default: what the bundle was built for.")
+    ] = None,
+    waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait for a slot; more are refused.")] = 32,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="CORAL_BUNDLE_API_KEY", help="Clients must send it as a bearer token.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")] = 4096,
+    max_body: Annotated[int, typer.Option(min=1024, help="Bytes of a request at most.")] = 1 << 20,
+    threads: Threads = 2,
+) -> None:
+    """Serve a language model over HTTP, as OpenAI's API does."""
+    import uvicorn
+
+    from compiler.runtime.batching import Batcher
+    from compiler.runtime.server import Limits, Server
+
+    loaded = bundle.load(path)
+    try:
+        own = loaded.manifest.get("language", {})
+        model = LanguageModel(loaded, threads, slots or own.get("slots", 1))
+        text = Text(loaded)
+    except RuntimeBundleError as error:
+        raise BundleError(str(error)) from error
+    server = Server(
+        path.name.removesuffix(".bundle"), text, Batcher(model, waiting), api_key, Limits(max_body, max_tokens)
+    )
+    config = uvicorn.Config(
+        server.app(),
+        host=address,
+        port=port,
+        log_level="warning",
+        timeout_keep_alive=10,
+        h11_max_incomplete_event_size=16384,
+    )
+    try:
+        listening = config.bind_socket()
+    except (OSError, SystemExit) as error:
+        raise OptionError(f"--address {address} --port {port}: cannot be listened on") from error
+    place = f"http://{address}:{listening.getsockname()[1]}"
+    out.print(
+        f"Serving {escape(server.name)} on {place} with {len(model.slots)} slots; Ctrl-C ends it.", soft_wrap=True
+    )
+    uvicorn.Server(config).run([listening])
+
+
 @dataclass(frozen=True)
 class _Session:
     model: LanguageModel

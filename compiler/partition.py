@@ -332,10 +332,13 @@ class _Task:
 
     def assembled(self, units: Sequence[list[ir.Node]], found: planner.Plan) -> Plan:
         """The planner's stages as segments, with what is predicted of them."""
-        segments = []
-        for index, (device, members) in enumerate(found.stages):
+        segments: list[Segment] = []
+        for device, members in found.stages:
             nodes = [n for i in sorted(members) for n in units[i]]
-            segments.append(Segment(index, None if device == planner.HOST else device, nodes))
+            if device == planner.HOST and segments and segments[-1].tpu is None and not self.wishes.cuts:
+                segments[-1].nodes += nodes  # nothing lies between them
+            else:
+                segments.append(Segment(len(segments), None if device == planner.HOST else device, nodes))
         for segment in segments:
             _borders(segment, self.users, self.outputs)
         _predict(segments, self.costs, self.target)

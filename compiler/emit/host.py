@@ -8,6 +8,7 @@ QGemm, on the very weights that a segment for the Edge TPU would have; its float
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,30 +76,44 @@ class _Writer:
         self.graph.node.append(ir.serde.serialize_node(node))
 
     def product(self, product: _Product) -> None:
-        """The tiles of a normalised product in int8, each scaled as the whole is."""
+        """The tiles of a normalised product in int8, each scaled as the whole is.
+
+        A single row is quantized by onnxruntime from what it was before it was normalised.
+        """
         factors, start = cir.array_of(product.factors), 0
+        rows = f"{product.result.name}/rows"
+        step, zero = f"{rows}/step", f"{rows}/zero"
+        if product.single is not None:
+            outputs = [f"{rows}/uint8", step, zero]
+            self.graph.node.append(
+                onnx.helper.make_node("DynamicQuantizeLinear", [str(product.single.name)], outputs, name=rows)
+            )
+        else:
+            x = product.tiles[0].inputs[0]
+            assert x is not None
+            self.op("Reshape", [str(x.name), self.array(f"{rows}/shape", np.array([-1, cir.shape(x)[-1]]))], rows)
+            scale = [self.array(step, ROW_SCALE), self.array(zero, ROW_ZERO)]
+            self.op("QuantizeLinear", [rows, *scale], f"{rows}/uint8")
         for node in product.tiles:
-            x, weight, bias = node.inputs
-            assert x is not None and weight is not None and bias is not None
-            outputs, inputs = cir.shape(weight)[:2]
+            weight = node.inputs[1]
+            assert weight is not None
+            count, inputs = cir.shape(weight)[:2]
             around = weights.Surroundings(str(weight.name), float(ROW_SCALE), float(ROW_SCALE))
-            zeros = np.zeros(outputs, np.float32)
+            zeros = np.zeros(count, np.float32)
             quantized, scales, _ = weights.quantize(cir.array_of(weight), zeros, around)
-            scales = scales * factors[start : start + outputs]
-            start += outputs
+            scales = scales * factors[start : start + count]
+            start += count
             name = str(node.outputs[0].name)
-            parts = [f"{name}/rows", f"{name}/uint8", f"{name}/product"]
-            steps = [self.array("step", ROW_SCALE), self.array("zero", ROW_ZERO)]
             matrix = [
-                self.array(f"{name}/weights", quantized.reshape(outputs, inputs)),
+                self.array(f"{name}/weights", quantized.reshape(count, inputs)),
                 self.array(f"{name}/scales", scales.astype(np.float32)),
-                self.array(f"{name}/zeros", np.zeros(outputs, np.int8)),
+                self.array(f"{name}/zeros", np.zeros(count, np.int8)),
             ]
-            self.op("Reshape", [str(x.name), self.array(f"{name}/shape", np.array([-1, inputs]))], parts[0])
-            self.op("QuantizeLinear", [parts[0], *steps], parts[1])
-            self.op("QGemm", [parts[1], *steps, *matrix], parts[2], CONTRIB, transB=1)
-            shape = self.array(f"{name}/shape_out", np.array(cir.shape(node.outputs[0])))
-            self.op("Reshape", [parts[2], shape], name)
+            flat = name if product.single is not None else f"{name}/product"
+            self.op("QGemm", [f"{rows}/uint8", step, zero, *matrix], flat, CONTRIB, transB=1)
+            if product.single is None:
+                shape = self.array(f"{name}/shape_out", np.array(cir.shape(node.outputs[0])))
+                self.op("Reshape", [flat, shape], name)
         for node in product.joins:
             self.node(node)
         self.op("Identity", [str(product.z.name)], str(product.result.name))
@@ -152,29 +167,62 @@ class _Writer:
         self.graph.initializer.append(proto)
 
 
+@dataclass(frozen=True)
 class _Product:
-    """A normalised product: its tiles, what joins them to z, and `result`, which is z times `factors` plus offsets."""
+    """A normalised product: its tiles, what joins them to z, and `result`, which is z times `factors` plus offsets.
 
-    def __init__(self, scale: ir.Node, shift: ir.Node, tiles: list[ir.Node], joins: list[ir.Node]) -> None:
-        z, factors = scale.inputs
-        assert z is not None and factors is not None
-        self.z, self.factors, self.result = z, factors, shift.outputs[0]
-        self.tiles, self.joins = tiles, joins
-        self.replaced = {*tiles, *joins, scale, shift}
+    Of a product of a single row, `single` is that row as it was before it was normalised, and `result` what the
+    normalisation is undone in too.
+    """
+
+    z: ir.Value
+    factors: ir.Value
+    result: ir.Value
+    tiles: list[ir.Node]
+    joins: list[ir.Node]
+    replaced: frozenset[ir.Node]
+    single: ir.Value | None = None
 
 
 def _products(nodes: Sequence[ir.Node]) -> dict[ir.Node, _Product]:
     """The normalised products that lie wholly within `nodes`, by the node in whose place they are written."""
     inside, found = set(nodes), {}
-    for node in nodes:
-        shift = cir.only_consumer(node.outputs[0]) if cir.BALANCED in node.metadata_props else None
-        if shift is None or shift not in inside or node.inputs[0] is None:
+    for scale in nodes:
+        shift = cir.only_consumer(scale.outputs[0]) if cir.BALANCED in scale.metadata_props else None
+        if shift is None or shift not in inside:
             continue
+        z, factors = scale.inputs
+        assert z is not None and factors is not None
         tiles: list[ir.Node] = []
         joins: list[ir.Node] = []
-        if _collect(node.inputs[0], inside, tiles, joins):
-            found[shift] = _Product(node, shift, tiles, joins)
+        if not _collect(z, inside, tiles, joins):
+            continue
+        replaced = frozenset({*tiles, *joins, scale, shift})
+        product = _Product(z, factors, shift.outputs[0], tiles, joins, replaced)
+        whole = _single(product, shift, inside)
+        found[whole[0]] = whole[1]
     return found
+
+
+def _single(product: _Product, shift: ir.Node, inside: set[ir.Node]) -> tuple[ir.Node, _Product]:
+    """(the last node replaced, the product), with its normalisation where that is of one row and all inside."""
+    plain = shift, product
+    rows, undo = product.tiles[0].inputs[0], cir.only_consumer(shift.outputs[0])
+    divide = rows.producer() if rows is not None else None
+    if rows is None or divide is None or undo is None or divide.op_type != "Div" or undo not in inside:
+        return plain
+    row, peak = divide.inputs
+    chain = [divide]
+    while row not in chain[-1].inputs or len(chain) == 1:
+        source = (peak if len(chain) == 1 else chain[-1].inputs[0]).producer()  # type: ignore[union-attr]
+        if source is None or source not in inside:
+            return plain
+        chain.append(source)
+    users = {*cir.consumers(rows), *cir.consumers(peak)}  # type: ignore[arg-type]
+    if cir.size(rows) != cir.shape(rows)[-1] or len(cir.shape(rows)) != 2 or users != {*product.tiles, divide, undo}:
+        return plain
+    replaced = product.replaced | {*chain, undo}
+    return undo, replace(product, result=undo.outputs[0], replaced=replaced, single=row)
 
 
 def _collect(z: ir.Value, inside: set[ir.Node], tiles: list[ir.Node], joins: list[ir.Node]) -> bool:

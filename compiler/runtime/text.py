@@ -26,6 +26,7 @@ class Text:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:
             raise RuntimeBundleError(f"{path}: cannot be read as a tokenizer: {error}") from error
+        self.size = int(self._tokenizer.get_vocab_size())
         self.ends: frozenset[int] = frozenset(self._settings["ends"])
 
     def encode(self, text: str) -> list[int]:
@@ -38,29 +39,13 @@ class Text:
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
 
     def stream(self, tokens: Iterable[int], stops: Sequence[str] = ()) -> Iterator[str]:
-        """The text of tokens as soon as it is settled; ends in front of the first of `stops`.
-
-        A character may need several tokens, and a stop string too: text that may still become either is held back.
-        """
-        longest = max(map(len, stops), default=1) - 1
-        made: list[int] = []
-        given = 0
+        """The text of tokens as soon as it is settled; ends in front of the first of `stops`."""
+        flow = Flow(self, stops)
         for token in tokens:
-            if token in self.ends:
-                break
-            made.append(token)
-            text = self.decode(made)
-            found = [place for s in stops if s and (place := text.find(s)) >= 0]
-            if found:
-                yield text[given : min(found)]
+            yield flow.push(token)
+            if flow.ended:
                 return
-            settled = len(text) - longest
-            if text.endswith("\ufffd"):
-                settled = min(settled, len(text.rstrip("\ufffd")))
-            if settled > given:
-                yield text[given:settled]
-                given = settled
-        yield self.decode(made)[given:]
+        yield flow.rest()
 
     def conversation(self, messages: Sequence[Message]) -> list[int]:
         """The tokens of a conversation, up to where the assistant answers. Raises TextError.
@@ -95,3 +80,40 @@ class Text:
 
     def _token(self, index: int | None) -> str:
         return "" if index is None else str(self._tokenizer.id_to_token(index) or "")
+
+
+class Flow:
+    """Turns one text's tokens into characters as soon as they are settled.
+
+    A character may need several tokens, and a stop string too: text that may still become either is held back. `ended`
+    says that an end token or a stop string came.
+    """
+
+    def __init__(self, text: Text, stops: Sequence[str] = ()) -> None:
+        self._text, self._stops = text, [s for s in stops if s]
+        self._held = max(map(len, self._stops), default=1) - 1
+        self._tokens: list[int] = []
+        self._given = 0
+        self.ended = False
+
+    def push(self, token: int) -> str:
+        """What a token settles; may be empty."""
+        if token in self._text.ends:
+            self.ended = True
+            return self.rest()
+        self._tokens.append(token)
+        text = self._text.decode(self._tokens)
+        found = [place for s in self._stops if (place := text.find(s)) >= 0]
+        self.ended = bool(found)
+        settled = min(found) if found else len(text) - self._held
+        if not found and text.endswith("\ufffd"):
+            settled = min(settled, len(text.rstrip("\ufffd")))
+        part = text[self._given : max(settled, self._given)]
+        self._given += len(part)
+        return part
+
+    def rest(self) -> str:
+        """What was held back, once no more tokens come."""
+        part = self._text.decode(self._tokens)[self._given :]
+        self._given += len(part)
+        return part

@@ -1,0 +1,195 @@
+"""The HTTP server, asked by the official openai client and by clients that behave badly."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from compiler import build as building
+from compiler import language
+from compiler.partition import Wishes
+from compiler.runtime import Bundle
+from compiler.runtime.batching import Batcher, BusyError, Request
+from compiler.runtime.language import LanguageModel
+from compiler.runtime.sampling import Sampling
+from compiler.runtime.text import Text
+
+ROOT = Path(__file__).parent.parent
+SETTINGS = language.Options(context=160, chunk=32, slots=3)
+
+
+@dataclass(frozen=True)
+class Served:
+    url: str
+    bundle: Path
+    client: openai.OpenAI
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    path = tmp_path_factory.mktemp("served") / "manual.bundle"
+    language.build(ROOT / "fixtures/language.gguf", path, building.Options(wishes=Wishes(place="host")), SETTINGS)
+    command = [
+        sys.executable,
+        "-m",
+        "compiler",
+        "serve",
+        str(path),
+        "--port",
+        "0",
+        "--waiting",
+        "8",
+        "--max-body",
+        "20000",
+    ]
+    environment = {**os.environ, "CORAL_BUNDLE_API_KEY": "secret", "COLUMNS": "200"}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        url = line.split(" on ")[1].split()[0]
+        assert url.startswith("http://127.0.0.1:")
+        yield Served(url, path, openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0))
+        process.terminate()
+        assert process.wait(20) in (0, -15, 143)
+
+
+def greedy(path: Path, prompt: str, count: int) -> str:
+    bundle = Bundle.load(path)
+    text, model = Text(bundle), LanguageModel(bundle, slots=3)
+    return "".join(text.stream(model.generate(text.encode(prompt), count, Sampling())))
+
+
+def test_completion_is_what_generate_gives(served: Served) -> None:
+    made = served.client.completions.create(model="manual", prompt="The import statement", max_tokens=12, temperature=0)
+    assert made.choices[0].text == greedy(served.bundle, "The import statement", 12)
+    assert made.choices[0].finish_reason == "length" and made.usage is not None
+    assert made.usage.completion_tokens == 12 and made.model == "manual"
+
+
+def test_streams(served: Served) -> None:
+    messages = [{"role": "user", "content": "A class definition"}]
+    whole = served.client.chat.completions.create(model="manual", messages=messages, max_tokens=20, temperature=0)  # type: ignore[call-overload]
+    stream = served.client.chat.completions.create(  # type: ignore[call-overload]
+        model="manual",
+        messages=messages,
+        max_tokens=20,
+        temperature=0,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole.choices[0].message.content
+    assert chunks[-1].usage.completion_tokens == 20
+    word = whole.choices[0].message.content.split()[2]
+    cut = served.client.chat.completions.create(  # type: ignore[call-overload]
+        model="manual", messages=messages, max_tokens=20, temperature=0, stop=[word]
+    )
+    assert word not in cut.choices[0].message.content and cut.choices[0].finish_reason == "stop"
+
+
+def test_many_at_once_get_their_own_answers(served: Served) -> None:
+    prompts = ["The import", "A class", "An exception", "If the", "For example", "Note that", "The value", "Objects"]
+    wanted = {p: greedy(served.bundle, p, 24) for p in prompts}
+    got: dict[str, str] = {}
+
+    def ask(prompt: str) -> None:
+        made = served.client.completions.create(model="manual", prompt=prompt, max_tokens=24, temperature=0)
+        got[prompt] = made.choices[0].text
+
+    threads = [threading.Thread(target=ask, args=(p,)) for p in prompts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got == wanted
+
+
+def test_models_health_and_metrics(served: Served) -> None:
+    assert [m.id for m in served.client.models.list()] == ["manual"]
+    assert httpx.get(f"{served.url}/health").json() == {"status": "ok"}
+    text = httpx.get(f"{served.url}/metrics", headers={"Authorization": "Bearer secret"}).text
+    assert "coral_bundle_requests_total" in text and 'quantile="0.95"' in text
+
+
+def test_bad_requests_are_refused_in_one_line(served: Served) -> None:
+    url, key = f"{served.url}/v1/completions", {"Authorization": "Bearer secret"}
+    assert httpx.post(url, json={"prompt": "x"}).status_code == 401
+    assert httpx.post(url, json={"prompt": "x"}, headers={"Authorization": "Bearer wrong"}).status_code == 401
+    assert httpx.post(url, content=b"x" * 30_000, headers=key).status_code == 413
+    for body, word in (
+        (b"{", "JSON"),
+        (b"[]", "object"),
+        (b"[" * 15_000, "JSON"),
+        ({"prompt": 5}, "prompt"),
+        ({"prompt": [999_999]}, "prompt"),
+        ({"prompt": ""}, "tokens"),
+        ({"prompt": "word " * 500}, "tokens"),
+        ({"prompt": "x", "temperature": "hot"}, "temperature"),
+        ({"prompt": "x", "temperature": -1}, "temperature"),
+        ({"prompt": "x", "max_tokens": 0}, "max_tokens"),
+        ({"prompt": "x", "n": 2}, "n:"),
+        ({"prompt": "x", "stop": [1]}, "stop"),
+        ({"prompt": "x", "logprobs": 3}, "logprobs"),
+        ({"prompt": "x", "seed": -1}, "seed"),
+    ):
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        answer = httpx.post(url, content=content, headers=key)
+        assert answer.status_code == 400 and word in answer.json()["error"]["message"], (body, answer.text)
+    with pytest.raises(openai.BadRequestError, match="messages"):
+        served.client.chat.completions.create(model="m", messages=[])
+
+
+def test_a_client_that_leaves_frees_its_slot(served: Served) -> None:
+    key = {"Authorization": "Bearer secret"}
+    body = {"prompt": "The", "max_tokens": 4000, "temperature": 1, "stream": True}
+    for _ in range(6):
+        with httpx.stream("POST", f"{served.url}/v1/completions", json=body, headers=key) as answer:
+            next(answer.iter_lines())
+    until = time.monotonic() + 10
+    while "requests_active 0" not in httpx.get(f"{served.url}/metrics", headers=key).text:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_half_a_request_does_not_block_others(served: Served) -> None:
+    host, port = served.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as slow:
+        slow.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\nContent-Length: 100\r\n\r\n{"
+        )
+        assert httpx.get(f"{served.url}/health", timeout=5).status_code == 200
+
+
+def test_a_full_queue_refuses(served: Served) -> None:
+    model = LanguageModel(Bundle.load(served.bundle), slots=3)
+    batcher = Batcher(model, waiting=2)
+    ended = threading.Semaphore(0)
+    taken = refused = 0
+    for _ in range(12):
+        request = Request(
+            [5, 6], 100, Sampling(temperature=1.0, seed=1), lambda t: ended.release() if t is None else None
+        )
+        try:
+            batcher.submit(request)
+            taken += 1
+        except BusyError:
+            refused += 1
+    assert refused > 0 and taken >= 2
+    for _ in range(taken):
+        assert ended.acquire(timeout=30)
+    with pytest.raises(ValueError, match="tokens"):
+        batcher.submit(Request([1] * 160, 1, Sampling(), lambda t: None))
+    batcher.close()
+    assert batcher.counters.refused == refused
