@@ -1,4 +1,4 @@
-# `make demo` installs, builds a bundle, shows it and runs it; `make test` passes every check.
+# `make demo` installs, builds two bundles and runs them; `make test` passes every check.
 PYTHON ?= python3
 PYTEST_JOBS ?= 2
 RUN := .venv/bin/python
@@ -16,6 +16,8 @@ demo: .venv/installed
 	$(RUN) -m compiler build demo/model.onnx --calibration demo/calibration.npz --tpus 6 \
 		--output demo/model.bundle --force
 	$(RUN) -m compiler run demo/model.bundle --input demo/calibration.npz --output demo/result.npz
+	$(RUN) -m compiler build fixtures/language.gguf --context 256 --output demo/language.bundle --force
+	$(RUN) -m compiler generate demo/language.bundle "A class definition" --tokens 40 --stats
 
 lint: .venv/installed
 	.venv/bin/ruff format --check .
