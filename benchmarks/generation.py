@@ -1,0 +1,146 @@
+"""A language model's bundle beside llama.cpp: tokens per second, answers, and agreement with the float model.
+
+    python -m benchmarks.generation MODEL.gguf [--llama PYTHON]
+
+PYTHON is an interpreter of an environment with llama-cpp-python; it runs the same model, quantized to Q8_0 by llama.cpp
+itself, with the same threads. Without it only our side is measured. Agreement: over 20 prompts, how many of the first
+32 greedy tokens are the same as the float model's until the first that differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from compiler import build as building
+from compiler import language
+from compiler.frontends import Source, decoder, open_source
+from compiler.partition import Wishes
+from compiler.reference import Reference
+from compiler.runtime import Bundle
+from compiler.runtime.language import LanguageModel
+from compiler.runtime.sampling import Sampling
+from compiler.runtime.text import Text
+
+PROMPT_TOKENS, DECODED, THREADS, REPEATS = 512, 64, 2, 3
+AGREE = 32
+PROMPTS = (
+    "The capital of France is",
+    "Water boils at a temperature of",
+    "The largest planet in the solar system is",
+    "To make bread, you need",
+    "The first president of the United States was",
+    "Photosynthesis is the process by which",
+    "Once upon a time, there was a",
+    "The opposite of hot is",
+    "In mathematics, a prime number is",
+    "The best way to learn a new language is",
+    "Shakespeare wrote",
+    "The Pacific Ocean is",
+    "A healthy breakfast consists of",
+    "The speed of light is",
+    "Dogs are known for",
+    "The main causes of the First World War were",
+    "To solve a quadratic equation,",
+    "The human heart",
+    "Computers store information",
+    "My favourite season is",
+)
+
+# Runs in the other environment.
+_PEER = f"""
+import json, sys, time
+import llama_cpp, numpy as np
+source, made = sys.argv[1:3]
+parameters = llama_cpp.llama_model_quantize_default_params()
+parameters.ftype, parameters.allow_requantize, parameters.nthread = llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, True, {THREADS}
+assert llama_cpp.llama_model_quantize(source.encode(), made.encode(), parameters) == 0
+model = llama_cpp.Llama(made, n_ctx=1024, n_threads={THREADS}, n_threads_batch={THREADS}, n_batch=512, verbose=False)
+ids = [int(i) for i in np.random.default_rng(0).integers(100, 2000, {PROMPT_TOKENS})]
+rows = []
+for _ in range({REPEATS}):
+    model.reset()
+    began = time.perf_counter()
+    model.eval(ids)
+    read = time.perf_counter()
+    for _ in range({DECODED}):
+        model.eval([5])
+    rows.append(({PROMPT_TOKENS} / (read - began), {DECODED} / (time.perf_counter() - read)))
+print(json.dumps(rows))
+"""
+
+
+def speed(model: LanguageModel) -> list[tuple[float, float]]:
+    """(prefill, decode) tokens per second, several times."""
+    ids = np.random.default_rng(0).integers(100, 2000, PROMPT_TOKENS).tolist()
+    rows = []
+    for _ in range(REPEATS):
+        slot = model.slots[0]
+        slot.tokens.clear()
+        began = time.perf_counter()
+        model.prefill(slot, ids)
+        read = time.perf_counter()
+        for _ in range(DECODED):
+            model.decode({0: 5})
+        rows.append((PROMPT_TOKENS / (read - began), DECODED / (time.perf_counter() - read)))
+    return rows
+
+
+def agreement(model: LanguageModel, text: Text, source: Source) -> list[int]:
+    """For each prompt, how many greedy tokens are those of the float model before the first that is not."""
+    form = decoder.Form(1, 64, 64, all_logits=True)
+    reference = decoder.write(source, form)
+    found = []
+    with Reference(reference) as runner:
+        for prompt in PROMPTS:
+            tokens = text.encode(prompt)
+            got = list(model.generate(tokens, AGREE, Sampling()))
+            row = np.zeros(64, np.int64)
+            whole = [*tokens, *got]
+            row[: len(whole)] = whole
+            logits = runner.run(language.sample(reference.graph, row, form), ["logits"])["logits"][0]
+            wanted = logits[len(tokens) - 1 : len(whole) - 1].argmax(axis=-1)
+            differs = np.nonzero(wanted != np.array(got))[0]
+            found.append(int(differs[0]) if len(differs) else AGREE)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--llama", type=Path, help="python of an environment with llama-cpp-python")
+    parser.add_argument("--place", default="host", help="where linear layers go: host, tpu or auto")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "b"
+        began = time.perf_counter()
+        language.build(options.model, path, building.Options(wishes=Wishes(place=options.place)), language.Options())
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        print(f"build {time.perf_counter() - began:.0f} s, peak memory {peak:.2f} GB")
+        bundle = Bundle.load(path)
+        print(f"perplexity {bundle.manifest['quality']['perplexity']}")
+        text, model = Text(bundle), LanguageModel(bundle, THREADS)
+        answer = "".join(text.stream(model.generate(text.encode(PROMPTS[0]), 12, Sampling())))
+        print(f"{PROMPTS[0]!r} -> {answer!r}")
+        same = agreement(model, text, open_source(options.model))
+        print(f"greedy tokens as in float: {sum(s == AGREE for s in same)} of {len(same)} prompts all {AGREE}; {same}")
+        rows = {"bundle": speed(model)}
+        if options.llama is not None:
+            command = [options.llama, "-c", _PEER, options.model, Path(folder) / "q8.gguf"]
+            made = subprocess.run(command, capture_output=True, text=True, check=True)
+            rows["llama.cpp Q8_0"] = json.loads(made.stdout.splitlines()[-1])
+            rows["bundle again"] = speed(model)
+    for name, found in rows.items():
+        prefill, decode = np.median(np.array(found), axis=0)
+        print(f"{name:15} prefill {prefill:8.1f} tokens/s   decode {decode:6.1f} tokens/s   (median of {REPEATS})")
+
+
+if __name__ == "__main__":
+    main()
