@@ -32,7 +32,6 @@ from compiler.quantize.balance import Product, balance, products
 from compiler.quantize.calibrate import Observers, Ranges, calibrate
 from compiler.quantize.scales import assign, separate
 from compiler.reference import Reference
-from compiler.runtime import Pipeline
 from compiler.runtime.bundle import sha256
 from compiler.targets import Target
 
@@ -135,7 +134,7 @@ def build(path: Path, output: Path, options: Options, report: Report = silent) -
             step()
         with stage("verify"):
             step = report("verifying", len(held_out))
-            quality = verify.verify(Pipeline(bundle.load(folder)), program, held_out, expected, step)
+            quality = verify.verify(bundle.load(folder), program, held_out, expected, step)
             manifest["quality"] |= quality
             bundle.write_manifest(folder, manifest)
             (folder / "report.html").write_text(html.page(manifest), encoding="utf-8")

@@ -36,6 +36,9 @@ class Reference:
                 graph.outputs.pop()  # a deleted slice would leave the values marked as outputs
         options = ort.SessionOptions()
         options.log_severity_level = 4
+        # Layout optimizations would copy the weights of every convolution.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.enable_cpu_mem_arena = False
         options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         options.add_session_config_entry("session.disable_prepacking", "1")
         self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])

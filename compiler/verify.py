@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,8 @@ import numpy as np
 from compiler.program import Program
 from compiler.quantize.samples import Sample
 from compiler.reference import Reference
-from compiler.runtime.pipeline import Pipeline, convert
+from compiler.runtime import Bundle, Pipeline
+from compiler.runtime.pipeline import convert
 
 # A perfect match has no noise; JSON has no infinity.
 PERFECT_DB = 200.0
@@ -62,7 +65,7 @@ class Difference:
 
 
 def verify(
-    pipeline: Pipeline,
+    bundle: Bundle,
     program: Program,
     samples: Iterable[Sample],
     expected: Iterable[Sample],
@@ -70,23 +73,33 @@ def verify(
 ) -> dict[str, Any]:
     """Compares with `expected`, what the model as imported gives for `samples`.
 
-    Measures each output, and each TPU segment fed with float inputs (its own loss) and in the pipeline.
+    Measures each output, and each TPU segment fed with float inputs (its own loss) and in the pipeline. The float model
+    and the bundle are not in memory at the same time: what the one gives waits on disk for the other.
     """
     outputs: dict[str, Difference] = defaultdict(Difference)
     own: dict[int, Difference] = defaultdict(Difference)
     total: dict[int, Difference] = defaultdict(Difference)
-    borders = {v.name: v for s in program.plan.segments for v in [*s.inputs, *s.outputs] if not v.is_graph_input()}
-    count = 0
-    with Reference(program.model, list(borders.values())) as inner:
-        for sample, wanted in zip(samples, expected, strict=True):
-            floats = {**sample, **inner.run(sample)}
+    tpu = [s for s in program.plan.segments if s.device == "tpu"]
+    borders = {v.name: v for s in tpu for v in [*s.inputs, *s.outputs] if not v.is_graph_input()}
+    samples, count = list(samples), 0
+    with tempfile.TemporaryDirectory(prefix="verify-") as folder:
+        with Reference(program.model, list(borders.values())) as inner:
+            names = [n for n in inner.names if n in borders]
+            for index, sample in enumerate(samples):
+                np.savez(Path(folder) / f"{index}.npz", *inner.run(sample, names).values())
+        place = {name: f"arr_{i}" for i, name in enumerate(names)}
+        pipeline = Pipeline(bundle)
+        for number, (sample, wanted) in enumerate(zip(samples, expected, strict=True)):
             values: dict[str, np.ndarray] = dict(pipeline.check_inputs(sample))
-            for index, (segment, _) in enumerate(pipeline.segments):
-                values.update(pipeline.run_segment(index, values))
-                if segment["device"] == "tpu":
-                    alone = pipeline.run_segment(index, floats)
-                    _compare(segment, alone, floats, own[index])
-                    _compare(segment, values, floats, total[index])
+            with np.load(Path(folder) / f"{number}.npz") as saved:
+                for index, (segment, _) in enumerate(pipeline.segments):
+                    pipeline.advance(index, values)
+                    if segment["device"] == "tpu":
+                        around = [t["name"] for t in [*segment["inputs"], *segment["outputs"]]]
+                        floats = {n: saved[place[n]] if n in place else sample[n] for n in around}
+                        alone = pipeline.run_segment(index, floats)
+                        _compare(segment, alone, floats, own[index])
+                        _compare(segment, values, floats, total[index])
             for tensor in pipeline.outputs:
                 array = convert(values[tensor["name"]], tensor)
                 if isinstance(array, np.ndarray) and array.dtype.kind == "f":

@@ -127,8 +127,8 @@ class LanguageModel:
 
 def _run(pipeline: Pipeline, feeds: Arrays, cache: Arrays) -> np.ndarray:
     """The logits of one run; the cache is written in place."""
-    values = {**feeds, **cache}
+    values: dict[str, np.ndarray] = {**feeds, **cache}
     for index in range(len(pipeline.segments)):
-        values.update(pipeline.run_segment(index, values))
+        pipeline.advance(index, values)
     name = next(o["name"] for o in pipeline.outputs if not o["name"].startswith(PRESENT))
     return values[name]

@@ -46,6 +46,8 @@ class HostSegment:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        # Each session would keep its own; together they hold more than the weights.
+        options.enable_cpu_mem_arena = False
         # Idle threads of one session would take the cores from the segment that runs next, if there is one.
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(alone)))
         # Parts of a product as small as that even out what the cores do besides: decode of SmolLM2 gains a fifth.
@@ -93,6 +95,12 @@ class Pipeline:
         program = bundle.manifest if program is None else program
         self.inputs: list[dict[str, Any]] = program["inputs"]
         self.outputs: list[dict[str, Any]] = program["outputs"]
+        reader = {t["name"]: i for i, s in enumerate(program["segments"]) for t in s["inputs"]}
+        kept = {o["name"] for o in self.outputs}
+        self._last: dict[int, list[str]] = {}
+        for name, last in reader.items():
+            if name not in kept:
+                self._last.setdefault(last, []).append(name)
         alone = len(program["segments"]) == 1
         self.segments = [(s, self._open(s, threads, alone)) for s in program["segments"]]
 
@@ -109,8 +117,14 @@ class Pipeline:
         """The model's outputs for one sample. Raises ValueError for arrays that do not fit the inputs."""
         values = self.check_inputs(arrays)
         for index in range(len(self.segments)):
-            values.update(self.run_segment(index, values))
+            self.advance(index, values)
         return {o["name"]: convert(values[o["name"]], o) for o in self.outputs}
+
+    def advance(self, index: int, values: dict[str, np.ndarray]) -> None:
+        """Run a segment on `values` and put its outputs there; what no later segment reads is dropped."""
+        values.update(self.run_segment(index, values))
+        for name in self._last.get(index, ()):
+            del values[name]
 
     def samples(self, arrays: Arrays) -> list[dict[str, np.ndarray]]:
         """Samples stacked along the first axis, one by one. Raises ValueError for what does not fit the inputs."""
