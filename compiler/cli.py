@@ -413,6 +413,7 @@ def serve(
     )
     try:
         listening = config.bind_socket()
+        listening.listen(config.backlog)  # before we say so
     except (OSError, SystemExit) as error:
         raise OptionError(f"--address {address} --port {port}: cannot be listened on") from error
     place = f"http://{address}:{listening.getsockname()[1]}"
