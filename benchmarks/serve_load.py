@@ -2,8 +2,8 @@
 
     python -m benchmarks.serve_load BUNDLE [--clients 16] [--seconds 60]
 
-Each client asks for a greedy continuation of its own prompt again and again, streamed; every answer must be the one that
-`generate` gives for that prompt by the server's own program.
+Each client asks for a greedy continuation of its own prompt again and again, streamed; every answer must be the one
+that `generate` gives for that prompt by the server's own program.
 """
 
 from __future__ import annotations
@@ -91,9 +91,8 @@ def main() -> None:
     print(f"{right * TOKENS / options.seconds:.1f} tokens/s in all")
     print(f"first token: median {np.median(first):.2f} s, p95 {np.percentile(first, 95):.2f} s")
     third = len(used) // 3
-    print(
-        f"memory: {np.mean(used[third : 2 * third]):.0f} MB in the middle third, {np.mean(used[-third:]):.0f} in the last"
-    )
+    middle, last = np.mean(used[third : 2 * third]), np.mean(used[-third:])
+    print(f"memory: {middle:.0f} MB in the middle third, {last:.0f} in the last")
 
 
 if __name__ == "__main__":
