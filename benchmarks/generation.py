@@ -58,11 +58,12 @@ PROMPTS = (
 _PEER = f"""
 import json, sys, time
 import llama_cpp, numpy as np
-source, made = sys.argv[1:3]
+source, made, prompts = sys.argv[1:4]
 parameters = llama_cpp.llama_model_quantize_default_params()
 parameters.ftype, parameters.allow_requantize, parameters.nthread = llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, True, {THREADS}
 assert llama_cpp.llama_model_quantize(source.encode(), made.encode(), parameters) == 0
-model = llama_cpp.Llama(made, n_ctx=1024, n_threads={THREADS}, n_threads_batch={THREADS}, n_batch=512, verbose=False)
+options = dict(n_ctx=1024, n_threads={THREADS}, n_threads_batch={THREADS}, n_batch=512, verbose=False)
+model = llama_cpp.Llama(made, **options)
 ids = [int(i) for i in np.random.default_rng(0).integers(100, 2000, {PROMPT_TOKENS})]
 rows = []
 for _ in range({REPEATS}):
@@ -73,7 +74,16 @@ for _ in range({REPEATS}):
     for _ in range({DECODED}):
         model.eval([5])
     rows.append(({PROMPT_TOKENS} / (read - began), {DECODED} / (time.perf_counter() - read)))
-print(json.dumps(rows))
+texts, model = [], llama_cpp.Llama(made, logits_all=True, **options)
+for ids in json.loads(prompts):
+    model.reset()
+    model.eval(ids)
+    made = []
+    for _ in range({AGREE}):
+        made.append(int(np.argmax(model.scores[model.n_tokens - 1])))
+        model.eval(made[-1:])
+    texts.append(made)
+print(json.dumps([rows, texts]))
 """
 
 
@@ -93,15 +103,13 @@ def speed(model: LanguageModel) -> list[tuple[float, float]]:
     return rows
 
 
-def agreement(model: LanguageModel, text: Text, source: Source) -> list[int]:
-    """For each prompt, how many greedy tokens are those of the float model before the first that is not."""
+def agreement(prompts: list[list[int]], answers: list[list[int]], source: Source) -> list[int]:
+    """For each answer, how many of its tokens are the float model's likeliest before the first that is not."""
     form = decoder.Form(1, 64, 64, all_logits=True)
     reference = decoder.write(source, form)
     found = []
     with Reference(reference) as runner:
-        for prompt in PROMPTS:
-            tokens = text.encode(prompt)
-            got = list(model.generate(tokens, AGREE, Sampling()))
+        for tokens, got in zip(prompts, answers, strict=True):
             row = np.zeros(64, np.int64)
             whole = [*tokens, *got]
             row[: len(whole)] = whole
@@ -129,14 +137,19 @@ def main() -> None:
         text, model = Text(bundle), LanguageModel(bundle, THREADS)
         answer = "".join(text.stream(model.generate(text.encode(PROMPTS[0]), 12, Sampling())))
         print(f"{PROMPTS[0]!r} -> {answer!r}")
-        same = agreement(model, text, open_source(options.model))
-        print(f"greedy tokens as in float: {sum(s == AGREE for s in same)} of {len(same)} prompts all {AGREE}; {same}")
+        source, prompts = open_source(options.model), [text.encode(p) for p in PROMPTS]
+        answers = {"bundle": [list(model.generate(p, AGREE, Sampling())) for p in prompts]}
         rows = {"bundle": speed(model)}
         if options.llama is not None:
-            command = [options.llama, "-c", _PEER, options.model, Path(folder) / "q8.gguf"]
+            command = [options.llama, "-c", _PEER, options.model, Path(folder) / "q8.gguf", json.dumps(prompts)]
             made = subprocess.run(command, capture_output=True, text=True, check=True)
-            rows["llama.cpp Q8_0"] = json.loads(made.stdout.splitlines()[-1])
+            rows["llama.cpp Q8_0"], answers["llama.cpp Q8_0"] = json.loads(made.stdout.splitlines()[-1])
             rows["bundle again"] = speed(model)
+    for name, texts in answers.items():
+        same = agreement(prompts, texts, source)
+        print(
+            f"{name:15} {sum(s == AGREE for s in same)} of {len(same)} with {AGREE} greedy tokens as in float; {same}"
+        )
     for name, found in rows.items():
         prefill, decode = np.median(np.array(found), axis=0)
         print(f"{name:15} prefill {prefill:8.1f} tokens/s   decode {decode:6.1f} tokens/s   (median of {REPEATS})")

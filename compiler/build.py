@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 import passes
-from compiler import bundle, html, importer, verify
+from compiler import bundle, html, importer, sensitivity, verify
 from compiler import ir as cir
 from compiler.check import Checker
 from compiler.errors import (
@@ -35,6 +36,11 @@ from compiler.reference import Reference
 from compiler.runtime.bundle import sha256
 from compiler.targets import Target
 
+# Steps that only serve accuracy, which --without leaves out.
+ACCURACY = ("keep_gates", "normalise_linears", "balance")
+# Samples that --keep-float looks at.
+SENSITIVITY_SAMPLES = 4
+
 Report = Callable[[str, int], Callable[[], None]]
 """report(stage, steps) announces a stage and returns what to call after each of its steps."""
 
@@ -55,6 +61,9 @@ class Options:
     image: sampling.ImageOptions = field(default_factory=sampling.ImageOptions)
     observers: Observers = field(default_factory=Observers)
     min_sqnr: float | None = None
+    accuracy: str | None = None
+    keep_float: float = 0.0
+    without: frozenset[str] = frozenset()
     check_passes: bool = False
     seed: int = 0
     force: bool = False
@@ -84,6 +93,9 @@ def rewrite(model: ir.Model, options: Options, report: Report = silent) -> ir.Mo
     checker = Checker(model, options.seed) if options.check_passes else None
     step = report("rewriting", len(passes.PASSES))
     for name, run in passes.PASSES:
+        if name in options.without:
+            step()
+            continue
         with stage(name):
             run(model, target)
             if checker is not None:
@@ -104,9 +116,22 @@ def divide(model: ir.Model, target: str, wishes: Wishes) -> Program:
 
 def lower(model: ir.Model, options: Options, report: Report = silent) -> Program:
     """Run every pass over a model, in place, and cut it into segments."""
-    model = rewrite(model, options, report)
+    return divided(rewrite(model, options, report), options, report)
+
+
+def divided(model: ir.Model, options: Options, report: Report = silent) -> Program:
     report("cutting into segments", 1)
     return divide(model, options.target, options.wishes)
+
+
+def sensitive(program: Program, samples: sampling.Samples, budget: float, report: Report = silent) -> list[str]:
+    """Nodes of the segments that contribute most to the error, found by running them on calibration samples."""
+    few = sampling.Samples(samples.loaders[:SENSITIVITY_SAMPLES])
+    step = report("finding what contributes", len(few))
+    with stage("sensitivity"), tempfile.TemporaryDirectory(prefix="sensitivity-") as folder:
+        segments = bundle.write_segments({"": program}, Path(folder))[""]
+        trial = bundle.Bundle(Path(folder), program_entry(program, segments))
+        return sensitivity.kept_in_float(program, sensitivity.shares(trial, program, few, step), budget)
 
 
 def build(path: Path, output: Path, options: Options, report: Report = silent) -> dict[str, Any]:
@@ -117,7 +142,13 @@ def build(path: Path, output: Path, options: Options, report: Report = silent) -
         samples = sampling.load(options.calibration, model.graph.inputs, options.image, options.seed)
         calibration, held_out = samples.split()
         expected = float_results(model, held_out, report)
-        program = quantize(lower(model, options, report), calibration, options.observers, report)
+        lowered = rewrite(model, options, report)
+        program = quantize(divided(lowered, options, report), calibration, options, report)
+        if options.keep_float:
+            kept = tuple(sensitive(program, calibration, options.keep_float, report))
+            wishes = replace(options.wishes, kept=kept)
+            again = replace(options, wishes=wishes)
+            program = quantize(divided(lowered, again, report), calibration, options, report)
         with stage("emit"):
             step = report("writing segments", 1)
             manifest = {
@@ -135,6 +166,10 @@ def build(path: Path, output: Path, options: Options, report: Report = silent) -
         with stage("verify"):
             step = report("verifying", len(held_out))
             quality = verify.verify(bundle.load(folder), program, held_out, expected, step)
+            if options.accuracy is not None:
+                step = report("finding what contributes", len(held_out))
+                for index, share in sensitivity.shares(bundle.load(folder), program, held_out, step).items():
+                    quality["segments"][str(index)]["share"] = share
             manifest["quality"] |= quality
             bundle.write_manifest(folder, manifest)
             (folder / "report.html").write_text(html.page(manifest), encoding="utf-8")
@@ -164,13 +199,13 @@ def float_results(model: ir.Model, samples: sampling.Samples, report: Report = s
     return results
 
 
-def quantize(program: Program, samples: sampling.Samples, observers: Observers, report: Report = silent) -> Program:
+def quantize(program: Program, samples: sampling.Samples, options: Options, report: Report = silent) -> Program:
     """Give a scale to every activation that a TPU segment touches."""
     with stage("balance"):
-        chosen = balanced(program)
+        chosen = {} if "balance" in options.without else balanced(program)
         step = report("balancing channels", len(samples) if chosen else 0)
         ranges = balance(program.model, list(chosen.values()), samples, step)
-    return scaled(program, ranges, samples, observers, report)
+    return scaled(program, ranges, samples, options.observers, report)
 
 
 def balanced(program: Program) -> dict[str, Product]:

@@ -97,6 +97,13 @@ def build(
         typer.Option(metavar="[PATTERN=]KIND", help="minmax, percentile or mse; for all or matching tensors."),
     ] = None,
     min_sqnr: Annotated[float | None, typer.Option(help="Fail below this SQNR in dB at any output.")] = None,
+    accuracy: Annotated[
+        str | None, typer.Option(metavar="report", help="Show how much each segment contributes to the end error.")
+    ] = None,
+    keep_float: Annotated[
+        float,
+        typer.Option(min=0, max=100, help="Percent of the multiply-accumulates that may stay in float on the host."),
+    ] = 0.0,
     dim: Dims = None,
     shape: Shapes = None,
     target: TargetName = "usb3",
@@ -109,6 +116,9 @@ def build(
     context: Context = language.Options.context,
     chunk: Chunk = language.Options.chunk,
     slots: Slots = language.Options.slots,
+    without: Annotated[
+        list[str] | None, typer.Option(metavar="STEP", help=f"Leave out a step: {', '.join(building.ACCURACY)}.")
+    ] = None,
     check_passes: Annotated[bool, typer.Option("--check-passes", help="Run the model after each pass.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of random calibration data.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
@@ -123,10 +133,15 @@ def build(
         image=ImageOptions(_floats("--mean", mean), _floats("--std", std), _size(size)),
         observers=Observers.parse(observer or ()),
         min_sqnr=min_sqnr,
+        accuracy=accuracy,
+        keep_float=keep_float / 100,
+        without=_steps(without),
         check_passes=check_passes,
         seed=seed,
         force=force,
     )
+    if accuracy not in (None, "report"):
+        raise OptionError(f"--accuracy {accuracy}: the only kind is 'report'")
     output = output or model.with_suffix(".bundle")
     if frontends.recognises(model):
         _refuse_for_language(options)
@@ -471,7 +486,7 @@ def _default_place(model: Path) -> str:
 def _refuse_for_language(options: building.Options) -> None:
     """Raises OptionError for options that mean nothing to a language model."""
     plain = building.Options()
-    for name in ("dims", "shapes", "image", "min_sqnr", "check_passes"):
+    for name in ("dims", "shapes", "image", "min_sqnr", "accuracy", "keep_float", "without", "check_passes"):
         if getattr(options, name) != getattr(plain, name):
             option = {"dims": "--dim", "shapes": "--shape", "image": "--mean, --std and --size"}
             raise OptionError(f"{option.get(name, '--' + name.replace('_', '-'))}: is for .onnx files")
@@ -571,6 +586,13 @@ def _counts(text: str) -> list[int]:
         raise OptionError(f"--tpus {text}: write a number up to 64, several with commas, or a range such as 1..8")
     numbers = [int(p) for p in parts]
     return [*range(numbers[0], numbers[1] + 1)] if dots else numbers
+
+
+def _steps(names: list[str] | None) -> frozenset[str]:
+    for name in names or ():
+        if name not in building.ACCURACY:
+            raise OptionError(f"--without {name}: choose from {', '.join(building.ACCURACY)}")
+    return frozenset(names or ())
 
 
 def _floats(option: str, text: str) -> tuple[float, ...]:

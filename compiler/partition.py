@@ -36,8 +36,9 @@ class Wishes:
     """What a user asks of the partition.
 
     `place`: "tpu" gives an Edge TPU all that it takes, "auto" what is predicted to be faster there, "host" nothing.
-    `pins` maps names of nodes (with * and ?) to a device; `cuts` are nodes behind which a segment ends. With
-    `host_int8` the host multiplies normalised rows in int8 too, by the weights that an Edge TPU would have.
+    `pins` maps names of nodes (with * and ?) to a device; `cuts` are nodes behind which a segment ends.
+    `kept` names nodes that accuracy keeps on the host. With `host_int8` the host multiplies normalised rows in int8 too,
+    by the weights that an Edge TPU would have.
     """
 
     tpus: int = 1
@@ -48,6 +49,7 @@ class Wishes:
     host: str = "pi5"
     seconds: float = 3.0
     host_int8: bool = False
+    kept: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -360,7 +362,10 @@ def place(graph: ir.Graph, target: Target, wishes: Wishes) -> dict[ir.Node, Plac
 
 def _pin(graph: ir.Graph, placements: dict[ir.Node, Placement], wishes: Wishes) -> set[ir.Node]:
     """Put nodes where the user wants them. Raises OptionError for unknown nodes and what the Edge TPU refuses."""
-    pinned = set()
+    kept = set(wishes.kept)
+    pinned = {n for n in graph if cir.origin(n) in kept and placements[n].device == "tpu"}
+    for node in pinned:
+        placements[node] = Placement("host", "--keep-float: it contributes most to the error for its arithmetic")
     for pattern, device in wishes.pins.items():
         nodes = [n for n in graph if fnmatchcase(cir.origin(n), pattern)]
         if not nodes:

@@ -200,6 +200,12 @@ def show_quality(console: Console, quality: Mapping[str, Any]) -> None:
     worst = worst_segment(quality)
     if worst is not None:
         console.print(f"Segment {worst[0]} loses most by itself: {worst[1]:.1f} dB.", highlight=False)
+    shares = {i: s["share"] for i, s in quality.get("segments", {}).items() if "share" in s}
+    if shares:
+        console.print("Share of the error at the end, by segment:", highlight=False)
+        for index in sorted(shares, key=lambda i: -shares[i]):
+            own = quality["segments"][index]["sqnr_db"]
+            console.print(f"  segment {index:>3}  {shares[index]:6.1%}  (own {own:.1f} dB)", highlight=False)
 
 
 def show_compiled(console: Console, name: str, packages: Sequence[Package], on_cpu: Mapping[str, int]) -> None:

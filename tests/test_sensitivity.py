@@ -1,0 +1,78 @@
+"""What contributes to the error at the end, what --keep-float does about it, and --without."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from tests.conftest import Cli, save
+
+ROWS, WIDTH = 8, 64
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> tuple[Path, Path]:
+    """Two linear layers between norms. Rows differ in size by three orders of magnitude, and channels of the second
+    have means far from zero. (model, samples)"""
+    rng = np.random.default_rng(0)
+    names = ("first", "second")
+    weights = {n: rng.standard_normal((WIDTH, WIDTH)).astype(np.float32) / 8 for n in names}
+    weights |= {"gain": np.ones(WIDTH, np.float32), "shift": rng.standard_normal(WIDTH).astype(np.float32) * 3}
+    nodes = [
+        helper.make_node("MatMul", ["x", "first"], ["a"], name="first"),
+        helper.make_node("LayerNormalization", ["a", "gain", "shift"], ["b"], name="norm"),
+        helper.make_node("MatMul", ["b", "second"], ["c"], name="second"),
+        helper.make_node("Gelu", ["c"], ["y"], name="gelu"),
+    ]
+    shape = [1, ROWS, WIDTH]
+    x, y = (helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, shape) for n in "xy")
+    initializers = [numpy_helper.from_array(a, n) for n, a in weights.items()]
+    graph = helper.make_graph(nodes, "g", [x], [y], initializers)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    sizes = 10.0 ** rng.uniform(-2, 1, (12, 1, ROWS, 1))
+    samples = (rng.standard_normal((12, *shape)) * sizes).astype(np.float32)
+    np.savez(tmp_path / "c.npz", x=samples)
+    return save(tmp_path / "m.onnx", proto), tmp_path / "c.npz"
+
+
+def built(run_cli: Cli, encoder: tuple[Path, Path], *options: str) -> tuple[dict, str]:  # type: ignore[type-arg]
+    model, samples = encoder
+    bundle = model.with_suffix(".bundle")
+    code, out, err = run_cli("build", model, "--calibration", samples, "--force", *options)
+    assert code == 0, err
+    return json.loads((bundle / "manifest.json").read_text()), out
+
+
+def sqnr(manifest: dict) -> float:  # type: ignore[type-arg]
+    return float(manifest["quality"]["outputs"]["y"]["sqnr_db"])
+
+
+def test_shares_add_up_and_are_shown(run_cli: Cli, encoder: tuple[Path, Path]) -> None:
+    manifest, out = built(run_cli, encoder, "--accuracy", "report")
+    shares = [s["share"] for s in manifest["quality"]["segments"].values()]
+    assert len(shares) == 2 and min(shares) > 0.02 and abs(sum(shares) - 1) < 1e-3
+    assert "Share of the error" in out
+
+
+def test_keep_float_buys_accuracy_within_its_budget(run_cli: Cli, encoder: tuple[Path, Path]) -> None:
+    plain, _ = built(run_cli, encoder)
+    manifest, out = built(run_cli, encoder, "--keep-float", "60")
+    tpu = [s for s in manifest["segments"] if s["device"] == "tpu"]
+    assert len(tpu) == 1 and "--keep-float" in out
+    assert sqnr(manifest) > sqnr(plain) + 1
+    none, _ = built(run_cli, encoder, "--keep-float", "10")
+    assert sum(s["device"] == "tpu" for s in none["segments"]) == 2
+
+
+def test_normalised_rows_hold_what_static_ranges_lose(run_cli: Cli, encoder: tuple[Path, Path]) -> None:
+    plain, _ = built(run_cli, encoder)
+    static, _ = built(run_cli, encoder, "--without", "normalise_linears")
+    unbalanced, _ = built(run_cli, encoder, "--without", "balance")
+    assert sqnr(plain) > sqnr(static) + 10
+    assert sqnr(plain) > sqnr(unbalanced)
+    assert run_cli("build", encoder[0], "--without", "import")[0] == 2
