@@ -97,10 +97,8 @@ def main() -> None:
     rows = sequences(source, options.text)
     reference = perplexity(float_logits(source, rows), rows)
     print(f"float        {reference:8.3f}", flush=True)
-    programs: dict[str, tuple[str, frozenset[str]]] = {
-        "TPU int8": ("tpu", frozenset()),
-        "host int8": ("host", frozenset()),
-    }
+    none: frozenset[str] = frozenset()
+    programs = {"TPU int8": ("tpu", none), "host int8": ("host", none)}
     if options.naive:
         programs["naive int8"] = ("tpu", frozenset(building.ACCURACY))
     for name, (place, without) in programs.items():

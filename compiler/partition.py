@@ -36,9 +36,9 @@ class Wishes:
     """What a user asks of the partition.
 
     `place`: "tpu" gives an Edge TPU all that it takes, "auto" what is predicted to be faster there, "host" nothing.
-    `pins` maps names of nodes (with * and ?) to a device; `cuts` are nodes behind which a segment ends.
-    `kept` names nodes that accuracy keeps on the host. With `host_int8` the host multiplies normalised rows in int8 too,
-    by the weights that an Edge TPU would have.
+    `pins` maps names of nodes (with * and ?) to a device; `cuts` are nodes behind which a segment ends. `kept` names
+    nodes that accuracy keeps on the host. With `host_int8` the host multiplies normalised rows in int8 too, by the
+    weights that an Edge TPU would have.
     """
 
     tpus: int = 1

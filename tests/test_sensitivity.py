@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from compiler.quantize import balance
 from tests.conftest import Cli, save
 
 ROWS, WIDTH = 8, 64
@@ -72,7 +73,16 @@ def test_keep_float_buys_accuracy_within_its_budget(run_cli: Cli, encoder: tuple
 def test_normalised_rows_hold_what_static_ranges_lose(run_cli: Cli, encoder: tuple[Path, Path]) -> None:
     plain, _ = built(run_cli, encoder)
     static, _ = built(run_cli, encoder, "--without", "normalise_linears")
-    unbalanced, _ = built(run_cli, encoder, "--without", "balance")
     assert sqnr(plain) > sqnr(static) + 10
-    assert sqnr(plain) > sqnr(unbalanced)
+    for kind, steps in (("balanced", ()), ("not", ("--without", "balance"))):
+        manifest, _ = built(run_cli, encoder, *steps)
+        (out,) = manifest["segments"][1]["outputs"]
+        assert (out["scale"] == pytest.approx(1 / 127) and out["zero_point"] == 0) == (kind == "balanced")
+
+
+def test_balance_centres_channels_and_leaves_room() -> None:
+    low, high = np.array([-1.0, 3.0, 0.0, -0.5], np.float32), np.array([1.0, 5.0, 0.0, 0.0], np.float32)
+    half, middle = balance._half_and_middle(low, high, np.full(4, 2.0, np.float32))
+    np.testing.assert_allclose(middle, [0, 8, 0, -0.5])
+    np.testing.assert_allclose(half, 2 * np.array([balance.MARGIN, balance.MARGIN, 0.5, 0.5]), rtol=1e-6)
     assert run_cli("build", encoder[0], "--without", "import")[0] == 2
