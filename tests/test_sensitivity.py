@@ -78,6 +78,7 @@ def test_normalised_rows_hold_what_static_ranges_lose(run_cli: Cli, encoder: tup
         manifest, _ = built(run_cli, encoder, *steps)
         (out,) = manifest["segments"][1]["outputs"]
         assert (out["scale"] == pytest.approx(1 / 127) and out["zero_point"] == 0) == (kind == "balanced")
+    assert run_cli("build", encoder[0], "--without", "import")[0] == 2
 
 
 def test_balance_centres_channels_and_leaves_room() -> None:
@@ -85,4 +86,3 @@ def test_balance_centres_channels_and_leaves_room() -> None:
     half, middle = balance._half_and_middle(low, high, np.full(4, 2.0, np.float32))
     np.testing.assert_allclose(middle, [0, 8, 0, -0.5])
     np.testing.assert_allclose(half, 2 * np.array([balance.MARGIN, balance.MARGIN, 0.5, 0.5]), rtol=1e-6)
-    assert run_cli("build", encoder[0], "--without", "import")[0] == 2
