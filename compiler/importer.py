@@ -36,7 +36,7 @@ def load(
     `dims` fixes symbolic dimensions by name, `shapes` whole inputs by name. Raises ModelError for a file that is
     broken, unsafe or still dynamic, OptionError for names that the model does not have.
     """
-    model = _read(path)
+    model = read_file(path)
     _check_defined(model.graph)
     try:
         common.InlinePass()(model)
@@ -53,7 +53,8 @@ def load(
     return model
 
 
-def _read(path: Path) -> ir.Model:
+def read_file(path: Path) -> ir.Model:
+    """The model in a file as it stands, its external weights checked and mapped. Raises ModelError."""
     if not path.is_file():
         raise ModelError(f"{path}: no such file; give the path of an .onnx file")
     try:

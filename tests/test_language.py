@@ -254,3 +254,34 @@ def huggingface(source: decoder.Source, folder: Path) -> None:
         data += np.ascontiguousarray(array, np.float32).tobytes()
     text = json.dumps(header).encode()
     (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+EXPORTS = Path(__file__).parent.parent / "fixtures" / "exports"
+
+
+@pytest.mark.parametrize("exporter", ["optimum", "genai", "torch"])
+def test_exported_decoders_build_and_write(exporter: str, tmp_path: Path, run_cli: Cli) -> None:
+    """Reading compares each with the export itself on onnxruntime; here they go on to text."""
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 200)
+    folder = EXPORTS / exporter
+    source = folder if exporter == "optimum" else folder / "model.onnx"
+    options = ("--context", "64", "--chunk", "16", "--slots", "1", "--calibration", text, "--place", "tpu")
+    code, _, err = run_cli("build", source, "-o", tmp_path / "b", *options)
+    assert code == 0, err
+    quality = bundle.load(tmp_path / "b").manifest["quality"]["perplexity"]
+    assert 0.5 < quality["ratio"] < 2
+    code, out, _ = run_cli("generate", tmp_path / "b", "The quick", "-n", "4")
+    assert code == 0 and out.strip()
+
+
+def test_an_export_that_computes_otherwise_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(EXPORTS / "optimum", tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    for change in ({"rope_theta": 77.0}, {"rms_norm_eps": 0.3}):
+        (tmp_path / "m" / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(ModelError, match="something else than its configuration"):
+            open_source(tmp_path / "m")
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config | {"num_attention_heads": 3}))
+    with pytest.raises(ModelError, match=r"cannot share|multiples of 16|are \["):
+        open_source(tmp_path / "m")

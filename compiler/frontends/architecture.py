@@ -49,6 +49,16 @@ class Architecture:
     attention_scale: float | None = None
     rope_factors: tuple[float, ...] = ()
 
+    def __post_init__(self) -> None:
+        sizes = ("vocabulary", "width", "layers", "heads", "kv_heads", "head", "hidden", "context")
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise ModelError(f"{self.name}: {name} is {getattr(self, name)}; it must be positive")
+        if self.head % 16:
+            raise ModelError(f"{self.name}: heads of {self.head}; onnxruntime's attention takes multiples of 16")
+        if self.heads % self.kv_heads:
+            raise ModelError(f"{self.name}: {self.heads} heads cannot share {self.kv_heads} keys and values")
+
 
 @dataclass(frozen=True)
 class Tokenizer:

@@ -16,6 +16,7 @@ from compiler.errors import ModelError
 from compiler.frontends.architecture import Architecture, Source, Tokenizer, Weight
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
+GEMMA = "gemma3_text"
 LARGEST_HEADER = 100 << 20  # the limit of the safetensors library
 _TYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
@@ -44,23 +45,33 @@ _GEMMA = {
 
 def read(folder: Path) -> Source:
     """The model in a folder. Raises ModelError for what is missing, broken or not supported."""
+    config = configuration(folder)
+    gemma = config["model_type"] == GEMMA
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"{folder}: has no .safetensors and no .onnx files")
+    weights: dict[str, Weight] = {}
+    for file in files:
+        for name, weight in _safetensors(file).items():
+            weights[name_of(name, gemma)] = plus_one(weight) if gemma and len(weight.shape) == 1 else weight
+    return Source(architecture(folder, config), weights, tokenizer(folder, config))
+
+
+def configuration(folder: Path) -> dict[str, Any]:
+    """config.json of a family that is supported. Raises ModelError."""
     config = _json(folder / "config.json")
     family = config.get("model_type")
     if family not in SUPPORTED:
         raise ModelError(f"{folder}: model type '{family}'; supported are {', '.join(SUPPORTED)}")
-    gemma = family == "gemma3_text"
+    return config
+
+
+def architecture(folder: Path, config: Mapping[str, Any]) -> Architecture:
+    """What config.json says of the model. Raises ModelError."""
     try:
-        architecture = _architecture(folder, config, gemma)
+        return _architecture(folder, config, config["model_type"] == GEMMA)
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{folder / 'config.json'}: cannot be understood ({error!r})") from error
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ModelError(f"{folder}: has no .safetensors files")
-    weights: dict[str, Weight] = {}
-    for file in files:
-        for name, weight in _safetensors(file).items():
-            weights[_name(name, gemma)] = _plus_one(weight) if gemma and len(weight.shape) == 1 else weight
-    return Source(architecture, weights, _tokenizer(folder, config))
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -124,7 +135,7 @@ def _llama3(scaling: Mapping[str, Any], base: float, head: int) -> tuple[float, 
     return tuple(float(f) for f in 1 / ((1 - smooth) / factor + smooth))
 
 
-def _name(name: str, gemma: bool) -> str:
+def name_of(name: str, gemma: bool) -> str:
     """GGUF's name of a tensor."""
     stem, _, kind = name.rpartition(".")
     match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", stem)
@@ -134,7 +145,7 @@ def _name(name: str, gemma: bool) -> str:
     return f"blk.{match.group(1)}.{found}.{kind}" if match else f"{found}.{kind}"
 
 
-def _plus_one(weight: Weight) -> Weight:
+def plus_one(weight: Weight) -> Weight:
     """Gemma stores the gains of its norms less one."""
     return Weight(weight.shape, lambda rows: weight.rows(rows) + np.float32(1))
 
@@ -167,7 +178,7 @@ def _mapped(path: Path, name: str, entry: tuple[str, tuple[int, ...], list[int]]
     return Weight(shape, lambda rows: np.asarray(array[rows], np.float32))
 
 
-def _tokenizer(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
+def tokenizer(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ModelError(f"{folder}: has no tokenizer.json; save the tokenizer in the fast format")
