@@ -345,10 +345,8 @@ def generate(
     """Continue a text with a language model, token by token."""
     session = _session(path, threads, temperature, top_k, top_p, min_p, repetition_penalty, seed)
     text = sys.stdin.read() if prompt == "-" else prompt
-    try:
+    with _text_errors():
         _answer(session, session.text.encode(text), tokens, stop, stats)
-    except ValueError as error:
-        raise OptionError(str(error)) from error
 
 
 @app.command()
@@ -377,10 +375,8 @@ def chat(
         if not line.strip():
             return
         messages.append({"role": "user", "content": line})
-        try:
+        with _text_errors():
             answer = _answer(session, session.text.conversation(messages), tokens, stop, stats)
-        except ValueError as error:
-            raise OptionError(str(error)) from error
         messages.append({"role": "assistant", "content": answer})
 
 
@@ -438,6 +434,15 @@ def serve(
     uvicorn.Server(config).run([listening])
 
 
+@contextmanager
+def _text_errors() -> Iterator[None]:
+    """A text that the model cannot take is the user's to change."""
+    try:
+        yield
+    except ValueError as error:
+        raise OptionError(str(error)) from error
+
+
 @dataclass(frozen=True)
 class _Session:
     model: LanguageModel
@@ -486,9 +491,25 @@ def _default_place(model: Path) -> str:
 def _refuse_for_language(options: building.Options) -> None:
     """Raises OptionError for options that mean nothing to a language model."""
     plain = building.Options()
-    for name in ("dims", "shapes", "image", "min_sqnr", "accuracy", "keep_float", "without", "check_passes"):
+    for name in (
+        "dims",
+        "shapes",
+        "image",
+        "min_sqnr",
+        "accuracy",
+        "keep_float",
+        "without",
+        "check_passes",
+        "observers",
+        "seed",
+    ):
         if getattr(options, name) != getattr(plain, name):
-            option = {"dims": "--dim", "shapes": "--shape", "image": "--mean, --std and --size"}
+            option = {
+                "dims": "--dim",
+                "shapes": "--shape",
+                "image": "--mean, --std and --size",
+                "observers": "--observer",
+            }
             raise OptionError(f"{option.get(name, '--' + name.replace('_', '-'))}: is for .onnx files")
     if options.wishes.cuts:
         raise OptionError("--cut: is for .onnx files")

@@ -76,47 +76,48 @@ class _Writer:
         self.graph.node.append(ir.serde.serialize_node(node))
 
     def product(self, product: _Product) -> None:
-        """The tiles of a normalised product in int8, each scaled as the whole is.
-
-        A single row is quantized by onnxruntime from what it was before it was normalised.
-        """
+        """A normalised product in int8: its tiles, each scaled as the whole is."""
+        rows = self.rows(product)
         factors, start = cir.array_of(product.factors), 0
-        rows = f"{product.result.name}/rows"
-        step, zero = f"{rows}/step", f"{rows}/zero"
-        if product.single is not None:
-            outputs = [f"{rows}/uint8", step, zero]
-            self.graph.node.append(
-                onnx.helper.make_node("DynamicQuantizeLinear", [str(product.single.name)], outputs, name=rows)
-            )
-        else:
-            x = product.tiles[0].inputs[0]
-            assert x is not None
-            self.op("Reshape", [str(x.name), self.array(f"{rows}/shape", np.array([-1, cir.shape(x)[-1]]))], rows)
-            scale = [self.array(step, ROW_SCALE), self.array(zero, ROW_ZERO)]
-            self.op("QuantizeLinear", [rows, *scale], f"{rows}/uint8")
         for node in product.tiles:
-            weight = node.inputs[1]
-            assert weight is not None
-            count, inputs = cir.shape(weight)[:2]
-            around = weights.Surroundings(str(weight.name), float(ROW_SCALE), float(ROW_SCALE))
-            zeros = np.zeros(count, np.float32)
-            quantized, scales, _ = weights.quantize(cir.array_of(weight), zeros, around)
-            scales = scales * factors[start : start + count]
+            count = cir.shape(node.inputs[1])[0]
+            self.tile(node, rows, factors[start : start + count])
             start += count
-            name = str(node.outputs[0].name)
-            matrix = [
-                self.array(f"{name}/weights", quantized.reshape(count, inputs)),
-                self.array(f"{name}/scales", scales.astype(np.float32)),
-                self.array(f"{name}/zeros", np.zeros(count, np.int8)),
-            ]
-            flat = name if product.single is not None else f"{name}/product"
-            self.op("QGemm", [f"{rows}/uint8", step, zero, *matrix], flat, CONTRIB, transB=1)
-            if product.single is None:
-                shape = self.array(f"{name}/shape_out", np.array(cir.shape(node.outputs[0])))
-                self.op("Reshape", [flat, shape], name)
         for node in product.joins:
             self.node(node)
         self.op("Identity", [str(product.z.name)], str(product.result.name))
+
+    def rows(self, product: _Product) -> list[str]:
+        """[rows as uint8 [S, K], scale, zero point]. onnxruntime quantizes a single row from what it was before it was
+        normalised; several have the scale that they were normalised to."""
+        name = f"{product.result.name}/rows"
+        found = [f"{name}/uint8", f"{name}/scale", f"{name}/zero_point"]
+        if product.single is not None:
+            source = [str(product.single.name)]
+            self.graph.node.append(onnx.helper.make_node("DynamicQuantizeLinear", source, found, name=name))
+            return found
+        x = product.tiles[0].inputs[0]
+        assert x is not None
+        self.op("Reshape", [str(x.name), self.array(f"{name}/shape", np.array([-1, cir.shape(x)[-1]]))], name)
+        self.op("QuantizeLinear", [name, self.array(found[1], ROW_SCALE), self.array(found[2], ROW_ZERO)], found[0])
+        return found
+
+    def tile(self, node: ir.Node, rows: Sequence[str], factors: np.ndarray) -> None:
+        """A FullyConnected or 1x1 Conv2D as QGemm, its outputs multiplied by `factors`."""
+        weight, name, shape = node.inputs[1], str(node.outputs[0].name), cir.shape(node.outputs[0])
+        assert weight is not None
+        count, inputs = cir.shape(weight)[:2]
+        around = weights.Surroundings(str(weight.name), float(ROW_SCALE), float(ROW_SCALE))
+        matrix, scales, _ = weights.quantize(cir.array_of(weight), np.zeros(count, np.float32), around)
+        constants = [
+            self.array(f"{name}/weights", matrix.reshape(count, inputs)),
+            self.array(f"{name}/scales", scales * factors),
+            self.array(f"{name}/zeros", np.zeros(count, np.int8)),
+        ]
+        flat = name if len(shape) == 2 else f"{name}/flat"
+        self.op("QGemm", [*rows, *constants], flat, CONTRIB, transB=1)
+        if flat != name:
+            self.op("Reshape", [flat, self.array(f"{name}/shape", np.array(shape))], name)
 
     def op(self, op_type: str, inputs: Sequence[str], output: str, domain: str = "", **attributes: Any) -> None:
         self.domains.setdefault(domain, 1)
