@@ -64,6 +64,9 @@ Where = Annotated[
 Context = Annotated[int, typer.Option(min=2, help="Language models: tokens that fit the cache.")]
 Chunk = Annotated[int, typer.Option(min=2, help="Language models: tokens that prefill takes at once.")]
 Slots = Annotated[int, typer.Option(min=1, max=64, help="Language models: sequences that decode takes at once.")]
+MaxRam = Annotated[
+    int | None, typer.Option(min=1, help="Language models: MB of memory for weights; more are loaded as they are used.")
+]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads per segment.")]
 Pins = Annotated[list[str] | None, typer.Option("--pin", metavar="NODE=host", help="Place nodes; * and ? match.")]
 Cuts = Annotated[list[str] | None, typer.Option("--cut", metavar="NODE", help="End a segment behind this node.")]
@@ -116,6 +119,7 @@ def build(
     context: Context = language.Options.context,
     chunk: Chunk = language.Options.chunk,
     slots: Slots = language.Options.slots,
+    max_ram: MaxRam = None,
     without: Annotated[
         list[str] | None, typer.Option(metavar="STEP", help=f"Leave out a step: {', '.join(building.ACCURACY)}.")
     ] = None,
@@ -143,15 +147,16 @@ def build(
     if accuracy not in (None, "report"):
         raise OptionError(f"--accuracy {accuracy}: the only kind is 'report'")
     output = output or model.with_suffix(".bundle")
+    settings = language.Options(context, chunk, slots, max_ram)
     if frontends.recognises(model):
         _refuse_for_language(options)
         with _progress() as step:
-            manifest = language.build(model, output, options, language.Options(context, chunk, slots), step)
+            manifest = language.build(model, output, options, settings, step)
         report.show_language(out, manifest)
         out.print(f"Wrote {escape(str(output))}. `generate {escape(str(output))} PROMPT` continues a text.")
         return
-    if (context, chunk, slots) != (language.Options.context, language.Options.chunk, language.Options.slots):
-        raise OptionError(f"{model}: --context, --chunk and --slots are for language models (.gguf, config.json)")
+    if settings != language.Options():
+        raise OptionError(f"{model}: --context, --chunk, --slots and --max-ram are for language models")
     if calibration is None:
         err.print("[bold yellow]No --calibration: using random data; accuracy will be meaningless.[/]")
     with _progress() as step:

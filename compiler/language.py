@@ -44,12 +44,15 @@ CALIBRATION, HELD_OUT, DECODED = 48, 8, 48
 class Options:
     """What a user may choose of a language model, besides what `build.Options` has.
 
-    `context` tokens fit the cache, prefill takes `chunk` at a time, decode up to `slots` sequences at once.
+    `context` tokens fit the cache, prefill takes `chunk` at a time, decode up to `slots` sequences at once. With
+    `max_ram`, in MB, the bundle runs with about so much memory for weights: half for prefill, half for decode, whose
+    segments on the host are an eighth of that, to be loaded one after the other.
     """
 
     context: int = 2048
     chunk: int = 128
     slots: int = 4
+    max_ram: int | None = None
 
     def check(self, source: Source) -> Options:
         """The options, the context no longer than the model's. Raises OptionError."""
@@ -98,7 +101,9 @@ def build(
             bundle.write_manifest(folder, manifest)
             step()
         with building.stage("verify"):
-            manifest["quality"] |= verify(LanguageModel(bundle.load(folder)), source, rows[-HELD_OUT:], report)
+            manifest["quality"] |= verify(
+                LanguageModel(bundle.load(folder), stream=False), source, rows[-HELD_OUT:], report
+            )
             bundle.write_manifest(folder, manifest)
             (folder / "report.html").write_text(html.page(manifest), encoding="utf-8")
     return manifest
@@ -112,7 +117,8 @@ def compiled(
     report: building.Report = building.silent,
 ) -> dict[str, Program]:
     """The programs, quantized by what `rows` of tokens show."""
-    options = replace(options, wishes=replace(options.wishes, host_int8=True))
+    size = None if language.max_ram is None else (language.max_ram << 20) // 16
+    options = replace(options, wishes=replace(options.wishes, host_int8=True, host_bytes=size))
     forms = language.forms()
     lowered = {name: building.lower(decoder.write(source, form), options, report) for name, form in forms.items()}
     wanted = sorted({name for program in lowered.values() for name in building.balanced(program)})
@@ -232,6 +238,7 @@ def _settings(source: Source, language: Options) -> dict[str, Any]:
         "context": language.context,
         "chunk": language.chunk,
         "slots": language.slots,
+        "max_ram_bytes": None if language.max_ram is None else language.max_ram << 20,
         "tokenizer": {
             "begin": tokenizer.begin,
             "ends": list(tokenizer.ends),

@@ -28,6 +28,7 @@ from compiler.targets.memory import packed_bytes
 Device = Literal["tpu", "host"]
 Place = Literal["tpu", "host", "auto"]
 
+_NORMS = ("RMSNormalization", "LayerNormalization")
 _LAYOUT = {("", "Reshape"), ("", "Transpose"), ("", "Identity")}
 
 
@@ -38,7 +39,8 @@ class Wishes:
     `place`: "tpu" gives an Edge TPU all that it takes, "auto" what is predicted to be faster there, "host" nothing.
     `pins` maps names of nodes (with * and ?) to a device; `cuts` are nodes behind which a segment ends. `kept` names
     nodes that accuracy keeps on the host. With `host_int8` the host multiplies normalised rows in int8 too, by the
-    weights that an Edge TPU would have.
+    weights that an Edge TPU would have. `host_bytes` is how many bytes of weights a segment of the host holds, where a
+    norm gives it a place to end.
     """
 
     tpus: int = 1
@@ -50,6 +52,7 @@ class Wishes:
     seconds: float = 3.0
     host_int8: bool = False
     kept: tuple[str, ...] = ()
+    host_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -341,10 +344,32 @@ class _Task:
                 segments[-1].nodes += nodes  # nothing lies between them
             else:
                 segments.append(Segment(len(segments), None if device == planner.HOST else device, nodes))
+        if self.wishes.host_bytes is not None:
+            parts = [own for s in segments for own in (self._split(s.nodes) if s.tpu is None else [s.nodes])]
+            devices = {n: s.tpu for s in segments for n in s.nodes}
+            segments = [Segment(index, devices[own[0]], own) for index, own in enumerate(parts)]
         for segment in segments:
             _borders(segment, self.users, self.outputs)
-        _predict(segments, self.costs, self.target)
+        _predict(segments, self.costs, self.target, self.wishes.host_int8)
         return Plan(segments, {}, self.costs, self.wishes)
+
+    def _split(self, nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
+        """Nodes of the host in parts of up to `host_bytes` of weights; norms begin a part."""
+        blocks: list[list[ir.Node]] = [[]]
+        for node in nodes:
+            if node.op_type in _NORMS and blocks[-1]:
+                blocks.append([])
+            blocks[-1].append(node)
+        parts: list[list[ir.Node]] = []
+        room = 0
+        for block in blocks:
+            size = _host_bytes(block, self.wishes.host_int8)
+            if not parts or size > room:
+                parts.append([])
+                room = self.wishes.host_bytes or 0
+            parts[-1] += block
+            room -= size
+        return parts
 
 
 # Placement of single nodes
@@ -414,14 +439,24 @@ def streamed(costs: Sequence[Cost], target: Target) -> tuple[set[int], int, floa
     return set(kept), sum(p.bytes for p in late), sum(p.stream for p in late)
 
 
-def _predict(segments: Sequence[Segment], costs: Mapping[ir.Node, Cost], target: Target) -> None:
+def _host_bytes(nodes: Sequence[ir.Node], int8: bool) -> int:
+    """Bytes of the constants that nodes on the host read; weights of products are a byte each in int8."""
+    sizes = {}
+    for node in nodes:
+        for value in cir.reads(node):
+            if value.const_value is not None:
+                product = int8 and node.domain == cir.DIALECT and value is node.inputs[1]
+                sizes[value] = value.const_value.size if product else value.const_value.nbytes
+    return sum(sizes.values())
+
+
+def _predict(segments: Sequence[Segment], costs: Mapping[ir.Node, Cost], target: Target, int8: bool) -> None:
     """Fill in what each segment is predicted to take."""
     shared: dict[int, list[ir.Node]] = {}
     for segment in segments:
         segment.macs = sum(costs[n].macs for n in segment.nodes)
         if segment.tpu is None:
-            constants = {v for node in segment.nodes for v in cir.reads(node) if cir.is_const(v)}
-            segment.parameter_bytes = sum(v.const_value.nbytes for v in constants if v.const_value is not None)
+            segment.parameter_bytes = _host_bytes(segment.nodes, int8)
             segment.times = {"compute": sum(costs[n].host for n in segment.nodes)}
             continue
         shared.setdefault(segment.tpu, []).extend(segment.nodes)

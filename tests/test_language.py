@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from compiler import build as building
 from compiler import bundle, language
 from compiler.errors import CalibrationError, ModelError, OptionError
 from compiler.frontends import decoder, open_source
+from compiler.frontends.architecture import Weight
 from compiler.partition import Place, Wishes
 from compiler.reference import Reference
 from compiler.runtime import RuntimeBundleError
@@ -285,3 +289,64 @@ def test_an_export_that_computes_otherwise_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m" / "config.json").write_text(json.dumps(config | {"num_attention_heads": 3}))
     with pytest.raises(ModelError, match=r"cannot share|multiples of 16|are \["):
         open_source(tmp_path / "m")
+
+
+_MEASURE = """
+import sys
+from pathlib import Path
+from compiler.runtime import Bundle
+from compiler.runtime.language import LanguageModel
+from compiler.runtime.sampling import Sampling
+def resident():
+    return next(int(l.split()[1]) for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmHWM"))
+bundle = Bundle.load(sys.argv[1])
+import onnxruntime
+before = resident()
+model = LanguageModel(bundle)
+print(list(model.generate([5, 6, 7, 8], 6, Sampling())), resident() - before)
+"""
+
+
+def test_a_bundle_runs_in_less_memory_than_its_weights(tmp_path: Path) -> None:
+    """The same tokens, with far less memory, of a model of 34 million weights; the rest of memory is measured too."""
+    (tmp_path / "m").mkdir()
+    huggingface(random_source(width=640, layers=8, hidden=1536), tmp_path / "m")
+    found = {}
+    for limit in (None, 16):
+        settings = language.Options(context=192, chunk=128, slots=1, max_ram=limit)
+        path = tmp_path / f"b{limit}"
+        language.build(tmp_path / "m", path, building.Options(wishes=Wishes(place="host")), settings)
+        made = subprocess.run([sys.executable, "-c", _MEASURE, path], capture_output=True, text=True, check=True)
+        tokens, _, kilobytes = made.stdout.strip().rpartition(" ")
+        found[limit] = tokens, int(kilobytes)
+        segments = bundle.load(path).manifest["language"]["programs"]["decode"]["segments"]
+        assert (len(segments) == 1) == (limit is None)
+    weights = sum(int(np.prod(w.shape)) for w in open_source(tmp_path / "m").weights.values())
+    assert found[16][0] == found[None][0]
+    assert found[16][1] < found[None][1] - weights / 1000
+    assert weights > 31 << 20
+
+
+def random_source(width: int, layers: int, hidden: int) -> decoder.Source:
+    """A model of random weights with the tokenizer of fixtures/language.gguf."""
+    source = open_source(MODEL)
+    sizes = {"width": width, "layers": layers, "hidden": hidden, "heads": width // 64, "kv_heads": 2}
+    each = {"bases": (10000.0,) * layers, "windows": (0,) * layers}
+    a = replace(source.architecture, **sizes, **each, head=64, rotary=64)  # type: ignore[arg-type]
+    shapes = {
+        "attn_q": (width, width),
+        "attn_k": (128, width),
+        "attn_v": (128, width),
+        "attn_output": (width, width),
+        "ffn_gate": (hidden, width),
+        "ffn_up": (hidden, width),
+        "ffn_down": (width, hidden),
+        "attn_norm": (width,),
+        "ffn_norm": (width,),
+    }
+    every = {f"blk.{i}.{n}": s for i in range(layers) for n, s in shapes.items()}
+    every |= {"token_embd": (a.vocabulary, width), "output_norm": (width,)}
+    rng = np.random.default_rng(0)
+    arrays = {n: (rng.standard_normal(s) / np.sqrt(s[-1])).astype(np.float32) for n, s in every.items()}
+    weights = {f"{n}.weight": Weight(array.shape, array.__getitem__) for n, array in arrays.items()}
+    return replace(source, architecture=a, weights=weights)

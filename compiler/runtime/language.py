@@ -29,10 +29,11 @@ class LanguageModel:
     """A language model's bundle, ready to generate.
 
     With `slots` above 1 the program for several sequences at once is opened instead of the one for a single sequence.
+    With `stream`, a bundle that was built to keep within some memory does so; without, it is faster.
     Raises RuntimeBundleError for bundles that are none, or hold no program for so many slots.
     """
 
-    def __init__(self, bundle: Bundle, threads: int = 2, slots: int = 1) -> None:
+    def __init__(self, bundle: Bundle, threads: int = 2, slots: int = 1, stream: bool = True) -> None:
         found = bundle.manifest.get("language")
         if found is None:
             raise RuntimeBundleError(f"{bundle.path}: is not a language model")
@@ -42,8 +43,10 @@ class LanguageModel:
             raise RuntimeBundleError(
                 f"{bundle.path}: was built for {found['slots']} slots: build it with --slots {slots}"
             )
-        self._prefill = Pipeline(bundle, threads)
-        self._decode = Pipeline(bundle, threads, found["programs"]["batch" if slots > 1 else "decode"])
+        limit = found["max_ram_bytes"] if stream else None
+        self._prefill = Pipeline(bundle, threads, limit=limit and limit // 2)
+        decode = found["programs"]["batch" if slots > 1 else "decode"]
+        self._decode = Pipeline(bundle, threads, decode, limit and limit // 2)
         shapes = {t["name"]: t["shape"] for t in self._prefill.inputs if t["name"].startswith(CACHE)}
         self._cache = {name: np.zeros((slots, *shape[1:]), np.float32) for name, shape in shapes.items()}
         self.slots = [Slot(i) for i in range(slots)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +85,58 @@ class HostSegment:
         ]
 
 
+Runner = TFLiteSegment | HostSegment
+
+
+class Streamed:
+    """Segments of which only some are loaded at a time, so that they take at most about `limit` bytes for weights.
+
+    Runs go through all segments again and again: the first ones stay, as many as leave room for two others; each of
+    the rest is loaded while the one before it runs, and released behind its own run.
+    """
+
+    def __init__(self, open_: Callable[[int], Runner], sizes: Sequence[int], limit: int) -> None:
+        self._open = open_
+        room, first = limit - 2 * max(sizes), 0
+        while first < len(sizes) and sizes[first] <= room:
+            room -= sizes[first]
+            first += 1
+        self._kept = {index: open_(index) for index in range(first)}
+        self._later = list(range(first, len(sizes)))
+        self._ahead: dict[int, Future[Runner]] = {}
+        self._loader = ThreadPoolExecutor(1, "loader")
+
+    def run(self, index: int, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        if index in self._kept:
+            return self._kept[index].run(arrays)
+        ahead = self._ahead.pop(index, None)
+        runner = ahead.result() if ahead is not None else self._open(index)
+        following = self._later[(self._later.index(index) + 1) % len(self._later)]
+        if following not in self._ahead and following != index:
+            self._ahead[following] = self._loader.submit(self._open, following)
+        return runner.run(arrays)
+
+
+class _Part:
+    """One of streamed segments."""
+
+    def __init__(self, streamed: Streamed, index: int) -> None:
+        self._streamed, self._index = streamed, index
+
+    def run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        return self._streamed.run(self._index, arrays)
+
+
 class Pipeline:
     """A loaded bundle. TPU segments take and give int8; host segments and the user see the model's own types.
 
-    `program` is the manifest itself, or one of the programs of a language model in it.
+    `program` is the manifest itself, or one of the programs of a language model in it. `limit` are bytes that weights
+    may take (`Streamed`), None for all.
     """
 
-    def __init__(self, bundle: Bundle, threads: int = 2, program: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, threads: int = 2, program: Mapping[str, Any] | None = None, limit: int | None = None
+    ) -> None:
         self.bundle = bundle
         program = bundle.manifest if program is None else program
         self.inputs: list[dict[str, Any]] = program["inputs"]
@@ -102,7 +148,15 @@ class Pipeline:
             if name not in kept:
                 self._last.setdefault(last, []).append(name)
         alone = len(program["segments"]) == 1
-        self.segments = [(s, self._open(s, threads, alone)) for s in program["segments"]]
+        entries: list[dict[str, Any]] = program["segments"]
+        sizes = [s["parameter_bytes"] for s in entries]
+        runners: list[Runner | _Part]
+        if limit is None or sum(sizes) <= limit:
+            runners = [self._open(s, threads, alone) for s in entries]
+        else:
+            streamed = Streamed(lambda index: self._open(entries[index], threads, alone), sizes, limit)
+            runners = [_Part(streamed, index) for index in range(len(entries))]
+        self.segments = list(zip(entries, runners, strict=True))
 
     def _open(self, segment: dict[str, Any], threads: int, alone: bool) -> TFLiteSegment | HostSegment:
         path = self.bundle.path / segment["files"][0]["path"]
