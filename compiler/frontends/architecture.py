@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -78,7 +77,6 @@ class Source:
     architecture: Architecture
     weights: Mapping[str, Weight]
     tokenizer: Tokenizer
-    notes: Mapping[str, Any] = field(default_factory=dict)
 
     def weight(self, name: str, *shape: int) -> Weight:
         """A weight of a known shape. Raises ModelError."""
