@@ -31,9 +31,7 @@ class Text:
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a prompt, with the model's begin token where it wants one."""
-        found = list(self._tokenizer.encode(text).ids)
-        begin = self._settings["begin"]
-        return [begin, *found] if self._settings["add_begin"] and begin is not None and found[:1] != [begin] else found
+        return self._begun(list(self._tokenizer.encode(text).ids))
 
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
@@ -65,18 +63,21 @@ class Text:
 
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         environment.globals["raise_exception"] = refuse
-        names = {"begin": "bos_token", "ends": "eos_token"}
-        special = {names["begin"]: self._token(self._settings["begin"])}
-        special[names["ends"]] = self._token(next(iter(self._settings["ends"]), None))
+        special = {
+            "bos_token": self._token(self._settings["begin"]),
+            "eos_token": self._token(next(iter(self._settings["ends"]), None)),
+        }
         try:
             text = environment.from_string(source).render(messages=messages, add_generation_prompt=True, **special)
         except jinja2.TemplateError as error:
             raise TextError(f"the chat template cannot be rendered: {error}") from error
+        return self._begun(list(self._tokenizer.encode(text, add_special_tokens=False).ids))
+
+    def _begun(self, tokens: list[int]) -> list[int]:
+        """Tokens with the model's begin token in front where it wants one."""
         begin = self._settings["begin"]
-        tokens = list(self._tokenizer.encode(text, add_special_tokens=False).ids)
-        return (
-            [begin, *tokens] if self._settings["add_begin"] and begin is not None and tokens[:1] != [begin] else tokens
-        )
+        wanted = self._settings["add_begin"] and begin is not None
+        return [begin, *tokens] if wanted and tokens[:1] != [begin] else tokens
 
     def _token(self, index: int | None) -> str:
         return "" if index is None else str(self._tokenizer.id_to_token(index) or "")
