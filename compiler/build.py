@@ -62,6 +62,7 @@ class Options:
     observers: Observers = field(default_factory=Observers)
     min_sqnr: float | None = None
     accuracy: str | None = None
+    tokenizer: Path | None = None
     keep_float: float = 0.0
     without: frozenset[str] = frozenset()
     check_passes: bool = False
@@ -161,6 +162,8 @@ def build(path: Path, output: Path, options: Options, report: Report = silent) -
                     "observer": options.observers.default,
                 },
             }
+            if options.tokenizer is not None:
+                manifest["tokenizer"] = bundle.copy_tokenizer(options.tokenizer, folder)
             bundle.write_manifest(folder, manifest)
             step()
         with stage("verify"):

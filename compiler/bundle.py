@@ -19,7 +19,7 @@ import onnx_ir as ir
 from compiler import ir as cir
 from compiler.emit import host, tflite
 from compiler.emit.store import Store
-from compiler.errors import BundleError, InternalError, OutputError
+from compiler.errors import BundleError, InternalError, OptionError, OutputError
 from compiler.partition import Segment
 from compiler.program import Program
 from compiler.quantize.scales import Quant
@@ -106,6 +106,20 @@ def write_segments(programs: Mapping[str, Program], path: Path) -> dict[str, lis
         ]
         for name, program in programs.items()
     }
+
+
+def copy_tokenizer(source: Path, path: Path) -> dict[str, Any]:
+    """Put a tokenizer.json into the bundle in `path`; returns its entry. Raises OptionError for what is none."""
+    from tokenizers import Tokenizer
+
+    try:
+        definition = source.read_text("utf-8")
+        Tokenizer.from_str(definition)
+    except Exception as error:
+        raise OptionError(f"--tokenizer {source}: not a tokenizer.json of the tokenizers library: {error}") from error
+    copy = path / "tokenizer.json"
+    copy.write_text(definition, encoding="utf-8")
+    return file_entry(copy, path)
 
 
 def file_entry(file: Path, path: Path) -> dict[str, Any]:

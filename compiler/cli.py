@@ -99,6 +99,9 @@ def build(
         list[str] | None,
         typer.Option(metavar="[PATTERN=]KIND", help="minmax, percentile or mse; for all or matching tensors."),
     ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="tokenizer.json of an encoder, for the embeddings of `serve`.")
+    ] = None,
     min_sqnr: Annotated[float | None, typer.Option(help="Fail below this SQNR in dB at any output.")] = None,
     accuracy: Annotated[
         str | None, typer.Option(metavar="report", help="Show how much each segment contributes to the end error.")
@@ -138,6 +141,7 @@ def build(
         observers=Observers.parse(observer or ()),
         min_sqnr=min_sqnr,
         accuracy=accuracy,
+        tokenizer=tokenizer,
         keep_float=keep_float / 100,
         without=_steps(without),
         check_passes=check_passes,
@@ -387,7 +391,7 @@ def chat(
 
 @app.command()
 def serve(
-    path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A language model's bundle.")],
+    path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle of a language model or an encoder.")],
     address: Annotated[
         str, typer.Option(help="Where to listen; only this machine can reach the default.")
     ] = "127.0.0.1",
@@ -403,22 +407,25 @@ def serve(
     max_body: Annotated[int, typer.Option(min=1024, help="Bytes of a request at most.")] = 1 << 20,
     threads: Threads = 2,
 ) -> None:
-    """Serve a language model over HTTP, as OpenAI's API does."""
+    """Serve a language model, or an encoder built with --tokenizer, over HTTP as OpenAI's API does."""
     import uvicorn
 
     from compiler.runtime.batching import Batcher
-    from compiler.runtime.server import Limits, Server
+    from compiler.runtime.embedding import Embedder
+    from compiler.runtime.server import EmbeddingServer, Limits, Server, Web
 
     loaded = bundle.load(path)
+    web = Web(path.name.removesuffix(".bundle"), api_key, Limits(max_body, max_tokens))
+    server: Server | EmbeddingServer
     try:
-        own = loaded.manifest.get("language", {})
-        model = LanguageModel(loaded, threads, slots or own.get("slots", 1))
-        text = Text(loaded)
+        if "language" in loaded.manifest:
+            model = LanguageModel(loaded, threads, slots or loaded.manifest["language"]["slots"])
+            server = Server(web, Text(loaded), Batcher(model, waiting))
+            what = f"with {len(model.slots)} slots"
+        else:
+            server, what = EmbeddingServer(web, Embedder(loaded, threads)), "for embeddings"
     except RuntimeBundleError as error:
         raise BundleError(str(error)) from error
-    server = Server(
-        path.name.removesuffix(".bundle"), text, Batcher(model, waiting), api_key, Limits(max_body, max_tokens)
-    )
     config = uvicorn.Config(
         server.app(),
         host=address,
@@ -433,9 +440,7 @@ def serve(
     except (OSError, SystemExit) as error:
         raise OptionError(f"--address {address} --port {port}: cannot be listened on") from error
     place = f"http://{address}:{listening.getsockname()[1]}"
-    out.print(
-        f"Serving {escape(server.name)} on {place} with {len(model.slots)} slots; Ctrl-C ends it.", soft_wrap=True
-    )
+    out.print(f"Serving {escape(web.name)} on {place} {what}; Ctrl-C ends it.", soft_wrap=True)
     uvicorn.Server(config).run([listening])
 
 

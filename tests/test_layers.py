@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 RUNTIME_MAY_IMPORT = {"numpy", "onnxruntime", "compiler"}
-LANGUAGE_MAY_IMPORT = {"text.py": {"tokenizers", "jinja2"}, "server.py": {"starlette"}}
+LANGUAGE_MAY_IMPORT = {"text.py": {"tokenizers", "jinja2"}, "server.py": {"starlette"}, "embedding.py": {"tokenizers"}}
 
 
 def imports(path: Path) -> set[str]:

@@ -14,17 +14,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import numpy as np
+import onnx
+import onnxruntime
 import openai
 import pytest
+import tokenizers
+from onnx import helper, numpy_helper
+from starlette.testclient import TestClient
 
 from compiler import build as building
 from compiler import language
 from compiler.partition import Wishes
 from compiler.runtime import Bundle
 from compiler.runtime.batching import Batcher, BusyError, Request
+from compiler.runtime.embedding import Embedder
 from compiler.runtime.language import LanguageModel
 from compiler.runtime.sampling import Sampling
+from compiler.runtime.server import EmbeddingServer, Web
 from compiler.runtime.text import Text
+from tests.conftest import Cli
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = language.Options(context=160, chunk=32, slots=3)
@@ -193,3 +202,60 @@ def test_a_full_queue_refuses(served: Served) -> None:
         batcher.submit(Request([1] * 160, 1, Sampling(), lambda t: None))
     batcher.close()
     assert batcher.counters.refused == refused
+
+
+def encoder(folder: Path) -> tuple[Path, Path]:
+    """A small encoder of 16 tokens and a tokenizer of words. (model, tokenizer)"""
+    rng = np.random.default_rng(0)
+    words = ["[UNK]", "the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "cat"]
+    library = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    library.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    library.save(str(folder / "tokenizer.json"))
+    table, weight = (rng.standard_normal(s).astype(np.float32) for s in ((len(words), 32), (32, 32)))
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["x"]),
+        helper.make_node("MatMul", ["x", "weight"], ["y"]),
+        helper.make_node("Gelu", ["y"], ["z"]),
+        helper.make_node("Cast", ["attention_mask"], ["m"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["m", "axis"], ["n"]),
+        helper.make_node("Mul", ["z", "n"], ["states"]),
+    ]
+    constants = {"table": table, "weight": weight, "axis": np.array([2], np.int64)}
+    inputs = [
+        helper.make_tensor_value_info(n, onnx.TensorProto.INT64, [1, 16]) for n in ("input_ids", "attention_mask")
+    ]
+    outputs = [helper.make_tensor_value_info("states", onnx.TensorProto.FLOAT, [1, 16, 32])]
+    initializers = [numpy_helper.from_array(a, n) for n, a in constants.items()]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, initializers)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), folder / "m.onnx")
+    return folder / "m.onnx", folder / "tokenizer.json"
+
+
+def test_embeddings(tmp_path: Path, run_cli: Cli) -> None:
+    model, tokenizer = encoder(tmp_path)
+    assert run_cli("build", model, "--tokenizer", model)[0] == 2
+    ids = np.random.default_rng(1).integers(0, 10, (8, 16))
+    np.savez(tmp_path / "c.npz", input_ids=ids, attention_mask=np.ones_like(ids))
+    code, _, err = run_cli("build", model, "--tokenizer", tokenizer, "--calibration", tmp_path / "c.npz")
+    assert code == 0, err
+    embedder = Embedder(Bundle.load(tmp_path / "m.bundle"))
+    server = EmbeddingServer(Web("small"), embedder)
+    client = openai.OpenAI(
+        base_url="http://test/v1", api_key="none", http_client=TestClient(server.app()), max_retries=0
+    )
+    texts = ["the quick fox", "over the lazy dog cat"]
+    made = client.embeddings.create(model="small", input=texts)
+    session = onnxruntime.InferenceSession(model)
+    for text, entry in zip(texts, made.data, strict=True):
+        tokens = embedder.tokens(text)
+        feeds = {n: np.zeros((1, 16), np.int64) for n in ("input_ids", "attention_mask")}
+        feeds["input_ids"][0, : len(tokens)], feeds["attention_mask"][0, : len(tokens)] = tokens, 1
+        (states,) = session.run(None, feeds)
+        want = states[0, : len(tokens)].mean(axis=0)
+        assert np.dot(entry.embedding, want) / np.linalg.norm(want) > 0.999
+    assert made.usage.prompt_tokens == 8
+    for given, word in ((["x"] * 0, "input"), ("the " * 17, "tokens"), (5, "input")):
+        with pytest.raises(openai.BadRequestError, match=word):
+            client.embeddings.create(model="small", input=given)  # type: ignore[arg-type]
+    code, _, err = run_cli("build", model, "-o", tmp_path / "plain.bundle", "--calibration", tmp_path / "c.npz")
+    assert run_cli("serve", tmp_path / "plain.bundle")[0] == 2

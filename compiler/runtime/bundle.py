@@ -41,12 +41,12 @@ class Bundle:
             )
         bundle = cls(path, manifest)
         if check:
-            language = manifest.get("language")
+            language, entries = manifest.get("language"), [manifest.get("tokenizer")]
             if language:
                 segments = [*segments, *(s for p in language["programs"].values() for s in p["segments"])]
-            files = {e["path"]: e["sha256"] for s in segments for e in s["files"]}
-            if language:
-                files[language["tokenizer"]["path"]] = language["tokenizer"]["sha256"]
+                entries.append(language["tokenizer"])
+            entries += [e for s in segments for e in s["files"]]
+            files = {e["path"]: e["sha256"] for e in entries if e is not None}
             for name, digest in files.items():
                 bundle._check(name, digest)
         return bundle

@@ -1,4 +1,5 @@
 """Serves a language model over HTTP in the way of OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models.
+Of an encoder it serves /v1/embeddings.
 
 /health tells whether the model runs, /metrics has counters as Prometheus reads them.
 """
@@ -6,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hmac
 import json
 import time
@@ -23,6 +25,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from compiler.runtime.batching import Batcher, BusyError, Request
+from compiler.runtime.embedding import Embedder
 from compiler.runtime.sampling import Sampling
 from compiler.runtime.text import Flow, Text
 
@@ -85,14 +88,89 @@ class _Answer:
 
 
 @dataclass
-class Server:
-    """A model behind HTTP. `key`, where there is one, must come as a bearer token."""
+class Web:
+    """What every server here has. `key`, where there is one, must come as a bearer token."""
 
     name: str
-    text: Text
-    batcher: Batcher
     key: str | None = None
     limits: Limits = field(default_factory=Limits)
+
+    def authorize(self, http: HttpRequest) -> None:
+        given = http.headers.get("authorization", "")
+        if self.key is not None and not hmac.compare_digest(given.encode(), f"Bearer {self.key}".encode()):
+            raise HTTPException(401, "the API key is missing or wrong", {"WWW-Authenticate": "Bearer"})
+
+    async def body(self, http: HttpRequest) -> dict[str, Any]:
+        """The JSON object of a request, of limited size."""
+        self.authorize(http)
+        data = bytearray()
+        try:
+            async for part in http.stream():
+                data += part
+                if len(data) > self.limits.body_bytes:
+                    raise HTTPException(413, f"the request is larger than {self.limits.body_bytes} bytes")
+        except ClientDisconnect as error:
+            raise HTTPException(400, "the client went away") from error
+        try:
+            found = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise HTTPException(400, "the request is not JSON") from error
+        if not isinstance(found, dict):
+            raise HTTPException(400, "the request is not a JSON object")
+        return found
+
+    async def models(self, http: HttpRequest) -> Response:
+        self.authorize(http)
+        return JSONResponse({"object": "list", "data": [{"id": self.name, "object": "model", "owned_by": "local"}]})
+
+
+@dataclass
+class EmbeddingServer:
+    """An encoder behind HTTP: /v1/embeddings."""
+
+    web: Web
+    embedder: Embedder
+
+    def app(self) -> Starlette:
+        routes = [
+            Route("/v1/embeddings", self._embed, methods=["POST"]),
+            Route("/v1/models", self.web.models),
+            Route("/health", self._health),
+        ]
+        return Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
+
+    async def _health(self, http: HttpRequest) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def _embed(self, http: HttpRequest) -> Response:
+        body = await self.web.body(http)
+        given, kind = body.get("input"), body.get("encoding_format", "float")
+        texts = [given] if isinstance(given, str) else given
+        if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
+            raise HTTPException(400, "input: a text, or a list of texts")
+        if kind not in ("float", "base64") or body.get("dimensions") is not None:
+            raise HTTPException(400, "encoding_format: float or base64; dimensions: is not supported")
+        try:
+            tokens = [self.embedder.tokens(text) for text in texts]
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from error
+        data = []
+        for index, own in enumerate(tokens):
+            vector = await asyncio.to_thread(self.embedder.embed, own)
+            found = base64.b64encode(vector.tobytes()).decode() if kind == "base64" else vector.tolist()
+            data.append({"object": "embedding", "index": index, "embedding": found})
+        count = sum(map(len, tokens))
+        usage = {"prompt_tokens": count, "total_tokens": count}
+        return JSONResponse({"object": "list", "data": data, "model": self.web.name, "usage": usage})
+
+
+@dataclass
+class Server:
+    """A language model behind HTTP."""
+
+    web: Web
+    text: Text
+    batcher: Batcher
 
     def app(self) -> Starlette:
         @asynccontextmanager
@@ -103,7 +181,7 @@ class Server:
         routes = [
             Route("/v1/chat/completions", self._chat, methods=["POST"]),
             Route("/v1/completions", self._complete, methods=["POST"]),
-            Route("/v1/models", self._models),
+            Route("/v1/models", self.web.models),
             Route("/health", self._health),
             Route("/metrics", self._metrics),
         ]
@@ -181,18 +259,19 @@ class Server:
 
     def _head(self, kind: str) -> dict[str, Any]:
         prefix = "chatcmpl" if kind.startswith("chat") else "cmpl"
-        return {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": self.name}
-
-    async def _models(self, http: HttpRequest) -> Response:
-        self._authorize(http)
-        return JSONResponse({"object": "list", "data": [{"id": self.name, "object": "model", "owned_by": "local"}]})
+        return {
+            "id": f"{prefix}-{uuid.uuid4().hex}",
+            "object": kind,
+            "created": int(time.time()),
+            "model": self.web.name,
+        }
 
     async def _health(self, http: HttpRequest) -> Response:
         alive = self.batcher.alive
         return JSONResponse({"status": "ok" if alive else "the model has stopped"}, 200 if alive else 503)
 
     async def _metrics(self, http: HttpRequest) -> Response:
-        self._authorize(http)
+        self.web.authorize(http)
         c = self.batcher.counters
         lines = []
         for name, kind, value in (
@@ -213,27 +292,8 @@ class Server:
             lines.append(f'coral_bundle_first_token_seconds{{quantile="{share}"}} {seconds:.6f}')
         return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
 
-    def _authorize(self, http: HttpRequest) -> None:
-        given = http.headers.get("authorization", "")
-        if self.key is not None and not hmac.compare_digest(given.encode(), f"Bearer {self.key}".encode()):
-            raise HTTPException(401, "the API key is missing or wrong", {"WWW-Authenticate": "Bearer"})
-
     async def _body(self, http: HttpRequest) -> dict[str, Any]:
-        self._authorize(http)
-        data = bytearray()
-        try:
-            async for part in http.stream():
-                data += part
-                if len(data) > self.limits.body_bytes:
-                    raise HTTPException(413, f"the request is larger than {self.limits.body_bytes} bytes")
-        except ClientDisconnect as error:
-            raise HTTPException(400, "the client went away") from error
-        try:
-            found = json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise HTTPException(400, "the request is not JSON") from error
-        if not isinstance(found, dict):
-            raise HTTPException(400, "the request is not a JSON object")
+        found = await self.web.body(http)
         for name in _UNSUPPORTED:
             if found.get(name):
                 raise HTTPException(400, f"{name}: is not supported")
@@ -259,8 +319,8 @@ class Server:
         most = body.get("max_completion_tokens", body.get("max_tokens"))
         wanted = {"max_tokens": 256 if most is None else most}
         limit = wanted["max_tokens"]
-        if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= self.limits.tokens:
-            raise HTTPException(400, f"max_tokens: a number from 1 to {self.limits.tokens}")
+        if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= self.web.limits.tokens:
+            raise HTTPException(400, f"max_tokens: a number from 1 to {self.web.limits.tokens}")
         seed = body.get("seed")
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
             raise HTTPException(400, "seed: a number of at least 0")

@@ -1,0 +1,58 @@
+"""Sentence embeddings from an encoder's bundle: token states averaged over a text's own tokens, as unit vectors."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from compiler.runtime.bundle import Bundle, RuntimeBundleError
+from compiler.runtime.pipeline import Pipeline
+
+_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
+
+
+class Embedder:
+    """An encoder with its tokenizer (`build --tokenizer`). Raises RuntimeBundleError for bundles that are none.
+
+    It takes input_ids and, where the model has them, attention_mask and token_type_ids [1, S]; its first output is
+    [1, S, D], or [1, D] where the model pools by itself.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int = 2) -> None:
+        from tokenizers import Tokenizer
+
+        entry: dict[str, Any] | None = bundle.manifest.get("tokenizer")
+        names = {i["name"] for i in bundle.manifest["inputs"]}
+        if entry is None or "input_ids" not in names or not names <= _INPUTS:
+            raise RuntimeBundleError(
+                f"{bundle.path}: is neither a language model nor an encoder with a tokenizer (build --tokenizer)"
+            )
+        self._pipeline, self._lock = Pipeline(bundle, threads), threading.Lock()
+        self._tokenizer = Tokenizer.from_file(str(bundle.path / entry["path"]))
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self.length = int(next(i["shape"][1] for i in self._pipeline.inputs if i["name"] == "input_ids"))
+
+    def tokens(self, text: str) -> list[int]:
+        """The tokens of a text. Raises ValueError where they do not fit."""
+        found = list(self._tokenizer.encode(text).ids)
+        if not 0 < len(found) <= self.length:
+            raise ValueError(f"a text has {len(found)} tokens; the model takes 1 to {self.length}")
+        return found
+
+    def embed(self, tokens: Sequence[int]) -> np.ndarray:
+        """The unit vector [D] of a text's tokens."""
+        mask = np.zeros((1, self.length), np.int64)
+        mask[0, : len(tokens)] = 1
+        ids = np.zeros_like(mask)
+        ids[0, : len(tokens)] = tokens
+        arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(mask)}
+        kinds = {i["name"]: i["dtype"] for i in self._pipeline.inputs}
+        with self._lock:
+            results = self._pipeline.run({name: arrays[name].astype(kind) for name, kind in kinds.items()})
+        states = results[self._pipeline.outputs[0]["name"]].astype(np.float64)
+        vector = states[0, : len(tokens)].mean(axis=0) if states.ndim == 3 else states[0]
+        return np.asarray(vector / max(float(np.linalg.norm(vector)), 1e-12), np.float32)
