@@ -132,7 +132,7 @@ def main() -> None:
         language.build(options.model, path, building.Options(wishes=Wishes(place=options.place)), language.Options())
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         print(f"build {time.perf_counter() - began:.0f} s, peak memory {peak:.2f} GB")
-        bundle = Bundle.load(path)
+        bundle = Bundle.open(path)
         print(f"perplexity {bundle.manifest['quality']['perplexity']}")
         text, model = Text(bundle), LanguageModel(bundle, THREADS)
         answer = "".join(text.stream(model.generate(text.encode(PROMPTS[0]), 12, Sampling())))

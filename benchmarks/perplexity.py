@@ -25,7 +25,7 @@ from compiler.program import Program
 from compiler.quantize import samples as sampling
 from compiler.reference import Reference
 from compiler.runtime import Pipeline
-from compiler.runtime.pipeline import CACHE
+from compiler.runtime.host import CACHE
 
 SEQUENCES, LENGTH, CHUNK = 8, 512, 128
 

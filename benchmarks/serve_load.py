@@ -29,7 +29,7 @@ TOKENS = 24
 
 
 def wanted(path: Path, prompts: list[str]) -> list[str]:
-    bundle = Bundle.load(path)
+    bundle = Bundle.open(path)
     model, text = LanguageModel(bundle, slots=bundle.manifest["language"]["slots"]), Text(bundle)
     return ["".join(text.stream(model.generate(text.encode(p), TOKENS, Sampling()))) for p in prompts]
 

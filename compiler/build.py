@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 import passes
-from compiler import bundle, html, importer, sensitivity, verify
+from compiler import bundle, html, importer, sensitivity, toolchain, verify
 from compiler import ir as cir
 from compiler.check import Checker
 from compiler.errors import (
@@ -26,7 +27,7 @@ from compiler.errors import (
     first_line,
 )
 from compiler.legality import refusal
-from compiler.partition import Wishes, partition
+from compiler.partition import Wishes, halved, partition
 from compiler.program import Program
 from compiler.quantize import samples as sampling
 from compiler.quantize.balance import Product, balance, products
@@ -68,6 +69,7 @@ class Options:
     check_passes: bool = False
     seed: int = 0
     force: bool = False
+    tool: toolchain.Tool | None = None
 
 
 @contextmanager
@@ -150,12 +152,13 @@ def build(path: Path, output: Path, options: Options, report: Report = silent) -
             wishes = replace(options.wishes, kept=kept)
             again = replace(options, wishes=wishes)
             program = quantize(divided(lowered, again, report), calibration, options, report)
+        programs, entries = emit({"": program}, folder, options, report)
+        program, segments = programs[""], entries[""]
         with stage("emit"):
-            step = report("writing segments", 1)
             manifest = {
                 **summary(program, path),
                 "tools": bundle.tool_versions(),
-                "segments": bundle.write_segments({"": program}, folder)[""],
+                "segments": segments,
                 "quality": {
                     "calibration": "random" if samples.random else "user",
                     "calibration_samples": len(calibration),
@@ -165,7 +168,6 @@ def build(path: Path, output: Path, options: Options, report: Report = silent) -
             if options.tokenizer is not None:
                 manifest["tokenizer"] = bundle.copy_tokenizer(options.tokenizer, folder)
             bundle.write_manifest(folder, manifest)
-            step()
         with stage("verify"):
             step = report("verifying", len(held_out))
             quality = verify.verify(bundle.load(folder), program, held_out, expected, step)
@@ -178,6 +180,38 @@ def build(path: Path, output: Path, options: Options, report: Report = silent) -
             (folder / "report.html").write_text(html.page(manifest), encoding="utf-8")
         gate(quality, options.min_sqnr)
     return manifest
+
+
+def emit(
+    programs: Mapping[str, Program], folder: Path, options: Options, report: Report = silent
+) -> tuple[dict[str, Program], dict[str, list[dict[str, Any]]]]:
+    """Write every segment of the programs, and compile those for Edge TPUs where edgetpu_compiler is at hand.
+
+    A segment that it refuses is cut in two, until only single operators are left that it refuses: these stay int8
+    TFLite for the CPU. Returns the programs as they are now, and the entries of their segments in the manifest.
+    """
+    found = dict(programs)
+    report("writing segments", 1)
+    with stage("emit"):
+        entries = bundle.write_segments(found, folder)
+    if options.tool is None:
+        return found, entries
+    with stage("edgetpu_compiler"), toolchain.Session(options.tool) as session:
+        while True:
+            groups = toolchain.groups(entries.values(), folder)
+            outcomes = session.compile(groups, report("edgetpu_compiler", len(groups)))
+            before = sum(len(segments) for segments in entries.values())
+            for name, program in found.items():
+                refused = toolchain.refused(entries[name], outcomes, folder)
+                plan = halved(program.plan, program.model.graph, program.target, refused)
+                found[name] = replace(program, plan=plan)
+            if before == sum(len(program.plan.segments) for program in found.values()):
+                break
+            shutil.rmtree(folder / "segments")
+            entries = bundle.write_segments(found, folder)
+        for segments in entries.values():
+            toolchain.enter(segments, outcomes, folder)
+    return found, entries
 
 
 def float_results(model: ir.Model, samples: sampling.Samples, report: Report = silent) -> list[sampling.Sample]:

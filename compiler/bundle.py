@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import onnx_ir as ir
 
 from compiler import ir as cir
@@ -23,10 +22,9 @@ from compiler.errors import BundleError, InternalError, OptionError, OutputError
 from compiler.partition import Segment
 from compiler.program import Program
 from compiler.quantize.scales import Quant
-from compiler.runtime import Bundle, RuntimeBundleError
+from compiler.runtime import Bundle, RuntimeBundleError, schema
 from compiler.runtime.bundle import MANIFEST_VERSION, sha256
 
-SCHEMA = Path(__file__).parent / "manifest.schema.json"
 TOOLS = ("onnx", "onnx-ir", "onnxscript", "onnxruntime", "ai-edge-litert", "numpy")
 
 
@@ -99,7 +97,7 @@ def write_segments(programs: Mapping[str, Program], path: Path) -> dict[str, lis
         name: [
             {
                 **segment_entry(program, segment),
-                "compiled": False,
+                "compiled": None,
                 "files": [entries[f] for f in files[name, segment.index]],
             }
             for segment in program.plan.segments
@@ -192,21 +190,18 @@ def tool_versions() -> dict[str, str]:
 def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
     """Check a manifest against the schema and write it. Raises InternalError for one that does not hold."""
     manifest = {"manifest_version": MANIFEST_VERSION, **manifest}
-    try:
-        jsonschema.validate(manifest, json.loads(SCHEMA.read_text()))
-    except jsonschema.ValidationError as error:
-        raise InternalError("manifest", f"{error.json_path}: {error.message}") from error
+    wrong = schema.complaint(manifest)
+    if wrong is not None:
+        raise InternalError("manifest", wrong)
+    made = path / ".manifest.json"
     text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False)
-    (path / "manifest.json").write_text(text + "\n", encoding="utf-8")
+    made.write_text(text + "\n", encoding="utf-8")
+    made.replace(path / "manifest.json")
 
 
 def load(path: Path) -> Bundle:
     """A bundle whose manifest holds to the schema and whose files are unchanged. Raises BundleError."""
     try:
-        bundle = Bundle.load(path)
-        jsonschema.validate(bundle.manifest, json.loads(SCHEMA.read_text()))
+        return Bundle.open(path)
     except RuntimeBundleError as error:
         raise BundleError(str(error)) from error
-    except jsonschema.ValidationError as error:
-        raise BundleError(f"{path}/manifest.json: {error.json_path}: {error.message}") from error
-    return bundle

@@ -5,6 +5,8 @@ CompilerError                     one line for the user, exit code 2
 ├── ModelError           E-MODEL        the ONNX file is broken, unsafe or not fixed enough to build
 ├── CalibrationError     E-CALIBRATION  samples that do not fit the model
 ├── BundleError          E-BUNDLE       a bundle that is damaged, edited or of another version
+├── DeviceError          E-DEVICE       a segment failed and no other device may run it
+├── ToolchainError       E-TOOLCHAIN    edgetpu_compiler is not there, or cannot be run
 ├── OutputError          E-OUTPUT       a place that cannot be written
 └── QualityError         E-QUALITY      the built bundle missed the gate that the user set
 InternalError            E-INTERNAL     our own bug: names the stage, exit code 70
@@ -34,6 +36,14 @@ class CalibrationError(CompilerError):
 
 class BundleError(CompilerError):
     code = "E-BUNDLE"
+
+
+class DeviceError(CompilerError):
+    code = "E-DEVICE"
+
+
+class ToolchainError(CompilerError):
+    code = "E-TOOLCHAIN"
 
 
 class OutputError(CompilerError):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -79,12 +79,12 @@ def build(
             language = language.check(source)
             rows = calibration_rows(source, options.calibration, language)
         programs = compiled(source, options, language, rows[:-HELD_OUT], report)
+        prefixes = {name: "" if name == "prefill" else f"{name}-" for name in programs}
+        written, segments = building.emit({prefixes[n]: p for n, p in programs.items()}, folder, options, report)
         with building.stage("emit"):
-            step = report("writing segments", 1)
-            segments = bundle.write_segments(_prefixed(programs), folder)
             tokenizer = folder / "tokenizer.json"
             tokenizer.write_text(source.tokenizer.definition, encoding="utf-8")
-            parts = {name: building.program_entry(p, segments[_prefix(name)]) for name, p in programs.items()}
+            parts = {name: building.program_entry(written[p], segments[p]) for name, p in prefixes.items()}
             manifest = {
                 "model": {"file": path.name, "sha256": _digest(path), "opset": cir.OPSET},
                 "target": building.target_entry(Target.load(options.target)),
@@ -99,7 +99,6 @@ def build(
             }
             manifest["language"]["tokenizer"] |= bundle.file_entry(tokenizer, folder)
             bundle.write_manifest(folder, manifest)
-            step()
         with building.stage("verify"):
             manifest["quality"] |= verify(
                 LanguageModel(bundle.load(folder), stream=False), source, rows[-HELD_OUT:], report
@@ -246,14 +245,6 @@ def _settings(source: Source, language: Options) -> dict[str, Any]:
             "chat_template": tokenizer.chat_template,
         },
     }
-
-
-def _prefix(name: str) -> str:
-    return "" if name == "prefill" else f"{name}-"
-
-
-def _prefixed(programs: Mapping[str, Program]) -> dict[str, Program]:
-    return {_prefix(name): program for name, program in programs.items()}
 
 
 def _digest(path: Path) -> str:

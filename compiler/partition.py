@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import pairwise
@@ -370,6 +370,29 @@ class _Task:
             parts[-1] += block
             room -= size
         return parts
+
+
+def halved(plan: Plan, graph: ir.Graph, target: Target, indices: Container[int]) -> Plan:
+    """The plan with each of these segments in two, at half of its predicted time, where it has several operators."""
+    segments: list[Segment] = []
+    for segment in plan.segments:
+        parts = _halves(segment.nodes, plan.costs) if segment.index in indices else [segment.nodes]
+        segments += [Segment(len(segments) + i, segment.tpu, nodes) for i, nodes in enumerate(parts)]
+    users, outputs = _users(graph), set(graph.outputs)
+    for segment in segments:
+        _borders(segment, users, outputs)
+    _predict(segments, plan.costs, target, plan.wishes.host_int8)
+    return replace(plan, segments=segments)
+
+
+def _halves(nodes: list[ir.Node], costs: Mapping[ir.Node, Cost]) -> list[list[ir.Node]]:
+    """Two parts whose costs differ least; a node that costs nothing is written as a part of the one before it."""
+    total = sum(costs[n].tpu for n in nodes)
+    places = [i for i in range(1, len(nodes)) if costs[nodes[i]].tpu]
+    if not places:
+        return [nodes]
+    middle = min(places, key=lambda i: abs(2 * sum(costs[n].tpu for n in nodes[:i]) - total))
+    return [nodes[:middle], nodes[middle:]]
 
 
 # Placement of single nodes

@@ -13,6 +13,8 @@ from compiler.darwinn import Package
 from compiler.targets import Target
 from compiler.verify import worst_segment
 
+_UNPLANNED = 64 << 10  # bytes streamed beyond the plan that are worth a line
+
 
 def show_plan(console: Console, plan: Mapping[str, Any]) -> None:
     """The segments, what is predicted of them, and which nodes are on the host and why."""
@@ -206,6 +208,34 @@ def show_quality(console: Console, quality: Mapping[str, Any]) -> None:
         for index in sorted(shares, key=lambda i: -shares[i]):
             own = quality["segments"][index]["sqnr_db"]
             console.print(f"  segment {index:>3}  {shares[index]:6.1%}  (own {own:.1f} dB)", highlight=False)
+
+
+def show_compilation(console: Console, manifest: Mapping[str, Any]) -> None:
+    """What edgetpu_compiler made of the segments of a bundle, and what it would not take."""
+    programs = {"": manifest} | manifest.get("language", {}).get("programs", {})
+    segments = [(name, s) for name, program in programs.items() for s in program["segments"] if s["device"] == "tpu"]
+    done = [(name, s) for name, s in segments if s["compiled"] is not None]
+    if not segments:
+        return
+    if not done:
+        console.print("TPU segments are int8 TFLite, not compiled by edgetpu_compiler; `compile` does it later.")
+    else:
+        versions = sorted({s["compiled"]["compiler"] for _, s in done})
+        console.print(
+            f"edgetpu_compiler {', '.join(versions)} took {len(done)} of {len(segments)} segments.", highlight=False
+        )
+    for name, segment in segments:
+        at, found = f"{name + ' ' if name else ''}segment {segment['index']}", segment["compiled"]
+        if found is None and done:
+            reason = segment["operators"][0]["reason"] if segment["operators"] else ""
+            console.print(f"[yellow]{at}[/] {escape(reason)}", highlight=False, soft_wrap=True)
+        for row in found["on_cpu"] if found else ():
+            text = f"{row['count']} {row['operator']} left on the CPU: {row['status']}"
+            console.print(f"[yellow]{at}[/] {escape(text)}", highlight=False, soft_wrap=True)
+        if found and found["streamed_bytes"] > segment["streamed_bytes"] + _UNPLANNED:
+            planned = size(segment["streamed_bytes"]) or "none"
+            text = f"streams {size(found['streamed_bytes'])} at each run, planned were {planned}"
+            console.print(f"[yellow]{at}[/] {text}", highlight=False)
 
 
 def show_compiled(console: Console, name: str, packages: Sequence[Package], on_cpu: Mapping[str, int]) -> None:

@@ -35,7 +35,7 @@ def shares(
             clean = reference.run({**sample, **silent}, [*ends, *(n for n in borders if n not in ends)])
             floats = {**sample, **clean}
             for index, names in outputs.items():
-                entries = {t["name"]: t for t in pipeline.segments[index][0]["outputs"]}
+                entries = {t["name"]: t for t in pipeline.segments[index]["outputs"]}
                 alone = pipeline.run_segment(index, floats)
                 noise = {f"{n}/noise": convert(alone[n], {**entries[n], "dtype": "float32"}) - floats[n] for n in names}
                 disturbed = reference.run({**sample, **silent, **noise}, ends)

@@ -92,7 +92,7 @@ def verify(
         for number, (sample, wanted) in enumerate(zip(samples, expected, strict=True)):
             values: dict[str, np.ndarray] = dict(pipeline.check_inputs(sample))
             with np.load(Path(folder) / f"{number}.npz") as saved:
-                for index, (segment, _) in enumerate(pipeline.segments):
+                for index, segment in enumerate(pipeline.segments):
                     pipeline.advance(index, values)
                     if segment["device"] == "tpu":
                         around = [t["name"] for t in [*segment["inputs"], *segment["outputs"]]]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +13,9 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from compiler import build as building
 from compiler import cli
+from compiler.partition import Wishes
 
 
 def save(path: Path, proto: onnx.ModelProto) -> Path:
@@ -51,6 +56,37 @@ def small_network(batch: object = 1) -> onnx.ModelProto:
 @pytest.fixture
 def small_model(tmp_path: Path) -> Path:
     return save(tmp_path / "small.onnx", small_network())
+
+
+@pytest.fixture(scope="session")
+def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small network built for two Edge TPUs: host, TPU, host, TPU, host. Copy it to change it."""
+    folder = tmp_path_factory.mktemp("small")
+    model = save(folder / "small.onnx", small_network())
+    building.build(model, folder / "small.bundle", building.Options(wishes=Wishes(tpus=2)))
+    return folder / "small.bundle"
+
+
+@pytest.fixture(scope="session")
+def edgetpu_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stand-in for libedgetpu, built with the C compiler."""
+    gcc = shutil.which("gcc")
+    if gcc is None:
+        pytest.skip("no C compiler")
+    path = tmp_path_factory.mktemp("library") / "libedgetpu.so.1"
+    source = Path(__file__).parent / "standins" / "libedgetpu.c"
+    subprocess.run([gcc, "-Wall", "-Werror", "-shared", "-fPIC", "-o", path, source], check=True)
+    return path
+
+
+@pytest.fixture
+def edgetpu_compiler(tmp_path: Path) -> Path:
+    """The stand-in for edgetpu_compiler, as a program."""
+    path = tmp_path / "edgetpu_compiler"
+    source = Path(__file__).parent / "standins" / "edgetpu_compiler.py"
+    path.write_text(f'#!/bin/sh\nexec {sys.executable} {source} "$@"\n')
+    path.chmod(0o755)
+    return path
 
 
 Cli = Callable[..., tuple[int, str, str]]

@@ -18,7 +18,7 @@ from tests.conftest import save, small_network
 
 def builds(path: Path, tmp_path: Path) -> Pipeline:
     building.build(path, tmp_path / "b", building.Options())
-    return Pipeline(Bundle.load(tmp_path / "b"))
+    return Pipeline(Bundle.open(tmp_path / "b"))
 
 
 @pytest.mark.parametrize("opset", [7, 9, 11, 13, 18, 22, onnx.defs.onnx_opset_version()])

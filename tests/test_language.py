@@ -299,7 +299,7 @@ from compiler.runtime.language import LanguageModel
 from compiler.runtime.sampling import Sampling
 def resident():
     return next(int(l.split()[1]) for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmHWM"))
-bundle = Bundle.load(sys.argv[1])
+bundle = Bundle.open(sys.argv[1])
 import onnxruntime
 before = resident()
 model = LanguageModel(bundle)

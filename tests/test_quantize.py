@@ -92,7 +92,7 @@ def built(tmp_path: Path, nodes: list[onnx.NodeProto], constants: dict[str, np.n
     path = save(tmp_path / "m.onnx", proto)
     np.savez(tmp_path / "c.npz", x=np.stack([x, x]))
     building.build(path, tmp_path / "b", building.Options(calibration=tmp_path / "c.npz"))
-    return Pipeline(Bundle.load(tmp_path / "b"))
+    return Pipeline(Bundle.open(tmp_path / "b"))
 
 
 def test_quantized_models_keep_their_scales(tmp_path: Path) -> None:

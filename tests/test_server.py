@@ -75,7 +75,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def greedy(path: Path, prompt: str, count: int) -> str:
-    bundle = Bundle.load(path)
+    bundle = Bundle.open(path)
     text, model = Text(bundle), LanguageModel(bundle, slots=3)
     return "".join(text.stream(model.generate(text.encode(prompt), count, Sampling())))
 
@@ -182,7 +182,7 @@ def test_half_a_request_does_not_block_others(served: Served) -> None:
 
 
 def test_a_full_queue_refuses(served: Served) -> None:
-    model = LanguageModel(Bundle.load(served.bundle), slots=3)
+    model = LanguageModel(Bundle.open(served.bundle), slots=3)
     batcher = Batcher(model, waiting=2)
     ended = threading.Semaphore(0)
     taken = refused = 0
@@ -238,7 +238,7 @@ def test_embeddings(tmp_path: Path, run_cli: Cli) -> None:
     np.savez(tmp_path / "c.npz", input_ids=ids, attention_mask=np.ones_like(ids))
     code, _, err = run_cli("build", model, "--tokenizer", tokenizer, "--calibration", tmp_path / "c.npz")
     assert code == 0, err
-    embedder = Embedder(Bundle.load(tmp_path / "m.bundle"))
+    embedder = Embedder(Bundle.open(tmp_path / "m.bundle"))
     server = EmbeddingServer(Web("small"), embedder)
     client = openai.OpenAI(
         base_url="http://test/v1", api_key="none", http_client=TestClient(server.app()), max_retries=0

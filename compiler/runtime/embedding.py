@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from compiler.runtime.bundle import Bundle, RuntimeBundleError
+from compiler.runtime.devices import Cpu, Device, Fleet
 from compiler.runtime.pipeline import Pipeline
 
 _INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
@@ -21,7 +22,7 @@ class Embedder:
     [1, S, D], or [1, D] where the model pools by itself.
     """
 
-    def __init__(self, bundle: Bundle, threads: int = 2) -> None:
+    def __init__(self, bundle: Bundle, threads: int = 2, devices: str | Sequence[Device] = "cpu") -> None:
         from tokenizers import Tokenizer
 
         entry: dict[str, Any] | None = bundle.manifest.get("tokenizer")
@@ -30,7 +31,9 @@ class Embedder:
             raise RuntimeBundleError(
                 f"{bundle.path}: is neither a language model nor an encoder with a tokenizer (build --tokenizer)"
             )
-        self._pipeline, self._lock = Pipeline(bundle, threads), threading.Lock()
+        fleet = Fleet(devices, Cpu(threads, alone=len(bundle.manifest["segments"]) == 1))
+        fleet.look(bundle.manifest["segments"])
+        self._pipeline, self._lock = Pipeline(bundle, threads, fleet=fleet), threading.Lock()
         self._tokenizer = Tokenizer.from_file(str(bundle.path / entry["path"]))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()

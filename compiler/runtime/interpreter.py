@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,20 @@ def interpreter_module() -> Any:
     raise ImportError("no TFLite interpreter: install one of ai-edge-litert, tflite-runtime, tensorflow")
 
 
-class TFLiteSegment:
-    """An int8 segment on the CPU kernels of TFLite."""
+def load_delegate() -> Callable[..., Any]:
+    """What loads a delegate from a shared library; tensorflow has it elsewhere."""
+    module = interpreter_module()
+    return getattr(module, "load_delegate", None) or module.experimental.load_delegate
 
-    def __init__(self, path: Path, threads: int) -> None:
-        self._interpreter = interpreter_module().Interpreter(model_path=str(path), num_threads=threads)
+
+class TFLiteSegment:
+    """An int8 segment on the CPU kernels of TFLite, or on a delegate."""
+
+    def __init__(self, path: Path, threads: int, delegate: Any = None) -> None:
+        delegates = None if delegate is None else [delegate]
+        self._interpreter = interpreter_module().Interpreter(
+            model_path=str(path), num_threads=threads, experimental_delegates=delegates
+        )
         self._interpreter.allocate_tensors()
         self._inputs = [d["index"] for d in self._interpreter.get_input_details()]
         self._outputs = [d["index"] for d in self._interpreter.get_output_details()]

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from compiler.runtime.bundle import Bundle, RuntimeBundleError
-from compiler.runtime.pipeline import CACHE, PRESENT, Arrays, Pipeline
+from compiler.runtime.devices import Cpu, Device, Fleet
+from compiler.runtime.host import CACHE, PRESENT
+from compiler.runtime.pipeline import Arrays, Pipeline
 from compiler.runtime.sampling import Sampler, Sampling
 
 
@@ -29,11 +31,19 @@ class LanguageModel:
     """A language model's bundle, ready to generate.
 
     With `slots` above 1 the program for several sequences at once is opened instead of the one for a single sequence.
-    With `stream`, a bundle that was built to keep within some memory does so; without, it is faster.
+    With `stream`, a bundle that was built to keep within some memory does so; without, it is faster. `devices` are
+    those of a `Runner`.
     Raises RuntimeBundleError for bundles that are none, or hold no program for so many slots.
     """
 
-    def __init__(self, bundle: Bundle, threads: int = 2, slots: int = 1, stream: bool = True) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        threads: int = 2,
+        slots: int = 1,
+        stream: bool = True,
+        devices: str | Sequence[Device] = "cpu",
+    ) -> None:
         found = bundle.manifest.get("language")
         if found is None:
             raise RuntimeBundleError(f"{bundle.path}: is not a language model")
@@ -44,9 +54,13 @@ class LanguageModel:
                 f"{bundle.path}: was built for {found['slots']} slots: build it with --slots {slots}"
             )
         limit = found["max_ram_bytes"] if stream else None
-        self._prefill = Pipeline(bundle, threads, limit=limit and limit // 2)
+        self.bundle = bundle
         decode = found["programs"]["batch" if slots > 1 else "decode"]
-        self._decode = Pipeline(bundle, threads, decode, limit and limit // 2)
+        segments = [*bundle.manifest["segments"], *decode["segments"]]
+        self.fleet = Fleet(devices, Cpu(threads, alone=len(segments) == 2))
+        self.fleet.look(segments)
+        self._prefill = Pipeline(bundle, threads, None, limit and limit // 2, self.fleet)
+        self._decode = Pipeline(bundle, threads, decode, limit and limit // 2, self.fleet)
         shapes = {t["name"]: t["shape"] for t in self._prefill.inputs if t["name"].startswith(CACHE)}
         self._cache = {name: np.zeros((slots, *shape[1:]), np.float32) for name, shape in shapes.items()}
         self.slots = [Slot(i) for i in range(slots)]

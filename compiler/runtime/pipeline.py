@@ -1,19 +1,18 @@
-"""Runs a bundle's segments one after the other on this machine."""
+"""Runs a bundle's segments one after the other, on the devices that a fleet gives them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from compiler.runtime.bundle import Bundle, RuntimeBundleError
-from compiler.runtime.interpreter import TFLiteSegment
+from compiler.runtime.devices import Cpu, Device, DeviceError, Executable, Fleet
 
 Arrays = Mapping[str, np.ndarray]
-CACHE, PRESENT = "cache.", "present."
+T = TypeVar("T")
 
 
 def quantize(array: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
@@ -34,58 +33,8 @@ def dequantize(array: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
     return real
 
 
-class HostSegment:
-    """A segment in onnxruntime: float inside, with int8 borders to the Edge TPU.
-
-    Inputs whose name begins with "cache." are memory that the caller owns and that the segment writes in place: output
-    "present.X" goes to where "cache.X" lies.
-    """
-
-    def __init__(self, path: Path, threads: int, alone: bool = False) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        # Each session would keep its own; together they hold more than the weights.
-        options.enable_cpu_mem_arena = False
-        # Idle threads of one session would take the cores from the segment that runs next, if there is one.
-        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(alone)))
-        # Parts of a product as small as that even out what the cores do besides: decode of SmolLM2 gains a fifth.
-        options.add_session_config_entry("session.dynamic_block_base", "4")
-        # Borders are int8; onnxruntime would move them inwards and compute what is float in int8.
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        self._inputs = [i.name for i in self._session.get_inputs()]
-        self._outputs = [o.name for o in self._session.get_outputs()]
-        self._cached = any(name.startswith(CACHE) for name in self._inputs)
-
-    def run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
-        if self._cached:
-            return self._run_in_place(dict(zip(self._inputs, arrays, strict=True)))
-        return list(self._session.run(self._outputs, dict(zip(self._inputs, arrays, strict=True))))
-
-    def _run_in_place(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        binding = self._session.io_binding()
-        for name, array in arrays.items():
-            if name.startswith(CACHE):
-                binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-            else:
-                binding.bind_cpu_input(name, np.ascontiguousarray(array))
-        for name in self._outputs:
-            cache = arrays.get(CACHE + name.removeprefix(PRESENT)) if name.startswith(PRESENT) else None
-            if cache is None:
-                binding.bind_output(name)
-            else:
-                binding.bind_output(name, "cpu", 0, cache.dtype.type, cache.shape, cache.ctypes.data)
-        self._session.run_with_iobinding(binding)
-        return [
-            arrays[CACHE + name.removeprefix(PRESENT)] if name.startswith(PRESENT) else value.numpy()
-            for name, value in zip(self._outputs, binding.get_outputs(), strict=True)
-        ]
-
-
-Runner = TFLiteSegment | HostSegment
+class SegmentError(Exception):
+    """A segment that failed where no other device can help."""
 
 
 class Streamed:
@@ -95,7 +44,7 @@ class Streamed:
     the rest is loaded while the one before it runs, and released behind its own run.
     """
 
-    def __init__(self, open_: Callable[[int], Runner], sizes: Sequence[int], limit: int) -> None:
+    def __init__(self, open_: Callable[[int], Executable], sizes: Sequence[int], limit: int) -> None:
         self._open = open_
         room, first = limit - 2 * max(sizes), 0
         while first < len(sizes) and sizes[first] <= room:
@@ -103,18 +52,18 @@ class Streamed:
             first += 1
         self._kept = {index: open_(index) for index in range(first)}
         self._later = list(range(first, len(sizes)))
-        self._ahead: dict[int, Future[Runner]] = {}
+        self._ahead: dict[int, Future[Executable]] = {}
         self._loader = ThreadPoolExecutor(1, "loader")
 
     def run(self, index: int, arrays: list[np.ndarray]) -> list[np.ndarray]:
         if index in self._kept:
             return self._kept[index].run(arrays)
         ahead = self._ahead.pop(index, None)
-        runner = ahead.result() if ahead is not None else self._open(index)
+        executable = ahead.result() if ahead is not None else self._open(index)
         following = self._later[(self._later.index(index) + 1) % len(self._later)]
         if following not in self._ahead and following != index:
             self._ahead[following] = self._loader.submit(self._open, following)
-        return runner.run(arrays)
+        return executable.run(arrays)
 
 
 class _Part:
@@ -128,44 +77,80 @@ class _Part:
 
 
 class Pipeline:
-    """A loaded bundle. TPU segments take and give int8; host segments and the user see the model's own types.
+    """The segments of a bundle, loaded on a fleet's devices. TPU segments take and give int8; host segments and the
+    user see the model's own types.
 
     `program` is the manifest itself, or one of the programs of a language model in it. `limit` are bytes that weights
-    may take (`Streamed`), None for all.
+    may take (`Streamed`), None for all. Without a `fleet` everything runs on the CPU.
     """
 
     def __init__(
-        self, bundle: Bundle, threads: int = 2, program: Mapping[str, Any] | None = None, limit: int | None = None
+        self,
+        bundle: Bundle,
+        threads: int = 2,
+        program: Mapping[str, Any] | None = None,
+        limit: int | None = None,
+        fleet: Fleet | None = None,
     ) -> None:
         self.bundle = bundle
         program = bundle.manifest if program is None else program
         self.inputs: list[dict[str, Any]] = program["inputs"]
         self.outputs: list[dict[str, Any]] = program["outputs"]
-        reader = {t["name"]: i for i, s in enumerate(program["segments"]) for t in s["inputs"]}
+        self.segments: list[dict[str, Any]] = program["segments"]
+        reader = {t["name"]: i for i, s in enumerate(self.segments) for t in s["inputs"]}
         kept = {o["name"] for o in self.outputs}
         self._last: dict[int, list[str]] = {}
         for name, last in reader.items():
             if name not in kept:
                 self._last.setdefault(last, []).append(name)
-        alone = len(program["segments"]) == 1
-        entries: list[dict[str, Any]] = program["segments"]
-        sizes = [s["parameter_bytes"] for s in entries]
-        runners: list[Runner | _Part]
-        if limit is None or sum(sizes) <= limit:
-            runners = [self._open(s, threads, alone) for s in entries]
-        else:
-            streamed = Streamed(lambda index: self._open(entries[index], threads, alone), sizes, limit)
-            runners = [_Part(streamed, index) for index in range(len(entries))]
-        self.segments = list(zip(entries, runners, strict=True))
+        sizes = [s["parameter_bytes"] for s in self.segments]
+        streams = limit is not None and sum(sizes) > limit
+        if fleet is None or streams:
+            fleet = Fleet([], Cpu(threads, alone=len(self.segments) == 1))
+        self.fleet = fleet
+        self._opened: list[tuple[Device, Executable] | None] = [None] * len(self.segments)
+        if streams:
+            assert limit is not None
+            streamed = Streamed(lambda index: self._open(index, fleet.cpu), sizes, limit)
+            self._opened = [(fleet.cpu, _Part(streamed, index)) for index in range(len(sizes))]
+        for index in range(len(self.segments)):
+            self._use(index, lambda _: None)
 
-    def _open(self, segment: dict[str, Any], threads: int, alone: bool) -> TFLiteSegment | HostSegment:
-        path = self.bundle.path / segment["files"][0]["path"]
-        try:
-            if segment["device"] == "tpu":
-                return TFLiteSegment(path, threads)
-            return HostSegment(path, threads, alone)
-        except (ValueError, RuntimeError) as error:
-            raise RuntimeBundleError(f"{path}: cannot be loaded: {error}") from error
+    def device(self, index: int) -> Device:
+        """Who runs a segment now."""
+        return self.fleet.device(self.segments[index])
+
+    def _open(self, index: int, device: Device) -> Executable:
+        return device.open(self.bundle.path, self.segments[index])
+
+    def _use(self, index: int, use: Callable[[Executable], T]) -> T:
+        """Use a segment where it is loaded; where its device fails, on another. Raises SegmentError."""
+        while True:
+            device = self.device(index)
+            try:
+                with device.lock:
+                    opened = self._opened[index]
+                    if opened is None or opened[0] is not device:
+                        opened = self._opened[index] = device, self._open(index, device)
+                    result = use(opened[1])
+            except DeviceError as error:
+                self._drop(device)
+                try:
+                    self.fleet.failed(device, error)
+                except DeviceError as last:
+                    raise SegmentError(f"segment {index}: {last}") from last
+            except RuntimeBundleError:
+                raise
+            except Exception as error:
+                raise SegmentError(f"segment {index} failed on {device.name}: {error}") from error
+            else:
+                self.fleet.worked(device)
+                return result
+
+    def _drop(self, device: Device) -> None:
+        for index, opened in enumerate(self._opened):
+            if opened is not None and opened[0] is device:
+                self._opened[index] = None
 
     def run(self, arrays: Arrays) -> dict[str, np.ndarray]:
         """The model's outputs for one sample. Raises ValueError for arrays that do not fit the inputs."""
@@ -191,8 +176,9 @@ class Pipeline:
 
     def run_segment(self, index: int, values: Arrays) -> dict[str, np.ndarray]:
         """The outputs of one segment, as it gives them: int8 from the TPU, whatever the model has from the host."""
-        segment, runner = self.segments[index]
-        results = runner.run([convert(values[t["name"]], t) for t in segment["inputs"]])
+        segment = self.segments[index]
+        arrays = [convert(values[t["name"]], t) for t in segment["inputs"]]
+        results = self._use(index, lambda executable: executable.run(arrays))
         return {t["name"]: array for t, array in zip(segment["outputs"], results, strict=True)}
 
     def check_inputs(self, arrays: Arrays) -> dict[str, np.ndarray]:

@@ -1,48 +1,26 @@
-"""The command line. Results go to standard output, progress and errors to standard error."""
+"""Commands of the compiler."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import sys
-import time
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from compiler import build as building
-from compiler import bundle, darwinn, frontends, language, legality, report
+from compiler import bundle, darwinn, frontends, language, legality, report, toolchain
 from compiler import html as pages
 from compiler import measure as measuring
-from compiler.errors import BundleError, CalibrationError, CompilerError, OptionError, OutputError
+from compiler.cli.common import err, out, progress_bars, write
+from compiler.errors import OptionError, ToolchainError
 from compiler.partition import Wishes
 from compiler.program import Program
 from compiler.quantize.calibrate import Observers
 from compiler.quantize.samples import ImageOptions
-from compiler.runtime import Pipeline, RuntimeBundleError
-from compiler.runtime.language import LanguageModel
-from compiler.runtime.sampling import Sampling
-from compiler.runtime.text import Text
 from compiler.targets import Target
-
-app = typer.Typer(
-    help="Compile ONNX models into verified bundles of int8 segments for Coral Edge TPUs and the host.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-out = Console()
-err = Console(stderr=True)
 
 Dims = Annotated[list[str] | None, typer.Option("--dim", metavar="NAME=VALUE", help="Fix a dynamic dimension.")]
 Shapes = Annotated[
@@ -67,22 +45,18 @@ Slots = Annotated[int, typer.Option(min=1, max=64, help="Language models: sequen
 MaxRam = Annotated[
     int | None, typer.Option(min=1, help="Language models: MB of memory for weights; more are loaded as they are used.")
 ]
-Threads = Annotated[int, typer.Option(min=1, help="CPU threads per segment.")]
 Pins = Annotated[list[str] | None, typer.Option("--pin", metavar="NODE=host", help="Place nodes; * and ? match.")]
 Cuts = Annotated[list[str] | None, typer.Option("--cut", metavar="NODE", help="End a segment behind this node.")]
+Tool = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH", help="edgetpu_compiler; default: $EDGETPU_COMPILER, else on PATH; none: do not run it."
+    ),
+]
+Docker = Annotated[str | None, typer.Option(metavar="IMAGE", help="Run edgetpu_compiler in this image.")]
+Timeout = Annotated[int, typer.Option(min=1, help="Seconds that edgetpu_compiler may take for a segment.")]
 
 
-Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token, more draws more freely.")]
-TopK = Annotated[int, typer.Option(help="Draw from so many of the likeliest tokens; 0: all.")]
-TopP = Annotated[float, typer.Option(help="Draw from the likeliest that together reach this probability.")]
-MinP = Annotated[float, typer.Option(help="Draw from those with at least this share of the likeliest's probability.")]
-Penalty = Annotated[float, typer.Option(help="Above 1: tokens of the text become less likely.")]
-Seed = Annotated[int | None, typer.Option(help="Draws the same tokens again.")]
-Stop = Annotated[list[str] | None, typer.Option(help="End in front of this text. May be repeated.")]
-Stats = Annotated[bool, typer.Option("--stats", help="Print tokens per second to standard error.")]
-
-
-@app.command()
 def build(
     model: Annotated[Path, typer.Argument(help="ONNX file; or a language model: GGUF file, Hugging Face folder.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; default: MODEL.bundle.")] = None,
@@ -128,6 +102,9 @@ def build(
     ] = None,
     check_passes: Annotated[bool, typer.Option("--check-passes", help="Run the model after each pass.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of random calibration data.")] = 0,
+    edgetpu_compiler: Tool = None,
+    docker: Docker = None,
+    timeout: Timeout = toolchain.TIMEOUT,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
 ) -> None:
     """Build a bundle from MODEL, run it against the float model and report the difference."""
@@ -147,6 +124,7 @@ def build(
         check_passes=check_passes,
         seed=seed,
         force=force,
+        tool=None if edgetpu_compiler == "none" else toolchain.find(edgetpu_compiler, docker, timeout),
     )
     if accuracy not in (None, "report"):
         raise OptionError(f"--accuracy {accuracy}: the only kind is 'report'")
@@ -154,23 +132,24 @@ def build(
     settings = language.Options(context, chunk, slots, max_ram)
     if frontends.recognises(model):
         _refuse_for_language(options)
-        with _progress() as step:
+        with progress_bars() as step:
             manifest = language.build(model, output, options, settings, step)
         report.show_language(out, manifest)
+        report.show_compilation(out, manifest)
         out.print(f"Wrote {escape(str(output))}. `generate {escape(str(output))} PROMPT` continues a text.")
         return
     if settings != language.Options():
         raise OptionError(f"{model}: --context, --chunk, --slots and --max-ram are for language models")
     if calibration is None:
         err.print("[bold yellow]No --calibration: using random data; accuracy will be meaningless.[/]")
-    with _progress() as step:
+    with progress_bars() as step:
         manifest = building.build(model, output, options, step)
     report.show_plan(out, manifest)
     report.show_quality(out, manifest["quality"])
-    out.print(f"Wrote {escape(str(output))}. TPU segments are int8 TFLite, not yet compiled by edgetpu_compiler.")
+    report.show_compilation(out, manifest)
+    out.print(f"Wrote {escape(str(output))}.")
 
 
-@app.command()
 def inspect(
     path: Annotated[Path, typer.Argument(help="A bundle, an ONNX file (a dry run), or a compiled .tflite file.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
@@ -212,12 +191,12 @@ def inspect(
     if path.is_dir():
         plan = bundle.load(path).manifest
     else:
-        with _progress() as step:
+        with progress_bars() as step:
             program = building.lower(building.read(path, options, step), options, step)
         plan = building.summary(program, path)
         _write_graphs(program, dot, netron)
     if html is not None:
-        _write(html, pages.page(plan))
+        write(html, pages.page(plan))
         return
     if as_json:
         print(json.dumps(plan, indent=1))
@@ -230,7 +209,6 @@ def inspect(
         report.show_quality(out, plan["quality"])
 
 
-@app.command()
 def check(
     path: Annotated[Path, typer.Argument(metavar="TFLITE", help="A quantized .tflite file.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the operators as JSON.")] = False,
@@ -244,7 +222,6 @@ def check(
     report.show_check(out, path.name, rows)
 
 
-@app.command()
 def plan(
     model: Annotated[Path, typer.Argument(help="ONNX file, or a language model.")],
     tpus: Annotated[str, typer.Option(metavar="1..8", help="How many Edge TPUs: 4, 1,2,4 or 1..8.")] = "1..8",
@@ -268,7 +245,7 @@ def plan(
         wishes = _wishes(number, "latency", place or "auto", pin, None, host)
         options = building.Options(dims=_dims(dim), shapes=_shapes(shape), target=target, wishes=wishes)
         _refuse_for_language(options)
-        with _progress() as step:
+        with progress_bars() as step:
             done = step("predicting", 6)
             found = []
             for row in language.forecasts(model, options, language.Options(context, chunk)):
@@ -282,7 +259,7 @@ def plan(
     place = place or "tpu"
     counts = _counts(tpus)
     options = building.Options(dims=_dims(dim), shapes=_shapes(shape), target=target)
-    with _progress() as step:
+    with progress_bars() as step:
         lowered = building.rewrite(building.read(model, options, step), options, step)
         done = step("cutting into segments", len(counts))
         rows = []
@@ -296,7 +273,25 @@ def plan(
         report.show_forecasts(out, model.name, Target.load(target), rows)
 
 
-@app.command()
+def compile_(
+    path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, which gets the compiled files.")],
+    edgetpu_compiler: Tool = None,
+    docker: Docker = None,
+    timeout: Timeout = toolchain.TIMEOUT,
+) -> None:
+    """Run edgetpu_compiler on the segments of a bundle that was built without it, e.g. on a Raspberry Pi."""
+    tool = toolchain.find(edgetpu_compiler, docker, timeout)
+    if tool is None:
+        raise ToolchainError(
+            "edgetpu_compiler is not on PATH: set $EDGETPU_COMPILER, or give --edgetpu-compiler or --docker IMAGE; "
+            "it runs on x86-64 Linux"
+        )
+    with progress_bars() as step:
+        manifest = toolchain.compile_bundle(path, tool, step)
+    report.show_compilation(out, manifest)
+    out.print(f"Wrote {escape(str(path))}.")
+
+
 def measure(
     output: Annotated[Path, typer.Option("--output", "-o", help=".toml file for --host.")],
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
@@ -304,194 +299,7 @@ def measure(
     """Measure this machine's CPU with onnxruntime and write what `--host` takes."""
     text = measuring.measure(threads)
     out.print(text, highlight=False, markup=False, end="")
-    _write(output, text)
-
-
-@app.command()
-def run(
-    path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle.")],
-    source: Annotated[
-        Path, typer.Option("--input", "-i", help=".npz with one array per input, or .npy for one input.")
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", help=".npz for the outputs.")],
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads per segment.")] = 2,
-) -> None:
-    """Run a bundle on this machine. Arrays may hold several samples stacked along the first axis."""
-    loaded = bundle.load(path)
-    try:
-        pipeline = Pipeline(loaded, threads)
-        samples = _samples(source, pipeline)
-        with _progress() as step:
-            done = step("running", len(samples))
-            results = []
-            for sample in samples:
-                results.append(pipeline.run(sample))
-                done()
-    except RuntimeBundleError as error:
-        raise BundleError(str(error)) from error
-    stacked = {o["name"]: _stack([r[o["name"]] for r in results]) for o in pipeline.outputs}
-    _save(output, stacked)
-    for name, array in stacked.items():
-        out.print(f"{escape(name)}: {list(array.shape)} {array.dtype}", highlight=False)
-    out.print(f"Wrote {escape(str(output))}.")
-
-
-@app.command()
-def generate(
-    path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A language model's bundle.")],
-    prompt: Annotated[str, typer.Argument(help="The text to continue; - reads it from standard input.")],
-    tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, help="How many tokens at most.")] = 128,
-    temperature: Temperature = 0.0,
-    top_k: TopK = 0,
-    top_p: TopP = 1.0,
-    min_p: MinP = 0.0,
-    repetition_penalty: Penalty = 1.0,
-    seed: Seed = None,
-    stop: Stop = None,
-    threads: Threads = 2,
-    stats: Stats = False,
-) -> None:
-    """Continue a text with a language model, token by token."""
-    session = _session(path, threads, temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    text = sys.stdin.read() if prompt == "-" else prompt
-    with _text_errors():
-        _answer(session, session.text.encode(text), tokens, stop, stats)
-
-
-@app.command()
-def chat(
-    path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A language model's bundle.")],
-    system: Annotated[str | None, typer.Option(help="What the model is told before the conversation.")] = None,
-    tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, help="How many tokens an answer has at most.")] = 512,
-    temperature: Temperature = 0.7,
-    top_k: TopK = 0,
-    top_p: TopP = 0.95,
-    min_p: MinP = 0.0,
-    repetition_penalty: Penalty = 1.0,
-    seed: Seed = None,
-    stop: Stop = None,
-    threads: Threads = 2,
-    stats: Stats = False,
-) -> None:
-    """Talk with a language model; an empty line or the end of input ends it."""
-    session = _session(path, threads, temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    messages = [{"role": "system", "content": system}] if system else []
-    while True:
-        try:
-            line = input("> " if sys.stdin.isatty() else "")
-        except EOFError:
-            return
-        if not line.strip():
-            return
-        messages.append({"role": "user", "content": line})
-        with _text_errors():
-            answer = _answer(session, session.text.conversation(messages), tokens, stop, stats)
-        messages.append({"role": "assistant", "content": answer})
-
-
-@app.command()
-def serve(
-    path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle of a language model or an encoder.")],
-    address: Annotated[
-        str, typer.Option(help="Where to listen; only this machine can reach the default.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
-    slots: Annotated[
-        int | None, typer.Option(min=1, help="Texts at once; default: what the bundle was built for.")
-    ] = None,
-    waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait for a slot; more are refused.")] = 32,
-    api_key: Annotated[
-        str | None, typer.Option(envvar="CORAL_BUNDLE_API_KEY", help="Clients must send it as a bearer token.")
-    ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")] = 4096,
-    max_body: Annotated[int, typer.Option(min=1024, help="Bytes of a request at most.")] = 1 << 20,
-    threads: Threads = 2,
-) -> None:
-    """Serve a language model, or an encoder built with --tokenizer, over HTTP as OpenAI's API does."""
-    import uvicorn
-
-    from compiler.runtime.batching import Batcher
-    from compiler.runtime.embedding import Embedder
-    from compiler.runtime.server import EmbeddingServer, Limits, Server, Web
-
-    loaded = bundle.load(path)
-    web = Web(path.name.removesuffix(".bundle"), api_key, Limits(max_body, max_tokens))
-    server: Server | EmbeddingServer
-    try:
-        if "language" in loaded.manifest:
-            model = LanguageModel(loaded, threads, slots or loaded.manifest["language"]["slots"])
-            server = Server(web, Text(loaded), Batcher(model, waiting))
-            what = f"with {len(model.slots)} slots"
-        else:
-            server, what = EmbeddingServer(web, Embedder(loaded, threads)), "for embeddings"
-    except RuntimeBundleError as error:
-        raise BundleError(str(error)) from error
-    config = uvicorn.Config(
-        server.app(),
-        host=address,
-        port=port,
-        log_level="warning",
-        timeout_keep_alive=10,
-        h11_max_incomplete_event_size=16384,
-    )
-    try:
-        listening = config.bind_socket()
-        listening.listen(config.backlog)  # before we say so
-    except (OSError, SystemExit) as error:
-        raise OptionError(f"--address {address} --port {port}: cannot be listened on") from error
-    place = f"http://{address}:{listening.getsockname()[1]}"
-    out.print(f"Serving {escape(web.name)} on {place} {what}; Ctrl-C ends it.", soft_wrap=True)
-    uvicorn.Server(config).run([listening])
-
-
-@contextmanager
-def _text_errors() -> Iterator[None]:
-    """A text that the model cannot take is the user's to change."""
-    try:
-        yield
-    except ValueError as error:
-        raise OptionError(str(error)) from error
-
-
-@dataclass(frozen=True)
-class _Session:
-    model: LanguageModel
-    text: Text
-    sampling: Sampling
-
-
-def _session(path: Path, threads: int, *how: Any) -> _Session:
-    try:
-        sampling = Sampling(*how)
-    except ValueError as error:
-        raise OptionError(f"--{str(error).replace('_', '-')}") from error
-    loaded = bundle.load(path)
-    try:
-        return _Session(LanguageModel(loaded, threads), Text(loaded), sampling)
-    except RuntimeBundleError as error:
-        raise BundleError(str(error)) from error
-
-
-def _answer(session: _Session, prompt: list[int], limit: int, stops: list[str] | None, stats: bool) -> str:
-    """Print the text that follows a prompt as it comes; returns it."""
-    began, times, parts = time.perf_counter(), [], []
-    kept = session.model.kept(session.model.slots[0], prompt)
-
-    def timed() -> Iterator[int]:
-        for token in session.model.generate(prompt, limit, session.sampling):
-            times.append(time.perf_counter())
-            yield token
-
-    for part in session.text.stream(timed(), stops or ()):
-        parts.append(part)
-        print(part, end="", flush=True)
-    print()
-    if stats and times:
-        first, more = times[0] - began, times[-1] - times[0]
-        rate = f", decode {len(times) - 1} tokens, {(len(times) - 1) / more:.1f} tokens/s" if more else ""
-        read = len(prompt) - kept
-        err.print(f"prefill {read} tokens, {read / first:.1f} tokens/s, {first * 1e3:.0f} ms to the first{rate}")
-    return "".join(parts)
+    write(output, text)
 
 
 def _default_place(model: Path) -> str:
@@ -525,52 +333,12 @@ def _refuse_for_language(options: building.Options) -> None:
         raise OptionError("--cut: is for .onnx files")
 
 
-def _samples(source: Path, pipeline: Pipeline) -> list[dict[str, np.ndarray]]:
-    """The arrays of a file as samples of the bundle's inputs."""
-    try:
-        loaded = np.load(source, allow_pickle=False)
-        arrays = {pipeline.inputs[0]["name"]: loaded} if isinstance(loaded, np.ndarray) else dict(loaded.items())
-    except (OSError, ValueError, EOFError) as error:
-        raise CalibrationError(f"{source}: cannot be read as numpy arrays: {error}") from error
-    try:
-        return pipeline.samples(arrays)
-    except ValueError as error:
-        raise CalibrationError(f"{source}: {error}") from error
-
-
-def _stack(arrays: list[np.ndarray]) -> np.ndarray:
-    if len(arrays) == 1:
-        return arrays[0]
-    return np.concatenate(arrays) if arrays[0].ndim and len(arrays[0]) == 1 else np.stack(arrays)
-
-
 def _write_graphs(program: Program, dot: Path | None, netron: Path | None) -> None:
     if dot is not None:
-        _write(dot, pages.dot(program))
+        write(dot, pages.dot(program))
     if netron is not None:
         building.save_graph(program, netron)
         out.print(f"Wrote {escape(str(netron))}; `netron {escape(str(netron))}` shows it.")
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
-    out.print(f"Wrote {escape(str(path))}.")
-
-
-def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write beside the place and rename, so that nothing half-written is left."""
-    made = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with made.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        made.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        made.unlink(missing_ok=True)
 
 
 def _dims(options: list[str] | None) -> dict[str, int]:
@@ -640,43 +408,3 @@ def _size(text: str | None) -> tuple[int, int] | None:
     if len(parts) != 2 or not all(p.isdecimal() and int(p) > 0 for p in parts):
         raise OptionError(f"--size {text}: write HEIGHT,WIDTH")
     return int(parts[0]), int(parts[1])
-
-
-@contextmanager
-def _progress() -> Iterator[building.Report]:
-    """A progress bar per stage on standard error."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=err, transient=True) as progress:
-
-        def step(stage: str, steps: int) -> Callable[[], None]:
-            task = progress.add_task(stage, total=steps)
-            return lambda: progress.advance(task)
-
-        yield step
-
-
-def _terminated(number: int, _frame: Any) -> None:
-    sys.exit(128 + number)
-
-
-def main() -> None:
-    """Run the command line; errors become one line and an exit code."""
-    signal.signal(signal.SIGTERM, _terminated)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    try:
-        app()
-    except CompilerError as error:
-        err.print(f"[bold red]error[/] {error.code}: {escape(str(error))}", highlight=False, soft_wrap=True)
-        if error.exit_code == 70:
-            err.print("This is a bug of the compiler; please report it with the model and the lines below.")
-            traceback.print_exc()
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        err.print("interrupted; nothing was written")
-        sys.exit(130)
