@@ -2,8 +2,8 @@
 
     python -m benchmarks.overhead
 
-A bundle with one segment (a convolutional network, int8 in and out of one TFLite file) against Interpreter.invoke, and
-a chain of eight segments against the sum of theirs. One thread, alternating, medians.
+A single dense layer, which is one segment, against Interpreter.invoke; SqueezeNet; and ResNet-50 in eight segments for
+the Edge TPU against the sum of its segments. One thread, alternating, medians.
 """
 
 from __future__ import annotations
@@ -20,26 +20,19 @@ from onnx import helper, numpy_helper
 from compiler import build as building
 from compiler.partition import Wishes
 from compiler.runtime import Bundle, Runner
-from compiler.runtime.interpreter import interpreter_module
+from fixtures import light
 
-ROUNDS, CHANNELS = 300, 64
+ROUNDS = 200
 
 
-def network(layers: int) -> onnx.ModelProto:
-    """Convolutions 3x3 on [1, 64, 32, 32]: about a millisecond each."""
-    rng = np.random.default_rng(0)
-    weights, nodes = [], []
-    for i in range(layers):
-        w = rng.standard_normal((CHANNELS, CHANNELS, 3, 3)).astype(np.float32) / 24
-        weights.append(numpy_helper.from_array(w, f"w{i}"))
-        nodes.append(
-            helper.make_node("Conv", [f"x{i}", f"w{i}"], [f"c{i}"], name=f"conv{i}", pads=[1] * 4)
-        )
-        nodes.append(helper.make_node("Relu", [f"c{i}"], [f"x{i + 1}"], name=f"relu{i}"))
-    shape = (1, CHANNELS, 32, 32)
-    value = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, shape) for n in ("x0", f"x{layers}")]
-    graph = helper.make_graph(nodes, "chain", value[:1], value[1:], weights)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+def dense(path: Path) -> Path:
+    """2688 x 2688 on one row: as large as one layer fits the SRAM."""
+    w = np.random.default_rng(0).standard_normal((2688, 2688)).astype(np.float32)
+    value = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, (1, 2688)) for n in "xy"]
+    node = helper.make_node("Gemm", ["x", "w"], ["y"])
+    graph = helper.make_graph([node], "dense", value[:1], value[1:], [numpy_helper.from_array(w, "w")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -49,23 +42,21 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def bare(runner: Runner) -> list[Callable[[], object]]:
-    """For each segment, its interpreter's invoke or its session's run on arrays that it was given in the pipeline."""
+    """For each segment its own interpreter's invoke, or its session's run on what it was given in the pipeline.
+
+    Other ones with the same weights would take turns with them in the CPU's caches.
+    """
     found: list[Callable[[], object]] = []
     pipeline = runner.pipeline
     values = pipeline.check_inputs(sample(runner))
     for index, segment in enumerate(pipeline.segments):
+        executable = pipeline._opened[index][1]  # type: ignore[index]
         arrays = [values[t["name"]] for t in segment["inputs"]]
-        path = pipeline.bundle.path / segment["files"][0]["path"]
-        if segment["device"] == "tpu":
-            interpreter = interpreter_module().Interpreter(str(path), num_threads=1)
-            interpreter.allocate_tensors()
-            for detail, array in zip(interpreter.get_input_details(), arrays, strict=True):
-                if array.dtype == np.int8:
-                    interpreter.set_tensor(detail["index"], array)
-            found.append(interpreter.invoke)
-        else:
-            session = pipeline._opened[index][1]  # type: ignore[index]
-            found.append(lambda session=session, arrays=arrays: session.run(arrays))
+        found.append(
+            executable._interpreter.invoke
+            if segment["device"] == "tpu"
+            else lambda executable=executable, arrays=arrays: executable.run(arrays)
+        )
         values.update(pipeline.run_segment(index, values))
     return found
 
@@ -75,11 +66,10 @@ def sample(runner: Runner) -> dict[str, np.ndarray]:
     return {t["name"]: rng.standard_normal(t["shape"]).astype(t["dtype"]) for t in runner.pipeline.inputs}
 
 
-def measure(layers: int, cuts: tuple[str, ...]) -> None:
+def measure(model: Path, tpus: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        model, path = Path(folder) / "m.onnx", Path(folder) / "b"
-        onnx.save(network(layers), model)
-        building.build(model, path, building.Options(wishes=Wishes(tpus=8, cuts=cuts)))
+        path = Path(folder) / "b"
+        building.build(model, path, building.Options(wishes=Wishes(tpus, "throughput")))
         with Runner(Bundle.open(path), "cpu", threads=1) as runner:
             inputs, parts = sample(runner), bare(runner)
             for _ in range(20):
@@ -91,14 +81,16 @@ def measure(layers: int, cuts: tuple[str, ...]) -> None:
             mine, sums = np.median(ours), np.median(theirs)
             kinds = [s["device"] for s in runner.pipeline.segments]
             print(
-                f"{len(kinds)} segments ({' '.join(kinds)}): {mine * 1e3:.3f} ms, bare {sums * 1e3:.3f} ms, "
-                f"{(mine - sums) * 1e6:+.0f} us, {100 * (mine / sums - 1):+.1f}%"
+                f"{model.stem}, {kinds.count('tpu')} + {kinds.count('host')} segments: {mine * 1e3:.3f} ms, "
+                f"bare {sums * 1e3:.3f} ms, {(mine - sums) * 1e6:+.0f} us, {100 * (mine / sums - 1):+.1f}%"
             )
 
 
 def main() -> None:
-    measure(4, ())
-    measure(8, tuple(f"relu{i}" for i in range(7)))
+    with tempfile.TemporaryDirectory() as folder:
+        measure(dense(Path(folder) / "dense.onnx"), 1)
+        measure(light.generate("squeezenet", Path(folder) / "squeezenet.onnx"), 1)
+        measure(light.generate("resnet50", Path(folder) / "resnet50.onnx"), 8)
 
 
 if __name__ == "__main__":

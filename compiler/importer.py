@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.version_converter
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from onnx_ir.passes import common
@@ -65,10 +66,7 @@ def read_file(path: Path) -> ir.Model:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
     if not proto.HasField("graph") or not proto.graph.output or not proto.opset_import:
         raise ModelError(f"{path}: not an ONNX model: it has no graph with outputs and an opset")
-    opset = {o.domain: o.version for o in proto.opset_import}.get("", onnx.defs.onnx_opset_version())
-    if not OLDEST_OPSET <= opset <= onnx.defs.onnx_opset_version():
-        newest = onnx.defs.onnx_opset_version()
-        raise ModelError(f"{path}: opset {opset}; opsets {OLDEST_OPSET} to {newest} are supported: export it again")
+    proto = _modern(proto, path)
     if proto.graph.sparse_initializer:
         name = proto.graph.sparse_initializer[0].values.name
         raise ModelError(f"{path}: initializer '{name}' is sparse; store it densely")
@@ -167,6 +165,23 @@ def _fixed(dim: int | ir.SymbolicDim, dims: Mapping[str, int]) -> int | str | No
     if isinstance(dim, int):
         return dim
     return dims.get(str(dim.value), dim.value) if dim.value is not None else None
+
+
+def _modern(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    """The model in an opset that onnxruntime takes. Raises ModelError for one that is too old or too new."""
+    newest = onnx.defs.onnx_opset_version()
+    opset = {o.domain: o.version for o in proto.opset_import}.get("", newest)
+    if OLDEST_OPSET <= opset <= newest:
+        return proto
+    if opset < OLDEST_OPSET:
+        try:
+            return onnx.version_converter.convert_version(proto, OLDEST_OPSET)
+        except Exception as error:
+            why = f" ({first_line(error)})"
+    else:
+        why = ""
+    wanted = f"opsets {OLDEST_OPSET} to {newest} are supported, and older ones that can be raised"
+    raise ModelError(f"{path}: opset {opset}; {wanted}{why}: export it again")
 
 
 def _quoted(names: object) -> str:

@@ -19,8 +19,8 @@ from compiler.runtime.pipeline import convert
 
 # A perfect match has no noise; JSON has no infinity.
 PERFECT_DB = 200.0
-# What an infinity on one side only counts as: far off, but with a square that float64 holds.
-HUGE = 1e30
+# What an infinity on one side only counts as, and the most that counts: far off, but with a square that float64 holds.
+HUGE = 1e100
 
 
 class Difference:
@@ -35,7 +35,7 @@ class Difference:
         a, b = got.astype(np.float64).reshape(-1), want.astype(np.float64).reshape(-1)
         alike = ~np.isfinite(b) & ((a == b) | (np.isnan(a) & np.isnan(b)))
         a[alike] = b[alike] = 0
-        a, b = np.nan_to_num(a, posinf=HUGE, neginf=-HUGE), np.nan_to_num(b, posinf=HUGE, neginf=-HUGE)
+        a, b = (np.clip(np.nan_to_num(array), -HUGE, HUGE) for array in (a, b))
         self.signal += float(b @ b)
         self.noise += float((a - b) @ (a - b))
         self.product += float(a @ b)
@@ -56,7 +56,7 @@ class Difference:
 
     @property
     def cosine(self) -> float:
-        norm = math.sqrt(self.signal * self.energy)
+        norm = math.sqrt(self.signal) * math.sqrt(self.energy)
         return round(self.product / norm, 6) if norm else float(self.signal == self.energy)
 
     def report(self, classes: bool) -> dict[str, Any]:

@@ -128,6 +128,7 @@ def test_many_at_once_get_their_own_answers(served: Served) -> None:
 def test_models_health_and_metrics(served: Served) -> None:
     assert [m.id for m in served.client.models.list()] == ["manual"]
     assert httpx.get(f"{served.url}/health").json() == {"status": "ok"}
+    served.client.completions.create(model="manual", prompt="The", max_tokens=1)
     text = httpx.get(f"{served.url}/metrics", headers={"Authorization": "Bearer secret"}).text
     assert "coral_bundle_requests_total" in text and 'quantile="0.95"' in text
 

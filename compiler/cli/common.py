@@ -22,7 +22,7 @@ err = Console(stderr=True)
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
 Devices = Annotated[
     str,
-    typer.Option(metavar="auto|cpu|usb:0,...", help="Edge TPUs: all that are found, none, these, or sim:2 simulated."),
+    typer.Option(metavar="auto|cpu|usb:0,...", help="Edge TPUs: all that are found, none, these; sim:2, ray."),
 ]
 OnLoss = Annotated[
     str, typer.Option(metavar="move|cpu|stop", help="A lost Edge TPU's segments go to the others, the CPU, nowhere.")

@@ -157,7 +157,8 @@ def edge_tpus(library: str | None = None) -> list[EdgeTpu]:
 
 
 def parse(text: str) -> list[Device]:
-    """Devices by name: "auto" finds Edge TPUs, "cpu" takes none, "usb:0,pci:1" takes these, "sim:4" simulates four.
+    """Devices by name: "auto" finds Edge TPUs, "cpu" takes none, "usb:0,pci:1" takes these, "sim:4" simulates four,
+    "ray" or "ray:HEAD:6379" takes those of a Ray cluster (cluster.py).
 
     Raises DeviceChoiceError for what is not there.
     """
@@ -169,11 +170,13 @@ def parse(text: str) -> list[Device]:
         except OSError:
             return []
     kind, _, number = text.partition(":")
+    if kind == "ray":
+        return _cluster(text, number or None)
     if kind == "sim" and number.isdecimal() and 1 <= int(number) <= 64:
         return [Simulated(f"sim:{i}") for i in range(int(number))]
     names = list(dict.fromkeys(text.split(",")))
     if not all(map(_is_name, names)):
-        raise DeviceChoiceError(f"'{text}': write auto, cpu, sim:2, or names such as usb:0,pci:0")
+        raise DeviceChoiceError(f"'{text}': write auto, cpu, sim:2, ray, or names such as usb:0,pci:0")
     try:
         found = {d.name: d for d in edge_tpus()}
     except OSError as error:
@@ -182,6 +185,20 @@ def parse(text: str) -> list[Device]:
         if name not in found:
             raise DeviceChoiceError(f"'{name}' is not there; libedgetpu finds {', '.join(found) or 'none'}")
     return [found[name] for name in names]
+
+
+def _cluster(text: str, address: str | None) -> list[Device]:
+    try:
+        from compiler.runtime import cluster
+    except ImportError as error:
+        raise DeviceChoiceError(f"'{text}': {error}: pip install 'coral-bundle[cluster]'") from error
+    try:
+        found = cluster.nodes(address)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise DeviceChoiceError(f"'{text}': no Ray cluster: {str(error).splitlines()[0]}") from error
+    if not found:
+        raise DeviceChoiceError(f"'{text}': no node has the resource {cluster.RESOURCE}")
+    return found
 
 
 def _is_name(text: str) -> bool:
