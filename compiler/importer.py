@@ -156,6 +156,9 @@ def _fix_inputs(model: ir.Model, dims: dict[str, int], shapes: dict[str, tuple[i
         name = value.dtype.name if isinstance(value.type, ir.TensorType) and value.dtype is not None else "not a tensor"
         if name not in _INPUT_TYPES:
             raise ModelError(f"input '{value.name}' is {name.lower()}; bundles take tensors of numpy's own types")
+    for value in model.graph.outputs:
+        if isinstance(value.type, ir.OptionalType):
+            raise ModelError(f"output '{value.name}' is optional; bundles give tensors and sequences")
     fixed_inputs = {v: v.shape for v in inputs.values()}
     for value in cir.tensor_values(model.graph):
         value.shape = fixed_inputs.get(value)
@@ -195,7 +198,8 @@ def _upgrade(model: ir.Model) -> None:
     their old meaning.
     """
     version = model.graph.opset_imports.get("", cir.OPSET)
-    if version >= cir.OPSET:
+    batched = version < 9 and any(node.op_type == "Scan" for node in model.graph)  # which no converter knows
+    if version >= cir.OPSET or batched:
         return
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     steps = [18, cir.OPSET] if version < 18 else [cir.OPSET]

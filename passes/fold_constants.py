@@ -22,6 +22,7 @@ _KEPT = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "Random
     "DequantizeLinear",
     "QuantizeLinear",
 }
+_SEQUENCES = {"SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceMap", "SplitToSequence"}
 
 
 def run(model: ir.Model, target: Target) -> None:
@@ -50,6 +51,9 @@ def infer_shapes(model: ir.Model) -> None:
         if not cir.is_static(value) and not value.is_graph_input():
             value.shape = None
     common.ShapeInferencePass()(model)
+    for node in model.graph:
+        if node.op_type in _SEQUENCES and node.domain == "":
+            node.outputs[0].type = node.outputs[0].shape = None  # the pass takes sequences for tensors
 
 
 def _fold(model: ir.Model) -> bool:
