@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -42,6 +43,8 @@ ACCURACY = ("keep_gates", "normalise_linears", "balance")
 # Samples that --keep-float looks at.
 SENSITIVITY_SAMPLES = 4
 
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
 Report = Callable[[str, int], Callable[[], None]]
 """report(stage, steps) announces a stage and returns what to call after each of its steps."""
 
@@ -79,6 +82,10 @@ def stage(name: str):  # type: ignore[no-untyped-def]
         yield
     except (CompilerError, KeyboardInterrupt):
         raise
+    except OSError as error:
+        if error.errno in _FULL:
+            raise OutputError(f"stage '{name}' ran out of room: {error.strerror}: free some or set $TMPDIR") from error
+        raise InternalError(name, f"{type(error).__name__}: {error}") from error
     except Exception as error:
         raise InternalError(name, f"{type(error).__name__}: {error}") from error
 
@@ -223,6 +230,8 @@ def float_results(model: ir.Model, samples: sampling.Samples, report: Report = s
     results = []
     try:
         reference = Reference(model)
+    except CompilerError:
+        raise
     except Exception as error:
         raise ModelError(f"onnxruntime cannot run the model: {first_line(error)}") from error
     with reference:

@@ -59,16 +59,19 @@ def _sweep(path: Path) -> None:
 
 def _swap(made: Path, path: Path) -> None:
     """Put the new folder in the place of the old one, which is lost only when the new one stands."""
+    old = None
     try:
         if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.building-{os.getpid()}-", dir=path.parent))
             os.rename(path, old / "bundle")
-            os.rename(made, path)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.rename(made, path)
+        os.rename(made, path)
     except OSError as error:
+        if old is not None and (old / "bundle").exists() and not path.exists():
+            os.rename(old / "bundle", path)
         raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def write_segments(programs: Mapping[str, Program], path: Path) -> dict[str, list[dict[str, Any]]]:

@@ -11,6 +11,8 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+from compiler.errors import OutputError
+
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -22,7 +24,10 @@ class Reference:
     """
 
     def __init__(self, model: ir.Model, extra: Sequence[ir.Value] = ()) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="reference-")
+        try:
+            self._folder = tempfile.TemporaryDirectory(prefix="reference-")
+        except OSError as error:
+            raise OutputError(f"no temporary folder can be made: {error.strerror or error}: set $TMPDIR") from error
         path = Path(self._folder.name) / "model.onnx"
         graph = model.graph
         known = {id(v) for v in graph.outputs}
@@ -64,10 +69,13 @@ class Reference:
 
 
 def save(model: ir.Model, path: Path) -> None:
-    """Write a model with its larger weights in a file beside it, one after the other."""
+    """Write a model with its larger weights in a file beside it, one after the other. Raises OutputError."""
     kept = {v: v.const_value for v in model.graph.initializers.values()}
     try:
         ir.save(model, path, external_data=f"{path.name}.data", max_workers=1)
+    except OSError as error:
+        why = error.strerror or str(error)  # numpy has no errno where a file takes a part only
+        raise OutputError(f"{path.parent}: cannot be written: {why}: free some room or set $TMPDIR") from error
     finally:
         for value, tensor in kept.items():
             value.const_value = tensor

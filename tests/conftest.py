@@ -89,6 +89,16 @@ def edgetpu_compiler(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def compiled_segment(small_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A file as the stand-in for edgetpu_compiler writes it."""
+    out = tmp_path_factory.mktemp("compiled")
+    source = Path(__file__).parent / "standins" / "edgetpu_compiler.py"
+    segment = small_bundle / "segments" / "01.tflite"
+    subprocess.run([sys.executable, source, "--out_dir", out, segment], check=True, capture_output=True)
+    return (out / "01_edgetpu.tflite").read_bytes()
+
+
 Cli = Callable[..., tuple[int, str, str]]
 
 

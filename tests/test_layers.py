@@ -16,6 +16,7 @@ FILES_MAY_IMPORT = {
     "server.py": {"starlette"},
     "embedding.py": {"tokenizers"},
     "cluster.py": {"ray"},
+    "protocol.py": {"h11", "uvicorn"},
 }
 
 

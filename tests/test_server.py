@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -21,6 +23,8 @@ import openai
 import pytest
 import tokenizers
 from onnx import helper, numpy_helper
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
 from starlette.testclient import TestClient
 
 from compiler import build as building
@@ -30,8 +34,9 @@ from compiler.runtime import Bundle
 from compiler.runtime.batching import Batcher, BusyError, Request
 from compiler.runtime.embedding import Embedder
 from compiler.runtime.language import LanguageModel
+from compiler.runtime.protocol import HEAD_SECONDS
 from compiler.runtime.sampling import Sampling
-from compiler.runtime.server import EmbeddingServer, Web
+from compiler.runtime.server import EmbeddingServer, Limits, Web
 from compiler.runtime.text import Text
 from tests.conftest import Cli
 
@@ -171,6 +176,31 @@ def test_a_client_that_leaves_frees_its_slot(served: Served) -> None:
     while "requests_active 0" not in httpx.get(f"{served.url}/metrics", headers=key).text:
         assert time.monotonic() < until
         time.sleep(0.05)
+
+
+def test_a_head_that_does_not_end_is_given_up(served: Served) -> None:
+    host, port = served.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=HEAD_SECONDS + 10) as slow:
+        began = time.monotonic()
+        slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nX-")
+        time.sleep(HEAD_SECONDS / 2)
+        slow.sendall(b"a")
+        assert slow.recv(100) == b""
+        assert HEAD_SECONDS - 1 < time.monotonic() - began < HEAD_SECONDS + 5
+
+
+def test_a_body_that_does_not_come_is_given_up() -> None:
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    async def ask() -> None:
+        http = HttpRequest({"type": "http", "headers": []}, receive)
+        await Web("m", None, Limits(body_seconds=0.1)).body(http)
+
+    with pytest.raises(HTTPException) as caught:
+        asyncio.run(ask())
+    assert caught.value.status_code == 408
 
 
 def test_half_a_request_does_not_block_others(served: Served) -> None:

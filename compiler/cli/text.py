@@ -105,6 +105,7 @@ def serve(
 
     from compiler.runtime.batching import Batcher
     from compiler.runtime.embedding import Embedder
+    from compiler.runtime.protocol import Patient
     from compiler.runtime.server import EmbeddingServer, Limits, Server, Web
 
     loaded = open_bundle(path)
@@ -121,6 +122,7 @@ def serve(
             server, what = EmbeddingServer(web, Embedder(loaded, threads, devices)), "for embeddings"
     config = uvicorn.Config(
         server.app(),
+        http=Patient,
         host=address,
         port=port,
         log_level="warning",

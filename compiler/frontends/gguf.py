@@ -17,6 +17,7 @@ from compiler.frontends.tokenizer import from_gguf
 
 # Architectures, and whether their rotary embedding turns neighbours.
 SUPPORTED = {"llama": True, "mistral": True, "qwen2": False, "qwen3": False, "gemma3": False}
+_MOST_LAYERS = 4096  # lists are made of that number, which a stranger's file gives
 
 
 def read(path: Path) -> Source:
@@ -36,7 +37,7 @@ def read(path: Path) -> Source:
         raise
     except KeyError as error:
         raise ModelError(f"{path}: its metadata lack {error}: convert the model again") from error
-    except (TypeError, ValueError, IndexError) as error:
+    except Exception as error:  # numbers and texts of strangers fail in too many ways to list
         raise ModelError(f"{path}: its metadata cannot be understood ({first_line(error)})") from error
 
 
@@ -50,6 +51,8 @@ def _architecture(path: Path, fields: Mapping[str, Any]) -> Architecture:
         return fields[key] if default is None else fields.get(key, default)
 
     width, layers, heads = int(get("embedding_length")), int(get("block_count")), int(get("attention.head_count"))
+    if not (0 < layers <= _MOST_LAYERS and 0 < heads <= width):
+        raise ModelError(f"{path}: {layers} layers of {heads} heads and width {width} make no model")
     head = int(get("attention.key_length", width // heads))
     base, window = float(get("rope.freq_base", 10000.0)), int(get("attention.sliding_window", 0))
     scaling = get("rope.scaling.type", "none")

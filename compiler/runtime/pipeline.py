@@ -16,13 +16,18 @@ T = TypeVar("T")
 
 
 def quantize(array: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
-    """real = scale * (int8 - zero_point), rounded to the nearest, ties to even, and saturated."""
+    """real = scale * (int8 - zero_point), rounded to the nearest, ties to even, and saturated.
+
+    Raises ValueError for NaN, which no int8 stands for.
+    """
     steps = np.empty(array.shape, np.float32)
     np.multiply(array, np.float32(1 / scale), out=steps, casting="same_kind")
     np.rint(steps, out=steps)
     steps += np.float32(zero_point)
     np.minimum(steps, np.float32(127), out=steps)
     np.maximum(steps, np.float32(-128), out=steps)
+    if np.isnan(steps.sum()):
+        raise ValueError("NaN cannot be quantized")
     return steps.astype(np.int8)
 
 

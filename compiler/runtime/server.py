@@ -35,10 +35,11 @@ _UNSUPPORTED = ("tools", "functions", "response_format", "logit_bias", "logprobs
 
 @dataclass(frozen=True)
 class Limits:
-    """What a client may ask for: bytes of a request, tokens of an answer."""
+    """What a client may ask for: bytes of a request, seconds for them to come, tokens of an answer."""
 
     body_bytes: int = 1 << 20
     tokens: int = 4096
+    body_seconds: float = 30.0
 
 
 @dataclass(frozen=True)
@@ -105,12 +106,15 @@ class Web:
         self.authorize(http)
         data = bytearray()
         try:
-            async for part in http.stream():
-                data += part
-                if len(data) > self.limits.body_bytes:
-                    raise HTTPException(413, f"the request is larger than {self.limits.body_bytes} bytes")
+            async with asyncio.timeout(self.limits.body_seconds):
+                async for part in http.stream():
+                    data += part
+                    if len(data) > self.limits.body_bytes:
+                        raise HTTPException(413, f"the request is larger than {self.limits.body_bytes} bytes")
         except ClientDisconnect as error:
             raise HTTPException(400, "the client went away") from error
+        except TimeoutError as error:
+            raise HTTPException(408, f"the request took longer than {self.limits.body_seconds:g} s to come") from error
         try:
             found = json.loads(data)
         except (ValueError, RecursionError) as error:
