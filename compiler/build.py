@@ -18,6 +18,8 @@ import passes
 from compiler import bundle, html, importer, sensitivity, toolchain, verify
 from compiler import ir as cir
 from compiler.check import Checker
+from compiler.emit import onnx_tf
+from compiler.emit.onnx_tf import Lowered
 from compiler.errors import (
     CalibrationError,
     CompilerError,
@@ -25,6 +27,7 @@ from compiler.errors import (
     ModelError,
     OutputError,
     QualityError,
+    ToolchainError,
     first_line,
 )
 from compiler.legality import refusal
@@ -73,6 +76,7 @@ class Options:
     seed: int = 0
     force: bool = False
     tool: toolchain.Tool | None = None
+    lowering: tuple[str, ...] = ("direct",)
 
 
 @contextmanager
@@ -152,14 +156,15 @@ def build(path: Path, output: Path, options: Options, report: Report = silent) -
         samples = sampling.load(options.calibration, model.graph.inputs, options.image, options.seed)
         calibration, held_out = samples.split()
         expected = float_results(model, held_out, report)
-        lowered = rewrite(model, options, report)
-        program = quantize(divided(lowered, options, report), calibration, options, report)
+        rewritten = rewrite(model, options, report)
+        program = quantize(divided(rewritten, options, report), calibration, options, report)
         if options.keep_float:
             kept = tuple(sensitive(program, calibration, options.keep_float, report))
             wishes = replace(options.wishes, kept=kept)
             again = replace(options, wishes=wishes)
-            program = quantize(divided(lowered, again, report), calibration, options, report)
-        programs, entries = emit({"": program}, folder, options, report)
+            program = quantize(divided(rewritten, again, report), calibration, options, report)
+        lowered = lower_elsewhere(program, calibration, options, report)
+        programs, entries = emit({"": program}, folder, options, report, lowered)
         program, segments = programs[""], entries[""]
         with stage("emit"):
             manifest = {
@@ -189,8 +194,30 @@ def build(path: Path, output: Path, options: Options, report: Report = silent) -
     return manifest
 
 
+def lower_elsewhere(
+    program: Program, samples: sampling.Samples, options: Options, report: Report = silent
+) -> dict[int, Lowered]:
+    """The segments for Edge TPUs as onnx-tf writes them. Raises ToolchainError for one that it fails on, unless the
+    direct writer may take that over."""
+    if options.lowering[0] == "direct":
+        return {}
+    with stage("onnx-tf"):
+        done, failed = onnx_tf.lower(program, samples, report)
+    if failed and "direct" not in options.lowering:
+        index, why = min(failed.items())
+        raise ToolchainError(
+            f"onnx-tf fails on {len(failed)} of {len(done) + len(failed)} segments, first on {index}: {why}; "
+            "--lowering onnx-tf,direct writes these directly"
+        )
+    return done
+
+
 def emit(
-    programs: Mapping[str, Program], folder: Path, options: Options, report: Report = silent
+    programs: Mapping[str, Program],
+    folder: Path,
+    options: Options,
+    report: Report = silent,
+    lowered: Mapping[int, Lowered] | None = None,
 ) -> tuple[dict[str, Program], dict[str, list[dict[str, Any]]]]:
     """Write every segment of the programs, and compile those for Edge TPUs where edgetpu_compiler is at hand.
 
@@ -200,13 +227,15 @@ def emit(
     found = dict(programs)
     report("writing segments", 1)
     with stage("emit"):
-        entries = bundle.write_segments(found, folder)
+        entries = bundle.write_segments(found, folder, lowered)
     if options.tool is None:
         return found, entries
     with stage("edgetpu_compiler"), toolchain.Session(options.tool) as session:
         while True:
             groups = toolchain.groups(entries.values(), folder)
             outcomes = session.compile(groups, report("edgetpu_compiler", len(groups)))
+            if lowered:
+                break  # its segments are what onnx-tf made of them
             before = sum(len(segments) for segments in entries.values())
             for name, program in found.items():
                 refused = toolchain.refused(entries[name], outcomes, folder)

@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from compiler import ir as cir
 from compiler.emit import host, tflite
+from compiler.emit.onnx_tf import Lowered
 from compiler.emit.store import Store
 from compiler.errors import BundleError, InternalError, OptionError, OutputError
 from compiler.partition import Segment
@@ -74,10 +75,13 @@ def _swap(made: Path, path: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def write_segments(programs: Mapping[str, Program], path: Path) -> dict[str, list[dict[str, Any]]]:
+def write_segments(
+    programs: Mapping[str, Program], path: Path, lowered: Mapping[int, Lowered] | None = None
+) -> dict[str, list[dict[str, Any]]]:
     """Write every segment of the programs under `path`/segments; returns their entries in the manifest, by program.
 
-    Those for the Edge TPU come first, so that those for the host find weights that they share in their files.
+    `lowered` are segments of a single program that were written elsewhere, by index. Those for the Edge TPU come first,
+    so that those for the host find weights that they share in their files.
     """
     folder = path / "segments"
     folder.mkdir()
@@ -87,7 +91,12 @@ def write_segments(programs: Mapping[str, Program], path: Path) -> dict[str, lis
         for segment in program.plan.segments:
             if segment.device == "tpu":
                 file = folder / f"{name}{segment.index:02d}.tflite"
-                file.write_bytes(tflite.write(segment.nodes, segment.inputs, segment.outputs, program.quants))
+                other = lowered.get(segment.index) if lowered else None
+                file.write_bytes(
+                    tflite.write(segment.nodes, segment.inputs, segment.outputs, program.quants)
+                    if other is None
+                    else other.file
+                )
                 store.register(file)
                 files[name, segment.index] = [file]
     for name, program in programs.items():
@@ -100,6 +109,7 @@ def write_segments(programs: Mapping[str, Program], path: Path) -> dict[str, lis
         name: [
             {
                 **segment_entry(program, segment),
+                **_lowering(lowered.get(segment.index) if lowered else None),
                 "compiled": None,
                 "files": [entries[f] for f in files[name, segment.index]],
             }
@@ -107,6 +117,13 @@ def write_segments(programs: Mapping[str, Program], path: Path) -> dict[str, lis
         ]
         for name, program in programs.items()
     }
+
+
+def _lowering(lowered: Lowered | None) -> dict[str, Any]:
+    """What the entry of a segment says of where it was written."""
+    if lowered is None:
+        return {"lowering": "direct"}
+    return {"lowering": "onnx-tf", "inputs": lowered.inputs, "outputs": lowered.outputs}
 
 
 def copy_tokenizer(source: Path, path: Path) -> dict[str, Any]:

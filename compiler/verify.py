@@ -100,10 +100,9 @@ def verify(
                         alone = pipeline.run_segment(index, floats)
                         _compare(segment, alone, floats, own[index])
                         _compare(segment, values, floats, total[index])
-            for tensor in pipeline.outputs:
-                array = convert(values[tensor["name"]], tensor)
+            for name, array in pipeline.results(values).items():
                 if isinstance(array, np.ndarray) and array.dtype.kind == "f":
-                    outputs[tensor["name"]].add(array, wanted[tensor["name"]])
+                    outputs[name].add(array, wanted[name])
             count += 1
             progress()
     shapes = {o["name"]: o["shape"] for o in pipeline.outputs}

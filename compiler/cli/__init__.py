@@ -28,7 +28,7 @@ app = typer.Typer(
 
 # For each module its commands, a package that it cannot do without, and the extra of this project that brings it.
 _MODULES = (
-    ("compile", ("build", "inspect", "check", "plan", "compile", "measure"), "onnx_ir", "compiler"),
+    ("compile", ("build", "inspect", "check", "plan", "compile", "measure", "toolchain"), "onnx_ir", "compiler"),
     ("device", ("run", "bench", "doctor"), "onnxruntime", "device"),
     ("text", ("generate", "chat", "serve"), "tokenizers", "text"),
 )
@@ -47,7 +47,7 @@ for _module, _commands, _package, _extra in _MODULES:
     _loaded = importlib.import_module(f"compiler.cli.{_module}") if _installed else None
     for _command in _commands:
         if _loaded is not None:
-            _function = getattr(_loaded, _command, None) or getattr(_loaded, f"{_command}_")
+            _function = getattr(_loaded, f"{_command}_", None) or getattr(_loaded, _command)
             app.command(_command)(_function)
         else:
             _settings = {"ignore_unknown_options": True, "allow_extra_args": True}

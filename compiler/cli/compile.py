@@ -15,6 +15,7 @@ from compiler import bundle, darwinn, frontends, language, legality, report, too
 from compiler import html as pages
 from compiler import measure as measuring
 from compiler.cli.common import err, out, progress_bars, write
+from compiler.emit import onnx_tf
 from compiler.errors import OptionError, ToolchainError
 from compiler.partition import Wishes
 from compiler.program import Program
@@ -102,6 +103,10 @@ def build(
     ] = None,
     check_passes: Annotated[bool, typer.Option("--check-passes", help="Run the model after each pass.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of random calibration data.")] = 0,
+    lowering: Annotated[
+        str,
+        typer.Option(metavar="direct|onnx-tf[,direct]", help="Who writes TPU segments; with ,direct where it fails."),
+    ] = "direct",
     edgetpu_compiler: Tool = None,
     docker: Docker = None,
     timeout: Timeout = toolchain.TIMEOUT,
@@ -124,6 +129,7 @@ def build(
         check_passes=check_passes,
         seed=seed,
         force=force,
+        lowering=_lowering(lowering),
         tool=None if edgetpu_compiler == "none" else toolchain.find(edgetpu_compiler, docker, timeout),
     )
     if accuracy not in (None, "report"):
@@ -292,6 +298,20 @@ def compile_(
     out.print(f"Wrote {escape(str(path))}.")
 
 
+def toolchain_(
+    action: Annotated[str, typer.Argument(metavar="install")],
+    name: Annotated[str, typer.Argument(metavar="onnx-tf")],
+    python: Annotated[str, typer.Option(help="A Python 3.11 to make the environment with.")] = "python3.11",
+) -> None:
+    """Install onnx-tf with TensorFlow in an environment of its own, for `build --lowering onnx-tf`."""
+    if (action, name) != ("install", "onnx-tf"):
+        raise OptionError(f"toolchain {action} {name}: write: toolchain install onnx-tf")
+    with progress_bars() as step:
+        step("installing onnx-tf", 1)
+        place = onnx_tf.install(python)
+    out.print(f"Wrote {escape(str(place))}.")
+
+
 def measure(
     output: Annotated[Path, typer.Option("--output", "-o", help=".toml file for --host.")],
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
@@ -320,6 +340,7 @@ def _refuse_for_language(options: building.Options) -> None:
         "check_passes",
         "observers",
         "seed",
+        "lowering",
     ):
         if getattr(options, name) != getattr(plain, name):
             option = {
@@ -392,6 +413,15 @@ def _steps(names: list[str] | None) -> frozenset[str]:
         if name not in building.ACCURACY:
             raise OptionError(f"--without {name}: choose from {', '.join(building.ACCURACY)}")
     return frozenset(names or ())
+
+
+def _lowering(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if names not in (("direct",), ("onnx-tf",), ("onnx-tf", "direct")):
+        raise OptionError(f"--lowering {text}: write direct, onnx-tf, or onnx-tf,direct")
+    if names[0] == "onnx-tf":
+        onnx_tf.find()
+    return names
 
 
 def _floats(option: str, text: str) -> tuple[float, ...]:

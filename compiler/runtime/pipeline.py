@@ -113,6 +113,7 @@ class Pipeline:
         if fleet is None or streams:
             fleet = Fleet([], Cpu(threads, alone=len(self.segments) == 1))
         self.fleet = fleet
+        self._made = {t["name"]: t for s in self.segments for t in s["outputs"] if t["dtype"] == "int8"}
         self._opened: list[tuple[Device, Executable] | None] = [None] * len(self.segments)
         if streams:
             assert limit is not None
@@ -162,7 +163,11 @@ class Pipeline:
         values = self.check_inputs(arrays)
         for index in range(len(self.segments)):
             self.advance(index, values)
-        return {o["name"]: convert(values[o["name"]], o) for o in self.outputs}
+        return self.results(values)
+
+    def results(self, values: Arrays) -> dict[str, np.ndarray]:
+        """The model's outputs among the values of a run."""
+        return {o["name"]: convert(values[o["name"]], o, self._made.get(o["name"])) for o in self.outputs}
 
     def advance(self, index: int, values: dict[str, np.ndarray]) -> None:
         """Run a segment on `values` and put its outputs there; what no later segment reads is dropped."""
@@ -182,7 +187,7 @@ class Pipeline:
     def run_segment(self, index: int, values: Arrays) -> dict[str, np.ndarray]:
         """The outputs of one segment, as it gives them: int8 from the TPU, whatever the model has from the host."""
         segment = self.segments[index]
-        arrays = [convert(values[t["name"]], t) for t in segment["inputs"]]
+        arrays = [convert(values[t["name"]], t, self._made.get(t["name"])) for t in segment["inputs"]]
         results = self._use(index, lambda executable: executable.run(arrays))
         return {t["name"]: array for t, array in zip(segment["outputs"], results, strict=True)}
 
@@ -218,10 +223,18 @@ def stacked(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
     return array if array.shape[1:] == shape else None
 
 
-def convert(array: np.ndarray, tensor: Mapping[str, Any]) -> np.ndarray:
-    """An array as its reader takes it: the reader's dtype and scale decide between int8 and float."""
+def convert(array: np.ndarray, tensor: Mapping[str, Any], made: Mapping[str, Any] | None = None) -> np.ndarray:
+    """An array as its reader takes it: the reader's dtype and scale decide between int8 and float.
+
+    `made` is the entry of the segment that it comes from; int8 of another scale than the reader's is changed to it.
+    """
     if "scale" not in tensor:
         return array  # sequences and other non-tensors between host segments too
-    if tensor["dtype"] == "int8":
-        return array if array.dtype == np.int8 else quantize(array, tensor["scale"], tensor["zero_point"])
-    return dequantize(array, tensor["scale"], tensor["zero_point"]) if array.dtype == np.int8 else array
+    if array.dtype == np.int8:
+        source = tensor if made is None else made
+        if tensor["dtype"] != "int8":
+            return dequantize(array, source["scale"], source["zero_point"])
+        if source["scale"] == tensor["scale"] and source["zero_point"] == tensor["zero_point"]:
+            return array
+        array = dequantize(array, source["scale"], source["zero_point"])
+    return quantize(array, tensor["scale"], tensor["zero_point"]) if tensor["dtype"] == "int8" else array

@@ -21,7 +21,7 @@ import numpy as np
 
 from compiler.runtime.bundle import Bundle
 from compiler.runtime.devices import Cpu, Device, Fleet
-from compiler.runtime.pipeline import Arrays, Pipeline, SegmentError, convert
+from compiler.runtime.pipeline import Arrays, Pipeline, SegmentError
 
 Results = dict[str, np.ndarray]
 
@@ -183,8 +183,7 @@ class Runner:
                     else:
                         self._push(request)
             else:
-                outputs = {o["name"]: convert(request.values[o["name"]], o) for o in self.pipeline.outputs}
-                _finish(request.future, outputs)
+                _finish(request.future, self.pipeline.results(request.values))
 
 
 def _named(error: BaseException, number: int) -> BaseException:
