@@ -22,6 +22,7 @@ from compiler.runtime.host import HostSegment
 from compiler.runtime.interpreter import TFLiteSegment, load_delegate
 
 log = logging.getLogger("compiler.runtime")
+log.addHandler(logging.NullHandler())  # notices are on the runner; who wants them logged says so
 
 LIBRARIES = {"Linux": "libedgetpu.so.1", "Darwin": "libedgetpu.1.dylib", "Windows": "edgetpu.dll"}
 ON_LOSS = ("move", "cpu", "stop")
