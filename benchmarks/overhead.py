@@ -20,6 +20,7 @@ from onnx import helper, numpy_helper
 from compiler import build as building
 from compiler.partition import Wishes
 from compiler.runtime import Bundle, Runner
+from compiler.runtime.bench import random_inputs
 from fixtures import light
 
 ROUNDS = 200
@@ -48,7 +49,7 @@ def bare(runner: Runner) -> list[Callable[[], object]]:
     """
     found: list[Callable[[], object]] = []
     pipeline = runner.pipeline
-    values = pipeline.check_inputs(sample(runner))
+    values = pipeline.check_inputs(random_inputs(pipeline.inputs))
     for index, segment in enumerate(pipeline.segments):
         executable = pipeline._opened[index][1]  # type: ignore[index]
         arrays = [values[t["name"]] for t in segment["inputs"]]
@@ -61,17 +62,12 @@ def bare(runner: Runner) -> list[Callable[[], object]]:
     return found
 
 
-def sample(runner: Runner) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(1)
-    return {t["name"]: rng.standard_normal(t["shape"]).astype(t["dtype"]) for t in runner.pipeline.inputs}
-
-
 def measure(model: Path, tpus: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "b"
         building.build(model, path, building.Options(wishes=Wishes(tpus, "throughput")))
         with Runner(Bundle.open(path), "cpu", threads=1) as runner:
-            inputs, parts = sample(runner), bare(runner)
+            inputs, parts = random_inputs(runner.pipeline.inputs), bare(runner)
             for _ in range(20):
                 runner.run(inputs)
             ours, theirs = [], []

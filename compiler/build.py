@@ -86,11 +86,9 @@ def stage(name: str):  # type: ignore[no-untyped-def]
         yield
     except (CompilerError, KeyboardInterrupt):
         raise
-    except OSError as error:
-        if error.errno in _FULL:
-            raise OutputError(f"stage '{name}' ran out of room: {error.strerror}: free some or set $TMPDIR") from error
-        raise InternalError(name, f"{type(error).__name__}: {error}") from error
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise OutputError(f"stage '{name}' ran out of room: {error.strerror}: free some or set $TMPDIR") from error
         raise InternalError(name, f"{type(error).__name__}: {error}") from error
 
 

@@ -56,23 +56,18 @@ def _sum(b: cir.Builder, *values: ir.Value | None) -> ir.Value:
     return first
 
 
-def _epsilon(node: ir.Node) -> float:
-    return float(cir.attr(node, "epsilon", 1e-12 if "Skip" in node.op_type else 1e-5))
-
-
 def _skip(node: ir.Node, b: cir.Builder) -> list[ir.Value]:
     """Layer or RMS normalisation of a sum; the sum itself is the fourth output."""
     simplified = node.op_type == "SkipSimplifiedLayerNormalization"
     x, skip, gain = node.inputs[:3]
     total = _sum(b, x, skip, _input(node, 3 if simplified else 4))
-    attributes = {"axis": -1, "epsilon": _epsilon(node)}
+    attributes = {"axis": -1, "epsilon": float(cir.attr(node, "epsilon", 1e-12))}
     if simplified:
         y = b.op("RMSNormalization", [total, gain], attributes)
     else:
         bias = _input(node, 3)
         y = b.op("LayerNormalization", [total, gain, *([bias] if bias is not None else [])], attributes)
-    sums = len(node.outputs) > 3 and (node.outputs[3].uses() or node.outputs[3].is_graph_output())
-    if sums:
+    if len(node.outputs) > 3:
         ir.convenience.replace_all_uses_with(node.outputs[3], total, replace_graph_outputs=True)
     return [y]
 

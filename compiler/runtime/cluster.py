@@ -32,9 +32,6 @@ class _Worker:
         self._device = self._free() or Cpu(1)
         self._opened: dict[int, Executable] = {}
 
-    def name(self) -> str:
-        return self._device.name
-
     def open(self, segment: dict[str, Any], files: dict[str, bytes]) -> int:
         folder = Path(self._folder.name)
         for name, data in files.items():

@@ -13,7 +13,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -157,9 +157,14 @@ def _pcie(machine: Machine) -> Iterator[Finding]:
     nodes = machine.glob("dev/apex_*")
     if not cards and not nodes:
         yield Finding("PCIe", "none", "no Edge TPU on PCIe")
-        if "Raspberry Pi 5" in machine.model:
-            yield from _pi5_slot(machine)
-        return
+    else:
+        yield from _driver(machine, cards, nodes)
+        yield _pages(machine)
+    if "Raspberry Pi 5" in machine.model:
+        yield from _pi5_slot(machine)
+
+
+def _driver(machine: Machine, cards: Sequence[Path], nodes: Sequence[Path]) -> Iterator[Finding]:
     for card in cards:
         yield Finding(f"PCIe {card.name}", "ok", "an Edge TPU")
     if not nodes:
@@ -174,18 +179,14 @@ def _pcie(machine: Machine) -> Iterator[Finding]:
             rule = 'SUBSYSTEM=="apex", MODE="0660", GROUP="apex"'
             fix = f"add {rule} to /etc/udev/rules.d/65-apex.rules, join the group apex, log in again"
             yield Finding("driver", "fail", f"/dev/{node.name} is not yours to open", fix)
-    yield from _pages(machine)
 
 
-def _pages(machine: Machine) -> Iterator[Finding]:
-    if machine.page_size > 4096:
-        fix = "write kernel=kernel8.img into /boot/firmware/config.txt and reboot"
-        text = f"{machine.page_size >> 10} KiB; the PCIe driver works with 4 KiB only"
-        yield Finding("page size", "fail", text, fix)
-    else:
-        yield Finding("page size", "ok", f"{machine.page_size >> 10} KiB")
-    if "Raspberry Pi 5" in machine.model:
-        yield from _pi5_slot(machine)
+def _pages(machine: Machine) -> Finding:
+    size = f"{machine.page_size >> 10} KiB"
+    if machine.page_size <= 4096:
+        return Finding("page size", "ok", size)
+    fix = "write kernel=kernel8.img into /boot/firmware/config.txt and reboot"
+    return Finding("page size", "fail", f"{size}; the PCIe driver works with 4 KiB only", fix)
 
 
 def _pi5_slot(machine: Machine) -> Iterator[Finding]:
