@@ -29,6 +29,7 @@ import onnx.inliner
 import onnx.version_converter
 import onnxruntime as ort
 
+from compiler.emit import onnx_tf
 from compiler.emit.onnx_tf import OPSET, SIDECARS
 from compiler.runtime import Bundle, Pipeline
 from compiler.runtime.interpreter import interpreter_module
@@ -313,9 +314,9 @@ def main() -> None:
     onnx2tf = options.onnx2tf or environment(
         place / "onnx2tf", "python3.12", ["onnx2tf==2.6.9", "tensorflow", "tf-keras"]
     )
-    onnx_tf = options.onnx_tf or environment(
-        place / "onnx-tf", "python3.11", ["--no-deps", "--require-hashes", "-r", str(SIDECARS / "onnx-tf.txt")]
-    )
+    installed = onnx_tf.home() / "bin" / "python"
+    if options.onnx_tf is None and not installed.exists():
+        onnx_tf.install("python3.11")
     rows: list[Row] = []
     makers: list[Callable[[Path], Case]] = [
         lambda folder, name=name: network(name, folder)  # type: ignore[misc]
@@ -328,7 +329,12 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             case = make(Path(folder))
             rows.append(Row(case.name, f"onnxruntime {ort.__version__} float", run_ms=case.float_ms))
-            rows += [ours(case), by_onnxruntime(case), by_onnx_tf(case, onnx_tf), by_onnx2tf(case, onnx2tf)]
+            rows += [
+                ours(case),
+                by_onnxruntime(case),
+                by_onnx_tf(case, options.onnx_tf or installed),
+                by_onnx2tf(case, onnx2tf),
+            ]
     text: dict[str, Any] = {"rows": [asdict(r) for r in rows], "calibration": CALIBRATION, "held_out": HELD_OUT}
     options.output.mkdir(exist_ok=True)
     (options.output / "scoreboard.json").write_text(json.dumps(text, indent=1) + "\n")
