@@ -8,7 +8,6 @@ said to stay cached fit their Edge TPU together (`targets.fits`), and those that
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -40,7 +39,8 @@ class Wishes:
     `pins` maps names of nodes (with * and ?) to a device; `cuts` are nodes behind which a segment ends. `kept` names
     nodes that accuracy keeps on the host. With `host_int8` the host multiplies normalised rows in int8 too, by the
     weights that an Edge TPU would have. `host_bytes` is how many bytes of weights a segment of the host holds, where a
-    norm gives it a place to end.
+    norm gives it a place to end. `seconds` is about how long an x86 core searches; work is counted, not time, so that
+    the same model gives the same plan.
     """
 
     tpus: int = 1
@@ -319,16 +319,17 @@ class _Task:
 
     def _repaired(self, units: Sequence[list[ir.Node]], problem: planner.Problem, plan: Plan) -> Plan:
         """Move nodes across borders as long as that helps by what the tiles take."""
-        until = time.monotonic() + self.wishes.seconds / 2
+        budget = planner.Budget(self.wishes.seconds / 2)
         unit_of = {n: i for i, unit in enumerate(units) for n in unit}
         improved = True
         while improved:
             improved = False
             members = [(s.tpu, sorted({unit_of[n] for n in s.nodes})) for s in plan.segments]
             stages = tuple((planner.HOST if tpu is None else tpu, tuple(own)) for tpu, own in members)
-            for candidate in planner.neighbours(problem, stages):
-                if time.monotonic() > until:
+            for candidate in planner.neighbours(problem, stages, budget):
+                if budget.spent:
                     return plan
+                budget.spend(40 * problem.count)
                 other = self.assembled(units, planner.Plan(candidate, 0.0))
                 if other.objective < plan.objective * (1 - 1e-6):
                     plan, improved = other, True

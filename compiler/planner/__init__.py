@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from compiler.planner.budget import Budget
 from compiler.planner.exact import exact
 from compiler.planner.heuristic import alternate, heuristic, neighbours
 from compiler.planner.problem import HOST, Objective, Plan, Problem, Tensor, cached, cost, needed, simple_bound
@@ -22,6 +23,7 @@ EXACT_NODES = 700
 
 __all__ = [
     "HOST",
+    "Budget",
     "Objective",
     "Plan",
     "Problem",
@@ -38,7 +40,10 @@ __all__ = [
 
 
 def solve(problem: Problem, seconds: float = 5.0) -> Plan:
-    """The heuristic's plan, and the exact one where the graph's size allows; about twice `seconds` at most."""
+    """The heuristic's plan, and the exact one where the graph's size allows; about twice `seconds` of an x86 core at most.
+
+    Work is counted, not time: a problem has the same plan each time.
+    """
     large = problem.count > EXACT_NODES
     found = heuristic(problem, seconds if large else seconds / 3)
     if not problem.count or large or seconds <= 0:

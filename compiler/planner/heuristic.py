@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
+from itertools import count as numbers
 
 import networkx as nx
 import numpy as np
 
+from compiler.planner.budget import Budget
 from compiler.planner.problem import (
     HOST,
     INFINITE,
@@ -40,7 +41,7 @@ def heuristic(problem: Problem, seconds: float = 8.0, seed: int = 0) -> Plan:
     """The best of several orders and sides, each cut by dynamic programming, then improved part by part."""
     if not problem.count:
         return Plan((), 0.0)
-    until = time.monotonic() + seconds
+    budget = Budget(seconds)
     rng = random.Random(seed)
     sides = _sides(problem)
     found: dict[Stages, tuple[float, float]] = {}
@@ -52,20 +53,20 @@ def heuristic(problem: Problem, seconds: float = 8.0, seed: int = 0) -> Plan:
         found[stages] = (cost(problem, stages), sum(loads(problem, stages).values()))
 
     for order in _orders(problem, rng):
-        for stages in _from_order(problem, order, sides, until):
+        for stages in _from_order(problem, order, sides, budget):
             keep(stages)
-        if time.monotonic() > until:
+        if budget.spent:
             break
     assert found, "no plan has so few host stages"
     for _ in range(_ROUNDS if problem.count <= _SMALL else 1):
         # The best plans are improved, and what comes of them gives new orders to cut.
         best = sorted(found, key=found.__getitem__)[:_IMPROVED]
         for stages in best:
-            keep(_improve(problem, stages, rng, until))
+            keep(_improve(problem, stages, rng, budget))
         for order in _orders_of(problem, min(found, key=found.__getitem__), rng):
-            for stages in _from_order(problem, order, sides, until):
+            for stages in _from_order(problem, order, sides, budget):
                 keep(stages)
-        if time.monotonic() > until:
+        if budget.spent:
             break
     stages = min(found, key=found.__getitem__)
     return Plan(stages, found[stages][0])
@@ -79,11 +80,11 @@ def _orders_of(problem: Problem, stages: Stages, rng: random.Random) -> Iterator
         yield [*nx.lexicographical_topological_sort(problem.graph, key=rank.__getitem__)]
 
 
-def _from_order(problem: Problem, order: Sequence[int], sides: Sequence[list[bool]], until: float) -> Iterator[Stages]:
+def _from_order(problem: Problem, order: Sequence[int], sides: Sequence[list[bool]], budget: Budget) -> Iterator[Stages]:
     for side in sides:
-        yield _cut(problem, alternate(problem, order, side), until)
+        yield _cut(problem, alternate(problem, order, side), budget)
     if any(time_ < INFINITE for time_ in problem.host):
-        joint = _joint(problem, order, until)
+        joint = _joint(problem, order, budget)
         if joint is not None:
             yield joint
 
@@ -108,20 +109,23 @@ def _sides(problem: Problem) -> list[list[bool]]:
 
 def _side(problem: Problem, streamed: Sequence[float], weight: float) -> list[bool]:
     graph = nx.DiGraph()
+    # Numbers for all nodes: sets of them have the same order in every process.
+    names = numbers(problem.count)
+    on_tpu, on_host = next(names), next(names)
     for n in range(problem.count):
-        for a, b, time_ in (("tpu", n, problem.host[n]), (n, "host", weight * (problem.tpu[n] + streamed[n]))):
+        for a, b, time_ in ((on_tpu, n, problem.host[n]), (n, on_host, weight * (problem.tpu[n] + streamed[n]))):
             graph.add_edge(a, b, **({} if time_ == INFINITE else {"capacity": time_}))
-    for index, tensor in enumerate(problem.tensors):
-        source = "host" if tensor.source is None else tensor.source
+    for tensor in problem.tensors:
+        down, up = next(names), next(names)
         for reader in tensor.readers:
-            graph.add_edge(reader, ("down", index))
-            graph.add_edge(("up", index), reader)
-        graph.add_edge(("down", index), source, capacity=weight * tensor.down)
+            graph.add_edge(reader, down)
+            graph.add_edge(up, reader)
+        graph.add_edge(down, on_host if tensor.source is None else tensor.source, capacity=weight * tensor.down)
         if tensor.source is not None:
-            graph.add_edge(source, ("up", index), capacity=weight * tensor.up)
+            graph.add_edge(tensor.source, up, capacity=weight * tensor.up)
             if tensor.leaves:
-                graph.add_edge(("up", index), "host")
-    _, (tpu, _) = nx.minimum_cut(graph, "tpu", "host")
+                graph.add_edge(up, on_host)
+    _, (tpu, _) = nx.minimum_cut(graph, on_tpu, on_host)
     return [n in tpu for n in range(problem.count)]
 
 
@@ -189,7 +193,7 @@ class _Piece:
                 self.time += tensor.up
 
 
-def _cut(problem: Problem, turns: Sequence[tuple[bool, list[int]]], until: float) -> Stages:
+def _cut(problem: Problem, turns: Sequence[tuple[bool, list[int]]], budget: Budget) -> Stages:
     """Give each TPU a contiguous range of the TPU nodes of the turns, by dynamic programming."""
     sequence = [(turn, n) for turn, (side, nodes) in enumerate(turns) if side for n in nodes]
     places = _places(problem, sequence)
@@ -197,7 +201,7 @@ def _cut(problem: Problem, turns: Sequence[tuple[bool, list[int]]], until: float
     best: dict[int, tuple[tuple[float, float], tuple[int, ...]]] = {
         0: ((0.0 if problem.objective == "latency" else host, 0.0), ())
     }
-    ranges = _ranges(problem, sequence, places, places[:-1] if problem.tpus > 1 else places[:1], until)
+    ranges = _ranges(problem, sequence, places, places[:-1] if problem.tpus > 1 else places[:1], budget)
     combine = (lambda a, b: a + b) if problem.objective == "latency" else max
     done: tuple[tuple[float, float], tuple[int, ...]] | None = None
     for _ in range(problem.tpus):
@@ -226,7 +230,7 @@ def _cut(problem: Problem, turns: Sequence[tuple[bool, list[int]]], until: float
     return tuple(stages)
 
 
-def _joint(problem: Problem, order: Sequence[int], until: float) -> Stages | None:
+def _joint(problem: Problem, order: Sequence[int], budget: Budget) -> Stages | None:
     """Placement and cuts of one order together: ranges for the host and the TPUs in turn; None where none will do.
 
     For a pipeline the pace is searched: with every TPU held to it, the host should take no longer.
@@ -236,7 +240,7 @@ def _joint(problem: Problem, order: Sequence[int], until: float) -> Stages | Non
     places = _places(problem, sequence)
     index = {place: i for i, place in enumerate(places)}
     tpu = np.full((len(places), len(places)), np.inf)
-    for start, row in _ranges(problem, sequence, places, places[:-1], until).items():
+    for start, row in _ranges(problem, sequence, places, places[:-1], budget).items():
         for end, time_ in row.items():
             tpu[index[start], index[end]] = time_
     np.fill_diagonal(tpu, 0.0)
@@ -307,7 +311,7 @@ def _places(problem: Problem, sequence: Sequence[tuple[int, int]]) -> list[int]:
 
 
 def _ranges(
-    problem: Problem, sequence: Sequence[tuple[int, int]], places: Sequence[int], starts: Sequence[int], until: float
+    problem: Problem, sequence: Sequence[tuple[int, int]], places: Sequence[int], starts: Sequence[int], budget: Budget
 ) -> dict[int, dict[int, float]]:
     """Time of a TPU that holds sequence[start:end], for the places."""
     allowed = set(places)
@@ -316,7 +320,7 @@ def _ranges(
     whole = sum(problem.tpu[n] for n in on_tpu) + cached(problem, on_tpu)[1]
     for start in starts:
         row = found[start] = {}
-        if start and time.monotonic() > until:
+        if start and budget.spent:
             continue
         before, turn, piece, held = 0.0, -1, _Piece(), list[int]()
         for index in range(start, len(sequence)):
@@ -325,9 +329,11 @@ def _ranges(
                 before, turn, piece = before + piece.time, t, _Piece(time=problem.invoke)
             piece.add(problem, n)
             held.append(n)
+            budget.spend(1)
             if problem.tpu[n] == INFINITE:
                 break
             if index + 1 in allowed:
+                budget.spend(5 + len(held))
                 row[index + 1] = before + piece.time + cached(problem, held)[1]
                 heavy = problem.objective == "throughput" and row[index + 1] > 4 * whole / problem.tpus
                 if heavy and start:
@@ -338,8 +344,8 @@ def _ranges(
 class _Rows:
     """Stages under change, with the time of each and of the parameters that each device streams."""
 
-    def __init__(self, problem: Problem, stages: Stages) -> None:
-        self.problem = problem
+    def __init__(self, problem: Problem, stages: Stages, budget: Budget) -> None:
+        self.problem, self.budget = problem, budget
         self.devices = [device for device, _ in stages]
         self.rows = [set(nodes) for _, nodes in stages]
         self.level = {n: i for i, row in enumerate(self.rows) for n in row}
@@ -348,14 +354,15 @@ class _Rows:
 
     def _time(self, stage: int) -> float:
         row = self.rows[stage]
+        self.budget.spend(20 + 4 * len(row))
         return stage_time(self.problem, self.devices[stage], [*row]) if row else 0.0
 
     def _late(self, device: int) -> float:
         if device == HOST:
             return 0.0
-        return cached(
-            self.problem, [n for d, row in zip(self.devices, self.rows, strict=True) if d == device for n in row]
-        )[1]
+        nodes = [n for d, row in zip(self.devices, self.rows, strict=True) if d == device for n in row]
+        self.budget.spend(10 + len(nodes))
+        return cached(self.problem, nodes)[1]
 
     def score(self) -> tuple[float, float]:
         """The objective first; of equal ones, the one whose loads are more even."""
@@ -389,6 +396,7 @@ class _Rows:
         """
         step = -1 if new < self.level[n] else 1
         places: dict[int, int] = {}
+        self.budget.spend(20)
         for m in self.group(n, new):
             place = next((s for s in (new, new + step) if 0 <= s < len(self.rows) and self.allowed(m, s)), None)
             if place is None or (m == n and place != new):
@@ -423,22 +431,22 @@ class _Rows:
         return filled(self.devices, self.rows)
 
 
-def _improve(problem: Problem, stages: Stages, rng: random.Random, until: float) -> Stages:
+def _improve(problem: Problem, stages: Stages, rng: random.Random, budget: Budget) -> Stages:
     """Move nodes, with what must go along, to another stage while that helps; shake and try again on small graphs."""
-    rows = _Rows(problem, _opened(problem, stages))
-    best = _descend(rows, until)
-    while time.monotonic() < until and (better := _recut(rows, rng, until)) < best:
-        best = min(better, _descend(rows, until))
+    rows = _Rows(problem, _opened(problem, stages), budget)
+    best = _descend(rows)
+    while not budget.spent and (better := _recut(rows, rng)) < best:
+        best = min(better, _descend(rows))
     best_stages = rows.stages
     for _ in range(_SHAKES if problem.count <= _SMALL else 0):
-        if time.monotonic() > until:
+        if budget.spent:
             break
         undo: dict[int, int] = {}
         for _ in range(rng.randint(1, 3)):
             n = rng.randrange(problem.count)
             new = rng.randrange(len(rows.rows))
             undo = {**((new != rows.level[n] and rows.move(n, new)) or {}), **undo}
-        score = _descend(rows, until, undo)
+        score = _descend(rows, undo)
         if score < best:
             best, best_stages = score, rows.stages
         else:
@@ -446,9 +454,9 @@ def _improve(problem: Problem, stages: Stages, rng: random.Random, until: float)
     return best_stages
 
 
-def neighbours(problem: Problem, stages: Stages) -> Iterator[Stages]:
+def neighbours(problem: Problem, stages: Stages, budget: Budget) -> Iterator[Stages]:
     """Plans in which one node at a border, with what must go along, stands on the other side."""
-    rows = _Rows(problem, stages)
+    rows = _Rows(problem, stages, budget)
     for n in range(problem.count):
         near = {rows.level[m] for m in (*problem.predecessors[n], *problem.successors[n])}
         for new in sorted(near - {rows.level[n]}):
@@ -458,7 +466,7 @@ def neighbours(problem: Problem, stages: Stages) -> Iterator[Stages]:
                 rows.put(before)
 
 
-def _recut(rows: _Rows, rng: random.Random, until: float) -> tuple[float, float]:
+def _recut(rows: _Rows, rng: random.Random) -> tuple[float, float]:
     """Cut each pair of neighbouring stages anew, in several orders of what they hold; gives the score reached."""
     problem = rows.problem
     best = rows.score()
@@ -466,7 +474,7 @@ def _recut(rows: _Rows, rng: random.Random, until: float) -> tuple[float, float]
     pairs += [(i, i + 2) for i in range(len(rows.rows) - 2) if not rows.rows[i + 1]]
     for first, second in pairs:
         both = rows.rows[first] | rows.rows[second]
-        if len(both) > _SMALL or time.monotonic() > until:
+        if len(both) > _SMALL or rows.budget.spent:
             continue
         found = {n: rows.level[n] for n in both}
         graph = nx.DiGraph([(u, v) for u in both for v in problem.successors[u] if v in both])
@@ -502,12 +510,12 @@ def _opened(problem: Problem, stages: Stages) -> Stages:
     return tuple((device, tuple(row)) for device, row in zip(devices, rows, strict=True))
 
 
-def _descend(rows: _Rows, until: float, undo: dict[int, int] | None = None) -> tuple[float, float]:
+def _descend(rows: _Rows, undo: dict[int, int] | None = None) -> tuple[float, float]:
     """Take every move that helps until none does; adds to `undo` where nodes were."""
     problem = rows.problem
     best = rows.score()
     changed = True
-    while changed and time.monotonic() < until:
+    while changed and not rows.budget.spent:
         changed = False
         for n in range(problem.count):
             for new in range(max(0, rows.level[n] - 2), min(len(rows.rows), rows.level[n] + 3)):
@@ -524,6 +532,6 @@ def _descend(rows: _Rows, until: float, undo: dict[int, int] | None = None) -> t
                             undo.setdefault(m, level)
                 else:
                     rows.put(before)
-            if time.monotonic() > until:
+            if rows.budget.spent:
                 break
     return best

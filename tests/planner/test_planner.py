@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -124,6 +127,26 @@ def test_free_placement_holds_the_contract(seed: int) -> None:
     problem = draw(random.Random(seed), 40, 0.05, True, (3, "throughput"))
     check_contract(problem, planner.heuristic(problem, 1.0))
     check_contract(problem, planner.solve(problem, 2.0))
+
+
+def test_a_problem_has_one_plan() -> None:
+    """In other processes, whose sets have another order, at the same time, so that each has less of the machine."""
+    code = (
+        "import random; from compiler import planner; from tests.planner.test_planner import draw;"
+        "print([planner.solve(draw(random.Random(7), n, 0.05, True, (4, 'throughput')), 1.0) for n in (30, 60)])"
+    )
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=Path(__file__).parents[2],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for seed in range(4)
+    ]
+    plans = {run.communicate()[0] for run in runs}
+    assert len(plans) == 1 and "stages" in plans.pop()
 
 
 @pytest.mark.skipif(not PUBLIC.is_dir(), reason="the public inputs are not here")
