@@ -46,6 +46,7 @@ def load(
         _check_valid(model)
     except Exception as error:
         raise ModelError(f"{path}: not a valid ONNX model: {first_line(error)}") from error
+    _check_inference(model.graph)
     _fix_inputs(model, dict(dims or {}), dict(shapes or {}))
     _upgrade(model)
     _widen(model)
@@ -124,6 +125,16 @@ def _check_defined(graph: ir.Graph) -> None:
                     f"{node.op_type} '{node.name}' reads tensor '{value.name}', which nothing defines: "
                     "export the model again"
                 )
+
+
+def _check_inference(graph: ir.Graph) -> None:
+    """Results of a model in training mode are random. Raises ModelError."""
+    for node in graph:
+        ratio, training = cir.scalar(cir.arg(node, 1)), cir.scalar(cir.arg(node, 2))
+        if cir.key(node) == ("", "Dropout") and training and ratio != 0:
+            raise ModelError(
+                f"Dropout '{cir.origin(node)}' is in training mode: export the model again after model.eval()"
+            )
 
 
 def _fix_inputs(model: ir.Model, dims: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> None:

@@ -28,7 +28,8 @@ _SEQUENCES = {"SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceIn
 def run(model: ir.Model, target: Target) -> None:
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     infer_shapes(model)
-    with contextlib.suppress(RuntimeError):  # an operator that the folder cannot evaluate stays as it is
+    # An operator that the folder cannot evaluate stays; what is infinite or not a number is so at run time too.
+    with contextlib.suppress(RuntimeError), np.errstate(all="ignore"):
         optimizer.fold_constants(model, input_size_limit=LARGEST, output_size_limit=LARGEST)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     infer_shapes(model)
@@ -93,7 +94,8 @@ def _evaluate(node: ir.Node) -> list[np.ndarray] | None:
     proto = onnx.ModelProto(ir_version=cir.IR_VERSION, graph=graph)
     proto.opset_import.append(onnx.helper.make_opsetid("", opset))
     try:
-        results = onnx.reference.ReferenceEvaluator(proto).run(None, feeds)
+        with np.errstate(all="ignore"):
+            results = onnx.reference.ReferenceEvaluator(proto).run(None, feeds)
     except Exception:
         return None  # it stays, for onnxruntime to evaluate
     plain = all(isinstance(r, np.ndarray | np.generic) and np.asarray(r).nbytes <= LARGEST for r in results)

@@ -12,6 +12,7 @@ from onnx import helper, numpy_helper
 from compiler import build as building
 from compiler import importer
 from compiler import ir as cir
+from compiler.errors import ModelError
 from compiler.runtime import Bundle, Pipeline
 from tests.conftest import save, small_network
 
@@ -163,3 +164,14 @@ def test_shapes_computed_from_fixed_dimensions_are_folded(tmp_path: Path) -> Non
     options = building.Options(dims={"batch": 1})
     program = building.lower(building.read(save(tmp_path / "m.onnx", proto), options), options)
     assert [n.op_type for n in program.model.graph] == ["Reshape", "Mul", "Relu", "Reshape"]
+
+
+def test_models_in_training_mode_are_refused(tmp_path: Path) -> None:
+    proto = onnx.parser.parse_model("""
+    <ir_version: 10, opset_import: ["" : 18]>
+    g (float[1,8] x) => (float[1,8] y)
+    <float ratio = {0.1}, bool training = {1}> { y = Dropout (x, ratio, training) }""")
+    with pytest.raises(ModelError, match=r"Dropout 'y' is in training mode.*model.eval\(\)"):
+        importer.load(save(tmp_path / "m.onnx", proto))
+    proto.graph.initializer[1].int32_data[:] = [0]
+    importer.load(save(tmp_path / "m.onnx", proto))

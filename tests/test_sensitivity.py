@@ -83,6 +83,16 @@ def test_normalised_rows_hold_what_static_ranges_lose(run_cli: Cli, encoder: tup
 
 def test_balance_centres_channels_and_leaves_room() -> None:
     low, high = np.array([-1.0, 3.0, 0.0, -0.5], np.float32), np.array([1.0, 5.0, 0.0, 0.0], np.float32)
-    half, middle = balance._half_and_middle(low, high, np.full(4, 2.0, np.float32))
+    twice = [np.stack([a, a]) for a in (low, high)]
+    half, middle = balance._half_and_middle(*twice, np.full(4, 2.0, np.float32))
     np.testing.assert_allclose(middle, [0, 8, 0, -0.5])
     np.testing.assert_allclose(half, 2 * np.array([balance.MARGIN, balance.MARGIN, 0.5, 0.5]), rtol=1e-6)
+
+
+def test_balance_leaves_more_room_where_one_half_of_the_samples_says_little_of_the_other() -> None:
+    low, high = np.array([[-1.0], [1.5]], np.float32), np.array([[1.0], [2.5]], np.float32)
+    half, _ = balance._half_and_middle(low, high, np.ones(1, np.float32))
+    needed = balance._needed(low, high, 0.0)
+    np.testing.assert_allclose(needed, [[2.5], [6.0]])
+    margin = min(np.quantile(needed, balance.COVERED), balance.WIDEST)
+    np.testing.assert_allclose(half, 3.5 / 2 * margin, rtol=1e-6)

@@ -26,7 +26,7 @@ REASONS = {
     "LogSoftmax": "the Edge TPU has no LOG_SOFTMAX",
     "LRN": "the Edge TPU has no LOCAL_RESPONSE_NORMALIZATION",
     "RMSNormalization": "the deviation of each row in int8 would lose too much; it stays exact in float",
-    "RotaryEmbedding": "the Edge TPU has no GATHER for the angles",
+    "RotaryEmbedding": "it turns pairs of values for the attention on the host",
     "Sqrt": "the Edge TPU has no SQRT",
     "TopK": "the Edge TPU has no TOPK_V2",
     "Where": "the Edge TPU has no SELECT",

@@ -40,7 +40,7 @@ __all__ = [
 
 
 def solve(problem: Problem, seconds: float = 5.0) -> Plan:
-    """The heuristic's plan, and the exact one where the graph's size allows; about twice `seconds` of an x86 core at most.
+    """The heuristic's plan, and the exact one where the graph allows; about twice `seconds` of an x86 core at most.
 
     Work is counted, not time: a problem has the same plan each time.
     """

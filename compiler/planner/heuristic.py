@@ -80,7 +80,9 @@ def _orders_of(problem: Problem, stages: Stages, rng: random.Random) -> Iterator
         yield [*nx.lexicographical_topological_sort(problem.graph, key=rank.__getitem__)]
 
 
-def _from_order(problem: Problem, order: Sequence[int], sides: Sequence[list[bool]], budget: Budget) -> Iterator[Stages]:
+def _from_order(
+    problem: Problem, order: Sequence[int], sides: Sequence[list[bool]], budget: Budget
+) -> Iterator[Stages]:
     for side in sides:
         yield _cut(problem, alternate(problem, order, side), budget)
     if any(time_ < INFINITE for time_ in problem.host):

@@ -69,7 +69,7 @@ def _extremes(
 ) -> Ranges:
     """Lowest and highest, found inside the graph, so that not all activations are in memory at once."""
     found = _reductions(model, watched, samples, progress, channels=False)
-    return {name: (float(low), float(high)) for name, (low, high) in found.items()}
+    return {name: (float(low.min()), float(high.max())) for name, (low, high) in found.items()}
 
 
 def channel_extremes(
@@ -78,7 +78,7 @@ def channel_extremes(
     samples: Iterable[Sample],
     progress: Callable[[], None] = lambda: None,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """(lowest, highest) of each channel (last axis) of each of `values` over the samples."""
+    """(lowest, highest) [2, C] of each channel (last axis) of each of `values` over either half of the samples."""
     return _reductions(model, {str(v.name): v for v in values}, samples, progress, channels=True)
 
 
@@ -89,9 +89,10 @@ def _reductions(
     progress: Callable[[], None],
     channels: bool,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Extremes over the samples of even and of odd number, one row for each; of a single sample, the same twice."""
     ranges: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     with Reference(_reducing(model, watched, channels)) as reference:
-        for sample in samples:
+        for number, sample in enumerate(samples):
             found = reference.run(sample)
             for name, value in watched.items():
                 low, high, mean = (found[f"{name}/{kind}"] for kind in _REDUCTIONS)
@@ -100,8 +101,12 @@ def _reductions(
                         f"tensor '{name}' {list(cir.shape(value))} becomes NaN or infinite in the float model: "
                         "check the samples and the weights"
                     )
-                before = ranges.get(name, (low, high))
-                ranges[name] = (np.minimum(before[0], low), np.maximum(before[1], high))
+                if not number:
+                    ranges[name] = (np.stack([low, low]), np.stack([high, high]))
+                half = slice(number, 2) if number < 2 else number % 2  # the second sample replaces the first's copy
+                lows, highs = ranges[name]
+                lows[half] = low if number < 2 else np.minimum(lows[half], low)
+                highs[half] = high if number < 2 else np.maximum(highs[half], high)
             progress()
     return ranges
 

@@ -1,0 +1,273 @@
+"""Find attention and rotary embeddings among the operators that exporters spell them with.
+
+    MatMul(Softmax(MatMul(q, k^T) * scale + mask), v)            ->  Attention(q, k, v, mask)
+    x * cos + Concat(-x[..., d/2:], x[..., :d/2]) * sin          ->  RotaryEmbedding(x, cos, sin)
+
+Scales of q, k and scores become one; keys and values that are repeated for groups of heads are given once. Where the
+exporter puts zeros for a softmax without any allowed key (torch's scaled_dot_product_attention), so does a Where.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from compiler import ir as cir
+from compiler.targets import Target
+from passes.fold_constants import tidy
+
+
+def run(model: ir.Model, target: Target) -> None:
+    names = cir.Names(model.graph)
+    halves: dict[ir.Value, ir.Value] = {}
+    for node in list(model.graph):
+        b = cir.Builder(model, names, node)
+        if node.graph is None:
+            continue
+        if cir.key(node) == ("", "MatMul"):
+            _attend(node, b)
+        elif cir.key(node) == ("", "Add"):
+            _rotate(node, b, halves)
+    tidy(model)
+
+
+@dataclass
+class _Scores:
+    """q [B, H, S, D] and the transposed keys [B, H, D, T] of a product, times `scale`, plus `masks`."""
+
+    q: ir.Value
+    keys: ir.Value
+    scale: float = 1.0
+    masks: list[ir.Value] = field(default_factory=list)
+
+
+def _attend(node: ir.Node, b: cir.Builder) -> None:
+    probabilities, v = node.inputs
+    assert probabilities is not None and v is not None
+    softmax, guarded = _softmax(probabilities)
+    if softmax is None or not _is_heads(v) or cir.axis_of(int(cir.attr(softmax, "axis", -1)), 4) != 3:
+        return
+    scores = _scores(softmax.inputs[0])
+    if scores is None:
+        return
+    q, scale = _unscaled(scores.q)
+    k, factor = _untransposed(scores.keys, b)
+    k, v = _ungrouped(k, v)
+    mask = scores.masks[0] if scores.masks else None
+    for other in scores.masks[1:]:
+        mask = b.op("Add", [mask, other])
+    inputs = [q, k, v]
+    if mask is not None:
+        inputs.append(_whole(mask, cir.shape(scores.q)[2], cir.shape(scores.keys)[3], b))
+    result = b.op("Attention", inputs, {"scale": scores.scale * scale * factor})
+    if guarded and mask is not None:
+        result = _zero_where_masked(result, mask, b)
+    b.replace(result)
+
+
+def _is_heads(value: ir.Value | None) -> bool:
+    """Whether a value is computed, float, and [batch, heads, rows, columns]."""
+    if value is None or cir.is_const(value) or not cir.is_static(value) or value.dtype != ir.DataType.FLOAT:
+        return False
+    return len(cir.shape(value)) == 4
+
+
+def _softmax(value: ir.Value) -> tuple[ir.Node | None, bool]:
+    """The Softmax that made a value, and whether zeros stand where it is not a number."""
+    where = cir.producer(value, "Where")
+    if where is None:
+        return cir.producer(value, "Softmax"), False
+    condition, zero, other = where.inputs
+    test, softmax = cir.producer(condition, "IsNaN"), cir.producer(other, "Softmax")
+    if test is None or test.inputs[0] is not other or cir.scalar(zero) != 0:
+        return None, False
+    return softmax, True
+
+
+def _scores(value: ir.Value | None) -> _Scores | None:
+    node = value.producer() if _is_heads(value) and value is not None else None
+    if node is None or node.domain:
+        return None
+    if node.op_type == "MatMul":
+        q, keys = node.inputs
+        return _Scores(q, keys) if _is_heads(q) and _is_heads(keys) else None  # type: ignore[arg-type]
+    if node.op_type == "Add":
+        for inner, mask in (node.inputs, node.inputs[::-1]):
+            found = _scores(inner)
+            if found is not None and mask is not None and cir.is_static(mask) and len(cir.shape(mask)) == 4:
+                found.masks.append(mask)
+                return found
+        return None
+    rest, factor = _unscaled(value)  # type: ignore[arg-type]
+    found = _scores(rest) if factor != 1 else None
+    if found is None or found.masks:
+        return None
+    found.scale *= factor
+    return found
+
+
+def _unscaled(value: ir.Value) -> tuple[ir.Value, float]:
+    """What is multiplied by, or divided by, numbers, and their product."""
+    node = value.producer()
+    if node is None or node.domain or node.op_type not in ("Mul", "Div"):
+        return value, 1.0
+    x, by = node.inputs
+    if node.op_type == "Mul" and cir.is_const(x):
+        x, by = by, x
+    number = cir.scalar(by)
+    if x is None or not number or cir.is_const(x) or len(cir.shape(by)) > len(cir.shape(x)):
+        return value, 1.0
+    rest, factor = _unscaled(x)
+    return rest, factor * (number if node.op_type == "Mul" else 1 / number)
+
+
+def _untransposed(value: ir.Value, b: cir.Builder) -> tuple[ir.Value, float]:
+    """Keys [B, H, T, D] without the numbers that they are multiplied by."""
+    value, factor = _unscaled(value)
+    node, shape = value.producer(), cir.shape(value)
+    if node is not None and cir.key(node) == ("", "Transpose") and node.inputs[0] is not None:
+        perm = tuple(cir.attr(node, "perm", ()))
+        if perm[:2] == (0, 1):
+            rest, more = _unscaled(node.inputs[0])
+            return rest, factor * more
+        if len(perm) == 4:
+            return b.transpose(node.inputs[0], (perm[0], perm[1], perm[3], perm[2])), factor
+    # torch.onnx transposes matrices of all heads in a row: Reshape, Transpose, Reshape.
+    turned = cir.producer(node.inputs[0], "Transpose") if node is not None and node.op_type == "Reshape" else None
+    flat = cir.producer(turned.inputs[0], "Reshape") if turned is not None else None
+    if turned is not None and flat is not None and tuple(cir.attr(turned, "perm", ())) == (0, 2, 1):
+        source = flat.inputs[0]
+        if _is_heads(source) and cir.shape(source) == (*shape[:2], shape[3], shape[2]):
+            rest, more = _unscaled(source)  # type: ignore[arg-type]
+            return rest, factor * more
+    return b.transpose(value, (0, 1, 3, 2)), factor
+
+
+def _ungrouped(k: ir.Value, v: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Keys and values before they are repeated for the heads that share them."""
+    sources = [_repeated(k), _repeated(v)]
+    if sources[0] is None or sources[1] is None or cir.shape(sources[0])[1] != cir.shape(sources[1])[1]:
+        return k, v
+    return sources[0], sources[1]
+
+
+def _repeated(value: ir.Value) -> ir.Value | None:
+    """x [B, G, T, D] of Reshape(Expand(Unsqueeze(x, 2), [B, G, N, T, D]), [B, G * N, T, D])."""
+    reshape = cir.producer(value, "Reshape")
+    expand = cir.producer(reshape.inputs[0], "Expand") if reshape is not None else None
+    single = expand.inputs[0].producer() if expand is not None and expand.inputs[0] is not None else None
+    if expand is None or single is None or single.op_type not in ("Unsqueeze", "Reshape"):
+        return None
+    x = single.inputs[0]
+    if not _is_heads(x):
+        return None
+    batch, groups, *rest = cir.shape(x)
+    wide, whole = cir.shape(expand.outputs[0]), cir.shape(value)
+    same = cir.shape(expand.inputs[0]) == (batch, groups, 1, *rest) and wide == (batch, groups, *wide[2:3], *rest)
+    return x if same and whole == (batch, groups * wide[2], *rest) else None
+
+
+def _whole(mask: ir.Value, queries: int, keys: int, b: cir.Builder) -> ir.Value:
+    """A mask with a row for each query and a column for each key, which onnxruntime asks for."""
+    shape = (*cir.shape(mask)[:2], queries, keys)
+    return mask if cir.shape(mask) == shape else b.op("Expand", [mask, b.const(np.array(shape, np.int64), "shape")])
+
+
+def _zero_where_masked(result: ir.Value, mask: ir.Value, b: cir.Builder) -> ir.Value:
+    """Zeros in the rows of which the mask allows nothing."""
+    array = cir.const(mask)
+    if array is not None:
+        allowed = (array > -np.inf).any(-1, keepdims=True)
+        if allowed.all():
+            return result
+        none = b.const(~allowed, "nothing")
+    else:
+        most = b.op("ReduceMax", [mask, b.const(np.array([-1], np.int64), "axes")], {"keepdims": 1})
+        none = b.op("Equal", [most, b.scalar(-np.inf, "nothing")])
+    return b.op("Where", [none, b.scalar(0.0, "zero"), result])
+
+
+def _rotate(node: ir.Node, b: cir.Builder, halves: dict[ir.Value, ir.Value]) -> None:
+    for straight, crossed in (node.inputs, node.inputs[::-1]):
+        plain, turned = cir.producer(straight, "Mul"), cir.producer(crossed, "Mul")
+        if plain is None or turned is None:
+            return
+        for x, cos in (plain.inputs, plain.inputs[::-1]):
+            for swapped, sin in (turned.inputs, turned.inputs[::-1]):
+                if x is None or not _is_heads(x) or not _is_half_swap(swapped, x):
+                    continue
+                angles = [_half(angle, x, b, halves) for angle in (cos, sin)]
+                if None not in angles:
+                    b.replace(b.op("RotaryEmbedding", [x, *angles]))
+                    return
+
+
+def _is_half_swap(value: ir.Value | None, x: ir.Value | None) -> bool:
+    """Whether a value is Concat(-x[..., d/2:], x[..., :d/2])."""
+    concat = cir.producer(value, "Concat")
+    if concat is None or len(concat.inputs) != 2 or x is None or cir.axis_of(int(cir.attr(concat, "axis")), 4) != 3:
+        return False
+    negated = cir.producer(concat.inputs[0], "Neg")
+    half, width = cir.shape(x)[3] // 2, cir.shape(x)[3]
+    return (
+        negated is not None
+        and width % 2 == 0
+        and _part(negated.inputs[0], x) == (half, width)
+        and _part(concat.inputs[1], x) == (0, half)
+    )
+
+
+def _part(value: ir.Value | None, x: ir.Value) -> tuple[int, int] | None:
+    """The columns of x that a value is."""
+    node = value.producer() if value is not None else None
+    if node is None or value is None or node.inputs[0] is not x or not cir.is_static(value):
+        return None
+    if node.op_type == "Slice":
+        starts, ends, axes, steps = (cir.ints(cir.arg(node, i)) for i in range(1, 5))
+        whole = cir.shape(x)[:3] == cir.shape(value)[:3]
+        if not whole or not starts or not ends or len(starts) != 1 or (axes or [3]) not in ([3], [-1]) or steps != [1]:
+            return None
+        width = cir.shape(x)[3]
+        start = starts[0] + width if starts[0] < 0 else starts[0]
+        return start, start + cir.shape(value)[3]
+    if node.op_type == "Split" and cir.axis_of(int(cir.attr(node, "axis", 0)), 4) == 3:
+        before = node.outputs[: list(node.outputs).index(value)]
+        start = sum(cir.shape(v)[3] for v in before)
+        return start, start + cir.shape(value)[3]
+    return None
+
+
+def _half(angle: ir.Value | None, x: ir.Value, b: cir.Builder, halves: dict[ir.Value, ir.Value]) -> ir.Value | None:
+    """cos or sin [B, S, d/2] of one [B, 1, S, d] whose two halves are the same; None where they may differ."""
+    batch, _, rows, width = cir.shape(x)
+    if (
+        angle is None
+        or not cir.is_static(angle)
+        or cir.shape(angle) not in {(batch, 1, rows, width), (1, 1, rows, width)}
+    ):
+        return None
+    array = cir.const(angle)
+    if array is not None:
+        first, second = np.split(array, 2, axis=-1)
+        whole = np.broadcast_to(first[:, 0], (batch, rows, width // 2))
+        return b.const(whole, f"{angle.name}/half") if np.array_equal(first, second) else None
+    if cir.shape(angle)[0] != batch or not _doubled(angle):
+        return None
+    if angle not in halves:
+        ends = [b.const(np.array([i], np.int64), f"{angle.name}/{i}") for i in (0, width // 2, 3)]
+        halves[angle] = b.reshape(b.op("Slice", [angle, *ends]), (batch, rows, width // 2))
+    return halves[angle]
+
+
+def _doubled(value: ir.Value | None) -> bool:
+    """Whether a value is computed element by element from a Concat of something with itself."""
+    node = value.producer() if value is not None else None
+    while node is not None and node.op_type in ("Unsqueeze", "Reshape", "Cast", "Mul", "Cos", "Sin"):
+        computed = cir.activations(node)
+        plain = node.op_type != "Mul" or any(cir.scalar(v) is not None for v in node.inputs)
+        if len(computed) != 1 or not plain:
+            return False
+        node = computed[0].producer()
+    return node is not None and node.op_type == "Concat" and len(node.inputs) == 2 and node.inputs[0] is node.inputs[1]
