@@ -19,22 +19,7 @@ from compiler import build as building
 from compiler import bundle
 from compiler.quantize.calibrate import Observers
 from compiler.runtime import Pipeline
-
-
-def pooled(states: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Mean over the tokens of a sentence: [1, S, K] and [1, S] to [K]."""
-    weights = mask[0, :, None].astype(np.float64)
-    return (states[0] * weights).sum(axis=0) / weights.sum()
-
-
-def cosine(a: np.ndarray, b: np.ndarray) -> float:
-    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
-
-
-def ranks(similarities: np.ndarray) -> np.ndarray:
-    """Ranks of the similarities of all pairs of unit vectors [count, K]."""
-    pairs = (similarities @ similarities.T)[np.triu_indices(len(similarities), 1)]
-    return np.argsort(np.argsort(pairs)).astype(np.float64)
+from compiler.verify import Embeddings
 
 
 def main(folder: Path, observers: list[str]) -> None:
@@ -46,16 +31,14 @@ def main(folder: Path, observers: list[str]) -> None:
         manifest = building.build(folder / "model.onnx", Path(made) / "b", options)
         print(f"build {time.perf_counter() - started:.1f} s, {len(manifest['segments'])} segments")
         pipeline = Pipeline(bundle.load(Path(made) / "b"))
-        found, vectors = [], []
+        embeddings = Embeddings()
         for index in range(len(test["input_ids"])):
             sample = {name: array[index : index + 1] for name, array in test.items()}
             (want,), got = session.run(None, sample), pipeline.run(sample)["last_hidden_state"]
-            both = [pooled(states, sample["attention_mask"]) for states in (got, want)]
-            found.append(cosine(*both))
-            vectors.append([v / np.linalg.norm(v) for v in both])
-    ours, theirs = (ranks(v) for v in np.array(vectors).transpose(1, 0, 2))
-    print(f"pooled cosine over {len(found)} sentences: mean {np.mean(found):.4f}, least {np.min(found):.4f}")
-    print(f"Spearman's correlation of the similarities of all pairs: {np.corrcoef(ours, theirs)[0, 1]:.4f}")
+            embeddings.add(got, want, sample["attention_mask"])
+    found = embeddings.report()
+    print(f"pooled cosine over {len(embeddings.got)} sentences: mean {found['cosine']}, least {found['least_cosine']}")
+    print(f"Spearman's correlation of the similarities of all pairs: {found['spearman']}")
 
 
 if __name__ == "__main__":

@@ -199,6 +199,13 @@ def show_quality(console: Console, quality: Mapping[str, Any]) -> None:
             "" if top is None else f"{top:.0%}",
         )
     console.print(table)
+    for name, entry in quality.get("embeddings", {}).items():
+        ranks = f", rank correlation of similarities {entry['spearman']:.4f}" if "spearman" in entry else ""
+        console.print(
+            f"Embeddings, '{escape(name)}' averaged over tokens: cosine {entry['cosine']:.4f}, least "
+            f"{entry['least_cosine']:.4f}{ranks}.",
+            highlight=False,
+        )
     worst = worst_segment(quality)
     if worst is not None:
         console.print(f"Segment {worst[0]} loses most by itself: {worst[1]:.1f} dB.", highlight=False)

@@ -64,6 +64,35 @@ class Difference:
         return entry | ({"top1_agreement": round(self.agree / self.count, 4)} if classes and self.count else {})
 
 
+class Embeddings:
+    """Sentence embeddings, the mean over a sample's own tokens, of states [1, S, K] and of the float model's."""
+
+    def __init__(self) -> None:
+        self.got: list[np.ndarray] = []
+        self.want: list[np.ndarray] = []
+
+    def add(self, got: np.ndarray, want: np.ndarray, mask: np.ndarray) -> None:
+        weights = mask.reshape(-1, 1).astype(np.float64)
+        for found, states in ((self.got, got), (self.want, want)):
+            vector = (states[0] * weights).sum(axis=0)
+            found.append(vector / max(float(np.linalg.norm(vector)), 1e-30))
+
+    def report(self) -> dict[str, Any]:
+        """Cosine with the float model's, and Spearman's correlation of the similarities of all pairs of samples."""
+        cosines = [float(a @ b) for a, b in zip(self.got, self.want, strict=True)]
+        entry = {"cosine": round(float(np.mean(cosines)), 6), "least_cosine": round(min(cosines), 6)}
+        ours, theirs = (_ranks(np.array(vectors)) for vectors in (self.got, self.want))
+        if len(ours) > 1:
+            entry["spearman"] = round(float(np.corrcoef(ours, theirs)[0, 1]), 6)
+        return entry
+
+
+def _ranks(vectors: np.ndarray) -> np.ndarray:
+    """Ranks of the similarities of all pairs of unit vectors [count, K]."""
+    pairs = (vectors @ vectors.T)[np.triu_indices(len(vectors), 1)]
+    return np.argsort(np.argsort(pairs)).astype(np.float64)
+
+
 def verify(
     bundle: Bundle,
     program: Program,
@@ -77,6 +106,7 @@ def verify(
     and the bundle are not in memory at the same time: what the one gives waits on disk for the other.
     """
     outputs: dict[str, Difference] = defaultdict(Difference)
+    embeddings: dict[str, Embeddings] = defaultdict(Embeddings)
     own: dict[int, Difference] = defaultdict(Difference)
     total: dict[int, Difference] = defaultdict(Difference)
     tpu = [s for s in program.plan.segments if s.device == "tpu"]
@@ -103,12 +133,16 @@ def verify(
             for name, array in pipeline.results(values).items():
                 if isinstance(array, np.ndarray) and array.dtype.kind == "f":
                     outputs[name].add(array, wanted[name])
+                    mask = sample.get("attention_mask")
+                    if mask is not None and array.ndim == 3 and mask.shape == array.shape[:2] == (1, mask.size):
+                        embeddings[name].add(array, wanted[name], mask)
             count += 1
             progress()
     shapes = {o["name"]: o["shape"] for o in pipeline.outputs}
     return {
         "samples": count,
         "outputs": {name: d.report(is_classifier(shapes[name])) for name, d in outputs.items()},
+        **({"embeddings": {name: e.report() for name, e in embeddings.items()}} if embeddings else {}),
         "segments": {str(i): {"sqnr_db": own[i].sqnr_db, "cumulative_sqnr_db": total[i].sqnr_db} for i in sorted(own)},
     }
 
