@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from compiler.program import Program
+from compiler.quantize.calibrate import batches
 from compiler.quantize.samples import Sample
 from compiler.reference import Reference
 from compiler.runtime import Bundle, Pipeline
@@ -103,33 +104,36 @@ def verify(
     """Compares with `expected`, what the model as imported gives for `samples`.
 
     Measures each output, and each TPU segment fed with float inputs (its own loss) and in the pipeline. The float model
-    and the bundle are not in memory at the same time: what the one gives waits on disk for the other.
+    and the bundle are not in memory at the same time: what the one gives waits on disk for the other. Nor are all
+    borders, which onnxruntime keeps until a run ends.
     """
     outputs: dict[str, Difference] = defaultdict(Difference)
     embeddings: dict[str, Embeddings] = defaultdict(Embeddings)
     own: dict[int, Difference] = defaultdict(Difference)
     total: dict[int, Difference] = defaultdict(Difference)
     tpu = [s for s in program.plan.segments if s.device == "tpu"]
-    borders = {v.name: v for s in tpu for v in [*s.inputs, *s.outputs] if not v.is_graph_input()}
+    borders = {str(v.name): v for s in tpu for v in [*s.inputs, *s.outputs] if not v.is_graph_input()}
     samples, count = list(samples), 0
     with tempfile.TemporaryDirectory(prefix="verify-") as folder:
-        with Reference(program.model, list(borders.values())) as inner:
-            names = [n for n in inner.names if n in borders]
-            for index, sample in enumerate(samples):
-                np.savez(Path(folder) / f"{index}.npz", *inner.run(sample, names).values())
-        place = {name: f"arr_{i}" for i, name in enumerate(names)}
+        saved = {name: f"{i}.npy" for i, name in enumerate(borders)}
+        for names in batches(borders) if borders else ():
+            with Reference(program.model, [borders[n] for n in names]) as inner:
+                for index, sample in enumerate(samples):
+                    for name, array in inner.run(sample, names).items():
+                        np.save(Path(folder) / f"{index}.{saved[name]}", array)
         pipeline = Pipeline(bundle)
         for number, (sample, wanted) in enumerate(zip(samples, expected, strict=True)):
             values: dict[str, np.ndarray] = dict(pipeline.check_inputs(sample))
-            with np.load(Path(folder) / f"{number}.npz") as saved:
-                for index, segment in enumerate(pipeline.segments):
-                    pipeline.advance(index, values)
-                    if segment["device"] == "tpu":
-                        around = [t["name"] for t in [*segment["inputs"], *segment["outputs"]]]
-                        floats = {n: saved[place[n]] if n in place else sample[n] for n in around}
-                        alone = pipeline.run_segment(index, floats)
-                        _compare(segment, alone, floats, own[index])
-                        _compare(segment, values, floats, total[index])
+            for index, segment in enumerate(pipeline.segments):
+                pipeline.advance(index, values)
+                if segment["device"] == "tpu":
+                    around = [t["name"] for t in [*segment["inputs"], *segment["outputs"]]]
+                    floats = {
+                        n: np.load(Path(folder) / f"{number}.{saved[n]}") if n in saved else sample[n] for n in around
+                    }
+                    alone = pipeline.run_segment(index, floats)
+                    _compare(segment, alone, floats, own[index])
+                    _compare(segment, values, floats, total[index])
             for name, array in pipeline.results(values).items():
                 if isinstance(array, np.ndarray) and array.dtype.kind == "f":
                     outputs[name].add(array, wanted[name])

@@ -152,7 +152,7 @@ def _histograms(
     inner = [v for v in watched.values() if not v.is_graph_input()]
     with Reference(model, inner) as reference:
         for sample in samples:
-            for names in _batches(watched):
+            for names in batches(watched):
                 found = {**sample, **reference.run(sample, [n for n in names if n not in sample])}
                 for name in names:
                     low, high = ranges[name]
@@ -162,7 +162,7 @@ def _histograms(
     return counts
 
 
-def _batches(watched: Mapping[str, ir.Value]) -> list[list[str]]:
+def batches(watched: Mapping[str, ir.Value]) -> list[list[str]]:
     """Names in groups whose tensors take at most BATCH_BYTES together."""
     batches: list[list[str]] = [[]]
     room = BATCH_BYTES
