@@ -16,13 +16,14 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from compiler import build as building
 from compiler import language
 from compiler.frontends import Source, decoder, open_source
-from compiler.partition import Wishes
+from compiler.partition import Place, Wishes
 from compiler.reference import Reference
 from compiler.runtime import Bundle
 from compiler.runtime.language import LanguageModel
@@ -120,39 +121,53 @@ def agreement(prompts: list[list[int]], answers: list[list[int]], source: Source
     return found
 
 
+def measure(model: Path, llama: Path | None, place: Place = "host") -> dict[str, Any]:
+    """Everything above as figures; `llama` is the interpreter of llama.cpp's environment."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "b"
+        began = time.perf_counter()
+        language.build(model, path, building.Options(wishes=Wishes(place=place)), language.Options())
+        found: dict[str, Any] = {"build_seconds": round(time.perf_counter() - began, 1)}
+        found["peak_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)
+        bundle = Bundle.open(path)
+        found["perplexity"] = bundle.manifest["quality"]["perplexity"]
+        text, loaded = Text(bundle), LanguageModel(bundle, THREADS)
+        found["answer"] = "".join(text.stream(loaded.generate(text.encode(PROMPTS[0]), 12, Sampling())))
+        source, prompts = open_source(model), [text.encode(p) for p in PROMPTS]
+        answers = {"bundle": [list(loaded.generate(p, AGREE, Sampling())) for p in prompts]}
+        rows = {"bundle": speed(loaded)}
+        if llama is not None:
+            command = [llama, "-c", _PEER, model, Path(folder) / "q8.gguf", json.dumps(prompts)]
+            made = subprocess.run(command, capture_output=True, text=True, check=True)
+            rows["llama.cpp Q8_0"], answers["llama.cpp Q8_0"] = json.loads(made.stdout.splitlines()[-1])
+            rows["bundle again"] = speed(loaded)
+    found["tokens_per_second"] = {n: [round(float(v), 1) for v in np.median(r, axis=0)] for n, r in rows.items()}
+    found["agreement"] = {name: agreement(prompts, texts, source) for name, texts in answers.items()}
+    return found
+
+
+def summary(found: dict[str, Any]) -> str:
+    lines = [
+        f"build {found['build_seconds']} s, peak memory {found['peak_gb']} GB; perplexity {found['perplexity']}",
+        f"{PROMPTS[0]!r} -> {found['answer']!r}",
+    ]
+    for name, same in found["agreement"].items():
+        whole = sum(s == AGREE for s in same)
+        lines.append(f"{name:15} {whole} of {len(same)} with {AGREE} greedy tokens as in float; {same}")
+    for name, (prefill, decode) in found["tokens_per_second"].items():
+        lines.append(
+            f"{name:15} prefill {prefill:8.1f} tokens/s   decode {decode:6.1f} tokens/s   (median of {REPEATS})"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
     parser.add_argument("model", type=Path)
     parser.add_argument("--llama", type=Path, help="python of an environment with llama-cpp-python")
     parser.add_argument("--place", default="host", help="where linear layers go: host, tpu or auto")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "b"
-        began = time.perf_counter()
-        language.build(options.model, path, building.Options(wishes=Wishes(place=options.place)), language.Options())
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        print(f"build {time.perf_counter() - began:.0f} s, peak memory {peak:.2f} GB")
-        bundle = Bundle.open(path)
-        print(f"perplexity {bundle.manifest['quality']['perplexity']}")
-        text, model = Text(bundle), LanguageModel(bundle, THREADS)
-        answer = "".join(text.stream(model.generate(text.encode(PROMPTS[0]), 12, Sampling())))
-        print(f"{PROMPTS[0]!r} -> {answer!r}")
-        source, prompts = open_source(options.model), [text.encode(p) for p in PROMPTS]
-        answers = {"bundle": [list(model.generate(p, AGREE, Sampling())) for p in prompts]}
-        rows = {"bundle": speed(model)}
-        if options.llama is not None:
-            command = [options.llama, "-c", _PEER, options.model, Path(folder) / "q8.gguf", json.dumps(prompts)]
-            made = subprocess.run(command, capture_output=True, text=True, check=True)
-            rows["llama.cpp Q8_0"], answers["llama.cpp Q8_0"] = json.loads(made.stdout.splitlines()[-1])
-            rows["bundle again"] = speed(model)
-    for name, texts in answers.items():
-        same = agreement(prompts, texts, source)
-        print(
-            f"{name:15} {sum(s == AGREE for s in same)} of {len(same)} with {AGREE} greedy tokens as in float; {same}"
-        )
-    for name, found in rows.items():
-        prefill, decode = np.median(np.array(found), axis=0)
-        print(f"{name:15} prefill {prefill:8.1f} tokens/s   decode {decode:6.1f} tokens/s   (median of {REPEATS})")
+    print(summary(measure(options.model, options.llama, options.place)))
 
 
 if __name__ == "__main__":

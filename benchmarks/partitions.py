@@ -20,6 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import networkx as nx
+import onnx_ir as ir
 
 from compiler import build, partition, planner
 from compiler.partition import Plan, Wishes
@@ -29,6 +30,7 @@ from fixtures import networks
 NAMES = ("resnet50", "resnet101", "resnet152", "inception_v3", "inception_v4", "densenet121", "efficientnet_edge_l")
 NAMES += ("mobilenet_v1", "mobilenet_v2", "vgg16", "bert_base")
 TPUS = range(1, 9)
+OBJECTIVES: tuple[planner.Objective, ...] = ("throughput", "latency")
 
 Cut = Callable[[planner.Problem, Sequence[int], int], list[int]]
 """Gives each TPU node of an order the number of its device."""
@@ -116,18 +118,28 @@ def peer(cut: Cut, task: partition._Task) -> Plan:
     return task.assembled(units, planner.Plan(tuple(stages), 0.0))
 
 
-def compare(name: str, folder: Path) -> None:
+def lowered(name: str, folder: Path) -> ir.Model:
     options = build.Options()
-    model = build.rewrite(build.read(networks.generate(name, folder), options), options)
-    target = Target.load()
+    return build.rewrite(build.read(networks.generate(name, folder), options), options)
+
+
+def ours(model: ir.Model, tpus: int, objective: planner.Objective) -> Plan:
+    return partition.partition(model, Target.load(), Wishes(tpus, objective))
+
+
+def peers(model: ir.Model, tpus: int) -> dict[str, Plan]:
+    """Peers' cuts with what our model predicts of them."""
+    task = partition._Task(model.graph, Target.load(), Wishes(tpus, "throughput"))
+    return {label: peer(cut, task) for label, cut in PEERS.items()}
+
+
+def compare(name: str, folder: Path) -> None:
+    model = lowered(name, folder)
     for tpus in TPUS:
-        rows = {}
-        for objective in ("throughput", "latency"):
-            started = time.perf_counter()
-            rows[f"ours, {objective}"] = partition.partition(model, target, Wishes(tpus, objective))  # type: ignore[arg-type]
-            seconds = time.perf_counter() - started
-        task = partition._Task(model.graph, target, Wishes(tpus, "throughput"))
-        rows |= {label: peer(cut, task) for label, cut in PEERS.items()}
+        started = time.perf_counter()
+        rows = {f"ours, {objective}": ours(model, tpus, objective) for objective in OBJECTIVES}
+        seconds = (time.perf_counter() - started) / len(OBJECTIVES)
+        rows |= peers(model, tpus)
         cells = [f"{1e3 * p.interval:.2f} / {1e3 * p.latency:.1f} / {_streamed(p):.1f}" for p in rows.values()]
         print(f"| {name} | {tpus} | " + " | ".join(cells) + f" | {seconds:.1f} |", flush=True)
 

@@ -106,6 +106,21 @@ def scalar(value: ir.Value | None) -> float | None:
     return float(value.const_value.numpy().reshape(-1)[0])
 
 
+def unscaled(value: ir.Value) -> tuple[ir.Value, float]:
+    """What is multiplied by, or divided by, numbers, and their product."""
+    node = value.producer()
+    if node is None or node.domain or node.op_type not in ("Mul", "Div"):
+        return value, 1.0
+    x, by = node.inputs
+    if node.op_type == "Mul" and is_const(x):
+        x, by = by, x
+    number = scalar(by)
+    if x is None or not number or is_const(x) or not is_static(x) or len(shape(by)) > len(shape(x)):
+        return value, 1.0
+    rest, factor = unscaled(x)
+    return rest, factor * (number if node.op_type == "Mul" else 1 / number)
+
+
 def ints(value: ir.Value | None) -> list[int] | None:
     """The integers in a small constant (axes, shapes, pads), else None."""
     array = const(value)

@@ -1,12 +1,12 @@
 """Give decomposed functions their names back: LayerNormalization, RMSNormalization, Gelu, Softmax.
 
-The rules are patterns of onnxscript's rewriter; LayerNormalization and RMSNormalization use its own rule sets.
+LayerNormalization and RMSNormalization by onnxscript's own rule sets. Gelu is spelt in too many orders for patterns:
+it is found from its Erf or Tanh outwards.
 """
 
 from __future__ import annotations
 
 import math
-from itertools import product
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -20,6 +20,10 @@ from passes.fold_constants import tidy
 
 def run(model: ir.Model, target: Target) -> None:
     common.AddDefaultAttributesPass()(model)
+    names = cir.Names(model.graph)
+    for node in list(model.graph):
+        if cir.key(node) in (("", "Erf"), ("", "Tanh")):
+            _gelu(node, model, names)
     rewrite(model, pattern_rewrite_rules=RULES)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     _layer_norm.fuse_layer_normalization(model)
@@ -31,77 +35,77 @@ def run(model: ir.Model, target: Target) -> None:
                 cir.infer_node(model, node)
 
 
-def _is(value: ir.Value, number: float) -> bool:
-    found = cir.scalar(value)
-    return found is not None and math.isclose(found, number, rel_tol=1e-3)
+def _near(found: float, number: float) -> bool:
+    return math.isclose(found, number, rel_tol=1e-3)
 
 
-def _gelu_erf(op, x, root, one, half):  # type: ignore[no-untyped-def]
-    return op.Mul(op.Mul(x, op.Add(op.Erf(op.Div(x, root)), one)), half)
+def _gelu(node: ir.Node, model: ir.Model, names: cir.Names) -> None:
+    """x / 2 * (1 + erf(x / sqrt 2)), or 1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)) in the place of 1 + erf."""
+    erf = node.op_type == "Erf"
+    x = _of_erf(node.inputs[0]) if erf else _of_tanh(node.inputs[0])
+    last = _product(node, x) if x is not None else None
+    if last is not None:
+        b = cir.Builder(model, names, last)
+        b.replace(b.op("Gelu", [x], {"approximate": "none" if erf else "tanh"}))
 
 
-def _gelu_erf_mul(op, x, root, one, half):  # type: ignore[no-untyped-def]
-    return op.Mul(op.Mul(x, op.Add(op.Erf(op.Mul(x, root)), one)), half)
+def _of_erf(value: ir.Value | None) -> ir.Value | None:
+    if value is None:
+        return None
+    x, factor = cir.unscaled(value)
+    return x if _near(factor, math.sqrt(0.5)) else None
 
 
-def _gelu_erf_half_first(op, x, root, one, half):  # type: ignore[no-untyped-def]
-    return op.Mul(op.Mul(x, half), op.Add(op.Erf(op.Div(x, root)), one))
+def _of_tanh(value: ir.Value | None) -> ir.Value | None:
+    if value is None:
+        return None
+    inner, factor = cir.unscaled(value)
+    add = cir.producer(inner, "Add")
+    if add is None or not _near(factor, math.sqrt(2 / math.pi)):
+        return None
+    for x, other in (add.inputs, add.inputs[::-1]):
+        if x is not None and other is not None:
+            cube, scale = cir.unscaled(other)
+            if _near(scale, 0.044715) and _is_cube(cube, x):
+                return x
+    return None
 
 
-def _gelu_erf_half_first_mul(op, x, root, one, half):  # type: ignore[no-untyped-def]
-    return op.Mul(op.Mul(x, half), op.Add(op.Erf(op.Mul(x, root)), one))
+def _is_cube(value: ir.Value, x: ir.Value) -> bool:
+    power, product = cir.producer(value, "Pow"), cir.producer(value, "Mul")
+    if power is not None:
+        return power.inputs[0] is x and cir.scalar(power.inputs[1]) == 3
+    square = next((v for v in product.inputs if v is not x), None) if product is not None else None
+    inner = cir.producer(square, "Mul")
+    return (
+        inner is not None
+        and product is not None
+        and all(v in (x, square) for v in product.inputs)
+        and (all(v is x for v in inner.inputs))
+    )
 
 
-def _gelu_erf_half_inside(op, x, root, one, half):  # type: ignore[no-untyped-def]
-    return op.Mul(x, op.Mul(op.Add(op.Erf(op.Div(x, root)), one), half))
-
-
-def _gelu(op, x, root, **_):  # type: ignore[no-untyped-def]
-    return op.Gelu(x, approximate="none")
-
-
-def _check_gelu(context, root, one, half, **_):  # type: ignore[no-untyped-def]
-    exact = any(_is(root, r) for r in (math.sqrt(2), math.sqrt(0.5)))
-    return exact and _is(one, 1) and _is(half, 0.5)
-
-
-def _cube(op, x, cube):  # type: ignore[no-untyped-def]
-    return op.Pow(x, cube)
-
-
-def _cube_squared(op, x, cube):  # type: ignore[no-untyped-def]
-    return op.Mul(x, op.Mul(x, x))
-
-
-def _tanh_half_first(op, x, tanh, half):  # type: ignore[no-untyped-def]
-    return op.Mul(op.Mul(x, half), tanh)
-
-
-def _tanh_half_last(op, x, tanh, half):  # type: ignore[no-untyped-def]
-    return op.Mul(op.Mul(x, tanh), half)
-
-
-def _tanh_half_inside(op, x, tanh, half):  # type: ignore[no-untyped-def]
-    return op.Mul(x, op.Mul(tanh, half))
-
-
-def _gelu_tanh(power, product):  # type: ignore[no-untyped-def]
-    def source(op, x, cube, scale, root, one, half):  # type: ignore[no-untyped-def]
-        inner = op.Mul(op.Add(x, op.Mul(power(op, x, cube), scale)), root)
-        return product(op, x, op.Add(op.Tanh(inner), one), half)
-
-    return source if power is _cube else lambda op, x, scale, root, one, half: source(op, x, 3, scale, root, one, half)
-
-
-def _gelu_approximate(op, x, **_):  # type: ignore[no-untyped-def]
-    return op.Gelu(x, approximate="tanh")
-
-
-def _check_gelu_tanh(context, scale, root, one, half, cube=None, **_):  # type: ignore[no-untyped-def]
-    if cube is not None and not _is(cube, 3):
-        return False
-    constants = ((scale, 0.044715), (root, math.sqrt(2 / math.pi)), (one, 1), (half, 0.5))
-    return all(_is(value, number) for value, number in constants)
+def _product(node: ir.Node, x: ir.Value) -> ir.Node | None:
+    """The last Mul of x / 2 * (1 + node), its three factors in any order."""
+    add = cir.only_consumer(node.outputs[0])
+    if add is None or add.op_type != "Add" or not any(cir.scalar(v) == 1 for v in add.inputs):
+        return None
+    made, factor, missing = add.outputs[0], 1.0, True
+    while (last := cir.only_consumer(made)) is not None and last.op_type == "Mul":
+        other = next((v for v in last.inputs if v is not made), None)
+        number = cir.scalar(other)
+        if other is not None and number is None:
+            rest, number = cir.unscaled(other)
+            if rest is not x or not missing:
+                return None
+            missing = False
+        if number is None:
+            return None
+        factor *= number
+        if not missing and _near(factor, 0.5):
+            return last
+        made = last.outputs[0]
+    return None
 
 
 def _softmax(op, x, axes):  # type: ignore[no-untyped-def]
@@ -131,22 +135,12 @@ def _reciprocal_root(op, x, **_):  # type: ignore[no-untyped-def]
 
 
 def _check_one(context, one, **_):  # type: ignore[no-untyped-def]
-    return _is(one, 1)
+    return cir.scalar(one) == 1
 
 
-def _rule(source, target, check):  # type: ignore[no-untyped-def]
-    return pattern.RewriteRule(source, target, check)
-
-
-_CUBES = (_cube, _cube_squared)
-_PRODUCTS = (_tanh_half_first, _tanh_half_last, _tanh_half_inside)
-_GELU = (_gelu_erf, _gelu_erf_mul, _gelu_erf_half_first, _gelu_erf_half_first_mul, _gelu_erf_half_inside)
 RULES = pattern.RewriteRuleSet(
     [
-        *(_rule(source, _gelu, _check_gelu) for source in _GELU),
-        *(_rule(_gelu_tanh(*spelt), _gelu_approximate, _check_gelu_tanh) for spelt in product(_CUBES, _PRODUCTS)),
-        _rule(_one_over_root, _reciprocal_root, _check_one),
-        *(_rule(source, _softmax_named, _check_softmax) for source in (_softmax, _softmax_plain)),
-    ],
-    commute=True,
+        *(pattern.RewriteRule(source, _softmax_named, _check_softmax) for source in (_softmax, _softmax_plain)),
+        pattern.RewriteRule(_one_over_root, _reciprocal_root, _check_one),
+    ]
 )

@@ -52,7 +52,7 @@ def _attend(node: ir.Node, b: cir.Builder) -> None:
     scores = _scores(softmax.inputs[0])
     if scores is None:
         return
-    q, scale = _unscaled(scores.q)
+    q, scale = cir.unscaled(scores.q)
     k, factor = _untransposed(scores.keys, b)
     k, v = _ungrouped(k, v)
     mask = scores.masks[0] if scores.masks else None
@@ -100,7 +100,7 @@ def _scores(value: ir.Value | None) -> _Scores | None:
                 found.masks.append(mask)
                 return found
         return None
-    rest, factor = _unscaled(value)  # type: ignore[arg-type]
+    rest, factor = cir.unscaled(value)  # type: ignore[arg-type]
     found = _scores(rest) if factor != 1 else None
     if found is None or found.masks:
         return None
@@ -108,29 +108,14 @@ def _scores(value: ir.Value | None) -> _Scores | None:
     return found
 
 
-def _unscaled(value: ir.Value) -> tuple[ir.Value, float]:
-    """What is multiplied by, or divided by, numbers, and their product."""
-    node = value.producer()
-    if node is None or node.domain or node.op_type not in ("Mul", "Div"):
-        return value, 1.0
-    x, by = node.inputs
-    if node.op_type == "Mul" and cir.is_const(x):
-        x, by = by, x
-    number = cir.scalar(by)
-    if x is None or not number or cir.is_const(x) or len(cir.shape(by)) > len(cir.shape(x)):
-        return value, 1.0
-    rest, factor = _unscaled(x)
-    return rest, factor * (number if node.op_type == "Mul" else 1 / number)
-
-
 def _untransposed(value: ir.Value, b: cir.Builder) -> tuple[ir.Value, float]:
     """Keys [B, H, T, D] without the numbers that they are multiplied by."""
-    value, factor = _unscaled(value)
+    value, factor = cir.unscaled(value)
     node, shape = value.producer(), cir.shape(value)
     if node is not None and cir.key(node) == ("", "Transpose") and node.inputs[0] is not None:
         perm = tuple(cir.attr(node, "perm", ()))
         if perm[:2] == (0, 1):
-            rest, more = _unscaled(node.inputs[0])
+            rest, more = cir.unscaled(node.inputs[0])
             return rest, factor * more
         if len(perm) == 4:
             return b.transpose(node.inputs[0], (perm[0], perm[1], perm[3], perm[2])), factor
@@ -140,7 +125,7 @@ def _untransposed(value: ir.Value, b: cir.Builder) -> tuple[ir.Value, float]:
     if turned is not None and flat is not None and tuple(cir.attr(turned, "perm", ())) == (0, 2, 1):
         source = flat.inputs[0]
         if _is_heads(source) and cir.shape(source) == (*shape[:2], shape[3], shape[2]):
-            rest, more = _unscaled(source)  # type: ignore[arg-type]
+            rest, more = cir.unscaled(source)  # type: ignore[arg-type]
             return rest, factor * more
     return b.transpose(value, (0, 1, 3, 2)), factor
 
