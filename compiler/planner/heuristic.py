@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from itertools import count as numbers
+from itertools import groupby
+from operator import itemgetter
 
 import networkx as nx
 import numpy as np
@@ -318,8 +320,9 @@ def _ranges(
     """Time of a TPU that holds sequence[start:end], for the places."""
     allowed = set(places)
     found: dict[int, dict[int, float]] = {}
-    on_tpu = [n for _, n in sequence if problem.tpu[n] < INFINITE]
-    whole = sum(problem.tpu[n] for n in on_tpu) + cached(problem, on_tpu)[1]
+    on_tpu = [(turn, n) for turn, n in sequence if problem.tpu[n] < INFINITE]
+    turns = [[n for _, n in group] for _, group in groupby(on_tpu, key=itemgetter(0))]
+    whole = sum(stage_time(problem, 0, nodes) for nodes in turns) + cached(problem, [n for _, n in on_tpu])[1]
     for start in starts:
         row = found[start] = {}
         if start and budget.spent:

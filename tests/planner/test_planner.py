@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import networkx as nx
@@ -127,6 +128,27 @@ def test_free_placement_holds_the_contract(seed: int) -> None:
     problem = draw(random.Random(seed), 40, 0.05, True, (3, "throughput"))
     check_contract(problem, planner.heuristic(problem, 1.0))
     check_contract(problem, planner.solve(problem, 2.0))
+
+
+@pytest.mark.parametrize("tpus", [2, 3, 4, 6])
+def test_transfers_count_where_they_are_most_of_the_time(tpus: int) -> None:
+    """As in transformers: short products in turn with the host, between large tensors."""
+    count = 48
+    even = [i % 2 == 0 for i in range(count)]
+    tensors = [Tensor(i, (i + 1,) if i + 1 < count else (), i + 1 == count, 5.0, 5.0) for i in range(count)]
+    problem = Problem(
+        tpu=[0.1 if e else INFINITE for e in even],
+        host=[INFINITE if e else 0.1 for e in even],
+        edges=[(i, i + 1) for i in range(count - 1)],
+        tensors=[Tensor(None, (0,), False, 5.0, 5.0), *tensors],
+        sizes=[0] * count,
+        stream=[0.0] * count,
+        rooms=[100] * count,
+        tpus=tpus,
+        objective="throughput",
+    )
+    one = planner.heuristic(replace(problem, tpus=1), 1.0).cost
+    assert planner.heuristic(problem, 1.0).cost == pytest.approx(one / tpus)
 
 
 def test_a_problem_has_one_plan() -> None:
