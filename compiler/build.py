@@ -42,7 +42,7 @@ from compiler.runtime.bundle import sha256
 from compiler.targets import Target
 
 # Steps that only serve accuracy, which --without leaves out.
-ACCURACY = ("keep_gates", "normalise_linears", "balance")
+ACCURACY = ("keep_gates", "rotate_rows", "normalise_linears", "balance")
 # Samples that --keep-float looks at.
 SENSITIVITY_SAMPLES = 4
 

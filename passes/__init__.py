@@ -19,6 +19,7 @@ from passes import (
     normalise_linears,
     recognise,
     recognise_attention,
+    rotate_rows,
     shuffle_channels,
     split_means,
     tile_matmul,
@@ -41,6 +42,7 @@ PASSES: tuple[tuple[str, Pass], ...] = (
     ("fold_flatten", fold_flatten.run),
     ("cancel_reshapes", cancel_reshapes.run),
     ("split_means", split_means.run),
+    ("rotate_rows", rotate_rows.run),
     ("normalise_linears", normalise_linears.run),
     ("tile_matmul", tile_matmul.run),
 )

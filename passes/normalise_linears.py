@@ -1,18 +1,14 @@
-"""Matrix products between host operators, as in transformers: rows rotated and brought to [-1, 1], outputs balanced.
+"""Matrix products between host operators, as in transformers: rows brought to [-1, 1], outputs balanced.
 
-Linear maps are homogeneous and rotations invertible, so for each row (token) x, with an orthogonal Q, the row's largest
-magnitude s = max|Q x|, and a factor a and an offset o per output channel
+Linear maps are homogeneous, so for each row (token) x, with the row's largest magnitude s = max|x|, and a factor a and
+an offset o per output channel
 
-    W x + c   =   s * (a * z + o) + c      with   z = ((W Q^T) / a) (Q x / s) - o / a
+    W x + c   =   s * (a * z + o) + c      with   z = (W / a) (x / s) - o / a
 
-exactly. int8 then resolves every row, however far its largest value lies from those of other rows; the rotation
-spreads a channel that is far larger than others over its neighbours; `a` and `o` let each output channel fill its
-int8 range (compiler/quantize/balance.py chooses them by what calibration shows). All but z stays on the host, where x
-comes from and the result goes. Static int8 ranges cannot do this: activations of transformers have single rows and
-single channels a hundred times larger than others.
-
-Q is a Hadamard matrix of at most 64 x 64 with random signs, repeated along the inputs. Rotating to remove outliers is
-from QuaRot (Ashkboos et al., 2024). Products of the same rows become one.
+exactly. int8 then resolves every row, however far its largest value lies from those of other rows; `a` and `o` let
+each output channel fill its int8 range (compiler/quantize/balance.py chooses them by what calibration shows). All but z
+stays on the host, where x comes from and the result goes. Static int8 ranges cannot do this: single rows of
+transformers' activations are a hundred times larger than others. Products of the same rows become one.
 """
 
 from __future__ import annotations
@@ -29,24 +25,27 @@ from passes.fold_constants import tidy
 
 # Smallest row maximum to divide by: rows of zeros stay zero.
 TINY = 1e-12
-# Blocks from 16 to 128 lower the perplexity of SmolLM2 alike (benchmarks/perplexity.py); the host multiplies by them.
-LARGEST_BLOCK, SMALLEST_BLOCK = 64, 8
 
 
 def run(model: ir.Model, target: Target) -> None:
     names = cir.Names(model.graph)
-    groups: dict[tuple[ir.Value, cir.Shape], list[ir.Node]] = {}
-    for node in model.graph:
+    for nodes in groups(model.graph, target):
+        _normalise(nodes, cir.Builder(model, names, nodes[0]))
+    tidy(model)
+
+
+def groups(graph: ir.Graph, target: Target) -> list[list[ir.Node]]:
+    """Matrix products between host operators, those of the same rows together."""
+    found: dict[tuple[ir.Value, cir.Shape], list[ir.Node]] = {}
+    for node in graph:
         if _is_linear(node) and _from_host(node.inputs[0], target) and _to_host(node.outputs[0], target):
             x = node.inputs[0]
             assert x is not None
             reshape = cir.producer(x, "Reshape")
             source = reshape.inputs[0] if reshape is not None else x
             assert source is not None
-            groups.setdefault((source, cir.shape(x)), []).append(node)
-    for nodes in groups.values():
-        _normalise(nodes, cir.Builder(model, names, nodes[0]))
-    tidy(model)
+            found.setdefault((source, cir.shape(x)), []).append(node)
+    return list(found.values())
 
 
 def _is_linear(node: ir.Node) -> bool:
@@ -92,21 +91,19 @@ def _normalise(nodes: Sequence[ir.Node], b: cir.Builder) -> None:
     x, first = nodes[0].inputs[0], nodes[0].inputs[1]
     assert x is not None and first is not None
     weights, name = [node.inputs[1] for node in nodes], cir.origin(nodes[0])
-    rotation = block_rotation(cir.shape(first)[1])
-    rows, peak = _rows_to_one(b, _rotated(b, x, rotation))
+    rows, peak = _rows_to_one(b, x)
     counts = [cir.shape(w)[0] for w in weights]
     total = (sum(counts), *cir.shape(first)[1:])
 
-    def read(rows: slice) -> np.ndarray:
-        return _turned(cir.joined_rows(weights, rows), rotation)  # type: ignore[arg-type]
+    def joined(rows: slice) -> np.ndarray:
+        return cir.joined_rows(weights, rows)  # type: ignore[arg-type]
 
-    turned = b.by_rows(read, total, f"{name}/turned")
-    factors = b.by_rows(lambda rows: _norms(cir.rows_of(turned, rows)), total[:1], f"{name}/factors")
+    factors = b.by_rows(lambda rows: _norms(joined(rows)), total[:1], f"{name}/factors")
     offsets = b.const(np.zeros(total[0], np.float32), f"{name}/offsets")
 
     def balanced(rows: slice) -> np.ndarray:
         scale = 1 / cir.rows_of(factors, rows)
-        return cir.rows_of(turned, rows) * scale.reshape(-1, *[1] * (len(total) - 1))
+        return joined(rows) * scale.reshape(-1, *[1] * (len(total) - 1))
 
     def shifts(rows: slice) -> np.ndarray:
         return -cir.rows_of(offsets, rows) / cir.rows_of(factors, rows)
@@ -133,36 +130,6 @@ def _normalise(nodes: Sequence[ir.Node], b: cir.Builder) -> None:
             made.metadata_props[cir.HOST] = "it normalises the rows of a linear layer, exactly, in float"
     for node, part in zip(nodes, parts, strict=True):
         cir.bypass(node, [part], b.made)
-
-
-def block_rotation(inputs: int) -> np.ndarray | None:
-    """An orthogonal matrix Q whose size divides `inputs`; None where no power of two that is worth it does."""
-    size = min(inputs & -inputs, LARGEST_BLOCK)
-    if size < SMALLEST_BLOCK:
-        return None
-    matrix = np.ones((1, 1))
-    while len(matrix) < size:
-        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-    signs = np.random.default_rng(size).choice([-1.0, 1.0], size)
-    return (matrix * signs / np.sqrt(size)).astype(np.float32)
-
-
-def _turned(weight: np.ndarray, rotation: np.ndarray | None) -> np.ndarray:
-    """W Q^T, for W of [N, K] or [N, K, 1, 1]."""
-    if rotation is None:
-        return weight
-    blocks = weight.reshape(len(weight), -1, len(rotation)) @ rotation.T
-    return blocks.reshape(weight.shape)
-
-
-def _rotated(b: cir.Builder, x: ir.Value, rotation: np.ndarray | None) -> ir.Value:
-    """Q x for each row."""
-    if rotation is None:
-        return x
-    reshape = cir.producer(x, "Reshape")
-    source = reshape.inputs[0] if reshape is not None and reshape.inputs[0] is not None else x
-    blocks = b.reshape(source, (cir.size(x) // len(rotation), len(rotation)))
-    return b.reshape(b.op("MatMul", [blocks, b.const(rotation.T.copy(), "rotation")]), cir.shape(x))
 
 
 def _norms(weight: np.ndarray) -> np.ndarray:

@@ -291,7 +291,7 @@ def test_normalise_linears_between_host_operators() -> None:
         y = Gelu (s)
     }"""
     weights = {"gain": weight(8), "shift": weight(8), "w": weight(8, 4), "b": weight(4)}
-    got = rewritten(text, *ALL, "normalise_linears", **weights)
+    got = rewritten(text, *ALL, "rotate_rows", "normalise_linears", **weights)
     assert [line.split(" = ")[1].split("(")[0] for line in got.splitlines()] == [
         "LayerNormalization",
         "Reshape",
@@ -319,4 +319,4 @@ def test_normalise_linears_leaves_layers_between_tpu_operators() -> None:
         s = MatMul (r, v)
         y = Gelu (s)
     }"""
-    assert "Div" not in rewritten(text, *ALL, "normalise_linears", w=weight(8, 4), v=weight(4, 4))
+    assert "Div" not in rewritten(text, *ALL, "rotate_rows", "normalise_linears", w=weight(8, 4), v=weight(4, 4))

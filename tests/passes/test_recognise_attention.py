@@ -149,4 +149,4 @@ def test_real_exports(name: str, tmp_path: Path) -> None:
         for n in program.model.graph
         if n.op_type in ("MatMul", "Gemm", "Conv") and n.inputs[1] is not None and n.inputs[1].const_value is not None
     ]
-    assert all("normalises the rows" in program.plan.placements[n].reason for n in left)
+    assert all("rotates the rows" in program.plan.placements[n].reason for n in left)
