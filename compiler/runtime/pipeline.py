@@ -102,6 +102,8 @@ class Pipeline:
         self.inputs: list[dict[str, Any]] = program["inputs"]
         self.outputs: list[dict[str, Any]] = program["outputs"]
         self.segments: list[dict[str, Any]] = program["segments"]
+        self._types = {i["name"]: (tuple(i["shape"]), np.dtype(i["dtype"])) for i in self.inputs}
+        self._gives = [[t["name"] for t in s["outputs"]] for s in self.segments]
         reader = {t["name"]: i for i, s in enumerate(self.segments) for t in s["inputs"]}
         kept = {o["name"] for o in self.outputs}
         self._last: dict[int, list[str]] = {}
@@ -177,8 +179,7 @@ class Pipeline:
 
     def samples(self, arrays: Arrays) -> list[dict[str, np.ndarray]]:
         """Samples stacked along the first axis, one by one. Raises ValueError for what does not fit the inputs."""
-        shapes = {i["name"]: tuple(i["shape"]) for i in self.inputs}
-        stacks = {n: stacked(a, shapes[n]) if n in shapes else a[None] for n, a in arrays.items()}
+        stacks = {n: stacked(a, self._types[n][0]) if n in self._types else a[None] for n, a in arrays.items()}
         counts = {len(a) for a in stacks.values() if a is not None}
         if any(a is None for a in stacks.values()) or len(counts) != 1:
             return [self.check_inputs(arrays)]  # which says what is wrong, if anything is
@@ -189,17 +190,15 @@ class Pipeline:
         segment = self.segments[index]
         arrays = [convert(values[t["name"]], t, self._made.get(t["name"])) for t in segment["inputs"]]
         results = self._use(index, lambda executable: executable.run(arrays))
-        return {t["name"]: array for t, array in zip(segment["outputs"], results, strict=True)}
+        return dict(zip(self._gives[index], results, strict=True))
 
     def check_inputs(self, arrays: Arrays) -> dict[str, np.ndarray]:
         """The arrays with the model's types. Raises ValueError for what does not fit."""
-        names = {i["name"] for i in self.inputs}
         for name in arrays:
-            if name not in names:
-                raise ValueError(f"array '{name}' is no input of the model; it has {', '.join(sorted(names))}")
+            if name not in self._types:
+                raise ValueError(f"array '{name}' is no input of the model; it has {', '.join(sorted(self._types))}")
         values = {}
-        for tensor in self.inputs:
-            name, shape, dtype = tensor["name"], tuple(tensor["shape"]), np.dtype(tensor["dtype"])
+        for name, (shape, dtype) in self._types.items():
             if name not in arrays:
                 raise ValueError(f"input '{name}' {list(shape)} is missing")
             array = np.asarray(arrays[name])
