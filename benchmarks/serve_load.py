@@ -24,6 +24,7 @@ from compiler.runtime import Bundle
 from compiler.runtime.language import LanguageModel
 from compiler.runtime.sampling import Sampling
 from compiler.runtime.text import Text
+from tests.soak import resident_mb
 
 TOKENS = 24
 
@@ -58,12 +59,6 @@ class Client(threading.Thread):
                 self.first.append(first or float("inf"))
 
 
-def memory(process: int) -> float:
-    """Resident bytes of a process, in MB."""
-    lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith("VmRSS"))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
     parser.add_argument("bundle", type=Path)
@@ -82,7 +77,7 @@ def main() -> None:
             client.start()
         used = []
         while any(c.is_alive() for c in clients):
-            used.append(memory(process.pid))
+            used.append(resident_mb(process.pid))
             time.sleep(1)
         process.terminate()
     first = np.concatenate([c.first for c in clients])

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from compiler.darwinn import Package
+from compiler.runtime.bundle import tensor_bytes
 from compiler.targets import Target
 from compiler.verify import worst_segment
 
@@ -280,17 +281,6 @@ def show_check(console: Console, name: str, rows: Sequence[Mapping[str, str | No
     console.print(
         f"{escape(name)}: {mapped} of {len(rows)} operators would map to the Edge TPU (a prediction)", highlight=False
     )
-
-
-def tensor_bytes(tensors: Sequence[Mapping[str, Any]]) -> int:
-    """Bytes that cross a border; tensors whose shape depends on data count as nothing."""
-    total = 0
-    for tensor in tensors:
-        elements = 1
-        for dim in tensor["shape"] or (0,):
-            elements *= dim or 0
-        total += elements * {"int8": 1, "uint8": 1, "bool": 1, "int64": 8, "float64": 8}.get(tensor["dtype"], 4)
-    return total
 
 
 def size(number: int, brief: bool = False) -> str:

@@ -27,9 +27,7 @@ TIMEOUT = 180  # seconds, as the compiler's own default
 _SIGNALS = 128  # exit codes of a shell above it are signals
 _GRACE = 30  # seconds beyond its own timeout before it is killed
 _MAPPED = "Mapped to Edge TPU"
-_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _ROW = re.compile(r"^([A-Z][A-Z0-9_]*)\s+(\d+)\s+(\S.*?)\s*$")
-_SIZE = re.compile(r"^([\d.]+)(B|KiB|MiB|GiB)$")
 _FIELD = re.compile(r"^([A-Z][A-Za-z -]+): (.+)$")
 # What the compiler says of a whole file that it does not compile; the more telling ones first.
 _COMPLAINTS = (
@@ -89,14 +87,6 @@ def parse(text: str) -> Log:
                 complaints.setdefault(complaint, line)
     log.complaint = next((complaints[c] for c in _COMPLAINTS if c in complaints), None)
     return log
-
-
-def size(text: str) -> int:
-    """Bytes of the compiler's sizes, which have two decimals: "4.21MiB". Raises ValueError."""
-    found = _SIZE.match(text)
-    if found is None:
-        raise ValueError(f"'{text}' is no size")
-    return round(float(found.group(1)) * _UNITS[found.group(2)])
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,11 @@ class Soak:
         return float(np.mean(self.memory[-third:]) - np.mean(self.memory[third : 2 * third]))
 
 
+def resident_mb(process: int | str) -> float:
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith("VmRSS"))
+
+
 def soak(path: Path, language: Path, seconds: float) -> Soak:
     found, until = Soak(), time.monotonic() + seconds
     parts = [
@@ -45,8 +50,7 @@ def soak(path: Path, language: Path, seconds: float) -> Soak:
     for part in parts:
         part.start()
     while any(part.is_alive() for part in parts):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        found.memory.append(next(int(line.split()[1]) / 1e3 for line in lines if line.startswith("VmRSS")))
+        found.memory.append(resident_mb("self"))
         time.sleep(1)
     return found
 

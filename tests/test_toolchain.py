@@ -13,7 +13,7 @@ import pytest
 from compiler import bundle as bundles
 from compiler import toolchain
 from compiler.runtime import Pipeline
-from compiler.toolchain import Compiled, Refused, Session, Tool, parse, size
+from compiler.toolchain import Compiled, Refused, Session, Tool, parse
 from tests.conftest import Cli
 from tests.test_legality import GROUNDTRUTH
 
@@ -45,12 +45,6 @@ def test_public_logs_are_read() -> None:
         for key, name in NAMES.items():
             if want["file"] != "123.log":
                 assert fields.get(name) == (None if want[key] is None else str(want[key])), (want["file"], key)
-
-
-def test_sizes() -> None:
-    assert [size(text) for text in ("0.00B", "6.25KiB", "1.42MiB")] == [0, 6400, 1488978]
-    with pytest.raises(ValueError, match="no size"):
-        size("1.23 MB")
 
 
 COMPLAINTS = (

@@ -119,7 +119,9 @@ def serve(
             server = Server(web, Text(loaded), Batcher(model, waiting))
             what = f"with {len(model.slots)} slots"
         else:
-            server, what = EmbeddingServer(web, Embedder(loaded, threads, devices)), "for embeddings"
+            embedder = Embedder(loaded, threads, devices)
+            notices(embedder.fleet.notices)
+            server, what = EmbeddingServer(web, embedder), "for embeddings"
     config = uvicorn.Config(
         server.app(),
         http=Patient,

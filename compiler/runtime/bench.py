@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from compiler.runtime.bundle import tensor_bytes
 from compiler.runtime.language import LanguageModel
 from compiler.runtime.runner import Runner
 
@@ -58,8 +59,8 @@ def bench(runner: Runner, runs: int, inputs: Mapping[str, np.ndarray] | None = N
                 "device": pipeline.device(index).name,
                 "ms": float(np.median(parts[:, index]) * 1e3),
                 "predicted_ms": sum(segment["predicted_ms"].values()),
-                "bytes_in": _bytes(segment["inputs"]),
-                "bytes_out": _bytes(segment["outputs"]),
+                "bytes_in": tensor_bytes(segment["inputs"]),
+                "bytes_out": tensor_bytes(segment["outputs"]),
                 "parameter_bytes": segment["parameter_bytes"],
             }
             for index, segment in enumerate(pipeline.segments)
@@ -94,12 +95,3 @@ def bench_language(model: LanguageModel, runs: int) -> dict[str, Any]:
 
 def _rate(tokens: int, program: Mapping[str, Any]) -> float:
     return float(tokens / program["prediction"]["latency_ms"] * 1e3) if program["prediction"]["latency_ms"] else 0.0
-
-
-def _bytes(tensors: Sequence[Mapping[str, Any]]) -> int:
-    """Bytes that a segment takes or gives; tensors whose shape depends on data count as nothing."""
-    return sum(
-        int(np.prod([d or 0 for d in t["shape"] or (0,)])) * np.dtype(t["dtype"]).itemsize
-        for t in tensors
-        if t["dtype"] != "unknown"
-    )

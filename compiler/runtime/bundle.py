@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from compiler.runtime import schema
 
@@ -102,3 +104,12 @@ def _broken(program: Mapping[str, Any]) -> str | None:
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tensor_bytes(tensors: Sequence[Mapping[str, Any]]) -> int:
+    """Bytes of tensors at a border; those whose shape depends on data, or whose type numpy has not, count as nothing."""
+    return sum(
+        int(np.prod([d or 0 for d in t["shape"] or (0,)])) * np.dtype(np.sctypeDict[t["dtype"]]).itemsize
+        for t in tensors
+        if t["dtype"] in np.sctypeDict
+    )

@@ -226,6 +226,19 @@ class Fleet:
         self._failed: set[Device] = set()
         self._lock = threading.Lock()
 
+    @classmethod
+    def of(
+        cls,
+        devices: str | Sequence[Device],
+        threads: int,
+        *programs: Sequence[Mapping[str, Any]],
+        on_loss: str = "move",
+    ) -> Fleet:
+        """For the segments of some programs; its notices say what a user would not expect of where they run."""
+        fleet = cls(devices, Cpu(threads, alone=all(len(segments) == 1 for segments in programs)), on_loss)
+        fleet._look([segment for segments in programs for segment in segments])
+        return fleet
+
     @property
     def devices(self) -> list[Device]:
         """All that may be asked to run something."""
@@ -238,8 +251,7 @@ class Fleet:
         device = self._places[segment["tpu"] % len(self._places)]
         return self.cpu if isinstance(device, EdgeTpu) and segment["compiled"] is None else device
 
-    def look(self, segments: Sequence[Mapping[str, Any]]) -> None:
-        """Say what a user would not expect of where segments run."""
+    def _look(self, segments: Sequence[Mapping[str, Any]]) -> None:
         planned = [s for s in segments if s["tpu"] is not None]
         if not planned:
             return

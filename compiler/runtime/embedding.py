@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from compiler.runtime.bundle import Bundle, RuntimeBundleError
-from compiler.runtime.devices import Cpu, Device, Fleet
+from compiler.runtime.devices import Device, Fleet
 from compiler.runtime.pipeline import Pipeline
 
 _INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
@@ -31,9 +31,8 @@ class Embedder:
             raise RuntimeBundleError(
                 f"{bundle.path}: is neither a language model nor an encoder with a tokenizer (build --tokenizer)"
             )
-        fleet = Fleet(devices, Cpu(threads, alone=len(bundle.manifest["segments"]) == 1))
-        fleet.look(bundle.manifest["segments"])
-        self._pipeline, self._lock = Pipeline(bundle, threads, fleet=fleet), threading.Lock()
+        self.fleet = Fleet.of(devices, threads, bundle.manifest["segments"])
+        self._pipeline, self._lock = Pipeline(bundle, threads, fleet=self.fleet), threading.Lock()
         self._tokenizer = Tokenizer.from_file(str(bundle.path / entry["path"]))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()

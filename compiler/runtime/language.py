@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from compiler.runtime.bundle import Bundle, RuntimeBundleError
-from compiler.runtime.devices import Cpu, Device, Fleet
+from compiler.runtime.devices import Device, Fleet
 from compiler.runtime.host import CACHE, PRESENT
 from compiler.runtime.pipeline import Arrays, Pipeline
 from compiler.runtime.sampling import Sampler, Sampling
@@ -56,9 +56,7 @@ class LanguageModel:
         limit = found["max_ram_bytes"] if stream else None
         self.bundle = bundle
         decode = found["programs"]["batch" if slots > 1 else "decode"]
-        segments = [*bundle.manifest["segments"], *decode["segments"]]
-        self.fleet = Fleet(devices, Cpu(threads, alone=len(segments) == 2))
-        self.fleet.look(segments)
+        self.fleet = Fleet.of(devices, threads, bundle.manifest["segments"], decode["segments"])
         self._prefill = Pipeline(bundle, threads, None, limit and limit // 2, self.fleet)
         self._decode = Pipeline(bundle, threads, decode, limit and limit // 2, self.fleet)
         shapes = {t["name"]: t["shape"] for t in self._prefill.inputs if t["name"].startswith(CACHE)}

@@ -15,12 +15,11 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Se
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 
 from compiler.runtime.bundle import Bundle
-from compiler.runtime.devices import Cpu, Device, Fleet
+from compiler.runtime.devices import Device, Fleet
 from compiler.runtime.pipeline import Arrays, Pipeline, SegmentError
 
 Results = dict[str, np.ndarray]
@@ -53,9 +52,7 @@ class Runner:
         on_loss: str = "move",
         depth: int | None = None,
     ) -> None:
-        segments: list[dict[str, Any]] = bundle.manifest["segments"]
-        self.fleet = Fleet(devices, Cpu(threads, alone=len(segments) == 1), on_loss)
-        self.fleet.look(segments)
+        self.fleet = Fleet.of(devices, threads, bundle.manifest["segments"], on_loss=on_loss)
         self.bundle = bundle
         self.pipeline = Pipeline(bundle, threads, fleet=self.fleet)
         self.depth = depth or len(self.fleet.devices) + 2
