@@ -30,6 +30,11 @@ COLUMN_GRID = "edgetpu.column_grid"
 Shape = tuple[int, ...]
 
 
+def is_current(model: ir.Model) -> bool:
+    """Whether a model has the operators that passes write; the importer cannot raise every opset."""
+    return model.graph.opset_imports.get("", OPSET) >= OPSET
+
+
 def key(node: ir.Node) -> tuple[str, str]:
     """(domain, operator type) of a node, '' for ONNX's own domain."""
     return ("" if node.domain == "ai.onnx" else node.domain, node.op_type)

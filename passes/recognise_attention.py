@@ -20,6 +20,8 @@ from passes.fold_constants import tidy
 
 
 def run(model: ir.Model, target: Target) -> None:
+    if not cir.is_current(model):
+        return
     names = cir.Names(model.graph)
     halves: dict[ir.Value, ir.Value] = {}
     for node in list(model.graph):

@@ -25,7 +25,7 @@ _FILTER = -10000.0
 
 
 def run(model: ir.Model, target: Target) -> None:
-    if not any(cir.key(node) in _RULES for node in model.graph):
+    if not cir.is_current(model) or not any(cir.key(node) in _RULES for node in model.graph):
         return
     names = cir.Names(model.graph)
     for node in list(model.graph):

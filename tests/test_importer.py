@@ -175,3 +175,28 @@ def test_models_in_training_mode_are_refused(tmp_path: Path) -> None:
         importer.load(save(tmp_path / "m.onnx", proto))
     proto.graph.initializer[1].int32_data[:] = [0]
     importer.load(save(tmp_path / "m.onnx", proto))
+
+
+def test_models_whose_opset_cannot_be_raised_keep_their_operators(tmp_path: Path) -> None:
+    """Scan of opset 8 stays as it is, so a Gelu, which came with opset 20, must not appear beside it."""
+
+    def value(name: str, *shape: int) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+
+    body = helper.make_graph(
+        [helper.make_node("Add", ["s", "e"], ["sum"]), helper.make_node("Identity", ["sum"], ["out"])],
+        "body",
+        [value("s", 2), value("e", 2)],
+        [value("sum", 2), value("out", 2)],
+    )
+    gelu = onnx.parser.parse_graph("""
+    g (float[2,8] q, float[1,2] first, float[1,3,2] x) => (float[2,8] y, float[1,3,2] z)
+    <float three = {3.0}, float c = {0.044715}, float root = {0.7978845}, float one = {1.0}, float half = {0.5}> {
+        p = Pow (q, three) s = Mul (c, p) a = Add (q, s) i = Mul (root, a) t = Tanh (i) o = Add (one, t)
+        h = Mul (q, o) y = Mul (h, half)
+    }""")
+    gelu.node.append(helper.make_node("Scan", ["", "first", "x"], ["last", "z"], num_scan_inputs=1, body=body))
+    gelu.input.extend(value(t.name) for t in gelu.initializer)
+    proto = helper.make_model(gelu, opset_imports=[helper.make_opsetid("", 8)], ir_version=3)
+    pipeline = builds(save(tmp_path / "m.onnx", proto), tmp_path)
+    assert pipeline.bundle.manifest["quality"]["outputs"]["y"]["sqnr_db"] == 200

@@ -107,7 +107,7 @@ def sha256(path: Path) -> str:
 
 
 def tensor_bytes(tensors: Sequence[Mapping[str, Any]]) -> int:
-    """Bytes of tensors at a border; those whose shape depends on data, or whose type numpy has not, count as nothing."""
+    """Bytes of tensors at a border; shapes that depend on data, and types that numpy has not, count as nothing."""
     return sum(
         int(np.prod([d or 0 for d in t["shape"] or (0,)])) * np.dtype(np.sctypeDict[t["dtype"]]).itemsize
         for t in tensors
