@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript.rewriter import pattern, rewrite
@@ -26,6 +27,8 @@ def run(model: ir.Model, target: Target) -> None:
     for node in list(model.graph):
         if cir.key(node) in (("", "Erf"), ("", "Tanh")):
             _gelu(node, model, names)
+        elif cir.key(node) == ("", "BatchNormalization"):
+            _norm_of_batches(node, cir.Builder(model, names, node))
     rewrite(model, pattern_rewrite_rules=RULES)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     _layer_norm.fuse_layer_normalization(model)
@@ -110,6 +113,34 @@ def _product(node: ir.Node, x: ir.Value) -> ir.Node | None:
     return None
 
 
+def _norm_of_batches(node: ir.Node, b: cir.Builder) -> None:
+    """BatchNormalization of rows [1, R, K, 1] by their own mean and variance: Keras' LayerNormalization(epsilon=0.001).
+
+    The gain and bias of the layer follow by themselves.
+    """
+    x, gain, bias, mean, variance = node.inputs
+    squeeze, ratio = cir.producer(mean, "Squeeze"), cir.producer(variance, "Div")
+    if x is None or squeeze is None or ratio is None or not cir.is_static(x) or len(cir.shape(x)) != 4:
+        return
+    average, squares = cir.producer(squeeze.inputs[0], "ReduceMean"), cir.producer(ratio.inputs[0], "ReduceSumSquare")
+    difference = cir.producer(squares.inputs[0], "Sub") if squares is not None else None
+    if average is None or squares is None or difference is None:
+        return
+    shape, plain = cir.shape(x), (np.ones, np.zeros)
+    if (
+        (shape[0], shape[3]) != (1, 1)
+        or list(difference.inputs) != [x, average.outputs[0]]
+        or average.inputs[0] is not x
+        or any(cir.ints(cir.arg(n, 1)) != [0, 2, 3] for n in (average, squares))
+        or cir.scalar(ratio.inputs[1]) != shape[2]
+        or not all(np.array_equal(cir.const(v), make(shape[1])) for v, make in zip((gain, bias), plain, strict=True))  # type: ignore[arg-type]
+    ):
+        return
+    one = b.const(np.ones(shape[2], np.float32), "gain")
+    norm = b.op("LayerNormalization", [b.reshape(x, shape[1:3]), one], {"epsilon": cir.attr(node, "epsilon", 1e-5)})
+    b.replace(b.reshape(norm, shape))
+
+
 def _softmax(op, x, axes):  # type: ignore[no-untyped-def]
     power = op.Exp(op.Sub(x, op.ReduceMax(x, axes, keepdims=1)))
     return op.Div(power, op.ReduceSum(power, axes, keepdims=1))
@@ -128,6 +159,45 @@ def _check_softmax(context, x, axes):  # type: ignore[no-untyped-def]
     return len(cir.ints(axes) or ()) == 1
 
 
+def _keras_norm(op, x, gain, epsilon, axes=None, bias=None):  # type: ignore[no-untyped-def]
+    """x g + (bias - mean g) with g = gain / sqrt(variance + epsilon), as tf2onnx writes Keras' LayerNormalization.
+
+    Without axes the means are GlobalAveragePools of three dimensions, which average over the last.
+    """
+
+    def mean(value):  # type: ignore[no-untyped-def]
+        return op.GlobalAveragePool(value) if axes is None else op.ReduceMean(value, axes, keepdims=1)
+
+    middle = mean(x)
+    difference = op.Sub(x, middle)
+    variance = mean(op.Mul(difference, difference))
+    factor = op.Mul(op.Reciprocal(op.Sqrt(op.Add(variance, epsilon))), gain)
+    shift = op.Mul(middle, factor)
+    return op.Add(op.Mul(x, factor), op.Neg(shift) if bias is None else op.Sub(bias, shift))
+
+
+def _keras_norm_named(op, x, gain, epsilon, bias=None, **_):  # type: ignore[no-untyped-def]
+    inputs = [x, gain] if bias is None else [x, gain, bias]
+    return op.LayerNormalization(*inputs, axis=-1, epsilon=cir.scalar(epsilon))
+
+
+def _check_keras_norm(context, x, gain, epsilon, axes=None, bias=None, **_):  # type: ignore[no-untyped-def]
+    if not cir.is_static(x) or cir.scalar(epsilon) is None:
+        return False
+    shape = cir.shape(x)
+    last = len(shape) == 3 if axes is None else cir.ints(axes) in ([-1], [len(shape) - 1])
+    return last and all(v is None or (cir.is_const(v) and cir.shape(v) == shape[-1:]) for v in (gain, bias))
+
+
+# onnxscript reads the variables of a pattern off its parameters.
+_KERAS_NORMS = (
+    lambda op, x, gain, epsilon: _keras_norm(op, x, gain, epsilon),  # noqa: PLW0108
+    lambda op, x, gain, epsilon, bias: _keras_norm(op, x, gain, epsilon, None, bias),
+    lambda op, x, gain, epsilon, axes: _keras_norm(op, x, gain, epsilon, axes),  # noqa: PLW0108
+    lambda op, x, gain, epsilon, axes, bias: _keras_norm(op, x, gain, epsilon, axes, bias),  # noqa: PLW0108
+)
+
+
 def _one_over_root(op, x, one):  # type: ignore[no-untyped-def]
     return op.Div(one, op.Sqrt(x))
 
@@ -143,6 +213,7 @@ def _check_one(context, one, **_):  # type: ignore[no-untyped-def]
 RULES = pattern.RewriteRuleSet(
     [
         *(pattern.RewriteRule(source, _softmax_named, _check_softmax) for source in (_softmax, _softmax_plain)),
+        *(pattern.RewriteRule(source, _keras_norm_named, _check_keras_norm) for source in _KERAS_NORMS),
         pattern.RewriteRule(_one_over_root, _reciprocal_root, _check_one),
     ]
 )

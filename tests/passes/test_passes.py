@@ -99,6 +99,29 @@ def test_recognise_gelu(first: bool) -> None:
     assert rewritten(text, "recognise") == "y[2, 8] = Gelu(x)"
 
 
+@pytest.mark.parametrize("mean", ["GlobalAveragePool ({})", "ReduceMean ({}, axes)"])
+@pytest.mark.parametrize("shift", ["h = Neg (s)", "h = Sub (bias, s)"])
+def test_recognise_layer_normalization_of_keras(mean: str, shift: str) -> None:
+    text = f"""
+    g (float[1,4,8] x) => (float[1,4,8] y)
+    <int64[1] axes = {{-1}}, float epsilon = {{0.001}}> {{
+        m = {mean.format("x")}
+        d = Sub (x, m)
+        q = Mul (d, d)
+        v = {mean.format("q")}
+        e = Add (v, epsilon)
+        r = Sqrt (e)
+        i = Reciprocal (r)
+        f = Mul (i, gain)
+        s = Mul (m, f)
+        {shift}
+        p = Mul (x, f)
+        y = Add (p, h)
+    }}"""
+    got = rewritten(text, "recognise", gain=weight(8), bias=weight(8))
+    assert got.startswith("y[1, 4, 8] = LayerNormalization(x, const[8]")
+
+
 @pytest.mark.parametrize("cube", ["p = Pow (x, three)", "q = Mul (x, x) p = Mul (x, q)"])
 @pytest.mark.parametrize(
     "product",
