@@ -52,7 +52,7 @@ def _attend(node: ir.Node, b: cir.Builder) -> None:
     if softmax is None or not _is_heads(v) or cir.axis_of(int(cir.attr(softmax, "axis", -1)), 4) != 3:
         return
     scores = _scores(softmax.inputs[0])
-    if scores is None:
+    if scores is None or cir.shape(scores.q)[:2] != cir.shape(v)[:2]:
         return
     q, scale = cir.unscaled(scores.q)
     k, factor = _untransposed(scores.keys, b)
@@ -94,7 +94,8 @@ def _scores(value: ir.Value | None) -> _Scores | None:
         return None
     if node.op_type == "MatMul":
         q, keys = node.inputs
-        return _Scores(q, keys) if _is_heads(q) and _is_heads(keys) else None  # type: ignore[arg-type]
+        heads = _is_heads(q) and _is_heads(keys) and cir.shape(q)[:2] == cir.shape(keys)[:2]
+        return _Scores(q, keys) if heads else None  # type: ignore[arg-type]
     if node.op_type == "Add":
         for inner, mask in (node.inputs, node.inputs[::-1]):
             found = _scores(inner)
