@@ -6,6 +6,7 @@ A result runs on samples that were held out, against the float model in onnxrunt
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import onnx
@@ -31,6 +33,7 @@ ROOT = Path(__file__).parent.parent
 THREADS = 2
 Arrays = dict[str, np.ndarray]
 Run = Callable[[Arrays], np.ndarray]
+T = TypeVar("T")
 NEWER = [("", "LayerNormalization"), ("", "Gelu")]  # operators that onnx-tf knows in parts only
 QUANTIZE = """
 import sys
@@ -102,22 +105,32 @@ def process(row: Row, command: Sequence[object], case: Case) -> bool:
         _, status, usage = os.wait4(child.pid, 0)
     row.seconds, row.peak_mb = time.perf_counter() - began, usage.ru_maxrss / 1024
     if os.waitstatus_to_exitcode(status):
-        lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if "Error" in line]
-        row.note = (lines[-1] if lines else "failed")[:160]
+        row.note = complaint(log.read_text(errors="replace"))
         return False
     return True
 
 
-def judge(row: Row, load: Callable[[Path], Run], path: Path, case: Case) -> Row:
-    """Accuracy and time of what came out, in a process of its own: LiteRT aborts on some files."""
+def complaint(log: str) -> str:
+    """The last error in a log, without the places in TensorFlow's graph that it names."""
+    lines = [line for line in log.splitlines() if re.search(r"error:", line, re.IGNORECASE) and "note:" not in line]
+    return re.sub(r"^.*?error: (loc\(.*\): )?", "", lines[-1].strip())[:160] if lines else "failed"
+
+
+def apart(function: Callable[..., T], *arguments: object) -> T:
+    """In a process of its own: what aborts ends only that, and memory that it held does not count for others."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        try:
-            return pool.submit(_judge, row, load, path, case).result()
-        except BrokenProcessPool:
-            row.note = "the interpreter aborts on the file that was written"
-        except Exception as error:
-            row.note = str(error).splitlines()[0][:160]
-        return row
+        return pool.submit(function, *arguments).result()
+
+
+def judge(row: Row, load: Callable[[Path], Run], path: Path, case: Case) -> Row:
+    """Accuracy and time of what came out."""
+    try:
+        return apart(_judge, row, load, path, case)
+    except BrokenProcessPool:  # LiteRT does so on some files
+        row.note = "the interpreter aborts on the file that was written"
+    except Exception as error:
+        row.note = str(error).splitlines()[0][:160]
+    return row
 
 
 def _judge(row: Row, load: Callable[[Path], Run], path: Path, case: Case) -> Row:

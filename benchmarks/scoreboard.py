@@ -26,7 +26,7 @@ import onnx.version_converter
 import onnxruntime as ort
 
 from benchmarks import generation, partitions
-from benchmarks.peers import ROOT, Case, Row, by_onnx2tf, by_onnx_tf, by_onnxruntime, milliseconds, ours, session
+from benchmarks.peers import ROOT, Case, Row, apart, by_onnx2tf, by_onnx_tf, by_onnxruntime, milliseconds, ours, session
 from compiler.emit import onnx_tf
 from fixtures import light
 
@@ -182,16 +182,12 @@ def main() -> None:
     if options.onnx_tf is None and not installed.exists():
         onnx_tf.install("python3.11")
     rows: list[Row] = []
-    makers: list[Callable[[Path], Case]] = [
-        lambda folder, name=name: network(name, folder)  # type: ignore[misc]
-        for name in options.networks.split(",")
-        if name
-    ]
+    cases: list[tuple[Callable[..., Case], object]] = [(network, n) for n in options.networks.split(",") if n]
     if options.minilm is not None:
-        makers.append(lambda folder: minilm(options.minilm, folder))
-    for make in makers:
+        cases.append((minilm, options.minilm))
+    for make, source in cases:
         with tempfile.TemporaryDirectory() as folder:
-            case = make(Path(folder))
+            case = apart(make, source, Path(folder))
             rows.append(Row(case.name, f"onnxruntime {ort.__version__} float", run_ms=case.float_ms))
             rows += [
                 ours(case),
@@ -202,7 +198,7 @@ def main() -> None:
     text: dict[str, Any] = {}
     if options.gguf is not None:
         llama = options.llama or environment(place / "llama", "python3.11", ["llama-cpp-python"])
-        text = generation.measure(options.gguf, llama)
+        text = apart(generation.measure, options.gguf, llama)
     cut = cuts()
     raw = {
         "rows": [asdict(r) for r in rows],

@@ -25,6 +25,8 @@ OLDEST_OPSET = 7
 SMALL = 4096
 
 
+# onnxruntime's operator under ONNX's name, which ONNX's checker does not know: RMSNormalization of opset 23.
+_SIMPLIFIED = "SimplifiedLayerNormalization"
 # Types of inputs: those that numpy has itself.
 _INPUT_TYPES = {"FLOAT", "FLOAT16", "DOUBLE", "BOOL"} | {f"{u}INT{n}" for u in ("", "U") for n in (8, 16, 32, 64)}
 
@@ -39,6 +41,7 @@ def load(
     """
     model = read_file(path)
     _check_defined(model.graph)
+    _rename(model, ("", _SIMPLIFIED), ("com.microsoft", _SIMPLIFIED))
     try:
         common.InlinePass()(model)
         common.RemoveInitializersFromInputsPass()(model)
@@ -49,6 +52,7 @@ def load(
     _check_inference(model.graph)
     _fix_inputs(model, dict(dims or {}), dict(shapes or {}))
     _upgrade(model)
+    _rename(model, ("com.microsoft", _SIMPLIFIED), ("", "RMSNormalization" if cir.is_current(model) else _SIMPLIFIED))
     _widen(model)
     name_nodes(model.graph)
     model.ir_version = max(model.ir_version or 0, cir.IR_VERSION)
@@ -114,6 +118,12 @@ def _check_external_data(model: ir.Model, path: Path) -> None:
                 raise ModelError(f"{where} are in '{tensor.location}', which does not exist: put it beside the model")
             if place.stat().st_size < (tensor.offset or 0) + (tensor.length or tensor.nbytes):
                 raise ModelError(f"{where}: '{tensor.location}' is shorter than the model says: copy it again")
+
+
+def _rename(model: ir.Model, old: tuple[str, str], new: tuple[str, str]) -> None:
+    for node in model.graph:
+        if cir.key(node) == old:
+            node.domain, node.op_type = new
 
 
 def _check_defined(graph: ir.Graph) -> None:

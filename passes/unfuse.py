@@ -142,17 +142,56 @@ def _attention(node: ir.Node, b: cir.Builder) -> list[ir.Value]:
         for part, size in zip(parts, sizes, strict=True)
     )
     scale = float(cir.attr(node, "scale", 0.0)) or (sizes[0] // heads) ** -0.5
-    mask = _mask(node, b, batch, tokens)
+    mask = _mask(node, b, _input(node, 3), (batch, tokens, tokens))
     attributes = {"scale": scale, "is_causal": int(cir.attr(node, "unidirectional", 0))}
     y = b.op("Attention", [q, k, v, *([mask] if mask is not None else [])], attributes)
     return [b.reshape(b.transpose(y, (0, 2, 1, 3)), (batch, tokens, sizes[2]))]
 
 
-def _mask(node: ir.Node, b: cir.Builder, batch: int, tokens: int) -> ir.Value | None:
-    """What is added to the scores [B, 1, S, S]: from lengths [B] or a mask [B, S] of what may be seen."""
-    given = _input(node, 3)
+def _multi_head(node: ir.Node, b: cir.Builder) -> list[ir.Value]:
+    """Attention of rows [B, S, D] that are projected already; no cache."""
+    q, k, v = (_input(node, i) for i in range(3))
+    if len(node.inputs) > 6 and any(v is not None for v in node.inputs[6:]):
+        raise RefuseError("it has a cache")
+    if any(x is None or not cir.is_static(x) or len(cir.shape(x)) != 3 for x in (q, k, v)):
+        raise RefuseError("its rows are packed, or their shape is not known")
+    heads, parts = int(cir.attr(node, "num_heads")), []
+    bias, at = _input(node, 3), 0
+    for value in (q, k, v):
+        batch, tokens, width = cir.shape(value)
+        bounds = [b.const(np.array([i], np.int64), "bound") for i in (at, at + width, 0)]
+        rows = _sum(b, value, None if bias is None else b.op("Slice", [bias, *bounds]))
+        at += width
+        parts.append(b.transpose(b.reshape(rows, (batch, tokens, heads, width // heads)), (0, 2, 1, 3)))
+    (batch, queries, width), keys = cir.shape(q), cir.shape(k)[1]
+    added = [_mask(node, b, _input(node, 4), (batch, queries, keys)), _input(node, 5)]
+    if any(m is not None for m in added):
+        whole = b.const(np.array([batch, 1, queries, keys], np.int64), "whole")
+        parts.append(b.op("Expand", [_sum(b, *added), whole]))
+    scale = float(cir.attr(node, "scale", 0.0)) or (width // heads) ** -0.5
+    causal = int(cir.attr(node, "unidirectional", 0))
+    y = b.op("Attention", parts, {"scale": scale, "is_causal": causal})
+    return [b.reshape(b.transpose(y, (0, 2, 1, 3)), (batch, queries, cir.shape(v)[2]))]
+
+
+def _rotary(node: ir.Node, b: cir.Builder) -> list[ir.Value]:
+    x, places, cos, sin = node.inputs
+    if x is None or places is None or not all(map(cir.is_static, (x, places, cos))):
+        raise RefuseError("its shape is not known")
+    tokens = cir.shape(x)[1 if len(cir.shape(x)) == 3 else 2]
+    if cir.shape(places) != (cir.shape(x)[0], tokens) or cir.attr(node, "is_packed_batching", 0):
+        raise RefuseError("its positions are an offset, or packed")
+    found = {n: int(cir.attr(node, n, 0)) for n in ("interleaved", "num_heads", "rotary_embedding_dim")}
+    if len(cir.shape(x)) == 3 and not found["num_heads"]:
+        found["num_heads"] = cir.shape(x)[2] // (2 * cir.shape(cos)[1])
+    return [b.op("RotaryEmbedding", [x, cos, sin, places], found)]
+
+
+def _mask(node: ir.Node, b: cir.Builder, given: ir.Value | None, sizes: tuple[int, int, int]) -> ir.Value | None:
+    """What is added to the scores [B, 1, S, T]: from lengths [B] or a mask [B, T] of what may be seen."""
     if given is None:
         return None
+    batch, queries, tokens = sizes
     shape = cir.shape(given) if cir.is_static(given) else ()
     if shape == (batch,):
         places = b.const(np.arange(tokens, dtype=np.int32).reshape(1, 1, 1, tokens), "places")
@@ -163,7 +202,7 @@ def _mask(node: ir.Node, b: cir.Builder, batch: int, tokens: int) -> ir.Value | 
         raise RefuseError(f"its mask is {list(shape)}")
     hidden = float(cir.attr(node, "mask_filter_value", _FILTER))
     added = b.op("Where", [seen, b.scalar(0.0, "seen"), b.scalar(hidden, "hidden")])
-    return b.op("Expand", [added, b.const(np.array([batch, 1, tokens, tokens], np.int64), "whole")])
+    return b.op("Expand", [added, b.const(np.array([batch, 1, queries, tokens], np.int64), "whole")])
 
 
 Rule = Callable[[ir.Node, cir.Builder], Sequence[ir.Value]]
@@ -178,4 +217,6 @@ _RULES: dict[tuple[str, str], Rule] = {
     (_DOMAIN, "FusedGemm"): _with_activation("Gemm"),
     (_DOMAIN, "FusedConv"): _with_activation("Conv"),
     (_DOMAIN, "Attention"): _attention,
+    (_DOMAIN, "MultiHeadAttention"): _multi_head,
+    (_DOMAIN, "RotaryEmbedding"): _rotary,
 }

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
 
 from compiler import build as building
 from compiler import importer
 from compiler.check import Checker
+from compiler.reference import Reference
 from compiler.targets import Target
 from passes import fold_constants, unfuse
 
@@ -41,6 +43,8 @@ def one(op_type: str, constants: dict[str, np.ndarray], **attributes: Any) -> An
 
 NORM = {"skip": array(1, 6, 8), "gain": array(8)}
 QKV = {"w": array(8, 24), "b": array(24)}
+HEADS = {"k": array(1, 6, 8) + 1, "v": array(1, 6, 8) - 1, "b": array(24)}
+TURNS = {"places": np.array([[3, 0, 1, 2, 5, 4]]), "cos": array(6, 2), "sin": array(6, 2) + 1}
 CASES = {
     "skip": one("SkipLayerNormalization", {**NORM, "bias": array(8), "add": array(8)}, epsilon=1e-5),
     "skip simplified": one("SkipSimplifiedLayerNormalization", NORM, epsilon=1e-5),
@@ -53,6 +57,15 @@ CASES = {
     "attention": one("Attention", QKV, num_heads=2),
     "causal attention": one("Attention", QKV, num_heads=2, unidirectional=1, scale=0.3),
     "attention with lengths": one("Attention", {**QKV, "m": np.array([4], np.int32)}, num_heads=2),
+    "multi-head attention": one("MultiHeadAttention", HEADS, num_heads=2),
+    "causal multi-head attention": one("MultiHeadAttention", HEADS, num_heads=2, unidirectional=1, scale=0.3),
+    "multi-head attention with all masks": one(
+        "MultiHeadAttention",
+        {**HEADS, "m": np.array([[1, 1, 0, 1, 1, 0]], np.int32), "a": array(1, 2, 6, 6)},
+        num_heads=2,
+    ),
+    "rotary embedding": one("RotaryEmbedding", TURNS),
+    "interleaved rotary embedding": one("RotaryEmbedding", TURNS, interleaved=1),
     "attention with a mask": one("Attention", {**QKV, "m": np.array([[1, 1, 0, 1, 1, 0]], np.int32)}, num_heads=2),
 }
 
@@ -67,6 +80,19 @@ def test_single_operators(name: str, tmp_path: Path) -> None:
     assert not [n for n in model.graph if n.domain == "com.microsoft"]
     assert model.graph.outputs[0].shape is not None
     checker.check("unfuse", model)
+
+
+def test_simplified_layer_normalization_under_the_name_of_onnx(tmp_path: Path) -> None:
+    proto = one("SimplifiedLayerNormalization", {"gain": array(8)}, epsilon=1e-5)
+    proto.graph.node[0].domain = ""
+    onnx.save(proto, tmp_path / "m.onnx")
+    model = importer.load(tmp_path / "m.onnx")
+    assert [n.op_type for n in model.graph] == ["RMSNormalization"]
+    x = array(1, 6, 8)
+    with Reference(model) as reference:
+        (got,) = reference.run({"x": x}).values()
+    (want,) = ort.InferenceSession(tmp_path / "m.onnx").run(None, {"x": x})
+    np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
 def test_attention_with_a_cache_is_left_alone(tmp_path: Path) -> None:
