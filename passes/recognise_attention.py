@@ -1,7 +1,6 @@
-"""Find attention and rotary embeddings among the operators that exporters spell them with.
+"""Give attention its name back.
 
-    MatMul(Softmax(MatMul(q, k^T) * scale + mask), v)            ->  Attention(q, k, v, mask)
-    x * cos + Concat(-x[..., d/2:], x[..., :d/2]) * sin          ->  RotaryEmbedding(x, cos, sin)
+    MatMul(Softmax(MatMul(q, k^T) * scale + mask), v)   ->   Attention(q, k, v, mask)
 
 Scales of q, k and scores become one; keys and values that are repeated for groups of heads are given once. Where the
 exporter puts zeros for a softmax without any allowed key (torch's scaled_dot_product_attention), so does a Where.
@@ -23,15 +22,9 @@ def run(model: ir.Model, target: Target) -> None:
     if not cir.is_current(model):
         return
     names = cir.Names(model.graph)
-    halves: dict[ir.Value, ir.Value] = {}
     for node in list(model.graph):
-        b = cir.Builder(model, names, node)
-        if node.graph is None:
-            continue
         if cir.key(node) == ("", "MatMul"):
-            _attend(node, b)
-        elif cir.key(node) == ("", "Add"):
-            _rotate(node, b, halves)
+            _attend(node, cir.Builder(model, names, node))
     tidy(model)
 
 
@@ -49,7 +42,7 @@ def _attend(node: ir.Node, b: cir.Builder) -> None:
     probabilities, v = node.inputs
     assert probabilities is not None and v is not None
     softmax, guarded = _softmax(probabilities)
-    if softmax is None or not _is_heads(v) or cir.axis_of(int(cir.attr(softmax, "axis", -1)), 4) != 3:
+    if softmax is None or not is_heads(v) or cir.axis_of(int(cir.attr(softmax, "axis", -1)), 4) != 3:
         return
     scores = _scores(softmax.inputs[0])
     if scores is None or cir.shape(scores.q)[:2] != cir.shape(v)[:2]:
@@ -69,7 +62,7 @@ def _attend(node: ir.Node, b: cir.Builder) -> None:
     b.replace(result)
 
 
-def _is_heads(value: ir.Value | None) -> bool:
+def is_heads(value: ir.Value | None) -> bool:
     """Whether a value is computed, float, and [batch, heads, rows, columns]."""
     if value is None or cir.is_const(value) or not cir.is_static(value) or value.dtype != ir.DataType.FLOAT:
         return False
@@ -89,12 +82,12 @@ def _softmax(value: ir.Value) -> tuple[ir.Node | None, bool]:
 
 
 def _scores(value: ir.Value | None) -> _Scores | None:
-    node = value.producer() if _is_heads(value) and value is not None else None
+    node = value.producer() if is_heads(value) and value is not None else None
     if node is None or node.domain:
         return None
     if node.op_type == "MatMul":
         q, keys = node.inputs
-        heads = _is_heads(q) and _is_heads(keys) and cir.shape(q)[:2] == cir.shape(keys)[:2]
+        heads = is_heads(q) and is_heads(keys) and cir.shape(q)[:2] == cir.shape(keys)[:2]
         return _Scores(q, keys) if heads else None  # type: ignore[arg-type]
     if node.op_type == "Add":
         for inner, mask in (node.inputs, node.inputs[::-1]):
@@ -127,7 +120,7 @@ def _untransposed(value: ir.Value, b: cir.Builder) -> tuple[ir.Value, float]:
     flat = cir.producer(turned.inputs[0], "Reshape") if turned is not None else None
     if turned is not None and flat is not None and tuple(cir.attr(turned, "perm", ())) == (0, 2, 1):
         source = flat.inputs[0]
-        if _is_heads(source) and cir.shape(source) == (*shape[:2], shape[3], shape[2]):
+        if is_heads(source) and cir.shape(source) == (*shape[:2], shape[3], shape[2]):
             rest, more = cir.unscaled(source)  # type: ignore[arg-type]
             return rest, factor * more
     return b.transpose(value, (0, 1, 3, 2)), factor
@@ -149,7 +142,7 @@ def _repeated(value: ir.Value) -> ir.Value | None:
     if expand is None or single is None or single.op_type not in ("Unsqueeze", "Reshape"):
         return None
     x = single.inputs[0]
-    if not _is_heads(x):
+    if not is_heads(x):
         return None
     batch, groups, *rest = cir.shape(x)
     wide, whole = cir.shape(expand.outputs[0]), cir.shape(value)
@@ -175,87 +168,3 @@ def _zero_where_masked(result: ir.Value, mask: ir.Value, b: cir.Builder) -> ir.V
         most = b.op("ReduceMax", [mask, b.const(np.array([-1], np.int64), "axes")], {"keepdims": 1})
         none = b.op("Equal", [most, b.scalar(-np.inf, "nothing")])
     return b.op("Where", [none, b.scalar(0.0, "zero"), result])
-
-
-def _rotate(node: ir.Node, b: cir.Builder, halves: dict[ir.Value, ir.Value]) -> None:
-    for straight, crossed in (node.inputs, node.inputs[::-1]):
-        plain, turned = cir.producer(straight, "Mul"), cir.producer(crossed, "Mul")
-        if plain is None or turned is None:
-            return
-        for x, cos in (plain.inputs, plain.inputs[::-1]):
-            for swapped, sin in (turned.inputs, turned.inputs[::-1]):
-                if x is None or not _is_heads(x) or not _is_half_swap(swapped, x):
-                    continue
-                angles = [_half(angle, x, b, halves) for angle in (cos, sin)]
-                if None not in angles:
-                    b.replace(b.op("RotaryEmbedding", [x, *angles]))
-                    return
-
-
-def _is_half_swap(value: ir.Value | None, x: ir.Value | None) -> bool:
-    """Whether a value is Concat(-x[..., d/2:], x[..., :d/2])."""
-    concat = cir.producer(value, "Concat")
-    if concat is None or len(concat.inputs) != 2 or x is None or cir.axis_of(int(cir.attr(concat, "axis")), 4) != 3:
-        return False
-    negated = cir.producer(concat.inputs[0], "Neg")
-    half, width = cir.shape(x)[3] // 2, cir.shape(x)[3]
-    return (
-        negated is not None
-        and width % 2 == 0
-        and _part(negated.inputs[0], x) == (half, width)
-        and _part(concat.inputs[1], x) == (0, half)
-    )
-
-
-def _part(value: ir.Value | None, x: ir.Value) -> tuple[int, int] | None:
-    """The columns of x that a value is."""
-    node = value.producer() if value is not None else None
-    if node is None or value is None or node.inputs[0] is not x or not cir.is_static(value):
-        return None
-    if node.op_type == "Slice":
-        starts, ends, axes, steps = (cir.ints(cir.arg(node, i)) for i in range(1, 5))
-        whole = cir.shape(x)[:3] == cir.shape(value)[:3]
-        if not whole or not starts or not ends or len(starts) != 1 or (axes or [3]) not in ([3], [-1]) or steps != [1]:
-            return None
-        width = cir.shape(x)[3]
-        start = starts[0] + width if starts[0] < 0 else starts[0]
-        return start, start + cir.shape(value)[3]
-    if node.op_type == "Split" and cir.axis_of(int(cir.attr(node, "axis", 0)), 4) == 3:
-        before = node.outputs[: list(node.outputs).index(value)]
-        start = sum(cir.shape(v)[3] for v in before)
-        return start, start + cir.shape(value)[3]
-    return None
-
-
-def _half(angle: ir.Value | None, x: ir.Value, b: cir.Builder, halves: dict[ir.Value, ir.Value]) -> ir.Value | None:
-    """cos or sin [B, S, d/2] of one [B, 1, S, d] whose two halves are the same; None where they may differ."""
-    batch, _, rows, width = cir.shape(x)
-    if (
-        angle is None
-        or not cir.is_static(angle)
-        or cir.shape(angle) not in {(batch, 1, rows, width), (1, 1, rows, width)}
-    ):
-        return None
-    array = cir.const(angle)
-    if array is not None:
-        first, second = np.split(array, 2, axis=-1)
-        whole = np.broadcast_to(first[:, 0], (batch, rows, width // 2))
-        return b.const(whole, f"{angle.name}/half") if np.array_equal(first, second) else None
-    if cir.shape(angle)[0] != batch or not _doubled(angle):
-        return None
-    if angle not in halves:
-        ends = [b.const(np.array([i], np.int64), f"{angle.name}/{i}") for i in (0, width // 2, 3)]
-        halves[angle] = b.reshape(b.op("Slice", [angle, *ends]), (batch, rows, width // 2))
-    return halves[angle]
-
-
-def _doubled(value: ir.Value | None) -> bool:
-    """Whether a value is computed element by element from a Concat of something with itself."""
-    node = value.producer() if value is not None else None
-    while node is not None and node.op_type in ("Unsqueeze", "Reshape", "Cast", "Mul", "Cos", "Sin"):
-        computed = cir.activations(node)
-        plain = node.op_type != "Mul" or any(cir.scalar(v) is not None for v in node.inputs)
-        if len(computed) != 1 or not plain:
-            return False
-        node = computed[0].producer()
-    return node is not None and node.op_type == "Concat" and len(node.inputs) == 2 and node.inputs[0] is node.inputs[1]

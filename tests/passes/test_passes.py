@@ -96,7 +96,7 @@ def test_recognise_gelu(first: bool) -> None:
     text = f"""
     g (float[2,8] x) => (float[2,8] y)
     <float root = {{1.4142135}}, float one = {{1.0}}, float half = {{0.5}}> {{ {inner} {body} }}"""
-    assert rewritten(text, "recognise") == "y[2, 8] = Gelu(x)"
+    assert rewritten(text, "recognise_gelu") == "y[2, 8] = Gelu(x)"
 
 
 @pytest.mark.parametrize("mean", ["GlobalAveragePool ({})", "ReduceMean ({}, axes)"])
@@ -118,7 +118,7 @@ def test_recognise_layer_normalization_of_keras(mean: str, shift: str) -> None:
         p = Mul (x, f)
         y = Add (p, h)
     }}"""
-    got = rewritten(text, "recognise", gain=weight(8), bias=weight(8))
+    got = rewritten(text, "recognise_norms", gain=weight(8), bias=weight(8))
     assert got.startswith("y[1, 4, 8] = LayerNormalization(x, const[8]")
 
 
@@ -140,7 +140,7 @@ def test_recognise_gelu_of_tanh(cube: str, product: str) -> None:
         o = Add (one, t)
         {product}
     }}"""
-    assert rewritten(text, "recognise") == "y[2, 8] = Gelu(x)"
+    assert rewritten(text, "recognise_gelu") == "y[2, 8] = Gelu(x)"
 
 
 def test_recognise_rms_normalization_by_one_over_the_root() -> None:
@@ -155,7 +155,7 @@ def test_recognise_rms_normalization_by_one_over_the_root() -> None:
         n = Mul (x, d)
         y = Mul (gain, n)
     }"""
-    assert rewritten(text, "recognise", gain=weight(8)) == "y[2, 8] = RMSNormalization(x, const[8])"
+    assert rewritten(text, "recognise_norms", gain=weight(8)) == "y[2, 8] = RMSNormalization(x, const[8])"
 
 
 def test_recognise_softmax() -> None:
@@ -168,7 +168,7 @@ def test_recognise_softmax() -> None:
         t = ReduceSum (e, axes)
         y = Div (e, t)
     }"""
-    assert rewritten(text, "recognise") == "y[2, 8] = Softmax(x)"
+    assert rewritten(text, "recognise_norms") == "y[2, 8] = Softmax(x)"
 
 
 def test_recognise_layer_normalization() -> None:
@@ -185,7 +185,7 @@ def test_recognise_layer_normalization() -> None:
         w = Mul (n, gain)
         y = Add (w, bias)
     }"""
-    got = rewritten(text, "recognise", gain=weight(8), bias=weight(8))
+    got = rewritten(text, "recognise_norms", gain=weight(8), bias=weight(8))
     assert got == "y[2, 8] = LayerNormalization(x, const[8], const[8])"
 
 
@@ -195,7 +195,7 @@ def test_not_recognised_with_another_constant() -> None:
     <float root = {1.5}, float one = {1.0}, float half = {0.5}> {
         d = Div (x, root) e = Erf (d) f = Add (e, one) h = Mul (x, f) y = Mul (h, half)
     }"""
-    assert "Gelu" not in rewritten(text, "recognise")
+    assert "Gelu" not in rewritten(text, "recognise_gelu")
 
 
 def test_shuffle_channels() -> None:

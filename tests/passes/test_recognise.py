@@ -112,17 +112,17 @@ COMPUTED = "f = Concat <axis = -1> (angles, angles) u = Unsqueeze (f, one) cos =
 def test_rotary_embedding_of_constants() -> None:
     half = weight(1, 1, 4, 4)
     tables = {"cos": np.concatenate([half, half], -1), "sin": np.concatenate([-half, -half], -1)}
-    assert rewritten(ROTARY % "", "recognise_attention", **tables) == (
+    assert rewritten(ROTARY % "", "recognise_rotary", **tables) == (
         "y[1, 2, 4, 8] = RotaryEmbedding(x, const[1, 4, 4], const[1, 4, 4])"
     )
     tables["cos"] = weight(1, 1, 4, 8)
-    assert "RotaryEmbedding" not in rewritten(ROTARY % "", "recognise_attention", **tables)
+    assert "RotaryEmbedding" not in rewritten(ROTARY % "", "recognise_rotary", **tables)
 
 
 def test_rotary_embedding_of_computed_angles() -> None:
-    assert kinds(rewritten(ROTARY % COMPUTED, "recognise_attention"))[-1] == "RotaryEmbedding"
+    assert kinds(rewritten(ROTARY % COMPUTED, "recognise_rotary"))[-1] == "RotaryEmbedding"
     other = COMPUTED.replace("(angles, angles)", "(angles, double)").replace("f =", "double = Add (angles, angles) f =")
-    assert "RotaryEmbedding" not in rewritten(ROTARY % other, "recognise_attention")
+    assert "RotaryEmbedding" not in rewritten(ROTARY % other, "recognise_rotary")
 
 
 # The host operators that each export's layer is to be left with. Keras' attention comes as matrices of all heads in a

@@ -1,0 +1,99 @@
+"""Give Gelu its name back.
+
+    x / 2 * (1 + erf(x / sqrt 2))                               ->  Gelu(x)
+    x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3)))     ->  Gelu(x, approximate="tanh")
+
+Exporters spell it in too many orders for patterns: it is found from its Erf or Tanh outwards.
+"""
+
+from __future__ import annotations
+
+import math
+
+import onnx_ir as ir
+
+from compiler import ir as cir
+from compiler.targets import Target
+from passes.fold_constants import tidy
+
+
+def run(model: ir.Model, target: Target) -> None:
+    if not cir.is_current(model):
+        return
+    names = cir.Names(model.graph)
+    for node in list(model.graph):
+        if cir.key(node) in (("", "Erf"), ("", "Tanh")):
+            _gelu(node, model, names)
+    tidy(model)
+
+
+def _near(found: float, number: float) -> bool:
+    return math.isclose(found, number, rel_tol=1e-3)
+
+
+def _gelu(node: ir.Node, model: ir.Model, names: cir.Names) -> None:
+    erf = node.op_type == "Erf"
+    x = _of_erf(node.inputs[0]) if erf else _of_tanh(node.inputs[0])
+    last = _product(node, x) if x is not None else None
+    if last is not None:
+        b = cir.Builder(model, names, last)
+        b.replace(b.op("Gelu", [x], {"approximate": "none" if erf else "tanh"}))
+
+
+def _of_erf(value: ir.Value | None) -> ir.Value | None:
+    if value is None:
+        return None
+    x, factor = cir.unscaled(value)
+    return x if _near(factor, math.sqrt(0.5)) else None
+
+
+def _of_tanh(value: ir.Value | None) -> ir.Value | None:
+    if value is None:
+        return None
+    inner, factor = cir.unscaled(value)
+    add = cir.producer(inner, "Add")
+    if add is None or not _near(factor, math.sqrt(2 / math.pi)):
+        return None
+    for x, other in (add.inputs, add.inputs[::-1]):
+        if x is not None and other is not None:
+            cube, scale = cir.unscaled(other)
+            if _near(scale, 0.044715) and _is_cube(cube, x):
+                return x
+    return None
+
+
+def _is_cube(value: ir.Value, x: ir.Value) -> bool:
+    power, product = cir.producer(value, "Pow"), cir.producer(value, "Mul")
+    if power is not None:
+        return power.inputs[0] is x and cir.scalar(power.inputs[1]) == 3
+    square = next((v for v in product.inputs if v is not x), None) if product is not None else None
+    inner = cir.producer(square, "Mul")
+    return (
+        inner is not None
+        and product is not None
+        and all(v in (x, square) for v in product.inputs)
+        and (all(v is x for v in inner.inputs))
+    )
+
+
+def _product(node: ir.Node, x: ir.Value) -> ir.Node | None:
+    """The last Mul of x / 2 * (1 + node), its three factors in any order."""
+    add = cir.only_consumer(node.outputs[0])
+    if add is None or add.op_type != "Add" or not any(cir.scalar(v) == 1 for v in add.inputs):
+        return None
+    made, factor, missing = add.outputs[0], 1.0, True
+    while (last := cir.only_consumer(made)) is not None and last.op_type == "Mul":
+        other = next((v for v in last.inputs if v is not made), None)
+        number = cir.scalar(other)
+        if other is not None and number is None:
+            rest, number = cir.unscaled(other)
+            if rest is not x or not missing:
+                return None
+            missing = False
+        if number is None:
+            return None
+        factor *= number
+        if not missing and _near(factor, 0.5):
+            return last
+        made = last.outputs[0]
+    return None

@@ -1,0 +1,112 @@
+"""Give rotary embeddings their name back.
+
+    x * cos + Concat(-x[..., d/2:], x[..., :d/2]) * sin   ->   RotaryEmbedding(x, cos, sin)
+
+cos and sin [B, 1, S, d] must be the same in both halves: constants that are, or computed from a Concat of angles with
+themselves.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from compiler import ir as cir
+from compiler.targets import Target
+from passes.fold_constants import tidy
+from passes.recognise_attention import is_heads
+
+
+def run(model: ir.Model, target: Target) -> None:
+    if not cir.is_current(model):
+        return
+    names = cir.Names(model.graph)
+    halves: dict[ir.Value, ir.Value] = {}
+    for node in list(model.graph):
+        if cir.key(node) == ("", "Add"):
+            _rotate(node, cir.Builder(model, names, node), halves)
+    tidy(model)
+
+
+def _rotate(node: ir.Node, b: cir.Builder, halves: dict[ir.Value, ir.Value]) -> None:
+    for straight, crossed in (node.inputs, node.inputs[::-1]):
+        plain, turned = cir.producer(straight, "Mul"), cir.producer(crossed, "Mul")
+        if plain is None or turned is None:
+            return
+        for x, cos in (plain.inputs, plain.inputs[::-1]):
+            for swapped, sin in (turned.inputs, turned.inputs[::-1]):
+                if x is None or not is_heads(x) or not _is_half_swap(swapped, x):
+                    continue
+                angles = [_half(angle, x, b, halves) for angle in (cos, sin)]
+                if None not in angles:
+                    b.replace(b.op("RotaryEmbedding", [x, *angles]))
+                    return
+
+
+def _is_half_swap(value: ir.Value | None, x: ir.Value | None) -> bool:
+    """Whether a value is Concat(-x[..., d/2:], x[..., :d/2])."""
+    concat = cir.producer(value, "Concat")
+    if concat is None or len(concat.inputs) != 2 or x is None or cir.axis_of(int(cir.attr(concat, "axis")), 4) != 3:
+        return False
+    negated = cir.producer(concat.inputs[0], "Neg")
+    half, width = cir.shape(x)[3] // 2, cir.shape(x)[3]
+    return (
+        negated is not None
+        and width % 2 == 0
+        and _part(negated.inputs[0], x) == (half, width)
+        and _part(concat.inputs[1], x) == (0, half)
+    )
+
+
+def _part(value: ir.Value | None, x: ir.Value) -> tuple[int, int] | None:
+    """The columns of x that a value is."""
+    node = value.producer() if value is not None else None
+    if node is None or value is None or node.inputs[0] is not x or not cir.is_static(value):
+        return None
+    if node.op_type == "Slice":
+        starts, ends, axes, steps = (cir.ints(cir.arg(node, i)) for i in range(1, 5))
+        whole = cir.shape(x)[:3] == cir.shape(value)[:3]
+        if not whole or not starts or not ends or len(starts) != 1 or (axes or [3]) not in ([3], [-1]) or steps != [1]:
+            return None
+        width = cir.shape(x)[3]
+        start = starts[0] + width if starts[0] < 0 else starts[0]
+        return start, start + cir.shape(value)[3]
+    if node.op_type == "Split" and cir.axis_of(int(cir.attr(node, "axis", 0)), 4) == 3:
+        before = node.outputs[: list(node.outputs).index(value)]
+        start = sum(cir.shape(v)[3] for v in before)
+        return start, start + cir.shape(value)[3]
+    return None
+
+
+def _half(angle: ir.Value | None, x: ir.Value, b: cir.Builder, halves: dict[ir.Value, ir.Value]) -> ir.Value | None:
+    """cos or sin [B, S, d/2] of one [B, 1, S, d] whose two halves are the same; None where they may differ."""
+    batch, _, rows, width = cir.shape(x)
+    if (
+        angle is None
+        or not cir.is_static(angle)
+        or cir.shape(angle) not in {(batch, 1, rows, width), (1, 1, rows, width)}
+    ):
+        return None
+    array = cir.const(angle)
+    if array is not None:
+        first, second = np.split(array, 2, axis=-1)
+        whole = np.broadcast_to(first[:, 0], (batch, rows, width // 2))
+        return b.const(whole, f"{angle.name}/half") if np.array_equal(first, second) else None
+    if cir.shape(angle)[0] != batch or not _doubled(angle):
+        return None
+    if angle not in halves:
+        ends = [b.const(np.array([i], np.int64), f"{angle.name}/{i}") for i in (0, width // 2, 3)]
+        halves[angle] = b.reshape(b.op("Slice", [angle, *ends]), (batch, rows, width // 2))
+    return halves[angle]
+
+
+def _doubled(value: ir.Value | None) -> bool:
+    """Whether a value is computed element by element from a Concat of something with itself."""
+    node = value.producer() if value is not None else None
+    while node is not None and node.op_type in ("Unsqueeze", "Reshape", "Cast", "Mul", "Cos", "Sin"):
+        computed = cir.activations(node)
+        plain = node.op_type != "Mul" or any(cir.scalar(v) is not None for v in node.inputs)
+        if len(computed) != 1 or not plain:
+            return False
+        node = computed[0].producer()
+    return node is not None and node.op_type == "Concat" and len(node.inputs) == 2 and node.inputs[0] is node.inputs[1]
