@@ -86,7 +86,8 @@ def _sink(node: ir.Node, b: cir.Builder) -> bool:
             continue
         before = _transpose(value)
         source = before.inputs[0] if before is not None and permutation(before) == perm else None
-        node.replace_input_with(index, source or b.transpose(value, inverse))
+        # What can be permuted for nothing is reshaped: as a Transpose it would sink in its turn, and so on for ever.
+        node.replace_input_with(index, source or b.reshape(value, [cir.shape(value)[i] for i in inverse]))
     operator.permute(node, perm, b)
     _transpose_outputs(node, perm, b)
     return True

@@ -343,3 +343,22 @@ def test_normalise_linears_leaves_layers_between_tpu_operators() -> None:
         y = Gelu (s)
     }"""
     assert "Div" not in rewritten(text, *ALL, "rotate_rows", "normalise_linears", w=weight(8, 4), v=weight(4, 4))
+
+
+def test_transposes_that_move_nothing_do_not_sink_for_ever() -> None:
+    """Either side of the Add can be permuted for nothing, so that a Transpose could go back and forth."""
+    text = """
+    g (float[1,4,8] x, float[4,1,8] z) => (float[1,4,8] y) {
+        r = Relu (x)
+        p = Relu (z)
+        t = Transpose <perm = [1, 0, 2]> (p)
+        y = Add (r, t)
+    }"""
+    got = rewritten(text, "cancel_transposes")
+    assert [line.split(" = ")[1].split("(")[0] for line in got.splitlines()] == [
+        "Relu",
+        "Relu",
+        "Reshape",
+        "Add",
+        "Reshape",
+    ]
