@@ -26,6 +26,7 @@ ROWS = "edgetpu.rows"  # how to read some rows of a lazy constant
 COLUMNS = "edgetpu.columns"  # how to read some columns of one, as rows
 GRID = "edgetpu.grid"
 COLUMN_GRID = "edgetpu.column_grid"
+MOST_ROUNDS = 1000  # of rewriting a graph; the deepest network in the tests takes a few
 
 Shape = tuple[int, ...]
 
@@ -359,14 +360,20 @@ def infer_node(model: ir.Model, node: ir.Node) -> None:
 
 
 def until_stable(model: ir.Model, rewrite: Callable[[ir.Node, Builder], bool]) -> None:
-    """Offer every node of static shapes to `rewrite`, which says whether it changed anything, until none does."""
-    names, changed = Names(model.graph), True
-    while changed:
+    """Offer every node of static shapes to `rewrite`, which says whether it changed anything, until none does.
+
+    Raises RuntimeError where that does not come to an end.
+    """
+    names = Names(model.graph)
+    for _ in range(MOST_ROUNDS):
         changed = False
         for node in list(model.graph):
             if node.graph is not None and all(is_static(v) for v in [*node.inputs, *node.outputs] if v is not None):
                 changed |= rewrite(node, Builder(model, names, node))
         common.RemoveUnusedNodesPass()(model)
+        if not changed:
+            return
+    raise RuntimeError("rewriting does not come to an end")
 
 
 def bypass(node: ir.Node, values: Sequence[ir.Value], made: frozenset[ir.Value] | set[ir.Value] = frozenset()) -> None:
