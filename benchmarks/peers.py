@@ -111,9 +111,10 @@ def process(row: Row, command: Sequence[object], case: Case) -> bool:
 
 
 def complaint(log: str) -> str:
-    """The last error in a log, without the places in TensorFlow's graph that it names."""
-    lines = [line for line in log.splitlines() if re.search(r"error:", line, re.IGNORECASE) and "note:" not in line]
-    return re.sub(r"^.*?error: (loc\(.*\): )?", "", lines[-1].strip())[:160] if lines else "failed"
+    """The error in a log: TensorFlow's first, without the places in its graph that it names, else the last."""
+    placed = re.search(r" error: loc\(.*\): (.+)", log)
+    lines = [line for line in log.splitlines() if re.search(r"error:", line, re.IGNORECASE)]
+    return (placed[1] if placed else lines[-1].strip() if lines else "failed")[:160]
 
 
 def apart(function: Callable[..., T], *arguments: object) -> T:
@@ -185,29 +186,9 @@ def by_onnxruntime(case: Case) -> Row:
 
 def by_onnx_tf(case: Case, python: Path) -> Row:
     """onnx-tf and TFLiteConverter on the whole model, in an opset that they know and with names that they take."""
-    row = Row(case.name, "onnx-tf 1.10 + TFLiteConverter 2.15")
-    folder = case.folder / "otf"
-    folder.mkdir()
+    row, folder = Row(case.name, "onnx-tf 1.10 + TFLiteConverter 2.15"), case.folder / "otf"
     try:
-        model = onnx.load(case.folder / "model.onnx")
-        if model.opset_import[0].version > OPSET:
-            weights = model.graph.initializer  # the inliner asks for types of these too
-            model.graph.value_info.extend(
-                onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in weights
-            )
-            model = onnx.shape_inference.infer_shapes(model)
-            model = onnx.inliner.inline_selected_functions(model, NEWER, inline_schema_functions=True)
-            model = onnx.version_converter.convert_version(model, OPSET)
-        plain = {v.name: v.name.replace("/", "_") for v in [*model.graph.input, *model.graph.output]}
-        for node in model.graph.node:
-            node.input[:] = [n.replace("/", "_") for n in node.input]
-            node.output[:] = [n.replace("/", "_") for n in node.output]
-        for value in [*model.graph.input, *model.graph.output, *model.graph.initializer]:
-            value.name = value.name.replace("/", "_")
-        model.ir_version = 8
-        onnx.save(model, folder / "model.onnx")
-        arrays = dict(np.load(case.folder / "calibration.npz"))
-        np.savez(folder / "samples.npz", **{plain[n]: a[:, None] for n, a in arrays.items()})
+        apart(_for_onnx_tf, case.folder, folder)
     except Exception as error:
         row.note = str(error).splitlines()[0][:160]
         return row
@@ -215,6 +196,27 @@ def by_onnx_tf(case: Case, python: Path) -> Row:
         return row
     row.note = ""
     return judge(row, tflite, folder / "model.tflite", case)
+
+
+def _for_onnx_tf(source: Path, folder: Path) -> None:
+    folder.mkdir()
+    model = onnx.load(source / "model.onnx")
+    if model.opset_import[0].version > OPSET:
+        weights = model.graph.initializer  # the inliner asks for types of these too
+        model.graph.value_info.extend(onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in weights)
+        model = onnx.shape_inference.infer_shapes(model)
+        model = onnx.inliner.inline_selected_functions(model, NEWER, inline_schema_functions=True)
+        model = onnx.version_converter.convert_version(model, OPSET)
+    plain = {v.name: v.name.replace("/", "_") for v in [*model.graph.input, *model.graph.output]}
+    for node in model.graph.node:
+        node.input[:] = [n.replace("/", "_") for n in node.input]
+        node.output[:] = [n.replace("/", "_") for n in node.output]
+    for value in [*model.graph.input, *model.graph.output, *model.graph.initializer]:
+        value.name = value.name.replace("/", "_")
+    model.ir_version = 8
+    onnx.save(model, folder / "model.onnx")
+    arrays = dict(np.load(source / "calibration.npz"))
+    np.savez(folder / "samples.npz", **{plain[n]: a[:, None] for n, a in arrays.items()})
 
 
 def by_onnx2tf(case: Case, python: Path) -> Row:
