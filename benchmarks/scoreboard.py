@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
@@ -126,14 +127,15 @@ Bars = list[tuple[str, float, bool]]
 
 
 def plot(panels: Sequence[tuple[str, Bars]]) -> str:
-    """Bars, one panel below the other."""
+    """Bars, one panel below the other; none is longer than four times the median, so that one does not hide others."""
     left, width, height, parts, y = 330, 760, 22, list[str](), 0
     for title, bars in panels:
         parts.append(f'<text x="10" y="{y + 20}" font-weight="bold">{title}</text>')
         y += 30
-        most = max(value for _, value, _ in bars)
+        values = [value for _, value, _ in bars]
+        most = min(max(values), 4 * statistics.median(values))
         for label, value, own in bars:
-            size = max(0.0, value / most) * (width - left - 60)
+            size = min(1.0, max(0.0, value / most)) * (width - left - 60)
             colour = "#1f77b4" if own else "#b0b0b0"
             parts += [
                 f'<text x="{left - 8}" y="{y + 14}" text-anchor="end">{label}</text>',
