@@ -140,11 +140,9 @@ def _check_defined(graph: ir.Graph) -> None:
 def _check_inference(graph: ir.Graph) -> None:
     """Results of a model in training mode are random. Raises ModelError."""
     for node in graph:
-        ratio, training = cir.scalar(cir.arg(node, 1)), cir.scalar(cir.arg(node, 2))
-        if cir.key(node) == ("", "Dropout") and training and ratio != 0:
-            raise ModelError(
-                f"Dropout '{cir.origin(node)}' is in training mode: export the model again after model.eval()"
-            )
+        if cir.key(node) == ("", "Dropout") and cir.scalar(cir.arg(node, 2)) and cir.scalar(cir.arg(node, 1)) != 0:
+            name = cir.origin(node)
+            raise ModelError(f"Dropout '{name}' is in training mode: export the model again after model.eval()")
 
 
 def _fix_inputs(model: ir.Model, dims: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> None:

@@ -46,7 +46,7 @@ def _norm_of_batches(node: ir.Node, b: cir.Builder) -> None:
         return
     average, squares = cir.producer(squeeze.inputs[0], "ReduceMean"), cir.producer(ratio.inputs[0], "ReduceSumSquare")
     difference = cir.producer(squares.inputs[0], "Sub") if squares is not None else None
-    if average is None or squares is None or difference is None:
+    if average is None or squares is None or difference is None or len(node.outputs) > 1:
         return
     shape, plain = cir.shape(x), (np.ones, np.zeros)
     if (
