@@ -35,7 +35,26 @@ def run(model: ir.Model, target: Target) -> None:
     infer_shapes(model)
     while _fold(model):  # a folded shape may make other shapes known
         infer_shapes(model)
+    _keep_outputs(model)
     tidy(model)
+
+
+def _keep_outputs(model: ir.Model) -> None:
+    """An output that turned out to be a constant becomes the copy of one: segments make outputs."""
+    graph, names = model.graph, cir.Names(model.graph)
+    for index, value in enumerate(graph.outputs):
+        if value.const_value is None or value.producer() is not None or value.is_graph_input():
+            continue
+        name = str(value.name)
+        graph.initializers.pop(name)
+        value.name = names.fresh(f"{name}/constant")
+        graph.register_initializer(value)
+        node = ir.node("Identity", [value], num_outputs=1, name=names.fresh(f"{name}/Identity"))
+        node.metadata_props[cir.HOST] = "it is a constant"
+        (copy,) = node.outputs
+        copy.name, copy.type, copy.shape = name, value.type, value.shape
+        graph.append(node)
+        graph.outputs[index] = copy
 
 
 def tidy(model: ir.Model) -> None:

@@ -200,3 +200,17 @@ def test_models_whose_opset_cannot_be_raised_keep_their_operators(tmp_path: Path
     proto = helper.make_model(gelu, opset_imports=[helper.make_opsetid("", 8)], ir_version=3)
     pipeline = builds(save(tmp_path / "m.onnx", proto), tmp_path)
     assert pipeline.bundle.manifest["quality"]["outputs"]["y"]["sqnr_db"] == 200
+
+
+def test_outputs_that_fold_to_constants(tmp_path: Path) -> None:
+    proto = onnx.parser.parse_model("""
+    <ir_version: 10, opset_import: ["" : 18]>
+    g (float[1,4] x) => (float[1,4] y, float[2,4] z, float[2,4] w)
+    <float[1,4] a = {1.0, 2.0, 3.0, 4.0}> {
+        y = Relu (x)
+        z = Concat <axis = 0> (a, a)
+        w = Add (z, z)
+    }""")
+    results = builds(save(tmp_path / "m.onnx", proto), tmp_path).run({"x": np.zeros((1, 4), np.float32)})
+    np.testing.assert_array_equal(results["z"], [[1, 2, 3, 4]] * 2)
+    np.testing.assert_array_equal(results["w"], [[2, 4, 6, 8]] * 2)

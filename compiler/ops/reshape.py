@@ -31,7 +31,7 @@ def lower_nothing(node: ir.Node, b: cir.Builder) -> None:
         raise RefuseError("its mask is used")
     x = node.inputs[0]
     assert x is not None
-    if node.outputs[0].is_graph_output() and (x.is_graph_input() or x.is_graph_output()):
+    if node.outputs[0].is_graph_output() and (x.is_graph_input() or x.is_graph_output() or cir.is_const(x)):
         return
     b.replace(x, *list(node.outputs)[1:])
 
