@@ -116,7 +116,7 @@ def verify(
     samples, count = list(samples), 0
     with tempfile.TemporaryDirectory(prefix="verify-") as folder:
         saved = {name: f"{i}.npy" for i, name in enumerate(borders)}
-        for names in batches(borders) if borders else ():
+        for names in batches(borders):
             with Reference(program.model, [borders[n] for n in names]) as inner:
                 for index, sample in enumerate(samples):
                     for name, array in inner.run(sample, names).items():

@@ -9,6 +9,7 @@ exporter puts zeros for a softmax without any allowed key (torch's scaled_dot_pr
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 import numpy as np
 import onnx_ir as ir
@@ -19,8 +20,6 @@ from passes.fold_constants import tidy
 
 
 def run(model: ir.Model, target: Target) -> None:
-    if not cir.is_current(model):
-        return
     names = cir.Names(model.graph)
     for node in list(model.graph):
         if cir.key(node) == ("", "MatMul"):
@@ -62,7 +61,7 @@ def _attend(node: ir.Node, b: cir.Builder) -> None:
     b.replace(result)
 
 
-def is_heads(value: ir.Value | None) -> bool:
+def is_heads(value: ir.Value | None) -> TypeGuard[ir.Value]:
     """Whether a value is computed, float, and [batch, heads, rows, columns]."""
     if value is None or cir.is_const(value) or not cir.is_static(value) or value.dtype != ir.DataType.FLOAT:
         return False
@@ -82,13 +81,16 @@ def _softmax(value: ir.Value) -> tuple[ir.Node | None, bool]:
 
 
 def _scores(value: ir.Value | None) -> _Scores | None:
-    node = value.producer() if is_heads(value) and value is not None else None
+    if not is_heads(value):
+        return None
+    node = value.producer()
     if node is None or node.domain:
         return None
     if node.op_type == "MatMul":
         q, keys = node.inputs
-        heads = is_heads(q) and is_heads(keys) and cir.shape(q)[:2] == cir.shape(keys)[:2]
-        return _Scores(q, keys) if heads else None  # type: ignore[arg-type]
+        if not is_heads(q) or not is_heads(keys) or cir.shape(q)[:2] != cir.shape(keys)[:2]:
+            return None
+        return _Scores(q, keys)
     if node.op_type == "Add":
         for inner, mask in (node.inputs, node.inputs[::-1]):
             found = _scores(inner)
@@ -96,7 +98,7 @@ def _scores(value: ir.Value | None) -> _Scores | None:
                 found.masks.append(mask)
                 return found
         return None
-    rest, factor = cir.unscaled(value)  # type: ignore[arg-type]
+    rest, factor = cir.unscaled(value)
     found = _scores(rest) if factor != 1 else None
     if found is None or found.masks:
         return None
@@ -121,7 +123,7 @@ def _untransposed(value: ir.Value, b: cir.Builder) -> tuple[ir.Value, float]:
     if turned is not None and flat is not None and tuple(cir.attr(turned, "perm", ())) == (0, 2, 1):
         source = flat.inputs[0]
         if is_heads(source) and cir.shape(source) == (*shape[:2], shape[3], shape[2]):
-            rest, more = cir.unscaled(source)  # type: ignore[arg-type]
+            rest, more = cir.unscaled(source)
             return rest, factor * more
     return b.transpose(value, (0, 1, 3, 2)), factor
 

@@ -17,8 +17,6 @@ from passes.fold_constants import tidy
 
 
 def run(model: ir.Model, target: Target) -> None:
-    if not cir.is_current(model):
-        return
     common.AddDefaultAttributesPass()(model)
     names = cir.Names(model.graph)
     for node in list(model.graph):

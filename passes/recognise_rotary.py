@@ -16,26 +16,27 @@ from compiler.targets import Target
 from passes.fold_constants import tidy
 from passes.recognise_attention import is_heads
 
+Halves = dict[tuple[ir.Value, int], ir.Value]
+"""Half of an angle, by the angle and the batch that it serves: layers share them."""
+
 
 def run(model: ir.Model, target: Target) -> None:
-    if not cir.is_current(model):
-        return
     names = cir.Names(model.graph)
-    halves: dict[ir.Value, ir.Value] = {}
+    halves: Halves = {}
     for node in list(model.graph):
         if cir.key(node) == ("", "Add"):
             _rotate(node, cir.Builder(model, names, node), halves)
     tidy(model)
 
 
-def _rotate(node: ir.Node, b: cir.Builder, halves: dict[ir.Value, ir.Value]) -> None:
+def _rotate(node: ir.Node, b: cir.Builder, halves: Halves) -> None:
     for straight, crossed in (node.inputs, node.inputs[::-1]):
         plain, turned = cir.producer(straight, "Mul"), cir.producer(crossed, "Mul")
         if plain is None or turned is None:
             return
         for x, cos in (plain.inputs, plain.inputs[::-1]):
             for swapped, sin in (turned.inputs, turned.inputs[::-1]):
-                if x is None or not is_heads(x) or not _is_half_swap(swapped, x):
+                if not is_heads(x) or not _is_half_swap(swapped, x):
                     continue
                 angles = [_half(angle, x, b, halves) for angle in (cos, sin)]
                 if None not in angles:
@@ -43,10 +44,10 @@ def _rotate(node: ir.Node, b: cir.Builder, halves: dict[ir.Value, ir.Value]) -> 
                     return
 
 
-def _is_half_swap(value: ir.Value | None, x: ir.Value | None) -> bool:
+def _is_half_swap(value: ir.Value | None, x: ir.Value) -> bool:
     """Whether a value is Concat(-x[..., d/2:], x[..., :d/2])."""
     concat = cir.producer(value, "Concat")
-    if concat is None or len(concat.inputs) != 2 or x is None or cir.axis_of(int(cir.attr(concat, "axis")), 4) != 3:
+    if concat is None or len(concat.inputs) != 2 or cir.axis_of(int(cir.attr(concat, "axis")), 4) != 3:
         return False
     negated = cir.producer(concat.inputs[0], "Neg")
     half, width = cir.shape(x)[3] // 2, cir.shape(x)[3]
@@ -78,7 +79,7 @@ def _part(value: ir.Value | None, x: ir.Value) -> tuple[int, int] | None:
     return None
 
 
-def _half(angle: ir.Value | None, x: ir.Value, b: cir.Builder, halves: dict[ir.Value, ir.Value]) -> ir.Value | None:
+def _half(angle: ir.Value | None, x: ir.Value, b: cir.Builder, halves: Halves) -> ir.Value | None:
     """cos or sin [B, S, d/2] of one [B, 1, S, d] whose two halves are the same; None where they may differ."""
     batch, _, rows, width = cir.shape(x)
     if (
@@ -87,17 +88,21 @@ def _half(angle: ir.Value | None, x: ir.Value, b: cir.Builder, halves: dict[ir.V
         or cir.shape(angle) not in {(batch, 1, rows, width), (1, 1, rows, width)}
     ):
         return None
-    array = cir.const(angle)
+    if (angle, batch) in halves:
+        return halves[angle, batch]
+    array, shape = cir.const(angle), (batch, rows, width // 2)
     if array is not None:
         first, second = np.split(array, 2, axis=-1)
-        whole = np.broadcast_to(first[:, 0], (batch, rows, width // 2))
-        return b.const(whole, f"{angle.name}/half") if np.array_equal(first, second) else None
-    if cir.shape(angle)[0] != batch or not _doubled(angle):
-        return None
-    if angle not in halves:
+        if not np.array_equal(first, second):
+            return None
+        half = b.const(np.broadcast_to(first[:, 0], shape), f"{angle.name}/half")
+    elif cir.shape(angle)[0] == batch and _doubled(angle):
         ends = [b.const(np.array([i], np.int64), f"{angle.name}/{i}") for i in (0, width // 2, 3)]
-        halves[angle] = b.reshape(b.op("Slice", [angle, *ends]), (batch, rows, width // 2))
-    return halves[angle]
+        half = b.reshape(b.op("Slice", [angle, *ends]), shape)
+    else:
+        return None
+    halves[angle, batch] = half
+    return half
 
 
 def _doubled(value: ir.Value | None) -> bool:

@@ -25,7 +25,7 @@ _FILTER = -10000.0
 
 
 def run(model: ir.Model, target: Target) -> None:
-    if not cir.is_current(model) or not any(cir.key(node) in _RULES for node in model.graph):
+    if not any(cir.key(node) in _RULES for node in model.graph):
         return
     names = cir.Names(model.graph)
     for node in list(model.graph):
@@ -45,10 +45,6 @@ def run(model: ir.Model, target: Target) -> None:
     fold_constants.run(model, target)  # shapes behind are known now
 
 
-def _input(node: ir.Node, index: int) -> ir.Value | None:
-    return node.inputs[index] if index < len(node.inputs) else None
-
-
 def _sum(b: cir.Builder, *values: ir.Value | None) -> ir.Value:
     first, *rest = [v for v in values if v is not None]
     for value in rest:
@@ -60,12 +56,12 @@ def _skip(node: ir.Node, b: cir.Builder) -> list[ir.Value]:
     """Layer or RMS normalisation of a sum; the sum itself is the fourth output."""
     simplified = node.op_type == "SkipSimplifiedLayerNormalization"
     x, skip, gain = node.inputs[:3]
-    total = _sum(b, x, skip, _input(node, 3 if simplified else 4))
+    total = _sum(b, x, skip, cir.arg(node, 3 if simplified else 4))
     attributes = {"axis": -1, "epsilon": float(cir.attr(node, "epsilon", 1e-12))}
     if simplified:
         y = b.op("RMSNormalization", [total, gain], attributes)
     else:
-        bias = _input(node, 3)
+        bias = cir.arg(node, 3)
         y = b.op("LayerNormalization", [total, gain, *([bias] if bias is not None else [])], attributes)
     if len(node.outputs) > 3:
         ir.convenience.replace_all_uses_with(node.outputs[3], total, replace_graph_outputs=True)
@@ -74,7 +70,7 @@ def _skip(node: ir.Node, b: cir.Builder) -> list[ir.Value]:
 
 def _gelu(node: ir.Node, b: cir.Builder) -> list[ir.Value]:
     approximate = "tanh" if node.op_type == "FastGelu" else "none"
-    return [b.op("Gelu", [_sum(b, node.inputs[0], _input(node, 1))], {"approximate": approximate})]
+    return [b.op("Gelu", [_sum(b, node.inputs[0], cir.arg(node, 1))], {"approximate": approximate})]
 
 
 def _quick_gelu(node: ir.Node, b: cir.Builder) -> list[ir.Value]:
@@ -127,51 +123,48 @@ def _attention(node: ir.Node, b: cir.Builder) -> list[ir.Value]:
     """Self-attention with the products of queries, keys and values in one; no cache, no rotary embedding."""
     x, weights, bias = node.inputs[:3]
     sizes = [int(s) for s in cir.attr(node, "qkv_hidden_sizes", ()) or ()]
-    if any(_input(node, i) is not None for i in (4, 5, 6)) or cir.attr(node, "do_rotary", 0):
+    if any(cir.arg(node, i) is not None for i in (4, 5, 6)) or cir.attr(node, "do_rotary", 0):
         raise RefuseError("it has a cache, a bias of its scores, or turns its rows")
     if x is None or weights is None or not cir.is_static(x) or not cir.is_static(weights):
         raise RefuseError("its shape is not known")
     batch, tokens, _ = cir.shape(x)
     sizes = sizes or [cir.shape(weights)[1] // 3] * 3
-    heads = int(cir.attr(node, "num_heads"))
     joined = _sum(b, b.op("MatMul", [x, weights]), bias)
     cuts = b.const(np.asarray(sizes, np.int64), "sizes")
     parts = b.ops("Split", [joined, cuts], {"axis": -1}, outputs=3)
-    q, k, v = (
-        b.transpose(b.reshape(part, (batch, tokens, heads, size // heads)), (0, 2, 1, 3))
-        for part, size in zip(parts, sizes, strict=True)
-    )
-    scale = float(cir.attr(node, "scale", 0.0)) or (sizes[0] // heads) ** -0.5
-    mask = _mask(node, b, _input(node, 3), (batch, tokens, tokens))
-    attributes = {"scale": scale, "is_causal": int(cir.attr(node, "unidirectional", 0))}
-    y = b.op("Attention", [q, k, v, *([mask] if mask is not None else [])], attributes)
-    return [b.reshape(b.transpose(y, (0, 2, 1, 3)), (batch, tokens, sizes[2]))]
+    return [_attended(node, b, parts, _mask(node, b, cir.arg(node, 3), (batch, tokens)))]
 
 
 def _multi_head(node: ir.Node, b: cir.Builder) -> list[ir.Value]:
     """Attention of rows [B, S, D] that are projected already; no cache."""
-    q, k, v = (_input(node, i) for i in range(3))
-    if len(node.inputs) > 6 and any(v is not None for v in node.inputs[6:]):
+    q, k, v = (cir.arg(node, i) for i in range(3))
+    if len(node.inputs) > 6 and any(value is not None for value in node.inputs[6:]):
         raise RefuseError("it has a cache")
     if any(x is None or not cir.is_static(x) or len(cir.shape(x)) != 3 for x in (q, k, v)):
         raise RefuseError("its rows are packed, or their shape is not known")
-    heads, parts = int(cir.attr(node, "num_heads")), []
-    bias, at = _input(node, 3), 0
+    bias, at, parts = cir.arg(node, 3), 0, []
     for value in (q, k, v):
-        batch, tokens, width = cir.shape(value)
+        width = cir.shape(value)[2]
         bounds = [b.const(np.array([i], np.int64), "bound") for i in (at, at + width, 0)]
-        rows = _sum(b, value, None if bias is None else b.op("Slice", [bias, *bounds]))
+        parts.append(_sum(b, value, None if bias is None else b.op("Slice", [bias, *bounds])))
         at += width
-        parts.append(b.transpose(b.reshape(rows, (batch, tokens, heads, width // heads)), (0, 2, 1, 3)))
-    (batch, queries, width), keys = cir.shape(q), cir.shape(k)[1]
-    added = [_mask(node, b, _input(node, 4), (batch, queries, keys)), _input(node, 5)]
-    if any(m is not None for m in added):
-        whole = b.const(np.array([batch, 1, queries, keys], np.int64), "whole")
-        parts.append(b.op("Expand", [_sum(b, *added), whole]))
+    masks = [_mask(node, b, cir.arg(node, 4), (cir.shape(k)[0], cir.shape(k)[1])), cir.arg(node, 5)]
+    return [_attended(node, b, parts, _sum(b, *masks) if any(m is not None for m in masks) else None)]
+
+
+def _attended(node: ir.Node, b: cir.Builder, rows: Sequence[ir.Value], mask: ir.Value | None) -> ir.Value:
+    """Attention of queries, keys and values [B, S, D], heads side by side; `mask` is added to the scores."""
+    heads = int(cir.attr(node, "num_heads"))
+    (batch, queries, width), keys = cir.shape(rows[0]), cir.shape(rows[1])[1]
+    parts = []
+    for value in rows:
+        *outer, columns = cir.shape(value)
+        parts.append(b.transpose(b.reshape(value, (*outer, heads, columns // heads)), (0, 2, 1, 3)))
+    if mask is not None:
+        parts.append(b.op("Expand", [mask, b.const(np.array([batch, 1, queries, keys], np.int64), "whole")]))
     scale = float(cir.attr(node, "scale", 0.0)) or (width // heads) ** -0.5
-    causal = int(cir.attr(node, "unidirectional", 0))
-    y = b.op("Attention", parts, {"scale": scale, "is_causal": causal})
-    return [b.reshape(b.transpose(y, (0, 2, 1, 3)), (batch, queries, cir.shape(v)[2]))]
+    y = b.op("Attention", parts, {"scale": scale, "is_causal": int(cir.attr(node, "unidirectional", 0))})
+    return b.reshape(b.transpose(y, (0, 2, 1, 3)), (batch, queries, cir.shape(rows[2])[2]))
 
 
 def _rotary(node: ir.Node, b: cir.Builder) -> list[ir.Value]:
@@ -187,11 +180,11 @@ def _rotary(node: ir.Node, b: cir.Builder) -> list[ir.Value]:
     return [b.op("RotaryEmbedding", [x, cos, sin, places], found)]
 
 
-def _mask(node: ir.Node, b: cir.Builder, given: ir.Value | None, sizes: tuple[int, int, int]) -> ir.Value | None:
-    """What is added to the scores [B, 1, S, T]: from lengths [B] or a mask [B, T] of what may be seen."""
+def _mask(node: ir.Node, b: cir.Builder, given: ir.Value | None, sizes: tuple[int, int]) -> ir.Value | None:
+    """What is added to the scores, [B, 1, 1, T]: from lengths [B] or a mask [B, T] of what may be seen."""
     if given is None:
         return None
-    batch, queries, tokens = sizes
+    batch, tokens = sizes
     shape = cir.shape(given) if cir.is_static(given) else ()
     if shape == (batch,):
         places = b.const(np.arange(tokens, dtype=np.int32).reshape(1, 1, 1, tokens), "places")
@@ -201,8 +194,7 @@ def _mask(node: ir.Node, b: cir.Builder, given: ir.Value | None, sizes: tuple[in
     else:
         raise RefuseError(f"its mask is {list(shape)}")
     hidden = float(cir.attr(node, "mask_filter_value", _FILTER))
-    added = b.op("Where", [seen, b.scalar(0.0, "seen"), b.scalar(hidden, "hidden")])
-    return b.op("Expand", [added, b.const(np.array([batch, 1, queries, tokens], np.int64), "whole")])
+    return b.op("Where", [seen, b.scalar(0.0, "seen"), b.scalar(hidden, "hidden")])
 
 
 Rule = Callable[[ir.Node, cir.Builder], Sequence[ir.Value]]

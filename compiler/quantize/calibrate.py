@@ -90,10 +90,10 @@ def _reductions(
     channels: bool,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Extremes over the samples of even and of odd number, one row for each; of a single sample, the same twice."""
-    ranges: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    halves: tuple[dict[str, tuple[np.ndarray, np.ndarray]], ...] = ({}, {})
     with Reference(_reducing(model, watched, channels)) as reference:
         for number, sample in enumerate(samples):
-            found = reference.run(sample)
+            found, half = reference.run(sample), halves[number % 2]
             for name, value in watched.items():
                 low, high, mean = (found[f"{name}/{kind}"] for kind in _REDUCTIONS)
                 if not all(np.isfinite(a).all() for a in (low, high, mean)):
@@ -101,14 +101,11 @@ def _reductions(
                         f"tensor '{name}' {list(cir.shape(value))} becomes NaN or infinite in the float model: "
                         "check the samples and the weights"
                     )
-                if not number:
-                    ranges[name] = (np.stack([low, low]), np.stack([high, high]))
-                half = slice(number, 2) if number < 2 else number % 2  # the second sample replaces the first's copy
-                lows, highs = ranges[name]
-                lows[half] = low if number < 2 else np.minimum(lows[half], low)
-                highs[half] = high if number < 2 else np.maximum(highs[half], high)
+                before = half.get(name, (low, high))
+                half[name] = (np.minimum(before[0], low), np.maximum(before[1], high))
             progress()
-    return ranges
+    even, odd = halves[0], halves[1] or halves[0]
+    return {n: (np.stack([even[n][0], odd[n][0]]), np.stack([even[n][1], odd[n][1]])) for n in even}
 
 
 # The mean is there to notice NaN, which minimum and maximum may pass over.
@@ -164,15 +161,15 @@ def _histograms(
 
 def batches(watched: Mapping[str, ir.Value]) -> list[list[str]]:
     """Names in groups whose tensors take at most BATCH_BYTES together."""
-    batches: list[list[str]] = [[]]
-    room = BATCH_BYTES
+    found: list[list[str]] = []
+    room = 0
     for name, value in watched.items():
         room -= 4 * cir.size(value)
-        if room < 0 and batches[-1]:
-            batches.append([])
+        if room < 0 or not found:
+            found.append([])
             room = BATCH_BYTES - 4 * cir.size(value)
-        batches[-1].append(name)
-    return batches
+        found[-1].append(name)
+    return found
 
 
 def _percentile(counts: np.ndarray, low: float, high: float) -> tuple[float, float]:

@@ -51,6 +51,11 @@ def _line(node: ir.Node) -> str:
     return f"{outputs} = {cir.kind(node)}({', '.join(names)}){perm}"
 
 
+def kinds(text: str) -> list[str]:
+    """The operators of what `rewritten` gives, in order."""
+    return [line.split(" = ")[1].split("(")[0] for line in text.splitlines()]
+
+
 def lines(text: str) -> str:
     return textwrap.dedent(text).strip()
 

@@ -9,13 +9,9 @@ import numpy as np
 import pytest
 
 from compiler import build as building
-from tests.passes.golden import rewritten, weight
+from tests.passes.golden import kinds, rewritten, weight
 
 EXPORTS = Path(__file__).parents[2] / "fixtures" / "exports" / "encoders"
-
-
-def kinds(text: str) -> list[str]:
-    return [line.split(" = ")[1].split("(")[0] for line in text.splitlines()]
 
 
 @pytest.mark.parametrize("scaling", ["Mul", "Div", None])
