@@ -35,14 +35,24 @@ from compiler.partition import Wishes, halved, partition
 from compiler.program import Program
 from compiler.quantize import samples as sampling
 from compiler.quantize.balance import Product, balance, products
-from compiler.quantize.calibrate import Observers, Ranges, calibrate
+from compiler.quantize.calibrate import Observers, Ranges, Shown, calibrate, observe
+from compiler.quantize.equalise import equalise
+from compiler.quantize.saturate import saturated
 from compiler.quantize.scales import assign, separate
 from compiler.reference import Reference
 from compiler.runtime.bundle import sha256
 from compiler.targets import Target
 
 # Steps that only serve accuracy, which --without leaves out.
-ACCURACY = ("keep_gates", "rotate_rows", "normalise_linears", "balance")
+ACCURACY = (
+    "keep_gates",
+    "split_gates",
+    "rotate_rows",
+    "normalise_linears",
+    "balance",
+    "equalise",
+    "correct_biases",
+)
 # Samples that --keep-float looks at.
 SENSITIVITY_SAMPLES = 4
 
@@ -278,7 +288,7 @@ def quantize(program: Program, samples: sampling.Samples, options: Options, repo
         chosen = {} if "balance" in options.without else balanced(program)
         step = report("balancing channels", len(samples) if chosen else 0)
         ranges = balance(program.model, list(chosen.values()), samples, step)
-    return scaled(program, ranges, samples, options.observers, report)
+    return scaled(program, ranges, samples, options, report)
 
 
 def balanced(program: Program) -> dict[str, Product]:
@@ -289,19 +299,26 @@ def balanced(program: Program) -> dict[str, Product]:
 
 
 def scaled(
-    program: Program, ranges: Ranges, samples: sampling.Samples, observers: Observers, report: Report = silent
+    program: Program, ranges: Ranges, samples: sampling.Samples, options: Options, report: Report = silent
 ) -> Program:
-    """Scales where ranges are known already, and from samples where they are not."""
+    """Scales where ranges are known already, and from samples where they are not; channels are equalised first."""
     nodes = [n for s in program.plan.segments if s.device == "tpu" for n in s.nodes]
     values = list(dict.fromkeys(v for n in nodes for v in [*cir.activations(n), *n.outputs]))
+    unknown = [v for v in values if str(v.name) not in ranges]
+    shown: dict[str, Shown] = {}
     with stage("calibrate"):
-        unknown = [v for v in values if str(v.name) not in ranges]
         if unknown:
-            rounds = 1 if observers == Observers() else 2
-            step = report("calibrating", rounds * len(samples))
-            ranges = ranges | calibrate(program.model, unknown, samples, observers, step)
+            seen = observe(program.model, unknown, samples, report("calibrating", len(samples)))
+            shown = saturated(nodes, seen)
+    if "equalise" not in options.without:
+        with stage("equalise"):
+            shown = equalise(program.model, nodes, shown)
+    with stage("calibrate"):
+        if unknown:
+            ranges = ranges | calibrate(program.model, unknown, shown, samples, options.observers)
     with stage("quantize"):
-        return replace(program, quants=assign(nodes, values, ranges))
+        means = {} if "correct_biases" in options.without else {name: s.mean for name, s in shown.items()}
+        return replace(program, quants=assign(nodes, values, ranges), means=means)
 
 
 def save_graph(program: Program, path: Path) -> None:

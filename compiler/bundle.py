@@ -93,7 +93,7 @@ def write_segments(
                 file = folder / f"{name}{segment.index:02d}.tflite"
                 other = lowered.get(segment.index) if lowered else None
                 file.write_bytes(
-                    tflite.write(segment.nodes, segment.inputs, segment.outputs, program.quants)
+                    tflite.write(segment.nodes, segment.inputs, segment.outputs, program.quants, program.means)
                     if other is None
                     else other.file
                 )

@@ -14,6 +14,8 @@ from compiler.reference import Reference
 # Passes are exact rewrites: float rounding alone, relative to the largest value of a tensor. Rounding adds up over
 # the layers of a network; the deepest tested here, DenseNet-121, stays below 1e-6.
 TOLERANCE = 1e-4
+# Some networks blow rounding up: how far it goes shows by inputs that differ by NUDGE, and may be so many times that.
+NUDGE, MOST = 1e-6, 10
 
 
 class Checker:
@@ -22,8 +24,15 @@ class Checker:
     def __init__(self, original: ir.Model, seed: int) -> None:
         self.sample = random_sample(original.graph.inputs, seed)
         values = [v for v in cir.tensor_values(original.graph) if v.dtype is not None]
+        rng = np.random.default_rng(seed)
         with Reference(original, values) as reference:
             self.wanted = reference.run(self.sample)
+            nudged = reference.run({name: _nudged(array, rng) for name, array in self.sample.items()})
+        self.allowed = {
+            name: max(TOLERANCE, MOST * error)
+            for name, wanted in self.wanted.items()
+            if (error := _error(nudged[name], wanted)) < np.inf
+        }
 
     def check(self, name: str, model: ir.Model) -> None:
         """Raises InternalError that names the pass and the first tensor that differs."""
@@ -39,8 +48,15 @@ class Checker:
             if value.name not in found:
                 continue
             off = _error(found[value.name], self.wanted[value.name])
-            if off > TOLERANCE:
+            if off > self.allowed.get(str(value.name), TOLERANCE):
                 raise InternalError(name, f"tensor '{value.name}' differs from the original by {off:.1e}")
+
+
+def _nudged(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Floats with relative noise, other numbers as they are."""
+    if array.dtype.kind != "f":
+        return array
+    return (array * (1 + NUDGE * rng.standard_normal(array.shape))).astype(array.dtype)
 
 
 def _error(got: np.ndarray, want: np.ndarray) -> float:

@@ -127,6 +127,33 @@ def unscaled(value: ir.Value) -> tuple[ir.Value, float]:
     return rest, factor * (number if node.op_type == "Mul" else 1 / number)
 
 
+def near(found: float, number: float) -> bool:
+    """Whether a constant of an exporter is meant to be `number`."""
+    return math.isclose(found, number, rel_tol=1e-3)
+
+
+def product_of(made: ir.Value, x: ir.Value | None, number: float) -> ir.Node | None:
+    """The last node of made * x * number, or of made * number without x, whatever the order of the factors."""
+    factor, missing = 1.0, x is not None
+    while (last := only_consumer(made)) is not None and key(last) in (("", "Mul"), ("", "Div")):
+        other = next((v for v in last.inputs if v is not made), None)
+        if last.op_type == "Div" and (last.inputs[0] is not made or scalar(other) in (None, 0)):
+            return None
+        by = scalar(other)
+        if other is not None and by is None:
+            rest, by = unscaled(other)
+            if rest is not x or not missing:
+                return None
+            missing = False
+        if by is None:
+            return None
+        factor = factor / by if last.op_type == "Div" else factor * by
+        if not missing and near(factor, number):
+            return last
+        made = last.outputs[0]
+    return None
+
+
 def ints(value: ir.Value | None) -> list[int] | None:
     """The integers in a small constant (axes, shapes, pads), else None."""
     array = const(value)

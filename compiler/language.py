@@ -137,7 +137,7 @@ def compiled(
             assert factors is not None and offsets is not None
             own[product].set(factors, offsets)
         ranges = known([own[product] for product in wanted])
-        found[name] = building.scaled(program, ranges, sampling.Samples([]), options.observers, report)
+        found[name] = building.scaled(program, ranges, sampling.Samples([]), options, report)
     return found
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
 import onnx_ir as ir
 
 from compiler import ir as cir
@@ -16,12 +17,14 @@ from compiler.targets import Target
 
 @dataclass(frozen=True)
 class Program:
-    """A model after all passes, cut into segments; `quants` are filled in by calibration."""
+    """A model after all passes, cut into segments. Calibration fills in `quants`, and `means`: of each channel of an
+    activation, by name."""
 
     model: ir.Model
     plan: Plan
     target: Target
     quants: Mapping[str, Quant] = field(default_factory=dict)
+    means: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @cached_property
     def made_on_tpu(self) -> set[ir.Value]:

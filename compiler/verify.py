@@ -32,7 +32,12 @@ class Difference:
         self.agree = self.count = 0
 
     def add(self, got: np.ndarray, want: np.ndarray) -> None:
-        """Where the float model itself gives NaN or infinity, the same is right; elsewhere they are an error."""
+        """Where the float model itself gives NaN or infinity, the same is right; elsewhere they are an error.
+
+        So is what one of them lacks, where the shape depends on data.
+        """
+        if got.shape != want.shape:
+            got, want = _same_shape(got, want)
         a, b = got.astype(np.float64).reshape(-1), want.astype(np.float64).reshape(-1)
         alike = ~np.isfinite(b) & ((a == b) | (np.isnan(a) & np.isnan(b)))
         a[alike] = b[alike] = 0
@@ -63,6 +68,16 @@ class Difference:
     def report(self, classes: bool) -> dict[str, Any]:
         entry = {"sqnr_db": self.sqnr_db, "cosine": self.cosine, "max_error": float(f"{self.largest:.6g}")}
         return entry | ({"top1_agreement": round(self.agree / self.count, 4)} if classes and self.count else {})
+
+
+def _same_shape(got: np.ndarray, want: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both with zeros behind what they have, along each axis."""
+    if got.ndim != want.ndim:
+        got, want = got.reshape(-1), want.reshape(-1)
+    most = np.maximum(got.shape, want.shape)
+    grown = (np.pad(a, [(0, n - have) for n, have in zip(most, a.shape, strict=True)]) for a in (got, want))
+    first, second = grown
+    return first, second
 
 
 class Embeddings:
@@ -135,8 +150,8 @@ def verify(
                     _compare(segment, alone, floats, own[index])
                     _compare(segment, values, floats, total[index])
             for name, array in pipeline.results(values).items():
-                if isinstance(array, np.ndarray) and array.dtype.kind == "f":
-                    outputs[name].add(array, wanted[name])
+                if isinstance(array, np.ndarray | np.generic) and array.dtype.kind == "f":
+                    outputs[name].add(np.asarray(array), np.asarray(wanted[name]))
                     mask = sample.get("attention_mask")
                     if mask is not None and array.ndim == 3 and mask.shape == array.shape[:2] == (1, mask.size):
                         embeddings[name].add(array, wanted[name], mask)

@@ -1,8 +1,8 @@
-"""Keep the gates of transformers on the host: SiLU and products of two linear layers, as in SwiGLU.
+"""Keep the gates of transformers on the host: GELU, SiLU and products of two linear layers, as in SwiGLU.
 
     g = MatMul(h, W1); u = MatMul(h, W2); MatMul(Mul(Mul(g, Sigmoid(g)), u), W3)
 
-The Edge TPU has SIGMOID and MUL, but tokens differ too much in size for one int8 range to hold a gate of all of them;
+The Edge TPU has LOGISTIC and MUL, but tokens differ too much in size for one int8 range to hold a gate of all of them;
 between normalised linear layers (passes/normalise_linears.py) the gate costs the host little.
 """
 
@@ -21,8 +21,12 @@ _BETWEEN = ("Add", "Reshape", "Split")
 def run(model: ir.Model, target: Target) -> None:
     for node in model.graph:
         if node.op_type == "Sigmoid":
-            for gate in _gates(node):
-                gate.metadata_props[cir.HOST] = REASON
+            gates = _gates(node)
+        else:
+            x = node.inputs[0] if node.op_type == "Gelu" else None
+            gates = [node] if _is_linear(x) and _rows(x) > 1 else []
+        for gate in gates:
+            gate.metadata_props[cir.HOST] = REASON
 
 
 def _gates(sigmoid: ir.Node) -> list[ir.Node]:

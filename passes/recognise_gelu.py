@@ -25,10 +25,6 @@ def run(model: ir.Model, target: Target) -> None:
     tidy(model)
 
 
-def _near(found: float, number: float) -> bool:
-    return math.isclose(found, number, rel_tol=1e-3)
-
-
 def _gelu(node: ir.Node, model: ir.Model, names: cir.Names) -> None:
     erf = node.op_type == "Erf"
     x = _of_erf(node.inputs[0]) if erf else _of_tanh(node.inputs[0])
@@ -42,7 +38,7 @@ def _of_erf(value: ir.Value | None) -> ir.Value | None:
     if value is None:
         return None
     x, factor = cir.unscaled(value)
-    return x if _near(factor, math.sqrt(0.5)) else None
+    return x if cir.near(factor, math.sqrt(0.5)) else None
 
 
 def _of_tanh(value: ir.Value | None) -> ir.Value | None:
@@ -50,12 +46,12 @@ def _of_tanh(value: ir.Value | None) -> ir.Value | None:
         return None
     inner, factor = cir.unscaled(value)
     add = cir.producer(inner, "Add")
-    if add is None or not _near(factor, math.sqrt(2 / math.pi)):
+    if add is None or not cir.near(factor, math.sqrt(2 / math.pi)):
         return None
     for x, other in (add.inputs, add.inputs[::-1]):
         if x is not None and other is not None:
             cube, scale = cir.unscaled(other)
-            if _near(scale, 0.044715) and _is_cube(cube, x):
+            if cir.near(scale, 0.044715) and _is_cube(cube, x):
                 return x
     return None
 
@@ -79,19 +75,4 @@ def _product(node: ir.Node, x: ir.Value) -> ir.Node | None:
     add = cir.only_consumer(node.outputs[0])
     if add is None or add.op_type != "Add" or not any(cir.scalar(v) == 1 for v in add.inputs):
         return None
-    made, factor, missing = add.outputs[0], 1.0, True
-    while (last := cir.only_consumer(made)) is not None and last.op_type == "Mul":
-        other = next((v for v in last.inputs if v is not made), None)
-        number = cir.scalar(other)
-        if other is not None and number is None:
-            rest, number = cir.unscaled(other)
-            if rest is not x or not missing:
-                return None
-            missing = False
-        if number is None:
-            return None
-        factor *= number
-        if not missing and _near(factor, 0.5):
-            return last
-        made = last.outputs[0]
-    return None
+    return cir.product_of(add.outputs[0], x, 0.5)

@@ -35,10 +35,15 @@ _TYPES = {np.dtype(np.int8): schema.TensorType.INT8, np.dtype(np.int32): schema.
 
 
 def write(
-    nodes: Sequence[ir.Node], inputs: Sequence[ir.Value], outputs: Sequence[ir.Value], quants: Mapping[str, Quant]
+    nodes: Sequence[ir.Node],
+    inputs: Sequence[ir.Value],
+    outputs: Sequence[ir.Value],
+    quants: Mapping[str, Quant],
+    means: Mapping[str, np.ndarray] | None = None,
 ) -> bytes:
-    """The TFLite file of a segment; every activation of its nodes has an entry in `quants`."""
-    writer = Writer(quants)
+    """The TFLite file of a segment; every activation of its nodes has an entry in `quants`. Biases are corrected for
+    rounded weights where `means` has the channels of a layer's input."""
+    writer = Writer(quants, means)
     for value in inputs:
         writer.tensor(value)
     for node in nodes:
@@ -51,8 +56,8 @@ def write(
 class Writer:
     """Collects the tensors, buffers and operators of one subgraph."""
 
-    def __init__(self, quants: Mapping[str, Quant]) -> None:
-        self._quants = quants
+    def __init__(self, quants: Mapping[str, Quant], means: Mapping[str, np.ndarray] | None = None) -> None:
+        self._quants, self._means = quants, means or {}
         self._tensors: list[Any] = []
         self._buffers: list[Any] = [schema.BufferT()]
         self._operators: list[Any] = []
@@ -100,7 +105,9 @@ class Writer:
         x, weight, bias = node.inputs
         assert weight is not None and bias is not None
         input_scale, output_scale = self.quant(x).scale, self.quant(node.outputs[0]).scale
-        around = weights.Surroundings(str(weight.name), input_scale, output_scale, cir.grid(weight))
+        # The taps of a TransposeConv2D take turns; their mean result is not that of one position.
+        means = self._means.get(str(x.name)) if x is not None and node.op_type != "TransposeConv2D" else None
+        around = weights.Surroundings(str(weight.name), input_scale, output_scale, cir.grid(weight), means)
         quantized, scales, biases = weights.quantize(cir.array_of(weight), cir.array_of(bias), around)
         data = np.ascontiguousarray(quantized.transpose(order))
         axis = list(order).index(0)

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler import ir as cir
-from compiler.ops.common import FLOAT_MAX, Operator, Refusal, Scales, free_permute
+from compiler.ops.common import FLOAT_MAX, Operator, Refusal, Scales, free_permute, same_channels
 from compiler.ops.elementwise import permute_constants
 from compiler.ops.rules import Builtin, OpInfo, Rule, constant
 from compiler.targets import Target
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 # The clamps that the Edge TPU has operators for.
 CLAMPS = {(0.0, FLOAT_MAX): "RELU", (0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1"}
+# What TFLite prescribes for results of LOGISTIC and TANH: (scale, zero point).
+SIGMOID_SCALE, TANH_SCALE = (1 / 256, -128), (1 / 128, 0)
+# Beyond these inputs such results round to the first or the last.
+SIGMOID_END, TANH_END = float(np.log(511)), float(np.arctanh(255 / 256))
+GELU_SLOPE = 1.702
 _VERSION = {"RELU": 2, "RELU6": 2, "RELU_N1_TO_1": 1}
 
 
@@ -108,19 +113,42 @@ def emit_prelu(node: ir.Node, w: Writer) -> None:
     w.add("PRELU", 1, [w.tensor(x), alpha], [w.tensor(node.outputs[0])])
 
 
+def affine(b: cir.Builder, x: ir.Value, slope: float, shift: float) -> tuple[ir.Value, bool]:
+    """slope * x + shift, and whether that is NHWC now. Of an image it is a 1x1 depthwise convolution: one operator, and
+    one that can undo the factors that channels are equalised by (compiler/quantize/equalise.py)."""
+    if len(cir.shape(x)) != 4 or cir.shape(x)[0] != 1:
+        y = b.op("Mul", [x, b.scalar(slope, "slope")])
+        return (b.op("Add", [y, b.scalar(shift, "shift")]) if shift else y), False
+    x = cir.to_nhwc(b, x)
+    count = cir.shape(x)[3]
+    weight = b.const(np.full((count, 1, 1, 1), slope, np.float32), "slope")
+    bias = b.const(np.full(count, shift, np.float32), "shift")
+    plain = {"group": count, "strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1)}
+    return b.op("DepthwiseConv2D", [x, weight, bias], plain, cir.DIALECT), True
+
+
 def lower_hard_sigmoid(node: ir.Node, b: cir.Builder) -> None:
-    """clip(alpha x + beta, 0, 1) = relu6(6 alpha x + 6 beta) / 6."""
     (x,) = node.inputs
     assert x is not None
     b.replace(_hard_sigmoid(b, x, float(cir.attr(node, "alpha", 0.2)), float(cir.attr(node, "beta", 0.5))))
 
 
 def _hard_sigmoid(b: cir.Builder, x: ir.Value, alpha: float, beta: float) -> ir.Value:
-    if 6 * alpha != 1:
-        x = b.op("Mul", [x, b.scalar(6 * alpha, "slope")])
-    shifted = b.op("Add", [x, b.scalar(6 * beta, "shift")])
-    clipped = b.op("Clip", [shifted, b.scalar(0, "zero"), b.scalar(6, "six")])
-    return b.op("Mul", [clipped, b.scalar(1 / 6, "sixth")])
+    """clip(alpha x + beta, 0, 1); the clamp is written as the scale of what it clamps."""
+    y, nhwc = affine(b, x, alpha, beta)
+    y = b.op("Clip", [y, b.scalar(0, "zero"), b.scalar(1, "one")])
+    return cir.to_nchw(b, y) if nhwc else y
+
+
+def lower_gelu(node: ir.Node, b: cir.Builder) -> None:
+    """x * gate(1.702 x), the gate written as a sigmoid: at most 0.0203 off (Hendrycks and Gimpel, 2016). TFLite's own
+    GELU is newer than what the Edge TPU compiler reads."""
+    (x,) = node.inputs
+    assert x is not None
+    gate = "TanhGeluGate" if cir.attr(node, "approximate", "none") == "tanh" else "GeluGate"
+    y, nhwc = affine(b, x, GELU_SLOPE, 0)
+    y = b.op(gate, [y], domain=cir.DIALECT)
+    b.replace(b.op("Mul", [x, cir.to_nchw(b, y) if nhwc else y]))
 
 
 def lower_hard_swish(node: ir.Node, b: cir.Builder) -> None:
@@ -138,15 +166,15 @@ def lower_swish(node: ir.Node, b: cir.Builder) -> None:
 
 
 def scales_sigmoid(node: ir.Node) -> Scales:
-    return Scales(fixed={node.outputs[0]: (1 / 256, -128)})
+    return Scales(fixed={node.outputs[0]: SIGMOID_SCALE})
 
 
 def scales_tanh(node: ir.Node) -> Scales:
-    return Scales(fixed={node.outputs[0]: (1 / 128, 0)})
+    return Scales(fixed={node.outputs[0]: TANH_SCALE})
 
 
 def emit_table(node: ir.Node, w: Writer) -> None:
-    name = {"Sigmoid": "LOGISTIC", "Tanh": "TANH"}[node.op_type]
+    name = "TANH" if node.op_type == "Tanh" else "LOGISTIC"
     w.add(name, 2, [w.tensor(node.inputs[0])], [w.tensor(node.outputs[0])])
 
 
@@ -170,13 +198,30 @@ BUILTINS = (
 )
 
 OPERATORS = (
-    Operator("Relu", refuse=refuse_clamp, scales=scales_clamp, emit=emit_clamp, permute=free_permute),
+    Operator(
+        "Relu",
+        refuse=refuse_clamp,
+        scales=scales_clamp,
+        emit=emit_clamp,
+        permute=free_permute,
+        ties=same_channels,
+    ),
     Operator("Clip", refuse=refuse_clamp, scales=scales_clamp, emit=emit_clamp, permute=free_permute),
     Operator("LeakyRelu", lower=lower_leaky_relu),
-    Operator("PRelu", lower=lower_prelu, refuse=refuse_prelu, emit=emit_prelu, permute=permute_constants),
+    Operator(
+        "PRelu",
+        lower=lower_prelu,
+        refuse=refuse_prelu,
+        emit=emit_prelu,
+        permute=permute_constants,
+        ties=same_channels,
+    ),
     Operator("HardSigmoid", lower=lower_hard_sigmoid),
     Operator("HardSwish", lower=lower_hard_swish),
     Operator("Swish", lower=lower_swish),
+    Operator("Gelu", lower=lower_gelu),
+    Operator("GeluGate", cir.DIALECT, scales=scales_sigmoid, emit=emit_table, permute=free_permute),
+    Operator("TanhGeluGate", cir.DIALECT, scales=scales_sigmoid, emit=emit_table, permute=free_permute),
     Operator("Sigmoid", scales=scales_sigmoid, emit=emit_table, permute=free_permute),
     Operator("Tanh", scales=scales_tanh, emit=emit_table, permute=free_permute),
 )

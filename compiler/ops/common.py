@@ -40,6 +40,19 @@ Refusal = str | None
 
 
 @dataclass(frozen=True)
+class Tie:
+    """Channels (last axis) of `a` that can be multiplied by positive factors if those of `b` are by the same.
+
+    `of_a` and `of_b` index the channels, all of them by default.
+    """
+
+    a: ir.Value
+    b: ir.Value
+    of_a: slice | np.ndarray = field(default_factory=lambda: slice(None))
+    of_b: slice | np.ndarray = field(default_factory=lambda: slice(None))
+
+
+@dataclass(frozen=True)
 class Operator:
     """All that the compiler knows of one operator; absent parts mean that the operator does not have them.
 
@@ -49,6 +62,7 @@ class Operator:
     scales:   constraints on the scales of its activations
     emit:     writes it as TFLite
     permute:  moves a Transpose from its inputs to its outputs by rewriting its axes; called with the permutation
+    ties:     how factors of channels go through it (constants that it adds follow), None where they do not
     """
 
     op_type: str
@@ -58,6 +72,7 @@ class Operator:
     scales: Callable[[ir.Node], Scales] = lambda node: Scales()
     emit: Callable[[ir.Node, Writer], None] | None = None
     permute: Callable[[ir.Node, Sequence[int], cir.Builder], None] | None = None
+    ties: Callable[[ir.Node], list[Tie] | None] = lambda node: None
 
     @property
     def key(self) -> tuple[str, str]:
@@ -67,6 +82,19 @@ class Operator:
 def same_scale(node: ir.Node) -> Scales:
     """Every activation in and out shares one scale."""
     return Scales(same=(*cir.activations(node), *node.outputs))
+
+
+def channels(value: ir.Value) -> int:
+    """Length of the last axis, 1 for a number."""
+    return cir.shape(value)[-1] if cir.shape(value) else 1
+
+
+def same_channels(node: ir.Node) -> list[Tie] | None:
+    """Factors of channels go through an operator that treats each channel alike and by itself."""
+    first, *others = [*cir.activations(node), *node.outputs]
+    if any(channels(v) != channels(first) for v in others):
+        return None
+    return [Tie(first, v) for v in others]
 
 
 def free_permute(node: ir.Node, perm: Sequence[int], b: cir.Builder) -> None:

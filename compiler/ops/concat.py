@@ -9,7 +9,16 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler import ir as cir
-from compiler.ops.common import Operator, Refusal, RefuseError, permute_axis, same_scale
+from compiler.ops.common import (
+    Operator,
+    Refusal,
+    RefuseError,
+    Tie,
+    channels,
+    permute_axis,
+    same_channels,
+    same_scale,
+)
 from compiler.ops.elementwise import permute_constants
 from compiler.ops.rules import NO_FUSED_ACTIVATION, Builtin, OpInfo, Rule
 from compiler.targets import Target
@@ -28,6 +37,23 @@ def emit_concat(node: ir.Node, w: Writer) -> None:
     axis = cir.axis_of(int(cir.attr(node, "axis")), len(cir.shape(y)))
     inputs = [w.operand(v, y) for v in node.inputs if v is not None]
     w.add("CONCATENATION", 2, inputs, [w.tensor(y)], {"axis": axis, "fusedActivationFunction": 0})
+
+
+def ties(node: ir.Node) -> list[Tie] | None:
+    """Channels of the whole are those of the parts, one behind the other or alike."""
+    concat = node.op_type == "Concat"
+    whole, parts = (node.outputs[0], node.inputs) if concat else (node.inputs[0], node.outputs)
+    if whole is None or any(v is None or cir.is_const(v) for v in parts):
+        return None
+    rank = len(cir.shape(whole))
+    if cir.axis_of(int(cir.attr(node, "axis", 0)), rank) != rank - 1:
+        return same_channels(node)
+    found, begin = [], 0
+    for part in parts:
+        assert part is not None
+        found.append(Tie(part, whole, of_b=slice(begin, begin + channels(part))))
+        begin += channels(part)
+    return found
 
 
 def lower_split(node: ir.Node, b: cir.Builder) -> None:
@@ -84,7 +110,7 @@ BUILTINS = (
 )
 
 OPERATORS = (
-    Operator("Concat", scales=same_scale, emit=emit_concat, permute=permute_concat),
+    Operator("Concat", scales=same_scale, emit=emit_concat, permute=permute_concat, ties=ties),
     Operator(
         "Split",
         lower=lower_split,
@@ -92,5 +118,6 @@ OPERATORS = (
         scales=same_scale,
         emit=emit_split,
         permute=permute_axis,
+        ties=ties,
     ),
 )

@@ -1,6 +1,7 @@
 """The dialect: operators that the Edge TPU has and ONNX lacks, as ONNX functions.
 
-Images are NHWC, weights keep ONNX's order (output channels first).
+Images are NHWC, weights keep ONNX's order (output channels first). The gates of GELU, Gelu(t) / t of t = x / 1.702, are
+written as LOGISTIC, which comes close (compiler/ops/activation.py).
 """
 
 from __future__ import annotations
@@ -67,6 +68,30 @@ FUNCTIONS = {
     FakeQuantize (x, scale, zero_point) => (y) {
         q = QuantizeLinear (x, scale, zero_point)
         y = DequantizeLinear (q, scale, zero_point)
+    }""",
+    "GeluGate": """
+    GeluGate (x) => (y) {
+        width = Constant <value_float = 2.4069913> ()
+        half = Constant <value_float = 0.5> ()
+        scaled = Div (x, width)
+        erf = Erf (scaled)
+        part = Mul (erf, half)
+        y = Add (part, half)
+    }""",
+    "TanhGeluGate": """
+    TanhGeluGate (x) => (y) {
+        width = Constant <value_float = 1.702> ()
+        linear = Constant <value_float = 0.7978846> ()
+        cubic = Constant <value_float = 0.0356774> ()
+        half = Constant <value_float = 0.5> ()
+        t = Div (x, width)
+        square = Mul (t, t)
+        bend = Mul (square, cubic)
+        slope = Add (bend, linear)
+        inner = Mul (t, slope)
+        tanh = Tanh (inner)
+        part = Mul (tanh, half)
+        y = Add (part, half)
     }""",
     "Requantize": """
     Requantize (x) => (y) {

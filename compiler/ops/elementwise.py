@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler import ir as cir
-from compiler.ops.common import Operator, Refusal, RefuseError, same_scale
+from compiler.ops.common import Operator, Refusal, RefuseError, Tie, same_channels, same_scale
 from compiler.ops.rules import Builtin, OpInfo, Rule
 from compiler.targets import Target
 
@@ -35,6 +35,11 @@ def refuse(node: ir.Node, target: Target) -> Refusal:
     if len(node.inputs) != 2:
         return f"it has {len(node.inputs)} operands; the Edge TPU takes two"
     return None
+
+
+def ties_product(node: ir.Node) -> list[Tie] | None:
+    """Of a product with a constant; that of two activations is for compiler/quantize/equalise.py to settle."""
+    return same_channels(node) if len(cir.activations(node)) == 1 else None
 
 
 def emit(node: ir.Node, w: Writer) -> None:
@@ -100,9 +105,9 @@ def _operator(op_type: str, **parts: object) -> Operator:
 
 
 OPERATORS = (
-    _operator("Add"),
-    _operator("Sub"),
-    _operator("Mul"),
+    _operator("Add", ties=same_channels),
+    _operator("Sub", ties=same_channels),
+    _operator("Mul", ties=ties_product),
     _operator("Min", lower=lower_chain, scales=same_scale),
     _operator("Max", lower=lower_chain, scales=same_scale),
     Operator("Sum", lower=lower_chain),

@@ -18,7 +18,6 @@ REASONS = {
     "Elu": "the Edge TPU has no ELU",
     "Erf": "the Edge TPU has no ERF",
     "Exp": "the Edge TPU has no EXP",
-    "Gelu": "the Edge TPU compiler cannot parse GELU (operator 150); it stays exact in float",
     "GroupNormalization": "the Edge TPU has no division by a computed deviation",
     "InstanceNormalization": "the Edge TPU has no division by a computed deviation",
     "LayerNormalization": "mean and deviation of each row in int8 would lose too much; it stays exact in float",

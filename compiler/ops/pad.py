@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler import ir as cir
-from compiler.ops.common import Operator, Refusal, same_scale
+from compiler.ops.common import Operator, Refusal, same_channels, same_scale
 from compiler.ops.rules import Builtin
 from compiler.targets import Target
 
@@ -65,4 +65,4 @@ def emit(node: ir.Node, w: Writer) -> None:
 
 BUILTINS = (Builtin("PAD", 2),)
 
-OPERATORS = (Operator("Pad", refuse=refuse, scales=same_scale, emit=emit, permute=permute),)
+OPERATORS = (Operator("Pad", refuse=refuse, scales=same_scale, emit=emit, permute=permute, ties=same_channels),)

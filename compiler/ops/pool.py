@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler import ir as cir
-from compiler.ops.common import Operator, RefuseError, same_scale
+from compiler.ops.common import Operator, RefuseError, same_channels, same_scale
 from compiler.ops.conv import Window, image, tflite_pads, unimage, window, zero_padded
 from compiler.ops.rules import NO_FUSED_ACTIVATION, Builtin
 
@@ -157,6 +157,6 @@ OPERATORS = (
     Operator("AveragePool", lower=lower_average),
     Operator("GlobalAveragePool", lower=lower_global),
     Operator("GlobalMaxPool", lower=lower_global),
-    Operator("MaxPool2D", cir.DIALECT, scales=same_scale, emit=emit),
-    Operator("AveragePool2D", cir.DIALECT, scales=same_scale, emit=emit),
+    Operator("MaxPool2D", cir.DIALECT, scales=same_scale, emit=emit, ties=same_channels),
+    Operator("AveragePool2D", cir.DIALECT, scales=same_scale, emit=emit, ties=same_channels),
 )

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler import ir as cir
-from compiler.ops.common import Operator, Scales, free_permute
+from compiler.ops.common import Operator, Scales, free_permute, same_channels
 from compiler.ops.rules import Builtin
 
 if TYPE_CHECKING:
@@ -47,5 +47,5 @@ OPERATORS = (
         emit=emit_nothing,
         permute=free_permute,
     ),
-    Operator("Requantize", cir.DIALECT, emit=emit_requantize, permute=free_permute),
+    Operator("Requantize", cir.DIALECT, emit=emit_requantize, permute=free_permute, ties=same_channels),
 )

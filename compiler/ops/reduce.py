@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler import ir as cir
-from compiler.ops.common import Operator, Refusal, RefuseError, same_scale
+from compiler.ops.common import Operator, Refusal, RefuseError, Tie, same_channels, same_scale
 from compiler.ops.rules import Builtin
 from compiler.targets import Target
 
@@ -86,6 +86,11 @@ def refuse(node: ir.Node, target: Target) -> Refusal:
     return None
 
 
+def ties(node: ir.Node) -> list[Tie] | None:
+    rank = len(cir.shape(node.inputs[0]))
+    return None if rank - 1 in axes_of(node) else same_channels(node)
+
+
 def emit(node: ir.Node, w: Writer) -> None:
     name, version = _BUILTIN[node.op_type]
     inputs = [w.tensor(node.inputs[0]), w.ints(axes_of(node))]
@@ -95,8 +100,8 @@ def emit(node: ir.Node, w: Writer) -> None:
 BUILTINS = tuple(Builtin(name, version) for name, version in _BUILTIN.values())
 
 OPERATORS = (
-    Operator("ReduceMean", lower=lower, refuse=refuse, emit=emit, permute=permute),
-    Operator("ReduceSum", lower=lower, refuse=refuse, emit=emit, permute=permute),
-    Operator("ReduceMax", lower=lower, refuse=refuse, scales=same_scale, emit=emit, permute=permute),
-    Operator("ReduceMin", lower=lower, refuse=refuse, scales=same_scale, emit=emit, permute=permute),
+    Operator("ReduceMean", lower=lower, refuse=refuse, emit=emit, permute=permute, ties=ties),
+    Operator("ReduceSum", lower=lower, refuse=refuse, emit=emit, permute=permute, ties=ties),
+    Operator("ReduceMax", lower=lower, refuse=refuse, scales=same_scale, emit=emit, permute=permute, ties=ties),
+    Operator("ReduceMin", lower=lower, refuse=refuse, scales=same_scale, emit=emit, permute=permute, ties=ties),
 )

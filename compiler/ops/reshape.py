@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx_ir as ir
 
 from compiler import ir as cir
-from compiler.ops.common import Operator, RefuseError, free_permute, same_scale
+from compiler.ops.common import Operator, RefuseError, Tie, channels, free_permute, same_channels, same_scale
 from compiler.ops.rules import Builtin
 
 if TYPE_CHECKING:
@@ -36,6 +37,17 @@ def lower_nothing(node: ir.Node, b: cir.Builder) -> None:
     b.replace(x, *list(node.outputs)[1:])
 
 
+def ties(node: ir.Node) -> list[Tie] | None:
+    """The last axis stays, or becomes a row in which the channels take turns."""
+    x, y = node.inputs[0], node.outputs[0]
+    assert x is not None
+    if channels(x) == channels(y):
+        return same_channels(node)
+    if channels(y) != cir.size(y):
+        return None
+    return [Tie(x, y, of_a=np.arange(channels(y)) % channels(x))]
+
+
 def emit(node: ir.Node, w: Writer) -> None:
     y = node.outputs[0]
     shape = cir.shape(y)
@@ -45,10 +57,12 @@ def emit(node: ir.Node, w: Writer) -> None:
 BUILTINS = (Builtin("RESHAPE", 1),)
 
 OPERATORS = (
-    Operator("Reshape", lower=lower, scales=same_scale, emit=emit),
+    Operator("Reshape", lower=lower, scales=same_scale, emit=emit, ties=ties),
     Operator("Flatten", lower=lower),
     Operator("Squeeze", lower=lower),
     Operator("Unsqueeze", lower=lower),
-    Operator("Identity", lower=lower_nothing, scales=same_scale, emit=emit, permute=free_permute),
+    Operator(
+        "Identity", lower=lower_nothing, scales=same_scale, emit=emit, permute=free_permute, ties=same_channels
+    ),
     Operator("Dropout", lower=lower_nothing),
 )

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler import ir as cir
-from compiler.ops.common import Operator, RefuseError, same_scale
+from compiler.ops.common import Operator, RefuseError, same_channels, same_scale
 from compiler.ops.rules import Builtin, OpInfo, Rule
 from compiler.targets import Target
 
@@ -154,5 +154,5 @@ BUILTINS = (Builtin("RESIZE_BILINEAR", 3, (_PIXELS,)), Builtin("RESIZE_NEAREST_N
 
 OPERATORS = (
     Operator("Resize", lower=lower),
-    Operator("Resize2D", cir.DIALECT, scales=same_scale, emit=emit),
+    Operator("Resize2D", cir.DIALECT, scales=same_scale, emit=emit, ties=same_channels),
 )

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler import ir as cir
-from compiler.ops.common import Operator, Refusal, RefuseError, same_scale
+from compiler.ops.common import Operator, Refusal, RefuseError, Tie, same_scale
 from compiler.ops.rules import Builtin
 from compiler.targets import Target
 
@@ -51,6 +51,12 @@ def refuse(node: ir.Node, target: Target) -> Refusal:
     return None
 
 
+def ties(node: ir.Node) -> list[Tie] | None:
+    bounds, x = ranges(node), node.inputs[0]
+    assert bounds is not None and x is not None
+    return [Tie(x, node.outputs[0], of_a=slice(bounds[0][-1], bounds[1][-1]))]
+
+
 def emit(node: ir.Node, w: Writer) -> None:
     bounds = ranges(node)
     assert bounds is not None
@@ -79,6 +85,6 @@ def lower_gather(node: ir.Node, b: cir.Builder) -> None:
 BUILTINS = (Builtin("STRIDED_SLICE", 2),)
 
 OPERATORS = (
-    Operator("Slice", refuse=refuse, scales=same_scale, emit=emit, permute=permute),
+    Operator("Slice", refuse=refuse, scales=same_scale, emit=emit, permute=permute, ties=ties),
     Operator("Gather", lower=lower_gather),
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from compiler import ir as cir
-from compiler.ops.common import Operator, Refusal, same_scale
+from compiler.ops.common import Operator, Refusal, Tie, same_channels, same_scale
 from compiler.ops.rules import Builtin
 from compiler.targets import Target
 
@@ -26,6 +26,11 @@ def refuse(node: ir.Node, target: Target) -> Refusal:
     return None
 
 
+def ties(node: ir.Node) -> list[Tie] | None:
+    perm = permutation(node)
+    return same_channels(node) if perm[-1] == len(perm) - 1 else None
+
+
 def emit(node: ir.Node, w: Writer) -> None:
     inputs = [w.tensor(node.inputs[0]), w.ints(permutation(node))]
     w.add("TRANSPOSE", 2, inputs, [w.tensor(node.outputs[0])], {})
@@ -33,4 +38,4 @@ def emit(node: ir.Node, w: Writer) -> None:
 
 BUILTINS = (Builtin("TRANSPOSE", 5),)
 
-OPERATORS = (Operator("Transpose", refuse=refuse, scales=same_scale, emit=emit),)
+OPERATORS = (Operator("Transpose", refuse=refuse, scales=same_scale, emit=emit, ties=ties),)

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler import ir as cir
-from compiler.quantize.calibrate import Ranges, channel_extremes
+from compiler.quantize.calibrate import Ranges, observe
 from compiler.quantize.samples import Sample
 
 # How much wider a channel's range is than calibration shows. Clipping costs far more than coarser steps: of SmolLM2's
@@ -62,9 +62,10 @@ def balance(
     """Choose factors and offsets of some products by samples; returns the ranges that are known by that."""
     if not chosen:
         return {}
-    extremes = channel_extremes(model, [p.z for p in chosen], samples, progress)
+    shown = observe(model, [p.z for p in chosen], samples, progress)
     for product in chosen:
-        half, middle = _half_and_middle(*extremes[str(product.z.name)], cir.array_of(product.factors))
+        z = shown[str(product.z.name)]
+        half, middle = _half_and_middle(z.low, z.high, cir.array_of(product.factors))
         product.set(ir.tensor(half), ir.tensor(middle))
     return known(chosen)
 

@@ -1,4 +1,4 @@
-"""Ranges of activations: what the float model shows on the samples, seen by an observer."""
+"""What the float model shows of activations on the samples, and ranges for them, chosen by an observer."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from compiler import ir as cir
 from compiler.errors import CalibrationError, OptionError
+from compiler.ops.common import channels
 from compiler.quantize.samples import Sample
 from compiler.reference import Reference
 
@@ -47,86 +48,117 @@ class Observers:
         return next((o for pattern, o in self.patterns if fnmatch.fnmatchcase(name, pattern)), self.default)
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What an activation shows, by channel (last axis): lowest and highest over the samples of even and of odd number
+    [2, C], mean and mean square over all [C]. A number has one channel."""
+
+    low: np.ndarray
+    high: np.ndarray
+    mean: np.ndarray
+    square: np.ndarray
+
+    @property
+    def range(self) -> tuple[float, float]:
+        return float(self.low.min()), float(self.high.max())
+
+    def times(self, factors: np.ndarray) -> Shown:
+        """What it would show if each channel were multiplied by a positive factor."""
+        return Shown(self.low * factors, self.high * factors, self.mean * factors, self.square * factors**2)
+
+
 def calibrate(
     model: ir.Model,
     values: Iterable[ir.Value],
+    shown: Mapping[str, Shown],
     samples: Iterable[Sample],
     observers: Observers,
-    progress: Callable[[], None] = lambda: None,
 ) -> Ranges:
-    """(lowest, highest) of each of `values` over the samples; percentile and mse look at them a second time."""
+    """(lowest, highest) of each of `values`, which `shown` has; percentile and mse look at the samples once more."""
     watched = {str(v.name): v for v in values}
-    ranges = _extremes(model, watched, samples, progress)
+    ranges = {name: shown[name].range for name in watched}
     clipped = {name: value for name, value in watched.items() if observers.of(name) != "minmax"}
     if clipped:
-        for name, counts in _histograms(model, ranges, clipped, samples, progress).items():
+        for name, counts in _histograms(model, ranges, clipped, samples).items():
             ranges[name] = _CLIP[observers.of(name)](counts, *ranges[name])
     return ranges
 
 
-def _extremes(
-    model: ir.Model, watched: Mapping[str, ir.Value], samples: Iterable[Sample], progress: Callable[[], None]
-) -> Ranges:
-    """Lowest and highest, found inside the graph, so that not all activations are in memory at once."""
-    found = _reductions(model, watched, samples, progress, channels=False)
-    return {name: (float(low.min()), float(high.max())) for name, (low, high) in found.items()}
-
-
-def channel_extremes(
+def observe(
     model: ir.Model,
     values: Iterable[ir.Value],
     samples: Iterable[Sample],
     progress: Callable[[], None] = lambda: None,
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """(lowest, highest) [2, C] of each channel (last axis) of each of `values` over either half of the samples."""
-    return _reductions(model, {str(v.name): v for v in values}, samples, progress, channels=True)
-
-
-def _reductions(
-    model: ir.Model,
-    watched: Mapping[str, ir.Value],
-    samples: Iterable[Sample],
-    progress: Callable[[], None],
-    channels: bool,
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Extremes over the samples of even and of odd number, one row for each; of a single sample, the same twice."""
-    halves: tuple[dict[str, tuple[np.ndarray, np.ndarray]], ...] = ({}, {})
-    with Reference(_reducing(model, watched, channels)) as reference:
-        for number, sample in enumerate(samples):
-            found, half = reference.run(sample), halves[number % 2]
+) -> dict[str, Shown]:
+    """What each of `values` shows over the samples, by name. It is found inside the graph, so that not all activations
+    are in memory at once. Raises CalibrationError where one becomes NaN or infinite."""
+    watched = {str(v.name): v for v in values}
+    seen: dict[str, list[Shown]] = {name: [] for name in watched}
+    count = 0
+    with Reference(_reducing(model, watched)) as reference:
+        for sample in samples:
+            results = reference.run(sample)
             for name, value in watched.items():
-                low, high, mean = (found[f"{name}/{kind}"] for kind in _REDUCTIONS)
-                if not all(np.isfinite(a).all() for a in (low, high, mean)):
+                now = Shown(*(np.atleast_1d(results[f"{name}/{kind}"]) for kind in _REDUCTIONS))
+                if not all(np.isfinite(a).all() for a in (now.low, now.high, now.mean)):
                     raise CalibrationError(
                         f"tensor '{name}' {list(cir.shape(value))} becomes NaN or infinite in the float model: "
                         "check the samples and the weights"
                     )
-                before = half.get(name, (low, high))
-                half[name] = (np.minimum(before[0], low), np.maximum(before[1], high))
+                _add(seen[name], now, count)
+            count += 1
             progress()
-    even, odd = halves[0], halves[1] or halves[0]
-    return {n: (np.stack([even[n][0], odd[n][0]]), np.stack([even[n][1], odd[n][1]])) for n in even}
+    return {
+        name: _joined(halves, count, cir.size(watched[name]) // channels(watched[name]))
+        for name, halves in seen.items()
+        if halves
+    }
 
 
-# The mean is there to notice NaN, which minimum and maximum may pass over.
-_REDUCTIONS = ("ReduceMin", "ReduceMax", "ReduceMean")
+def _add(halves: list[Shown], now: Shown, number: int) -> None:
+    """Let one half of the samples show what its next one does; mean and square are summed."""
+    if number < 2:
+        halves.append(now)
+        return
+    half = halves[number % 2]
+    low, high = np.minimum(half.low, now.low), np.maximum(half.high, now.high)
+    halves[number % 2] = Shown(low, high, half.mean + now.mean, half.square + now.square)
 
 
-def _reducing(model: ir.Model, watched: Mapping[str, ir.Value], channels: bool) -> ir.Model:
-    """A copy of the model whose outputs are the reductions of the watched tensors, to one number or one per channel."""
+def _joined(halves: Sequence[Shown], count: int, positions: int) -> Shown:
+    """Both halves; of a single sample, the same twice."""
+    first, last = halves[0], halves[-1]
+    mean, square = (sum(getattr(half, name) for half in halves) for name in ("mean", "square"))
+    return Shown(
+        np.stack([first.low, last.low]), np.stack([first.high, last.high]), mean / count, square / (count * positions)
+    )
+
+
+# The mean also notices NaN, which minimum and maximum may pass over.
+_REDUCTIONS = ("ReduceMin", "ReduceMax", "ReduceMean", "ReduceSumSquare")
+
+
+def _reducing(model: ir.Model, watched: Mapping[str, ir.Value]) -> ir.Model:
+    """A copy of the model whose outputs are the reductions of the watched tensors, to one number for each channel."""
     copy = model.clone()
     graph = copy.graph
     values = {str(v.name): v for v in cir.tensor_values(graph)}
     while graph.outputs:
         graph.outputs.pop()
     for name in watched:
-        rank = len(cir.shape(values[name]))
-        axes = ir.Value(name=f"{name}/axes", const_value=ir.tensor(np.arange(rank - channels, dtype=np.int64)))
+        rest = max(len(cir.shape(values[name])) - 1, 0)
+        axes = ir.Value(name=f"{name}/axes", const_value=ir.tensor(np.arange(rest, dtype=np.int64)))
         graph.register_initializer(axes)
         for kind in _REDUCTIONS:
-            node = ir.node(kind, [values[name], axes], {"keepdims": 0}, num_outputs=1, name=f"{name}/{kind}")
+            node = ir.node(
+                kind,
+                [values[name], axes],
+                {"keepdims": 0, "noop_with_empty_axes": 1},
+                num_outputs=1,
+                name=f"{name}/{kind}",
+            )
             (out,) = node.outputs
-            shape = cir.shape(values[name])[-1:] if channels else ()
+            shape = cir.shape(values[name])[-1:]
             out.name, out.type, out.shape = node.name, ir.TensorType(ir.DataType.FLOAT), ir.Shape(shape)
             producer = values[name].producer()
             if producer is None:
@@ -142,7 +174,6 @@ def _histograms(
     ranges: Ranges,
     watched: Mapping[str, ir.Value],
     samples: Iterable[Sample],
-    progress: Callable[[], None],
 ) -> dict[str, np.ndarray]:
     """How often each activation falls into each of BINS parts of its range; a few tensors at a time."""
     counts = {name: np.zeros(BINS, np.int64) for name in watched}
@@ -155,7 +186,6 @@ def _histograms(
                     low, high = ranges[name]
                     if high > low:
                         counts[name] += np.histogram(found[name], BINS, (low, high))[0]
-            progress()
     return counts
 
 

@@ -103,7 +103,7 @@ def split_arrays(arrays: Sample, inputs: Sequence[ir.Value], where: str) -> list
     if not arrays or not next(iter(counts.values())):
         raise CalibrationError(f"{where}: holds no samples")
     number = next(iter(counts.values()))
-    return [lambda i=i: {name: array[i] for name, array in arrays.items()} for i in range(number)]  # type: ignore[misc]
+    return [lambda i=i: {name: np.asarray(array[i]) for name, array in arrays.items()} for i in range(number)]  # type: ignore[misc]
 
 
 def _stacked(array: np.ndarray, value: ir.Value, where: str) -> tuple[np.ndarray, int]:

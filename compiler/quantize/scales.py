@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import networkx as nx
@@ -82,32 +82,36 @@ def _groups(asked: Iterable[tuple[ir.Node, Scales]]) -> dict[ir.Value, int]:
     return {v: i for i, members in enumerate(nx.connected_components(graph)) for v in members}
 
 
+class Groups:
+    """Which activations of `nodes` share a scale, and what is prescribed for it."""
+
+    def __init__(self, nodes: Iterable[ir.Node]) -> None:
+        asked = constraints(nodes)
+        self._index = _groups(asked)
+        # What a clamp cuts off does not count.
+        self._silent = {v for _, s in asked if s.range_of is not None for v in s.same if v is not s.range_of}
+        self.fixed = {self._index[v]: Quant(*q) for _, s in asked for v, q in s.fixed.items()}
+
+    def of(self, value: ir.Value) -> int | ir.Value:
+        """What stands for the activations that share the scale of `value`."""
+        return self._index.get(value, value)
+
+    def observed(self, values: Iterable[ir.Value]) -> list[ir.Value]:
+        """Those whose own range counts."""
+        return [v for v in values if v not in self._silent]
+
+
 def assign(nodes: Iterable[ir.Node], values: Iterable[ir.Value], ranges: Ranges) -> dict[str, Quant]:
     """A scale for each of `values`, which are all activations of the TPU nodes `nodes`."""
-    asked = constraints(nodes)
-    groups = _groups(asked)
-    silent = {v for _, s in asked if s.range_of is not None for v in s.same if v is not s.range_of}
-    fixed: dict[int, Quant] = {}
-    for _, scales in asked:
-        for value, (scale, zero_point) in scales.fixed.items():
-            fixed[groups[value]] = Quant(scale, zero_point)
-    shared: dict[int, tuple[float, float]] = {}
+    groups, values = Groups(nodes), list(values)
+    shared: dict[int | ir.Value, tuple[float, float]] = {}
+    for value in groups.observed(values):
+        low, high = ranges[str(value.name)]
+        before = shared.get(groups.of(value), (low, high))
+        shared[groups.of(value)] = (min(before[0], low), max(before[1], high))
+    found = {}
     for value in values:
-        if value in groups and value not in silent:
-            low, high = ranges[str(value.name)]
-            before = shared.get(groups[value], (low, high))
-            shared[groups[value]] = (min(before[0], low), max(before[1], high))
-    return {str(v.name): _quant(v, groups, fixed, shared, ranges) for v in values}
-
-
-def _quant(
-    value: ir.Value,
-    groups: Mapping[ir.Value, int],
-    fixed: Mapping[int, Quant],
-    shared: Mapping[int, tuple[float, float]],
-    ranges: Ranges,
-) -> Quant:
-    group = groups.get(value)
-    if group is None:
-        return from_range(*ranges[str(value.name)])
-    return fixed.get(group) or from_range(*shared[group])
+        group = groups.of(value)
+        fixed = groups.fixed.get(group) if isinstance(group, int) else None
+        found[str(value.name)] = fixed or from_range(*shared[group])
+    return found

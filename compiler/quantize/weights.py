@@ -19,19 +19,22 @@ LEAST_FACTOR, MOST_FACTOR = 2.0**-31, 255.0
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What quantizing a weight depends on: its name, the scales around it, and the grid that it may come on."""
+    """What quantizing a weight depends on: its name, the scales around it, the grid that it may come on, and the mean
+    of each input channel where it is known."""
 
     name: str
     input_scale: float
     output_scale: float
     grid: np.ndarray | None = None
+    means: np.ndarray | None = None
 
 
 def quantize(weight: np.ndarray, bias: np.ndarray, around: Surroundings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(int8 weights, float32 scale per output channel, int32 bias). Output channels are the first axis.
 
     Weights that came as int8 keep the scales of their grid. A channel whose bias would overflow gets a larger weight
-    scale; a dead channel (all zero, or too small to change the output) any that holds its bias. Raises ModelError for
+    scale; a dead channel (all zero, or too small to change the output) any that holds its bias. Where means are known,
+    the bias makes up for what rounded weights change of the mean result (Nagel et al., 2019). Raises ModelError for
     weights that are not finite.
     """
     flat = weight.reshape(len(weight), -1).astype(np.float64)
@@ -45,5 +48,16 @@ def quantize(weight: np.ndarray, bias: np.ndarray, around: Surroundings) -> tupl
     scales = np.clip(scales, max(least, float(np.finfo(np.float32).tiny)), most).astype(np.float32)
     steps = scales.astype(np.float64)
     quantized = np.clip(np.round(flat / steps[:, None]), -127, 127).astype(np.int8).reshape(weight.shape)
-    biases = np.clip(np.round(bias.astype(np.float64) / (steps * around.input_scale)), -(2**31), 2**31 - 1)
+    wanted = bias.astype(np.float64)
+    if around.means is not None:
+        flat -= quantized.reshape(len(flat), -1) * steps[:, None]
+        wanted = wanted + _mean_loss(flat.reshape(*weight.shape[:2], -1).sum(axis=2), around.means)
+    biases = np.clip(np.round(wanted / (steps * around.input_scale)), -(2**31), 2**31 - 1)
     return quantized, scales, biases.astype(np.int32)
+
+
+def _mean_loss(rounding: np.ndarray, means: np.ndarray) -> np.ndarray:
+    """What the rounding of weights [O, I] takes from the mean of each output; of [C, 1] the inputs are the channels."""
+    if rounding.shape[1] == len(means):
+        return rounding @ means
+    return rounding[:, 0] * np.repeat(means, len(rounding) // len(means))

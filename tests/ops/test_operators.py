@@ -30,7 +30,7 @@ def test_int8_is_within_a_step_of_float(case: Case, seed: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         original, model = lowered(proto, Path(folder))
         assert refusals(model) == []
-        assert error_in_steps(original, model, feeds, Path(folder)) <= case.steps
+        assert error_in_steps(original, model, feeds, Path(folder), case.error) <= case.steps
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=name)

@@ -314,7 +314,7 @@ def test_normalise_linears_between_host_operators() -> None:
         y = Gelu (s)
     }"""
     weights = {"gain": weight(8), "shift": weight(8), "w": weight(8, 4), "b": weight(4)}
-    got = rewritten(text, *ALL, "rotate_rows", "normalise_linears", **weights)
+    got = rewritten(text, "keep_gates", *ALL, "rotate_rows", "normalise_linears", **weights)
     assert kinds(got) == [
         "LayerNormalization",
         "Reshape",

@@ -129,7 +129,7 @@ WANTED = {
     "gemma3": {"Attention": 1, "RotaryEmbedding": 2, "RMSNormalization": 7, "Gelu": 1},
     "t5": {"Attention": 1, "RMSNormalization": 3, "Gelu": 1},
     "siglip": {"Attention": 1, "LayerNormalization": 3, "Gelu": 1},
-    "whisper": {"Attention": 1, "LayerNormalization": 3, "Gelu": 3},
+    "whisper": {"Attention": 1, "LayerNormalization": 3, "Gelu": 1},
     "keras": {"LayerNormalization": 3, "Gelu": 1, "Softmax": 1},
 }
 SPELT_OUT = {"Erf", "Tanh", "Pow", "Sqrt", "Reciprocal", "ReduceMean", "IsNaN"}

@@ -16,7 +16,7 @@ import onnx
 
 from compiler import ir as cir
 from compiler.emit import tflite
-from compiler.quantize.calibrate import Observers, calibrate
+from compiler.quantize.calibrate import Observers, calibrate, observe
 from compiler.quantize.scales import assign
 from compiler.runtime.interpreter import interpreter_module
 from tests.harness import lowered
@@ -34,7 +34,8 @@ def main(folder: Path) -> None:
     stacks = np.load(folder / "samples.npz")
     feeds = [{name: 1.3 * stacks[name][i] for name in names} for i in range(len(stacks[names[0]]))]
     values = list(cir.tensor_values(model.graph))
-    quants = assign(list(model.graph), values, calibrate(model, values, feeds, Observers()))
+    shown = observe(model, values, feeds)
+    quants = assign(list(model.graph), values, calibrate(model, values, shown, feeds, Observers()))
     path = folder / "model.tflite"
     path.write_bytes(tflite.write(list(model.graph), model.graph.inputs, model.graph.outputs, quants))
     interpreter = interpreter_module().Interpreter(str(path))
