@@ -46,6 +46,7 @@ from compiler.targets import Target
 # Steps that only serve accuracy, which --without leaves out.
 ACCURACY = (
     "keep_gates",
+    "keep_spectra",
     "split_gates",
     "rotate_rows",
     "normalise_linears",

@@ -61,8 +61,6 @@ OPERATORS = (
     Operator("Flatten", lower=lower),
     Operator("Squeeze", lower=lower),
     Operator("Unsqueeze", lower=lower),
-    Operator(
-        "Identity", lower=lower_nothing, scales=same_scale, emit=emit, permute=free_permute, ties=same_channels
-    ),
+    Operator("Identity", lower=lower_nothing, scales=same_scale, emit=emit, permute=free_permute, ties=same_channels),
     Operator("Dropout", lower=lower_nothing),
 )

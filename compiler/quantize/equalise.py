@@ -163,8 +163,8 @@ class _Channels:
             low, high = min(low, -SIDE * high), max(high, -SIDE * low)
             own, shown = self.classes[self.of(value)], self.shown[str(value.name)]
             with np.errstate(all="ignore"):  # channels that are zero, or nearly
-                up = np.where(shown.high.max(axis=0) > 0, high / shown.high.max(axis=0), np.inf)
-                down = np.where(shown.low.min(axis=0) < 0, low / shown.low.min(axis=0), np.inf)
+                up, down = high / _foreseen(shown.high), -low / _foreseen(-shown.low)
+                up, down = np.where(up > 0, up, np.inf), np.where(down > 0, down, np.inf)
             np.minimum.at(most, own, np.minimum(up, down))
             np.add.at(steps, own, ((high - low) / 255) ** 2)
         return most, steps
@@ -185,6 +185,13 @@ class _Channels:
             steps += float((np.abs(rows).max(axis=(1, 2)) ** 2).sum()) / 127**2
         taps = cir.size(weight) // (cir.shape(weight)[0] * len(columns))
         return columns / size, x.square * taps * steps / size
+
+
+def _foreseen(ends: np.ndarray) -> np.ndarray:
+    """How far channels may reach, by how far they reached in either half of the samples [2, C]: a channel whose halves
+    differ gets room by the square of how many times."""
+    most, least = np.maximum(ends.max(axis=0), 0), np.maximum(ends.min(axis=0), 0)
+    return most * (most / least) ** 2
 
 
 def _takes_factors(node: ir.Node) -> bool:
