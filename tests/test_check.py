@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
 import passes
 from compiler import build as building
 from compiler import ir as cir
+from compiler.check import TOLERANCE, Checker
 from compiler.errors import InternalError
 from compiler.targets import Target
-from tests.conftest import Cli
+from tests.conftest import Cli, save
 
 
 def double(model: ir.Model, target: Target) -> None:
@@ -41,3 +44,18 @@ def test_internal_errors_exit_with_70(small_model: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(passes, "PASSES", (*passes.PASSES[:2], ("broken", double)))
     code, _, err = run_cli("build", small_model, "--check-passes")
     assert code == 70 and "stage 'broken'" in err and "report it" in err
+
+
+def test_networks_that_blow_rounding_up_are_no_alarm(tmp_path: Path) -> None:
+    """A sine of large numbers: what folding the factor rounds otherwise goes far beyond the tolerance."""
+    rng = np.random.default_rng(0)
+    proto = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 23]> g (float[1,8,6,6] x) => (float[1,8,6,6] y)'
+        " { c = Conv (x, w) m = Mul (c, gain) y = Sin (m) }"
+    )
+    arrays = {"w": rng.normal(size=(8, 8, 1, 1)), "gain": rng.uniform(2e3, 4e3, (8, 1, 1))}
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(a.astype(np.float32), n) for n, a in arrays.items())
+    options = building.Options(check_passes=True)
+    model = building.read(save(tmp_path / "m.onnx", proto), options)
+    assert Checker(model, 0).allowed["y"] > TOLERANCE
+    building.lower(model, options)

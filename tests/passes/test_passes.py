@@ -9,7 +9,7 @@ import pytest
 
 from compiler import ir as cir
 from compiler.targets import Layer, Target, fits
-from passes import fold_constants
+from passes import fold_constants, keep_spectra
 from passes.tile_matmul import plan
 from tests.passes.golden import kinds, lines, rewritten, weight
 
@@ -362,3 +362,97 @@ def test_transposes_that_move_nothing_do_not_sink_for_ever() -> None:
         "Add",
         "Reshape",
     ]
+
+
+@pytest.mark.parametrize(
+    ("body", "wanted"),
+    [
+        ("t = Add (x, three) c = Clip (t, zero, six) y = Div (c, six)", "HardSigmoid(x)"),
+        ("t = Add (x, three) c = Clip (t, zero, six) y = Mul (c, sixth)", "HardSigmoid(x)"),
+        ("t = Add (x, three) c = Clip (t, zero, six) m = Mul (x, c) y = Div (m, six)", "HardSwish(x)"),
+        ("t = Add (three, x) c = Clip (t, zero, six) d = Div (c, six) y = Mul (d, x)", "HardSwish(x)"),
+        ("g = HardSigmoid <alpha = 0.16666667, beta = 0.5> (x) y = Mul (x, g)", "HardSwish(x)"),
+    ],
+)
+def test_hard_swish_gets_its_name_back(body: str, wanted: str) -> None:
+    numbers = {"three": 3, "zero": 0, "six": 6, "sixth": 1 / 6}
+    used = {k: np.float32(v) for k, v in numbers.items() if f"{k})" in body or f"{k}," in body or f"({k}" in body}
+    got = rewritten(f"g (float[1,4,2,2] x) => (float[1,4,2,2] y) {{ {body} }}", "recognise_hard_swish", **used)
+    assert got == f"y[1, 4, 2, 2] = {wanted}"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "t = Add (x, three) c = Clip (t, zero, six) y = Div (c, three)",  # not a sixth
+        "t = Add (x, six) c = Clip (t, zero, six) y = Div (c, six)",  # not shifted by three
+        "t = Add (x, three) c = Clip (t, zero, six) d = Div (c, six) y = Div (x, d)",
+        "t = Add (x, three) c = Clip (t, zero, six) d = Div (c, six) y = Mul (d, d)",
+        "g = HardSigmoid <alpha = 0.2, beta = 0.5> (x) y = Mul (x, g)",
+    ],
+)
+def test_what_is_no_hard_swish(body: str) -> None:
+    numbers = {"three": 3, "zero": 0, "six": 6}
+    used = {k: np.float32(v) for k, v in numbers.items() if k in body}
+    text = f"g (float[1,4,2,2] x) => (float[1,4,2,2] y) {{ {body} }}"
+    assert "HardSwish" not in rewritten(text, "recognise_hard_swish", **used)
+
+
+def test_split_gates_of_convolutions() -> None:
+    text = """
+    g (float[1,3,4,4] x) => (float[1,4,4,4] y) {
+        c = Conv (x, w)
+        s = Sigmoid (c)
+        y = Mul (c, s)
+    }"""
+    got = rewritten(text, "split_gates", w=weight(4, 3, 1, 1))
+    assert kinds(got) == ["Conv", "Conv", "Sigmoid", "Mul"] and "Sigmoid_1/Conv[1, 4, 4, 4] = Conv(c, " in got
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "c = Conv (x, w) y = Sigmoid (c)",
+        "c = Conv (x, w) s = Sigmoid (c) y = Mul (s, s)",
+        "c = Relu (x) s = Sigmoid (c) y = Mul (c, s)",
+    ],
+)
+def test_split_gates_leaves_what_is_no_gate_of_a_layer(body: str) -> None:
+    weights = {"w": weight(3, 3, 1, 1)} if "w)" in body else {}
+    text = f"g (float[1,3,4,4] x) => (float[1,3,4,4] y) {{ {body} }}"
+    before = rewritten(text, **weights)
+    assert rewritten(text, "split_gates", **weights) == before
+
+
+def on_host(text: str, **weights: np.ndarray) -> list[str]:
+    """Operators that `keep_spectra` leaves to the host."""
+    proto = onnx.parser.parse_model('<ir_version: 11, opset_import: ["" : 23]>\n' + text)
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(a, n) for n, a in weights.items())
+    model = ir.serde.deserialize_model(proto)
+    keep_spectra.run(model, Target.load())
+    return [node.op_type for node in model.graph if cir.HOST in node.metadata_props]
+
+
+def test_spectra_stay_on_the_host() -> None:
+    text = """
+    g (float[1,1,64] x) => (float[1,4,9] y) {
+        d = Conv <strides = [4]> (x, w)
+        p = Mul (d, d)
+        m = MatMul (f, p)
+        e = Add (m, tiny)
+        l = Log (e)
+        y = Relu (l)
+    }"""
+    weights = {"w": weight(8, 1, 32), "f": weight(4, 8), "tiny": np.float32(1e-6)}
+    assert on_host(text, **weights) == ["Conv", "Mul", "MatMul", "Add"]
+
+
+@pytest.mark.parametrize("kind", ["Relu", "Sigmoid", "Softmax"])
+def test_networks_in_front_of_a_logarithm_do_not(kind: str) -> None:
+    text = f"g (float[1,8,4,4] x) => (float[1,8,4,4] y) {{ c = Conv (x, w) r = {kind} (c) y = Log (r) }}"
+    assert on_host(text, w=weight(8, 8, 1, 1)) == []
+
+
+def test_norms_in_front_of_a_root_do_not() -> None:
+    text = "g (float[1,8] x) => (float[1,1] y) { s = ReduceSumSquare (x) y = Sqrt (s) }"
+    assert on_host(text) == []
