@@ -74,6 +74,7 @@ class Case:
     test: list[Arrays] = field(default_factory=list)
     want: list[np.ndarray] = field(default_factory=list)
     float_ms: float = 0.0
+    classes: bool = True
 
 
 def session(path: Path) -> Run:
@@ -139,7 +140,7 @@ def _judge(row: Row, load: Callable[[Path], Run], path: Path, case: Case) -> Row
     for sample, want in zip(case.test, case.want, strict=True):
         difference.add(run(sample).reshape(want.shape), want)
     row.sqnr_db, row.cosine = difference.sqnr_db, difference.cosine
-    row.top1 = difference.agree / difference.count if case.name != "minilm" else None
+    row.top1 = difference.agree / difference.count if case.classes else None
     row.run_ms = milliseconds(run, case)
     return row
 
@@ -172,9 +173,10 @@ def tflite(path: Path) -> Run:
     return run
 
 
-def ours(case: Case) -> Row:
-    row = Row(case.name, "coral-bundle")
+def ours(case: Case, without: Sequence[str] = ()) -> Row:
+    row = Row(case.name, "coral-bundle, plain" if without else "coral-bundle")
     command = [sys.executable, "-m", "compiler", "build", "model.onnx", "--calibration", "calibration.npz", "-o", "b"]
+    command += ["--force", *(f"--without={step}" for step in without)]
     return judge(row, bundle, case.folder / "b", case) if process(row, command, case) else row
 
 
