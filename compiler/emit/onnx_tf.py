@@ -25,6 +25,7 @@ import onnx_ir as ir
 
 from compiler import ir as cir
 from compiler.errors import ToolchainError, first_line
+from compiler.ops.activation import GELU_GATES
 from compiler.partition import Segment
 from compiler.program import Program
 from compiler.quantize.samples import Samples
@@ -180,6 +181,8 @@ def _model(program: Program, segment: Segment) -> onnx.ModelProto:
         proto.name = proto.output[0]
         if node.op_type in ("FakeQuantize", "Requantize"):  # scales are TensorFlow's to choose here
             proto = onnx.helper.make_node("Identity", proto.input[:1], proto.output)
+        if node.op_type in GELU_GATES:  # TFLite has no ERF
+            proto = onnx.helper.make_node("Sigmoid", proto.input, proto.output)
         graph.node.append(proto)
     for field, values in ((graph.input, segment.inputs), (graph.output, segment.outputs)):
         field.extend(onnx.helper.make_tensor_value_info(names[v], onnx.TensorProto.FLOAT, cir.shape(v)) for v in values)

@@ -22,7 +22,7 @@ CLAMPS = {(0.0, FLOAT_MAX): "RELU", (0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_T
 SIGMOID_SCALE, TANH_SCALE = (1 / 256, -128), (1 / 128, 0)
 # Beyond these inputs such results round to the first or the last.
 SIGMOID_END, TANH_END = float(np.log(511)), float(np.arctanh(255 / 256))
-GELU_SLOPE = 1.702
+GELU_SLOPE, GELU_GATES = 1.702, ("GeluGate", "TanhGeluGate")
 _VERSION = {"RELU": 2, "RELU6": 2, "RELU_N1_TO_1": 1}
 
 
@@ -145,7 +145,7 @@ def lower_gelu(node: ir.Node, b: cir.Builder) -> None:
     GELU is newer than what the Edge TPU compiler reads."""
     (x,) = node.inputs
     assert x is not None
-    gate = "TanhGeluGate" if cir.attr(node, "approximate", "none") == "tanh" else "GeluGate"
+    gate = GELU_GATES[cir.attr(node, "approximate", "none") == "tanh"]
     y, nhwc = affine(b, x, GELU_SLOPE, 0)
     y = b.op(gate, [y], domain=cir.DIALECT)
     b.replace(b.op("Mul", [x, cir.to_nchw(b, y) if nhwc else y]))
@@ -220,8 +220,7 @@ OPERATORS = (
     Operator("HardSwish", lower=lower_hard_swish),
     Operator("Swish", lower=lower_swish),
     Operator("Gelu", lower=lower_gelu),
-    Operator("GeluGate", cir.DIALECT, scales=scales_sigmoid, emit=emit_table, permute=free_permute),
-    Operator("TanhGeluGate", cir.DIALECT, scales=scales_sigmoid, emit=emit_table, permute=free_permute),
+    *(Operator(gate, cir.DIALECT, scales=scales_sigmoid, emit=emit_table, permute=free_permute) for gate in GELU_GATES),
     Operator("Sigmoid", scales=scales_sigmoid, emit=emit_table, permute=free_permute),
     Operator("Tanh", scales=scales_tanh, emit=emit_table, permute=free_permute),
 )

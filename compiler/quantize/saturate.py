@@ -16,19 +16,16 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler import ir as cir
-from compiler.ops.activation import SIGMOID_END, TANH_END, bounds
+from compiler.ops.activation import GELU_GATES, SIGMOID_END, TANH_END, bounds
 from compiler.quantize.calibrate import Shown
 
 # What saturation may change in a product of x and its gate, in steps of its int8 result.
 SLACK = 0.25
 # Where x * gate(x) is looked at below zero: for the gates that networks have, all is settled long before.
 _GRID = np.linspace(-64, 0, 64 * 64 + 1)
-_ENDS: dict[str, float] = {
-    "Sigmoid": SIGMOID_END,
-    "GeluGate": SIGMOID_END,
-    "TanhGeluGate": SIGMOID_END,
-    "Tanh": TANH_END,
-}
+# Written as LOGISTIC.
+_SIGMOIDS = ("Sigmoid", *GELU_GATES)
+_ENDS = {**dict.fromkeys(_SIGMOIDS, SIGMOID_END), "Tanh": TANH_END}
 
 Function = Callable[[np.ndarray], np.ndarray]
 
@@ -80,7 +77,7 @@ def _along(value: ir.Value | None, x: ir.Value) -> Function | None:
 
 def _step(node: ir.Node) -> Function | None:
     """What a node does to each number by itself."""
-    if node.op_type in ("Sigmoid", "GeluGate", "TanhGeluGate"):
+    if node.op_type in _SIGMOIDS:
         return lambda t: 1 / (1 + np.exp(-t))
     limits = bounds(node) if node.op_type in ("Clip", "Relu") else None
     if limits is not None:
