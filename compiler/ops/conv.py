@@ -44,6 +44,8 @@ def window(node: ir.Node, height: int, width: int, kernel: Sequence[int]) -> Win
     """The sliding window of a Conv or pooling node over an image of `height` x `width`."""
     pair = [tuple(cir.attr(node, name, (1, 1))) for name in ("strides", "dilations")]
     strides, dilations = (p if len(p) == 2 else (1, *p) for p in pair)
+    if 1 in kernel:  # along which a dilation means nothing; the Edge TPU wants the same both ways
+        dilations = (dilations[kernel[0] == 1],) * 2
     pads = tuple(cir.attr(node, "pads", (0, 0, 0, 0)))
     if len(pads) == 2:
         pads = (0, pads[0], 0, pads[1])
