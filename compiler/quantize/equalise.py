@@ -37,6 +37,10 @@ ROWS_BYTES = 16 << 20
 LEAST = 1.05
 # The shorter side of a range may grow to this share of the longer one: all channels of a gate's input end at one value.
 SIDE = 0.5
+# Standard deviations from its mean that a channel is taken to reach before a ReLU, however few of its values were seen.
+SPREAD = 4
+# How many times the halves of the samples may differ in a channel and still say something.
+MOST_APART = 2
 TINY = 1e-30
 
 
@@ -152,21 +156,24 @@ class _Channels:
     def _ranges(self) -> tuple[np.ndarray, np.ndarray]:
         """By class: the largest factor that its activations bear, and the sum of the squared steps of activations."""
         groups = Groups(self.nodes)
+        observed = set(groups.observed(self.values))
         widest: dict[object, tuple[float, float]] = {}
-        for value in groups.observed(self.values):
+        for value in observed:
             low, high = self.shown[str(value.name)].range
             before = widest.get(groups.of(value), (0.0, 0.0))
             widest[groups.of(value)] = min(before[0], low), max(before[1], high)
         most, steps = np.full(self.count, np.inf), np.zeros(self.count)
-        for value in groups.observed(self.values):
+        for value in self.values:
             low, high = widest[groups.of(value)]
             low, high = min(low, -SIDE * high), max(high, -SIDE * low)
             own, shown = self.classes[self.of(value)], self.shown[str(value.name)]
             with np.errstate(all="ignore"):  # channels that are zero, or nearly
-                up, down = high / _foreseen(shown.high), -low / _foreseen(-shown.low)
-                up, down = np.where(up > 0, up, np.inf), np.where(down > 0, down, np.inf)
-            np.minimum.at(most, own, np.minimum(up, down))
-            np.add.at(steps, own, ((high - low) / 255) ** 2)
+                if value in observed:
+                    np.minimum.at(most, own, high / _room(shown.high))
+                    np.minimum.at(most, own, -low / _room(-shown.low))
+                    np.add.at(steps, own, ((high - low) / 255) ** 2)
+                else:  # before a clamp, which cuts off what is below
+                    np.minimum.at(most, own, high / _spread(shown))
         return most, steps
 
     def _layer(self, node: ir.Node) -> tuple[np.ndarray, np.ndarray]:
@@ -187,11 +194,16 @@ class _Channels:
         return columns / size, x.square * taps * steps / size
 
 
-def _foreseen(ends: np.ndarray) -> np.ndarray:
-    """How far channels may reach, by how far they reached in either half of the samples [2, C]: a channel whose halves
-    differ gets room by the square of how many times."""
+def _room(ends: np.ndarray) -> np.ndarray:
+    """How far channels may reach, by how far they did in either half of the samples [2, C]: those whose halves differ
+    get room by the square of how many times."""
     most, least = np.maximum(ends.max(axis=0), 0), np.maximum(ends.min(axis=0), 0)
-    return most * (most / least) ** 2
+    return np.where(most > 0, most * np.minimum(most / least, MOST_APART) ** 2, 0)
+
+
+def _spread(shown: Shown) -> np.ndarray:
+    """How far channels may reach before a ReLU: that tells of channels that are seldom active too."""
+    return np.maximum(shown.mean + SPREAD * np.sqrt(np.maximum(shown.square - shown.mean**2, 0)), 0)
 
 
 def _takes_factors(node: ir.Node) -> bool:
