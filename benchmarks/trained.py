@@ -109,7 +109,7 @@ def images(network: Network, folder: Path) -> np.ndarray:
     if network.lines is None:
         found = [cut_out(image, network.size) for image in photographs(folder)]
     else:
-        rng, words = np.random.default_rng(0), (ROOT / "README.md").read_text().split()
+        rng, words = np.random.default_rng(0), (ROOT / "LICENSE").read_text().split()
         found = [text(network.size, network.lines, rng, words) for _ in range(32)]
     mean, std = (np.array(row, np.float32) for row in network.scale)
     return ((np.stack(found) - mean) / std).transpose(0, 3, 1, 2).astype(np.float32)
