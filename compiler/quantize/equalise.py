@@ -164,7 +164,7 @@ class _Channels:
             widest[groups.of(value)] = min(before[0], low), max(before[1], high)
         most, steps = np.full(self.count, np.inf), np.zeros(self.count)
         for value in self.values:
-            low, high = widest[groups.of(value)]
+            low, high = widest.get(groups.of(value), (0.0, 0.0))
             low, high = min(low, -SIDE * high), max(high, -SIDE * low)
             own, shown = self.classes[self.of(value)], self.shown[str(value.name)]
             with np.errstate(all="ignore"):  # channels that are zero, or nearly
@@ -237,7 +237,7 @@ def _apply(node: ir.Node, factors: Mapping[ir.Value, np.ndarray], b: cir.Builder
     elif _takes_factors(node):
         x, weight, bias = node.inputs
         assert x is not None and weight is not None and bias is not None
-        read = factors[x]
+        read = factors.get(x, np.ones(1, np.float32))
         if np.any(made != 1) or np.any(read != 1):
             node.replace_input_with(1, _scaled(b, weight, made, 1 / read))
             node.replace_input_with(2, b.const(cir.array_of(bias) * made, f"{bias.name}/equal"))
