@@ -166,8 +166,8 @@ def _fix_inputs(model: ir.Model, dims: dict[str, int], shapes: dict[str, tuple[i
             continue
         fixed_dims = [_fixed(d, dims) for d in value.shape]
         value.shape = ir.Shape(fixed_dims)
-        unknown = [d for d in fixed_dims if not isinstance(d, int)]
-        missing += [f"--dim {d}=..." if d else f"--shape {value.name}=..." for d in unknown]
+        unknown = [(d, "..." if axis else 1) for axis, d in enumerate(fixed_dims) if not isinstance(d, int)]
+        missing += [f"--dim {d}={guess}" if d else f"--shape {value.name}=..." for d, guess in unknown]
     if missing:
         wanted = " ".join(dict.fromkeys(missing))
         raise ModelError(f"some dimensions are not fixed; the Edge TPU needs static shapes: add {wanted}")
