@@ -7,6 +7,8 @@ Powers of sound reach over many orders of magnitude and logarithms tell the smal
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import onnx_ir as ir
 
 from compiler import ir as cir
@@ -19,25 +21,31 @@ _NETWORK = (
     *("Attention", "Celu", "Elu", "Erf", "Gelu", "GRU", "HardSigmoid", "HardSwish", "If", "LeakyRelu", "Loop", "LSTM"),
     *("MaxPool", "Mish", "PRelu", "Relu", "RNN", "Scan", "Selu", "Sigmoid", "Softmax", "Softplus", "Swish", "Tanh"),
 )
+# The root of a mean square belongs to a normalisation.
+_MEANS = ("ReduceMean", "GlobalAveragePool")
 
 
 def run(model: ir.Model, target: Target) -> None:
     for node in model.graph:
         if node.op_type in ("Log", "Sqrt"):
-            found: set[ir.Node] = set()
-            if _leads(node.inputs[0], found) and any(n.op_type in _LINEAR for n in found):
-                for inner in found:
+            before = _before(node, _NETWORK if node.op_type == "Log" else (*_NETWORK, *_MEANS))
+            if any(inner.op_type in _LINEAR for inner in before):
+                for inner in before:
                     inner.metadata_props[cir.HOST] = REASON
 
 
-def _leads(value: ir.Value | None, found: set[ir.Node]) -> bool:
-    """Whether no network leads from the inputs to `value`; collects the nodes that do."""
-    if value is None or cir.is_const(value) or value.is_graph_input():
-        return True
-    node = value.producer()
-    if node is None or node.domain not in ("", "ai.onnx") or node.op_type in _NETWORK:
-        return False
-    if node in found:
-        return True
-    found.add(node)
-    return all(_leads(v, found) for v in node.inputs)
+def _before(node: ir.Node, stops: Collection[str]) -> set[ir.Node]:
+    """All nodes that lead from the inputs to `node`; none where one of them stops that."""
+    found: set[ir.Node] = set()
+    left = list(node.inputs)
+    while left:
+        value = left.pop()
+        if value is None or cir.is_const(value) or value.is_graph_input():
+            continue
+        made = value.producer()
+        if made is None or made.domain not in ("", "ai.onnx") or made.op_type in stops:
+            return set()
+        if made not in found:
+            found.add(made)
+            left += made.inputs
+    return found

@@ -453,6 +453,10 @@ def test_networks_in_front_of_a_logarithm_do_not(kind: str) -> None:
     assert on_host(text, w=weight(8, 8, 1, 1)) == []
 
 
-def test_norms_in_front_of_a_root_do_not() -> None:
-    text = "g (float[1,8] x) => (float[1,1] y) { s = ReduceSumSquare (x) y = Sqrt (s) }"
-    assert on_host(text) == []
+@pytest.mark.parametrize(
+    "body",
+    ["s = ReduceSumSquare (x) y = Sqrt (s)", "c = Conv (x, w) p = Mul (c, c) m = ReduceMean (p) y = Sqrt (m)"],
+)
+def test_norms_in_front_of_a_root_do_not(body: str) -> None:
+    weights = {"w": weight(8, 8, 1)} if "w)" in body else {}
+    assert on_host(f"g (float[1,8,4] x) => (float[1,1,1] y) {{ {body} }}", **weights) == []
