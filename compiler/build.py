@@ -304,19 +304,17 @@ def scaled(
 ) -> Program:
     """Scales where ranges are known already, and from samples where they are not; channels are equalised first."""
     nodes = [n for s in program.plan.segments if s.device == "tpu" for n in s.nodes]
-    values = list(dict.fromkeys(v for n in nodes for v in [*cir.activations(n), *n.outputs]))
+    values = cir.around(nodes)
     unknown = [v for v in values if str(v.name) not in ranges]
     shown: dict[str, Shown] = {}
     with stage("calibrate"):
         if unknown:
-            seen = observe(program.model, unknown, samples, report("calibrating", len(samples)))
-            shown = saturated(nodes, seen)
+            shown = saturated(nodes, observe(program.model, unknown, samples, report("calibrating", len(samples))))
     if "equalise" not in options.without:
         with stage("equalise"):
             shown = equalise(program.model, nodes, shown)
     with stage("calibrate"):
-        if unknown:
-            ranges = ranges | calibrate(program.model, unknown, shown, samples, options.observers)
+        ranges = ranges | calibrate(program.model, unknown, shown, samples, options.observers)
     with stage("quantize"):
         means = {} if "correct_biases" in options.without else {name: s.mean for name, s in shown.items()}
         return replace(program, quants=assign(nodes, values, ranges), means=means)

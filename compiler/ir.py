@@ -7,7 +7,7 @@ The IR is an `onnx_ir.Model` that onnxruntime can run at any time. Operators tha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -182,6 +182,11 @@ def axis_of(axis: int, rank: int) -> int:
 def activations(node: ir.Node) -> list[ir.Value]:
     """Inputs that are computed at run time."""
     return [v for v in node.inputs if v is not None and not is_const(v)]
+
+
+def around(nodes: Iterable[ir.Node]) -> list[ir.Value]:
+    """All activations that nodes read or make, each once."""
+    return list(dict.fromkeys(v for node in nodes for v in [*activations(node), *node.outputs]))
 
 
 def consumers(value: ir.Value) -> list[ir.Node]:

@@ -75,9 +75,7 @@ def _same_shape(got: np.ndarray, want: np.ndarray) -> tuple[np.ndarray, np.ndarr
     if got.ndim != want.ndim:
         got, want = got.reshape(-1), want.reshape(-1)
     most = np.maximum(got.shape, want.shape)
-    grown = (np.pad(a, [(0, n - have) for n, have in zip(most, a.shape, strict=True)]) for a in (got, want))
-    first, second = grown
-    return first, second
+    return np.pad(got, [(0, n) for n in most - got.shape]), np.pad(want, [(0, n) for n in most - want.shape])
 
 
 class Embeddings:

@@ -20,11 +20,11 @@ _BETWEEN = ("Add", "Reshape", "Split")
 
 def run(model: ir.Model, target: Target) -> None:
     for node in model.graph:
+        gates: list[ir.Node] = []
         if node.op_type == "Sigmoid":
             gates = _gates(node)
-        else:
-            x = node.inputs[0] if node.op_type == "Gelu" else None
-            gates = [node] if _is_linear(x) and _rows(x) > 1 else []
+        elif node.op_type == "Gelu" and _is_linear(node.inputs[0]) and _rows(node.inputs[0]) > 1:
+            gates = [node]
         for gate in gates:
             gate.metadata_props[cir.HOST] = REASON
 

@@ -1,8 +1,10 @@
 """Give HardSigmoid and HardSwish their names back, as exporters of older opsets and of Paddle spell them.
 
-clip(x + 3, 0, 6) / 6          ->  HardSigmoid(x, alpha=1/6, beta=1/2)
-x * clip(x + 3, 0, 6) / 6      ->  HardSwish(x)
-x * HardSigmoid(x)             ->  HardSwish(x)
+    clip(x + 3, 0, 6) / 6          ->  HardSigmoid(x, alpha=1/6, beta=1/2)
+    x * clip(x + 3, 0, 6) / 6      ->  HardSwish(x)
+    x * HardSigmoid(x)             ->  HardSwish(x)
+
+Factors may come in any order.
 """
 
 from __future__ import annotations

@@ -104,8 +104,7 @@ def tpu_nodes(program: building.Program) -> list[ir.Node]:
 
 def seen(program: building.Program) -> tuple[list[ir.Node], dict[str, Shown]]:
     nodes = tpu_nodes(program)
-    values = dict.fromkeys(v for n in nodes for v in [*cir.activations(n), *n.outputs])
-    return nodes, saturated(nodes, observe(program.model, values, samples()))
+    return nodes, saturated(nodes, observe(program.model, cir.around(nodes), samples()))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -119,8 +118,7 @@ def test_factors_change_nothing_in_float(name: str, tmp_path: Path) -> None:
     with Reference(program.model) as after:
         for sample, want in zip(samples(2), wanted, strict=True):
             assert np.abs(after.run(sample)["y"] - want).max() <= 1e-4 * np.abs(want).max()
-    values = dict.fromkeys(v for n in nodes for v in [*cir.activations(n), *n.outputs])
-    for key, now in observe(program.model, values, samples()).items():
+    for key, now in observe(program.model, cir.around(nodes), samples()).items():
         assert np.allclose(now.mean, then[key].mean, rtol=1e-3, atol=1e-4)
 
 
@@ -164,7 +162,7 @@ def test_ranges_end_where_gates_close(body: str, low: float, high: float, tmp_pa
     program = lowered(body, tmp_path)
     nodes = tpu_nodes(program) or list(program.model.graph)
     conv = next(n for n in nodes if n.op_type == "Conv2D").outputs[0]
-    ranges = {str(v.name): shown(-50, 50) for n in nodes for v in [*cir.activations(n), *n.outputs]}
+    ranges = {str(v.name): shown(-50, 50) for v in cir.around(nodes)}
     got = saturated(nodes, ranges)[str(conv.name)].range
     assert got == pytest.approx((low, high), abs=0.03)
 

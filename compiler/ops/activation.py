@@ -113,18 +113,18 @@ def emit_prelu(node: ir.Node, w: Writer) -> None:
     w.add("PRELU", 1, [w.tensor(x), alpha], [w.tensor(node.outputs[0])])
 
 
-def affine(b: cir.Builder, x: ir.Value, slope: float, shift: float) -> tuple[ir.Value, bool]:
-    """slope * x + shift, and whether that is NHWC now. Of an image it is a 1x1 depthwise convolution: one operator, and
-    one that can undo the factors that channels are equalised by (compiler/quantize/equalise.py)."""
+def affine(b: cir.Builder, x: ir.Value, slope: float, shift: float) -> ir.Value:
+    """slope * x + shift. Of an image it is a 1x1 depthwise convolution: one operator, and one that can undo the factors
+    that channels are equalised by (compiler/quantize/equalise.py)."""
     if len(cir.shape(x)) != 4 or cir.shape(x)[0] != 1:
         y = b.op("Mul", [x, b.scalar(slope, "slope")])
-        return (b.op("Add", [y, b.scalar(shift, "shift")]) if shift else y), False
+        return b.op("Add", [y, b.scalar(shift, "shift")]) if shift else y
     x = cir.to_nhwc(b, x)
     count = cir.shape(x)[3]
     weight = b.const(np.full((count, 1, 1, 1), slope, np.float32), "slope")
     bias = b.const(np.full(count, shift, np.float32), "shift")
     plain = {"group": count, "strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1)}
-    return b.op("DepthwiseConv2D", [x, weight, bias], plain, cir.DIALECT), True
+    return cir.to_nchw(b, b.op("DepthwiseConv2D", [x, weight, bias], plain, cir.DIALECT))
 
 
 def lower_hard_sigmoid(node: ir.Node, b: cir.Builder) -> None:
@@ -135,9 +135,7 @@ def lower_hard_sigmoid(node: ir.Node, b: cir.Builder) -> None:
 
 def _hard_sigmoid(b: cir.Builder, x: ir.Value, alpha: float, beta: float) -> ir.Value:
     """clip(alpha x + beta, 0, 1); the clamp is written as the scale of what it clamps."""
-    y, nhwc = affine(b, x, alpha, beta)
-    y = b.op("Clip", [y, b.scalar(0, "zero"), b.scalar(1, "one")])
-    return cir.to_nchw(b, y) if nhwc else y
+    return b.op("Clip", [affine(b, x, alpha, beta), b.scalar(0, "zero"), b.scalar(1, "one")])
 
 
 def lower_gelu(node: ir.Node, b: cir.Builder) -> None:
@@ -146,9 +144,8 @@ def lower_gelu(node: ir.Node, b: cir.Builder) -> None:
     (x,) = node.inputs
     assert x is not None
     gate = GELU_GATES[cir.attr(node, "approximate", "none") == "tanh"]
-    y, nhwc = affine(b, x, GELU_SLOPE, 0)
-    y = b.op(gate, [y], domain=cir.DIALECT)
-    b.replace(b.op("Mul", [x, cir.to_nchw(b, y) if nhwc else y]))
+    y = b.op(gate, [affine(b, x, GELU_SLOPE, 0)], domain=cir.DIALECT)
+    b.replace(b.op("Mul", [x, y]))
 
 
 def lower_hard_swish(node: ir.Node, b: cir.Builder) -> None:

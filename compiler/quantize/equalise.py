@@ -62,8 +62,7 @@ class _Channels:
 
     def __init__(self, nodes: Sequence[ir.Node], shown: Mapping[str, Shown]) -> None:
         self.nodes, self.shown = nodes, shown
-        around = dict.fromkeys(v for n in nodes for v in [*cir.activations(n), *n.outputs])
-        self.values = [v for v in around if str(v.name) in shown]
+        self.values = [v for v in cir.around(nodes) if str(v.name) in shown]
         bounds = np.cumsum([0, *(channels(v) for v in self.values)])
         self._start = {v: int(b) for v, b in zip(self.values, bounds, strict=False)}
         self.count = int(bounds[-1])
@@ -86,7 +85,7 @@ class _Channels:
                 self._fix(value)
         for node in self.nodes:
             around = self.around(node)
-            known = len(around) == len({*cir.activations(node), *node.outputs})
+            known = len(around) == len(cir.around([node]))
             if known and _takes_factors(node):
                 continue
             if known and node.op_type == "Mul" and len(set(cir.activations(node))) == 2:
@@ -94,7 +93,10 @@ class _Channels:
                 continue
             operator = lookup(node)
             ties = operator.ties(node) if operator is not None and known else None
-            self._join(ties) if ties is not None else self._fix(*around)
+            if ties is None:
+                self._fix(*around)
+            else:
+                self._join(ties)
         self._settle(products)
 
     def _settle(self, products: list[ir.Node]) -> None:
@@ -142,7 +144,7 @@ class _Channels:
         most, steps = self._ranges()
         finer, coarser = np.zeros(self.count), np.zeros(self.count)
         for node in self.nodes:
-            if node.op_type in LINEAR and len(self.around(node)) == 2 and _takes_factors(node):
+            if _takes_factors(node) and len(self.around(node)) == 2:
                 own = self.classes[self.of(node.inputs[0])]  # type: ignore[arg-type]
                 gain, loss = self._layer(node)
                 np.add.at(finer, own, gain)
@@ -208,11 +210,10 @@ def _spread(shown: Shown) -> np.ndarray:
 
 def _takes_factors(node: ir.Node) -> bool:
     """Whether a layer can have other weights: constant ones, not given as int8."""
-    return node.op_type in LINEAR and all(cir.is_const(v) for v in node.inputs[1:]) and not _given(node.inputs[1])
-
-
-def _given(weight: ir.Value | None) -> bool:
-    return weight is not None and cir.grid(weight) is not None
+    if node.op_type not in LINEAR:
+        return False
+    _, weight, bias = node.inputs
+    return weight is not None and cir.is_const(weight) and cir.is_const(bias) and cir.grid(weight) is None
 
 
 def _chunks(weight: ir.Value) -> Iterator[np.ndarray]:

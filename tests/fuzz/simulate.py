@@ -21,7 +21,7 @@ def simulated(program: Program) -> ir.Model:
         if node.op_type in ("Conv2D", "DepthwiseConv2D", "FullyConnected", "TransposeConv2D"):
             node.replace_input_with(1, _weights(model.graph, node, program))
     inside = set(nodes)
-    for value in list(dict.fromkeys(v for n in nodes for v in [*cir.activations(n), *n.outputs])):
+    for value in cir.around(nodes):
         made = value.producer() in inside
         rounded = _rounded(model.graph, value, program)
         for user, index in list(value.uses()):
