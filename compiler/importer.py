@@ -1,6 +1,6 @@
 """From an ONNX file to one valid, static-shaped, single-graph `onnx_ir.Model` of opset 23 or newer.
 
-Weights in external files stay memory-mapped; nothing in here copies them.
+Weights stay in their files; nothing in here copies them.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from onnx_ir.passes import common
 from onnxscript import version_converter
 
 from compiler import ir as cir
+from compiler import onnxfile
 from compiler.errors import ModelError, OptionError, first_line
 
 OLDEST_OPSET = 7
-# Weights in external files up to this many bytes are read at once: shapes and axes, which passes look at.
+# Weights of fewer bytes are read at once: shapes and axes, which passes look at.
 SMALL = 4096
 
 
@@ -64,7 +65,7 @@ def read_file(path: Path) -> ir.Model:
     if not path.is_file():
         raise ModelError(f"{path}: no such file; give the path of an .onnx file")
     try:
-        proto = onnx.load(path, load_external_data=False)
+        proto = onnxfile.load(path, SMALL)
     except (DecodeError, ValueError, UnicodeDecodeError) as error:
         raise ModelError(f"{path}: not an ONNX file, or a truncated one ({first_line(error)})") from error
     except OSError as error:
@@ -86,20 +87,24 @@ def read_file(path: Path) -> ir.Model:
 
 
 def _unpack(graph: ir.Graph) -> None:
-    """Take weights out of the protobuf, which copies a tensor each time that it is read, and read small files."""
+    """Take small weights out of protobuf and files, which copy a tensor each time that it is read."""
     for value in graph.initializers.values():
         tensor = value.const_value
-        small = isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= SMALL
-        if small or (isinstance(tensor, ir.TensorProtoTensor) and tensor.dtype != ir.DataType.STRING):
-            assert tensor is not None
+        if tensor is None or tensor.dtype == ir.DataType.STRING:
+            continue
+        if isinstance(tensor, ir.ExternalTensor) and tensor.length not in (None, tensor.nbytes):
+            raise _wrong_size(value)
+        if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes >= SMALL:
+            value.const_value = onnxfile.read_lazily(tensor)
+        elif isinstance(tensor, ir.ExternalTensor | ir.TensorProtoTensor):
             try:
-                array = tensor.numpy()
+                value.const_value = ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)
             except ValueError as error:
-                shape = list(tensor.shape)
-                raise ModelError(
-                    f"weights '{value.name}' {shape} hold another number of values: export again"
-                ) from error
-            value.const_value = ir.tensor(array, dtype=tensor.dtype, name=value.name)
+                raise _wrong_size(value) from error
+
+
+def _wrong_size(value: ir.Value) -> ModelError:
+    return ModelError(f"weights '{value.name}' {list(cir.shape(value))} hold another number of values: export again")
 
 
 def _check_external_data(model: ir.Model, path: Path) -> None:
@@ -197,6 +202,7 @@ def _modern(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         return proto
     if opset < OLDEST_OPSET:
         try:
+            proto = onnx.load(path)  # the converter wants the weights
             return onnx.version_converter.convert_version(proto, OLDEST_OPSET)
         except Exception as error:
             why = f" ({first_line(error)})"
