@@ -1,10 +1,12 @@
 """Perplexity of a language model's prefill program beside the float model's, linear layers on the Edge TPU in int8.
 
-    python -m benchmarks.perplexity MODEL.gguf TEXT... [--place tpu]
+    python -m benchmarks.perplexity MODEL.gguf TEXT... [--naive]
 
 8 sequences of 512 tokens of the texts (Debian's package `fortunes` has some), in chunks as the bundle runs them, and
-the logits of every token. Calibration is what `build` does without --calibration: Python's manual. `naive` quantizes
-activations per tensor by their extremes, as TFLite's converter does, in the same graph without normalise_linears.
+the logits of every token; how far their distributions diverge is by far the steadier figure. Calibration is what
+`build` does without --calibration: Python's manual. `second row` and `rotated` are what `--with second_row` and
+`--with rotate_stream` give. `naive` quantizes activations per tensor by their extremes, as TFLite's converter does, in
+the same graph without normalise_linears.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import onnx_ir as ir
 from compiler import build as building
 from compiler import bundle, language
 from compiler.frontends import Source, decoder, open_source
-from compiler.partition import Wishes
+from compiler.partition import Place, Wishes
 from compiler.program import Program
 from compiler.quantize import samples as sampling
 from compiler.reference import Reference
@@ -42,6 +44,15 @@ def perplexity(logits: list[np.ndarray], rows: list[np.ndarray]) -> float:
         language.loss(own[i], int(row[i + 1])) for own, row in zip(logits, rows, strict=True) for i in range(LENGTH - 1)
     ]
     return math.exp(sum(losses) / len(losses))
+
+
+def divergence(logits: list[np.ndarray], wanted: list[np.ndarray]) -> float:
+    """Mean Kullback-Leibler divergence of a token's distribution from the float model's, in nats."""
+    found = []
+    for pair in zip(np.concatenate(logits), np.concatenate(wanted), strict=True):
+        q, p = (own - own.max() - np.log(np.exp(own - own.max()).sum()) for own in pair)
+        found.append(float(np.exp(p) @ (p - q)))
+    return float(np.mean(found))
 
 
 def float_logits(source: Source, rows: list[np.ndarray]) -> list[np.ndarray]:
@@ -74,10 +85,10 @@ def bundle_logits(program: Program, rows: list[np.ndarray]) -> list[np.ndarray]:
     return found
 
 
-def compiled(source: Source, place: str, without: frozenset[str] = frozenset()) -> Program:
+def compiled(source: Source, place: Place, **steps: frozenset[str]) -> Program:
     """The prefill program as `build` makes it, but with the logits of every token."""
-    wishes = Wishes(place=place, host_int8=True)  # type: ignore[arg-type]
-    options = building.Options(wishes=wishes, without=without)
+    options = building.Options(wishes=Wishes(place=place, host_int8=True), **steps)  # type: ignore[arg-type]
+    source, options = language.rotated(source, options)
     settings = language.Options(context=LENGTH, chunk=CHUNK, slots=1)
     form = decoder.Form(1, CHUNK, LENGTH, all_logits=True)
     rows = language.calibration_rows(source, None, settings)[: -language.HELD_OUT]
@@ -95,15 +106,21 @@ def main() -> None:
     options = parser.parse_args()
     source = open_source(options.model)
     rows = sequences(source, options.text)
-    reference = perplexity(float_logits(source, rows), rows)
+    wanted = float_logits(source, rows)
+    reference = perplexity(wanted, rows)
     print(f"float        {reference:8.3f}", flush=True)
-    none: frozenset[str] = frozenset()
-    programs = {"TPU int8": ("tpu", none), "host int8": ("host", none)}
+    programs: dict[str, tuple[Place, dict[str, frozenset[str]]]] = {
+        "TPU int8": ("tpu", {}),
+        "second row": ("tpu", {"also": frozenset({"second_row"})}),
+        "host int8": ("host", {}),
+        "rotated": ("host", {"also": frozenset({"rotate_stream"})}),
+    }
     if options.naive:
-        programs["naive int8"] = ("tpu", frozenset(building.ACCURACY))
-    for name, (place, without) in programs.items():
-        found = perplexity(bundle_logits(compiled(source, place, without), rows), rows)
-        print(f"{name:12} {found:8.3f}   ratio {found / reference:.4f}", flush=True)
+        programs["naive int8"] = ("tpu", {"without": frozenset(building.ACCURACY)})
+    for name, (place, steps) in programs.items():
+        logits = bundle_logits(compiled(source, place, **steps), rows)
+        found, lost = perplexity(logits, rows), divergence(logits, wanted)
+        print(f"{name:12} {found:8.3f}   ratio {found / reference:.4f}   divergence {lost:.4f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,8 @@ ACCURACY = (
     "equalise",
     "correct_biases",
 )
+# Steps that give accuracy for time or time for accuracy, which --with asks for.
+OPTIONAL = ("second_row", "rotate_stream")
 # Samples that --keep-float looks at.
 SENSITIVITY_SAMPLES = 4
 
@@ -83,6 +85,7 @@ class Options:
     tokenizer: Path | None = None
     keep_float: float = 0.0
     without: frozenset[str] = frozenset()
+    also: frozenset[str] = frozenset()
     check_passes: bool = False
     seed: int = 0
     force: bool = False
@@ -116,7 +119,7 @@ def rewrite(model: ir.Model, options: Options, report: Report = silent) -> ir.Mo
     checker = Checker(model, options.seed) if options.check_passes else None
     step = report("rewriting", len(passes.PASSES))
     for name, run in passes.PASSES:
-        if name in options.without:
+        if name in options.without or (name in OPTIONAL and name not in options.also):
             step()
             continue
         with stage(name):
@@ -286,17 +289,16 @@ def float_results(model: ir.Model, samples: sampling.Samples, report: Report = s
 def quantize(program: Program, samples: sampling.Samples, options: Options, report: Report = silent) -> Program:
     """Give a scale to every activation that a TPU segment touches."""
     with stage("balance"):
-        chosen = {} if "balance" in options.without else balanced(program)
+        chosen = balanced(program, options)
         step = report("balancing channels", len(samples) if chosen else 0)
         ranges = balance(program.model, list(chosen.values()), samples, step)
     return scaled(program, ranges, samples, options, report)
 
 
-def balanced(program: Program) -> dict[str, Product]:
-    """The normalised products on an Edge TPU."""
-    return {
-        name: product for name, product in products(program.model.graph).items() if product.z in program.made_on_tpu
-    }
+def balanced(program: Program, options: Options) -> dict[str, Product]:
+    """The normalised products on an Edge TPU, none where balancing is left out."""
+    made = set() if "balance" in options.without else program.made_on_tpu
+    return {name: product for name, product in products(program.model.graph).items() if product.made in made}
 
 
 def scaled(

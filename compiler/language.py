@@ -27,6 +27,7 @@ from compiler import ir as cir
 from compiler.errors import CalibrationError, OptionError
 from compiler.frontends import Source, decoder, open_source
 from compiler.frontends.decoder import Form
+from compiler.frontends.rotate import rotate
 from compiler.partition import Place, Wishes
 from compiler.program import Program
 from compiler.quantize import samples as sampling
@@ -118,9 +119,10 @@ def compiled(
     """The programs, quantized by what `rows` of tokens show."""
     size = None if language.max_ram is None else (language.max_ram << 20) // 16
     options = replace(options, wishes=replace(options.wishes, host_int8=True, host_bytes=size))
+    source, options = rotated(source, options)
     forms = language.forms()
     lowered = {name: building.lower(decoder.write(source, form), options, report) for name, form in forms.items()}
-    wanted = sorted({name for program in lowered.values() for name in building.balanced(program)})
+    wanted = sorted({name for program in lowered.values() for name in building.balanced(program, options)})
     # Of the head, prefill shows the last row only: balance it by the rows of all tokens.
     form = replace(forms["prefill"], all_logits=True)
     shown = building.rewrite(decoder.write(source, form), options) if wanted else lowered["prefill"].model
@@ -139,6 +141,13 @@ def compiled(
         ranges = known([own[product] for product in wanted])
         found[name] = building.scaled(program, ranges, sampling.Samples([]), options, report)
     return found
+
+
+def rotated(source: Source, options: building.Options) -> tuple[Source, building.Options]:
+    """The source with a rotated residual stream where options ask for it; its rows are then left alone."""
+    source = rotate(source) if "rotate_stream" in options.also else source
+    without = options.without if source.rotation is None else options.without | {"rotate_rows"}
+    return source, replace(options, without=without)
 
 
 def sample(graph: ir.Graph, tokens: np.ndarray, form: Form) -> sampling.Sample:
@@ -255,6 +264,7 @@ def forecasts(path: Path, options: building.Options, language: Options) -> Itera
     """For each way to place it, what is predicted of prefill and decode, and what the link allows at most."""
     source = open_source(path)
     language = language.check(source)
+    source, options = rotated(source, options)
     target = Target.load(options.target)
     forms = language.forms()
     for name in ("prefill", "decode"):

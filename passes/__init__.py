@@ -25,6 +25,7 @@ from passes import (
     recognise_norms,
     recognise_rotary,
     rotate_rows,
+    second_row,
     shuffle_channels,
     split_gates,
     split_means,
@@ -66,5 +67,6 @@ PASSES: tuple[tuple[str, Pass], ...] = (
     ("split_means", split_means.run),
     ("rotate_rows", rotate_rows.run),
     ("normalise_linears", normalise_linears.run),
+    ("second_row", second_row.run),
     ("tile_matmul", tile_matmul.run),
 )

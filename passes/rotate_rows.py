@@ -2,9 +2,7 @@
 
     W x + c   =   (W Q^T) (Q x) + c      with an orthogonal Q
 
-exactly. int8 resolves Q x better than x, as the rotation spreads a channel that is far larger than others over its
-neighbours. Q is a Hadamard matrix of at most 64 x 64 with random signs, repeated along the inputs; the host multiplies
-by it. Rotating to remove outliers is from QuaRot (Ashkboos et al., 2024).
+exactly. int8 resolves Q x better than x (compiler/rotation.py). The host multiplies by Q.
 """
 
 from __future__ import annotations
@@ -13,12 +11,10 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler import ir as cir
+from compiler.rotation import block_rotation, turned
 from compiler.targets import Target
 from passes.fold_constants import tidy
 from passes.normalise_linears import groups
-
-# Blocks from 16 to 128 lower the perplexity of SmolLM2 alike (benchmarks/perplexity.py); the host multiplies by them.
-LARGEST_BLOCK, SMALLEST_BLOCK = 64, 8
 
 
 def run(model: ir.Model, target: Target) -> None:
@@ -38,18 +34,6 @@ def run(model: ir.Model, target: Target) -> None:
     tidy(model)
 
 
-def block_rotation(inputs: int) -> np.ndarray | None:
-    """An orthogonal matrix Q whose size divides `inputs`; None where no power of two that is worth it does."""
-    size = min(inputs & -inputs, LARGEST_BLOCK)
-    if size < SMALLEST_BLOCK:
-        return None
-    matrix = np.ones((1, 1))
-    while len(matrix) < size:
-        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-    signs = np.random.default_rng(size).choice([-1.0, 1.0], size)
-    return (matrix * signs / np.sqrt(size)).astype(np.float32)
-
-
 def _rotated(b: cir.Builder, x: ir.Value, rotation: np.ndarray) -> ir.Value:
     """Q x for each row."""
     reshape = cir.producer(x, "Reshape")
@@ -66,7 +50,6 @@ def _turned(b: cir.Builder, weight: ir.Value, rotation: np.ndarray) -> ir.Value:
     """W Q^T, for W of [N, K] or [N, K, 1, 1]."""
 
     def read(rows: slice) -> np.ndarray:
-        some = cir.rows_of(weight, rows)
-        return (some.reshape(len(some), -1, len(rotation)) @ rotation.T).reshape(some.shape)
+        return turned(cir.rows_of(weight, rows), rotation)
 
     return b.by_rows(read, cir.shape(weight), f"{weight.name}/turned")

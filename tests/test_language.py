@@ -14,9 +14,11 @@ import pytest
 
 from compiler import build as building
 from compiler import bundle, language
+from compiler import ir as cir
 from compiler.errors import CalibrationError, ModelError, OptionError
 from compiler.frontends import decoder, open_source
 from compiler.frontends.architecture import Weight
+from compiler.frontends.rotate import rotate
 from compiler.partition import Place, Wishes
 from compiler.reference import Reference
 from compiler.runtime import RuntimeBundleError
@@ -72,6 +74,47 @@ def test_quality_and_text(place: str, request: pytest.FixtureRequest) -> None:
     got = list(model.generate(tokens, 16, Sampling()))
     assert got == float_greedy(tokens, 16)
     assert text.decode(got).split()[0].isalpha()
+
+
+def test_a_rotated_stream_computes_the_same() -> None:
+    """With gains and biases other than those of the fixture, which has none."""
+    source, rng, form = open_source(MODEL), np.random.default_rng(0), decoder.Form(1, 16, 16, all_logits=True)
+
+    def drawn(*shape: int) -> Weight:
+        array = rng.uniform(0.5, 1.5, shape).astype(np.float32)
+        return Weight(shape, lambda rows: array[rows])
+
+    gains = {name: drawn(*w.shape) for name, w in source.weights.items() if "norm" in name}
+    biased = {name: w for name, w in source.weights.items() if "attn_v." in name or "ffn_down." in name}
+    biases = {name.replace("weight", "bias"): drawn(w.shape[0]) for name, w in biased.items()}
+    source = replace(source, weights={**source.weights, **gains, **biases})
+    turned = rotate(source)
+    assert all(np.ptp(turned.weights[name].array()) == 0 for name in gains)
+    found = []
+    for each in (source, turned):
+        model = decoder.write(each, form)
+        with Reference(model) as reference:
+            found.append(reference.run(language.sample(model.graph, np.arange(20, 36), form), ["logits"])["logits"])
+    np.testing.assert_allclose(*found, rtol=0, atol=1e-3 * np.abs(found[0]).max())  # embeddings are float16
+
+
+def test_a_rotated_stream_leaves_one_rotation_to_each_layer(tmp_path: Path) -> None:
+    source = open_source(MODEL)
+    counts = []
+    for also in (frozenset(), frozenset({"rotate_stream"})):
+        changed, options = language.rotated(source, building.Options(also=also))
+        model = building.rewrite(decoder.write(changed, decoder.Form(1, 16, 16)), options)
+        counts.append(sum("rotates" in n.metadata_props.get(cir.HOST, "") for n in model.graph))
+    layers = source.architecture.layers
+    assert counts == [4 * layers + 1, layers]
+    options = building.Options(wishes=Wishes(place="host"), also=frozenset({"rotate_stream"}))
+    quality = language.build(MODEL, tmp_path / "b", options, SETTINGS)["quality"]["perplexity"]
+    assert 0.97 < quality["ratio"] < 1.05
+    gemma = replace(
+        source, weights={**source.weights, "blk.0.post_ffw_norm.weight": source.weights["output_norm.weight"]}
+    )
+    with pytest.raises(OptionError, match="behind this model's blocks have gains"):
+        rotate(gemma)
 
 
 def test_a_known_beginning_is_kept_and_changes_nothing(host: Path) -> None:

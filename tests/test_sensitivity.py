@@ -18,12 +18,16 @@ ROWS, WIDTH = 8, 64
 
 @pytest.fixture
 def encoder(tmp_path: Path) -> tuple[Path, Path]:
+    return two_layers(tmp_path, 3)
+
+
+def two_layers(tmp_path: Path, shift: float) -> tuple[Path, Path]:
     """Two linear layers between norms. Rows differ in size by three orders of magnitude, and channels of the second
-    have means far from zero. (model, samples)"""
+    have means as far from zero as `shift` says. (model, samples)"""
     rng = np.random.default_rng(0)
     names = ("first", "second")
     weights = {n: rng.standard_normal((WIDTH, WIDTH)).astype(np.float32) / 8 for n in names}
-    weights |= {"gain": np.ones(WIDTH, np.float32), "shift": rng.standard_normal(WIDTH).astype(np.float32) * 3}
+    weights |= {"gain": np.ones(WIDTH, np.float32), "shift": rng.standard_normal(WIDTH).astype(np.float32) * shift}
     nodes = [
         helper.make_node("MatMul", ["x", "first"], ["a"], name="first"),
         helper.make_node("LayerNormalization", ["a", "gain", "shift"], ["b"], name="norm"),
@@ -81,17 +85,29 @@ def test_normalised_rows_hold_what_static_ranges_lose(run_cli: Cli, encoder: tup
     assert run_cli("build", encoder[0], "--without", "import")[0] == 2
 
 
+def test_a_second_row_gives_outputs_finer_steps(run_cli: Cli, tmp_path: Path) -> None:
+    encoder = two_layers(tmp_path, 0)
+    plain, _ = built(run_cli, encoder)
+    finer, _ = built(run_cli, encoder, "--with", "second_row", "--check-passes")
+    assert sqnr(finer) > sqnr(plain) + 1
+    assert [s["device"] for s in finer["segments"]] == [s["device"] for s in plain["segments"]]
+    before, after = (m["segments"][1]["outputs"][0] for m in (plain, finer))
+    assert after["scale"] == before["scale"] and after["shape"][2] == 2 * before["shape"][2]
+    for wrong in (["balance"], ["second_row", "--place", "auto"]):
+        assert run_cli("build", encoder[0], "--with", *wrong)[0] == 2
+
+
 def test_balance_centres_channels_and_leaves_room() -> None:
     low, high = np.array([-1.0, 3.0, 0.0, -0.5], np.float32), np.array([1.0, 5.0, 0.0, 0.0], np.float32)
     twice = [np.stack([a, a]) for a in (low, high)]
-    half, middle = balance._half_and_middle(*twice, np.full(4, 2.0, np.float32))
-    np.testing.assert_allclose(middle, [0, 8, 0, -0.5])
-    np.testing.assert_allclose(half, 2 * np.array([balance.MARGIN, balance.MARGIN, 0.5, 0.5]), rtol=1e-6)
+    half, middle = balance._half_and_middle(*twice)
+    np.testing.assert_allclose(middle, [0, 4, 0, -0.25])
+    np.testing.assert_allclose(half, [balance.MARGIN, balance.MARGIN, 0.5, 0.5], rtol=1e-6)
 
 
 def test_balance_leaves_more_room_where_one_half_of_the_samples_says_little_of_the_other() -> None:
     low, high = np.array([[-1.0], [1.5]], np.float32), np.array([[1.0], [2.5]], np.float32)
-    half, _ = balance._half_and_middle(low, high, np.ones(1, np.float32))
+    half, _ = balance._half_and_middle(low, high)
     needed = balance._needed(low, high, 0.0)
     np.testing.assert_allclose(needed, [[2.5], [6.0]])
     margin = min(np.quantile(needed, balance.COVERED), balance.WIDEST)

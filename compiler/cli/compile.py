@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -101,6 +102,10 @@ def build(
     without: Annotated[
         list[str] | None, typer.Option(metavar="STEP", help=f"Leave out a step: {', '.join(building.ACCURACY)}.")
     ] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option("--with", metavar="STEP", help=f"Add a step: {', '.join(building.OPTIONAL)}."),
+    ] = None,
     check_passes: Annotated[bool, typer.Option("--check-passes", help="Run the model after each pass.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of random calibration data.")] = 0,
     lowering: Annotated[
@@ -125,7 +130,8 @@ def build(
         accuracy=accuracy,
         tokenizer=tokenizer,
         keep_float=keep_float / 100,
-        without=_steps(without),
+        without=_steps("--without", without, building.ACCURACY),
+        also=_steps("--with", also, building.OPTIONAL),
         check_passes=check_passes,
         seed=seed,
         force=force,
@@ -134,6 +140,8 @@ def build(
     )
     if accuracy not in (None, "report"):
         raise OptionError(f"--accuracy {accuracy}: the only kind is 'report'")
+    if "second_row" in options.also and options.wishes.place != "tpu":
+        raise OptionError("--with second_row: is for layers on the Edge TPU; add --place tpu")
     output = output or model.with_suffix(".bundle")
     settings = language.Options(context, chunk, slots, max_ram)
     if frontends.recognises(model):
@@ -144,6 +152,8 @@ def build(
         report.show_compilation(out, manifest)
         out.print(f"Wrote {escape(str(output))}. `generate {escape(str(output))} PROMPT` continues a text.")
         return
+    if "rotate_stream" in options.also:
+        raise OptionError(f"{model}: --with rotate_stream is for language models")
     if settings != language.Options():
         raise OptionError(f"{model}: --context, --chunk, --slots and --max-ram are for language models")
     if calibration is None:
@@ -336,7 +346,6 @@ def _refuse_for_language(options: building.Options) -> None:
         "min_sqnr",
         "accuracy",
         "keep_float",
-        "without",
         "check_passes",
         "observers",
         "seed",
@@ -408,10 +417,10 @@ def _counts(text: str) -> list[int]:
     return [*range(numbers[0], numbers[1] + 1)] if dots else numbers
 
 
-def _steps(names: list[str] | None) -> frozenset[str]:
+def _steps(option: str, names: list[str] | None, known: Sequence[str]) -> frozenset[str]:
     for name in names or ():
-        if name not in building.ACCURACY:
-            raise OptionError(f"--without {name}: choose from {', '.join(building.ACCURACY)}")
+        if name not in known:
+            raise OptionError(f"{option} {name}: choose from {', '.join(known)}")
     return frozenset(names or ())
 
 

@@ -72,11 +72,13 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class Source:
-    """A language model in its file. `weights` have GGUF's names."""
+    """A language model in its file. `weights` have GGUF's names. `rotation` is what the rows of `ffn_down` are
+    multiplied by, block for block, as its weights undo it."""
 
     architecture: Architecture
     weights: Mapping[str, Weight]
     tokenizer: Tokenizer
+    rotation: np.ndarray | None = None
 
     def weight(self, name: str, *shape: int) -> Weight:
         """A weight of a known shape. Raises ModelError."""

@@ -96,7 +96,20 @@ class _Writer:
         else:
             sigmoid = self.op(f"{p}ffn_sigmoid", "Sigmoid", [gate], shape)
             active = self.op(f"{p}ffn_silu", "Mul", [gate, sigmoid], shape)
-        return self.op(f"{p}ffn_gated", "Mul", [active, up], shape)
+        return self.turned(p, self.op(f"{p}ffn_gated", "Mul", [active, up], shape))
+
+    def turned(self, p: str, x: ir.Value) -> ir.Value:
+        """Q x for each row, where the source asks for it."""
+        rotation = self.source.rotation
+        if rotation is None:
+            return x
+        blocks = self.reshape(f"{p}ffn_blocks", x, (cir.size(x) // len(rotation), len(rotation)))
+        turn = self.array("rotation", rotation.T)
+        product = self.op(f"{p}ffn_turned", "MatMul", [blocks, turn], cir.shape(blocks))
+        node = product.producer()
+        assert node is not None
+        node.metadata_props[cir.HOST] = "it rotates the rows of a linear layer, exactly, in float"
+        return self.reshape(f"{p}ffn_rows", product, cir.shape(x))
 
     def attention(self, index: int, q: ir.Value, k: ir.Value, v: ir.Value) -> tuple[ir.Value, list[ir.Value]]:
         a, form = self.a, self.form

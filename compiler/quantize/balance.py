@@ -29,15 +29,23 @@ WIDEST = 4.0
 FLOOR = 0.1
 # The range of balanced outputs and of normalised rows: symmetric, so that 1 is 127 steps of 1/127.
 UNIT = (-128 / 127, 1.0)
+# What is nearer to zero than this is not at the end of that range.
+LARGEST_STEP = 126.5 / 127
 
 
 @dataclass(frozen=True)
 class Product:
-    """A normalised product: z is what is multiplied by `factors` and shifted by `offsets`."""
+    """A normalised product: z is what is multiplied by `factors` and shifted by `offsets`. `made` is what the Edge TPU
+    makes: z, or what z is read from by two rows for one (passes/second_row.py)."""
 
     z: ir.Value
     factors: ir.Value
     offsets: ir.Value
+    made: ir.Value
+
+    @property
+    def halved(self) -> bool:
+        return self.made is not self.z
 
     def set(self, factors: ir.TensorProtocol, offsets: ir.TensorProtocol) -> None:
         for value, tensor in ((self.factors, factors), (self.offsets, offsets)):
@@ -52,8 +60,16 @@ def products(graph: ir.Graph) -> dict[str, Product]:
         if cir.BALANCED in node.metadata_props:
             (z, factors), add = node.inputs, cir.only_consumer(node.outputs[0])
             assert z is not None and factors is not None and add is not None and add.inputs[1] is not None
-            found[str(factors.name)] = Product(z, factors, add.inputs[1])
+            found[str(factors.name)] = Product(z, factors, add.inputs[1], _made(z))
     return found
+
+
+def _made(z: ir.Value) -> ir.Value:
+    value, halved = z, False
+    while (node := value.producer()) is not None and node.op_type in ("Reshape", "Where", "Split"):
+        halved |= node.op_type == "Where"
+        value = node.inputs[node.op_type == "Where"]  # type: ignore[assignment]
+    return value if halved else z
 
 
 def balance(
@@ -65,24 +81,26 @@ def balance(
     shown = observe(model, [p.z for p in chosen], samples, progress)
     for product in chosen:
         z = shown[str(product.z.name)]
-        half, middle = _half_and_middle(z.low, z.high, cir.array_of(product.factors))
-        product.set(ir.tensor(half), ir.tensor(middle))
+        half, middle = _half_and_middle(z.low, z.high)
+        if product.halved:  # an offset would not be halved with its row
+            half, middle = (half + np.abs(middle)) / 2, np.zeros_like(middle)
+        factors = cir.array_of(product.factors)
+        product.set(*(ir.tensor((part * factors).astype(np.float32)) for part in (half, middle)))
     return known(chosen)
 
 
 def known(chosen: Collection[Product]) -> Ranges:
     """The ranges around balanced products."""
-    return {name: UNIT for product in chosen for name in _around(product.z)}
+    return {name: UNIT for product in chosen for name in _around(product.made)}
 
 
-def _half_and_middle(low: np.ndarray, high: np.ndarray, factors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(half range with margin, middle) of each channel that showed [low, high] [2, C] times its factor."""
+def _half_and_middle(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(half range with margin, middle) of each channel that showed [low, high] [2, C]."""
     floor = FLOOR * float(np.maximum(-low, high).max())
     margin = float(np.clip(np.quantile(_needed(low, high, floor), COVERED), MARGIN, WIDEST))
     low, high = low.min(axis=0), high.max(axis=0)
     half = np.maximum((high - low) / 2 * margin, floor)
-    half = np.where(half > 0, half, 1)
-    return (half * factors).astype(np.float32), ((low + high) / 2 * factors).astype(np.float32)
+    return np.where(half > 0, half, 1), (low + high) / 2
 
 
 def _needed(low: np.ndarray, high: np.ndarray, floor: float) -> np.ndarray:

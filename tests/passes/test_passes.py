@@ -334,6 +334,19 @@ def test_normalise_linears_between_host_operators() -> None:
     ]
 
 
+def test_second_row_is_half_the_first() -> None:
+    text = """
+    g (float[1,6,8] x) => (float[1,6,4] y) {
+        n = Softmax (x)
+        m = MatMul (n, w)
+        y = Gelu (m)
+    }"""
+    got = kinds(rewritten(text, "keep_gates", *ALL, "normalise_linears", "second_row", w=weight(8, 4)))
+    start = got.index("Div") + 2  # the image's rows are made a matrix's
+    middle = ["Mul", "Concat", "Reshape", "edgetpu.Conv2D", "Split", "Abs", "Less", "Mul", "Where"]
+    assert got[start : start + len(middle)] == middle
+
+
 def test_normalise_linears_leaves_layers_between_tpu_operators() -> None:
     text = """
     g (float[1,6,8] x) => (float[1,6,4] y) {
