@@ -4,9 +4,9 @@
 
 8 sequences of 512 tokens of the texts (Debian's package `fortunes` has some), in chunks as the bundle runs them, and
 the logits of every token; how far their distributions diverge is by far the steadier figure. Calibration is what
-`build` does without --calibration: Python's manual. `second row` and `rotated` are what `--with second_row` and
-`--with rotate_stream` give. `naive` quantizes activations per tensor by their extremes, as TFLite's converter does, in
-the same graph without normalise_linears.
+`build` does without --calibration: Python's manual. `mixed`, `second row` and `rotated` are what `--with`
+rotate_outputs, second_row and rotate_stream give. `naive` quantizes activations per tensor by their extremes, as
+TFLite's converter does, in the same graph without normalise_linears.
 """
 
 from __future__ import annotations
@@ -111,7 +111,9 @@ def main() -> None:
     print(f"float        {reference:8.3f}", flush=True)
     programs: dict[str, tuple[Place, dict[str, frozenset[str]]]] = {
         "TPU int8": ("tpu", {}),
+        "mixed": ("tpu", {"also": frozenset({"rotate_outputs"})}),
         "second row": ("tpu", {"also": frozenset({"second_row"})}),
+        "both": ("tpu", {"also": frozenset({"rotate_outputs", "second_row"})}),
         "host int8": ("host", {}),
         "rotated": ("host", {"also": frozenset({"rotate_stream"})}),
     }

@@ -55,7 +55,7 @@ ACCURACY = (
     "correct_biases",
 )
 # Steps that give accuracy for time or time for accuracy, which --with asks for.
-OPTIONAL = ("second_row", "rotate_stream")
+OPTIONAL = ("rotate_outputs", "second_row", "rotate_stream")
 # Samples that --keep-float looks at.
 SENSITIVITY_SAMPLES = 4
 

@@ -6,6 +6,8 @@ outliers is from QuaRot (Ashkboos et al., 2024).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 # Blocks from 16 to 128 lower the perplexity of SmolLM2 alike (benchmarks/perplexity.py); the host multiplies by them.
@@ -27,3 +29,16 @@ def block_rotation(channels: int) -> np.ndarray | None:
 def turned(rows: np.ndarray, rotation: np.ndarray) -> np.ndarray:
     """Q x of each block of channels in rows [N, K] or [N, K, 1, 1]."""
     return (rows.reshape(len(rows), -1, len(rotation)) @ rotation.T).reshape(rows.shape)
+
+
+def turned_outputs(read: Callable[[slice], np.ndarray], rotation: np.ndarray) -> Callable[[slice], np.ndarray]:
+    """What reads rows of Q W, or of Q c, where `read` reads rows of W, or of c."""
+    size = len(rotation)
+
+    def rows(some: slice) -> np.ndarray:
+        first, last = some.start // size * size, -(-some.stop // size) * size
+        blocks = read(slice(first, last))
+        whole = np.matmul(rotation, blocks.reshape(-1, size, blocks[0].size)).reshape(blocks.shape)
+        return whole[some.start - first : some.stop - first]
+
+    return rows

@@ -25,16 +25,16 @@ def run(model: ir.Model, target: Target) -> None:
         if x is None or rotation is None:
             continue
         b = cir.Builder(model, names, nodes[0])
-        rotated = _rotated(b, x, rotation)
+        rows = rotated(b, x, rotation)
         for node in nodes:
             weight = node.inputs[1]
             assert weight is not None
-            node.replace_input_with(0, rotated)
+            node.replace_input_with(0, rows)
             node.replace_input_with(1, _turned(b, weight, rotation))
     tidy(model)
 
 
-def _rotated(b: cir.Builder, x: ir.Value, rotation: np.ndarray) -> ir.Value:
+def rotated(b: cir.Builder, x: ir.Value, rotation: np.ndarray) -> ir.Value:
     """Q x for each row."""
     reshape = cir.producer(x, "Reshape")
     source = reshape.inputs[0] if reshape is not None and reshape.inputs[0] is not None else x

@@ -2,8 +2,8 @@
 
 int8 ranges of outputs have to hold the few that are far larger than the others. With
 
-    u, v   =   W [x, x / 2]            (two rows of one product)
-    W x    =   u  where |u| < 1,  else  2 v
+    u, v      =   W [x, x / 2] + c          (two rows of one product)
+    W x + c   =   u  where |u| < 1,  else  2 v - c
 
 exactly, the range needs to hold v only, and most outputs are read from u, in steps half as large. The host chooses. A
 row costs the Edge TPU little beside weights that are streamed to it, as in decode of language models, but as much as
@@ -48,5 +48,6 @@ def _twice(node: ir.Node, b: cir.Builder) -> ir.Value:
     sizes = b.const(np.array([rows, rows], np.int64), "sizes")
     whole, half = b.ops("Split", [made, sizes], {"axis": 2}, outputs=2)
     inside = b.op("Less", [b.op("Abs", [whole]), b.scalar(LARGEST_STEP, "largest")])
-    z = b.op("Where", [inside, whole, b.op("Mul", [half, b.scalar(2.0, "two")])])
+    doubled = b.op("Sub", [b.op("Mul", [half, b.scalar(2.0, "two")]), shift])
+    z = b.op("Where", [inside, whole, doubled])
     return b.reshape(z, cir.shape(node.outputs[0]))

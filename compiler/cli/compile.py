@@ -140,8 +140,9 @@ def build(
     )
     if accuracy not in (None, "report"):
         raise OptionError(f"--accuracy {accuracy}: the only kind is 'report'")
-    if "second_row" in options.also and options.wishes.place != "tpu":
-        raise OptionError("--with second_row: is for layers on the Edge TPU; add --place tpu")
+    finer = options.also - {"rotate_stream"}
+    if finer and options.wishes.place != "tpu":
+        raise OptionError(f"--with {min(finer)}: is for layers on the Edge TPU; add --place tpu")
     output = output or model.with_suffix(".bundle")
     settings = language.Options(context, chunk, slots, max_ram)
     if frontends.recognises(model):

@@ -20,7 +20,7 @@ import numpy as np
 
 from compiler.errors import OptionError
 from compiler.frontends.architecture import Source, Weight
-from compiler.rotation import block_rotation, turned
+from compiler.rotation import block_rotation, turned, turned_outputs
 
 # Of each norm, the layers behind it.
 _BEHIND = {"attn_norm": ("attn_q", "attn_k", "attn_v"), "ffn_norm": ("ffn_gate", "ffn_up")}
@@ -55,23 +55,10 @@ def rotate(source: Source) -> Source:
         for name, rotation in (("attn_v", values), ("attn_output", stream), ("ffn_down", stream)):
             for full in (f"{p}{name}.weight", f"{p}{name}.bias"):
                 if full in found:
-                    found[full] = _outputs(found[full], rotation)
+                    found[full] = Weight(found[full].shape, turned_outputs(found[full].rows, rotation))
     return replace(source, weights=found, rotation=gated)
 
 
 def _inputs(weight: Weight, rotation: np.ndarray, gain: np.ndarray | float = 1.0) -> Weight:
     """W diag(g) Q^T"""
     return Weight(weight.shape, lambda rows: turned(weight.rows(rows) * gain, rotation))
-
-
-def _outputs(weight: Weight, rotation: np.ndarray) -> Weight:
-    """Q W, or Q c of a bias"""
-    size = len(rotation)
-
-    def rows(some: slice) -> np.ndarray:
-        first, last = some.start // size * size, -(-some.stop // size) * size
-        blocks = weight.rows(slice(first, last))
-        whole = np.matmul(rotation, blocks.reshape(-1, size, blocks[0].size)).reshape(blocks.shape)
-        return whole[some.start - first : some.stop - first]
-
-    return Weight(weight.shape, rows)

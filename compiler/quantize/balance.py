@@ -82,8 +82,8 @@ def balance(
     for product in chosen:
         z = shown[str(product.z.name)]
         half, middle = _half_and_middle(z.low, z.high)
-        if product.halved:  # an offset would not be halved with its row
-            half, middle = (half + np.abs(middle)) / 2, np.zeros_like(middle)
+        if product.halved:  # the range that a row at half its size reaches, though not its offset
+            half = (half + np.abs(middle)) / 2
         factors = cir.array_of(product.factors)
         product.set(*(ir.tensor((part * factors).astype(np.float32)) for part in (half, middle)))
     return known(chosen)
