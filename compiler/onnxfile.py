@@ -15,6 +15,8 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
+from compiler.errors import ModelError
+
 # Numbers of fields in onnx.proto.
 _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9
 Place = tuple[int, int]
@@ -36,14 +38,27 @@ def load(path: Path, smallest: int) -> onnx.ModelProto:
 
 
 def read_lazily(tensor: ir.ExternalTensor) -> ir.LazyTensor:
-    """A tensor whose file is mapped while somebody holds its array, and no longer."""
-    shape = ir.Shape(list(tensor.shape))
+    """A tensor whose file is mapped while somebody holds its array, and no longer. Reading it raises ModelError where
+    the file has changed since."""
+    shape, path = ir.Shape(list(tensor.shape)), Path(tensor.path)
+    before = _state(path)
 
     def read() -> ir.ExternalTensor:
+        if _state(path) != before:
+            raise ModelError(f"{path}: changed while it was being read: start again")
         place = (tensor.path, tensor.offset, tensor.length)
         return ir.ExternalTensor(*place, tensor.dtype, shape=shape, name=str(tensor.name))
 
     return ir.LazyTensor(read, dtype=tensor.dtype, shape=shape, name=tensor.name)
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """What changes when a file is written."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
 
 
 def _add_tensor(data: memoryview, place: Place, tensor: onnx.TensorProto, file: str, smallest: int) -> None:

@@ -59,6 +59,16 @@ def test_weights_stay_in_their_files(external: bool, tmp_path: Path) -> None:
     builds(path, tmp_path)
 
 
+def test_a_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
+    path = save(tmp_path / "m.onnx", small_network())
+    graph = importer.load(path).graph
+    value = next(v for v in graph.initializers.values() if isinstance(v.const_value, ir.LazyTensor))
+    assert np.isfinite(cir.array_of(value)).all()
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(ModelError, match="changed while it was being read"):
+        importer.check_weights(graph)
+
+
 @pytest.mark.parametrize("path", sorted((FIXTURES / "exports").rglob("*.onnx")), ids=lambda p: p.stem)
 @pytest.mark.parametrize("smallest", [1, 100])
 def test_files_are_read_without_their_weights(path: Path, smallest: int) -> None:
