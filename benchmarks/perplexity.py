@@ -46,15 +46,6 @@ def perplexity(logits: list[np.ndarray], rows: list[np.ndarray]) -> float:
     return math.exp(sum(losses) / len(losses))
 
 
-def divergence(logits: list[np.ndarray], wanted: list[np.ndarray]) -> float:
-    """Mean Kullback-Leibler divergence of a token's distribution from the float model's, in nats."""
-    found = []
-    for pair in zip(np.concatenate(logits), np.concatenate(wanted), strict=True):
-        q, p = (own - own.max() - np.log(np.exp(own - own.max()).sum()) for own in pair)
-        found.append(float(np.exp(p) @ (p - q)))
-    return float(np.mean(found))
-
-
 def float_logits(source: Source, rows: list[np.ndarray]) -> list[np.ndarray]:
     form = decoder.Form(1, LENGTH, LENGTH, all_logits=True)
     model = decoder.write(source, form)
@@ -121,7 +112,9 @@ def main() -> None:
         programs["naive int8"] = ("tpu", {"without": frozenset(building.ACCURACY)})
     for name, (place, steps) in programs.items():
         logits = bundle_logits(compiled(source, place, **steps), rows)
-        found, lost = perplexity(logits, rows), divergence(logits, wanted)
+        found = perplexity(logits, rows)
+        pairs = zip(np.concatenate(logits), np.concatenate(wanted), strict=True)
+        lost = np.mean([language.divergence(own, want) for own, want in pairs])
         print(f"{name:12} {found:8.3f}   ratio {found / reference:.4f}   divergence {lost:.4f}", flush=True)
 
 

@@ -203,7 +203,7 @@ def verify(
     """Perplexity of bundle and float model on rows of tokens: the first chunk is prefilled, the rest decoded."""
     step = report("verifying", len(rows))
     form = Form(1, len(rows[0]) - 1, len(rows[0]) - 1, all_logits=True)
-    losses, same, count = np.zeros(2), 0, 0
+    losses, diverged, same = [], 0.0, 0
     graph = decoder.write(source, form)
     with Reference(graph) as reference:
         for row in rows:
@@ -215,11 +215,12 @@ def verify(
             got += [model.decode({0: int(token)})[0] for token in row[begin:-1]]
             for place, logits in enumerate(got, begin - 1):
                 target = int(row[place + 1])
-                losses += [loss(logits, target), loss(wanted[place], target)]
+                losses.append((loss(logits, target), loss(wanted[place], target)))
+                diverged += divergence(logits, wanted[place])
                 same += int(np.argmax(logits) == np.argmax(wanted[place]))
-                count += 1
             step()
-    ours, theirs = (math.exp(total / count) for total in losses)
+    count, more = len(losses), np.subtract(*np.transpose(losses))
+    ours, theirs = np.exp(np.mean(losses, axis=0)).tolist()
     return {
         "samples": len(rows),
         "perplexity": {
@@ -227,6 +228,8 @@ def verify(
             "bundle": round(ours, 4),
             "float": round(theirs, 4),
             "ratio": round(ours / theirs, 4),
+            "ratio_error": round(ours / theirs * float(more.std()) / math.sqrt(count), 4),
+            "divergence": round(diverged / count, 4),
             "top1_agreement": round(same / count, 4),
         },
     }
@@ -234,9 +237,18 @@ def verify(
 
 def loss(logits: np.ndarray, target: int) -> float:
     """Cross-entropy in nats."""
-    logits = logits.astype(np.float64)
-    peak = logits.max()
-    return float(peak + np.log(np.exp(logits - peak).sum()) - logits[target])
+    return -float(_log_softmax(logits)[target])
+
+
+def divergence(logits: np.ndarray, wanted: np.ndarray) -> float:
+    """Kullback-Leibler divergence of a token's distribution from the one that is wanted, in nats."""
+    got, want = _log_softmax(logits), _log_softmax(wanted)
+    return float(np.exp(want) @ (want - got))
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    logits = logits.astype(np.float64) - logits.max()
+    return logits - np.log(np.exp(logits).sum())
 
 
 def _settings(source: Source, language: Options) -> dict[str, Any]:

@@ -60,8 +60,9 @@ def show_language(console: Console, manifest: Mapping[str, Any]) -> None:
     console.print(f"Segments are TPU+host; predicted on {first['tpus']} Edge TPU and {first['host']}.", highlight=False)
     if found is not None:
         console.print(
-            f"Perplexity {found['bundle']:.4g} beside {found['float']:.4g} in float (ratio {found['ratio']:.4f}), the "
-            f"same likeliest token in {found['top1_agreement']:.1%}, over {found['tokens']} tokens of "
+            f"Perplexity {found['bundle']:.4g} beside {found['float']:.4g} in float (ratio {found['ratio']:.4f}, give "
+            f"or take {found['ratio_error']:.4f}), distributions {found['divergence']:.4f} nats apart, the same "
+            f"likeliest token in {found['top1_agreement']:.1%}, over {found['tokens']} tokens of "
             f"{'your text' if manifest['quality']['calibration'] == 'user' else 'the Python manual'}",
             highlight=False,
         )

@@ -67,6 +67,7 @@ def test_quality_and_text(place: str, request: pytest.FixtureRequest) -> None:
     loaded = bundle.load(path)
     quality = loaded.manifest["quality"]["perplexity"]
     assert 0.97 < quality["ratio"] < 1.05 and quality["tokens"] >= 300
+    assert 0 < quality["divergence"] < 0.02 and 0 < quality["ratio_error"] < 0.02
     devices = {s["device"] for s in loaded.manifest["segments"]}
     assert devices == ({"host"} if place == "host" else {"host", "tpu"})
     text, model = Text(loaded), LanguageModel(loaded)
