@@ -289,16 +289,16 @@ def float_results(model: ir.Model, samples: sampling.Samples, report: Report = s
 def quantize(program: Program, samples: sampling.Samples, options: Options, report: Report = silent) -> Program:
     """Give a scale to every activation that a TPU segment touches."""
     with stage("balance"):
-        chosen = balanced(program, options)
+        chosen = {} if "balance" in options.without else balanced(program)
         step = report("balancing channels", len(samples) if chosen else 0)
         ranges = balance(program.model, list(chosen.values()), samples, step)
     return scaled(program, ranges, samples, options, report)
 
 
-def balanced(program: Program, options: Options) -> dict[str, Product]:
-    """The normalised products on an Edge TPU, none where balancing is left out."""
-    made = set() if "balance" in options.without else program.made_on_tpu
-    return {name: product for name, product in products(program.model.graph).items() if product.made in made}
+def balanced(program: Program) -> dict[str, Product]:
+    """The normalised products on an Edge TPU."""
+    found = products(program.model.graph).items()
+    return {name: product for name, product in found if product.made in program.made_on_tpu}
 
 
 def scaled(

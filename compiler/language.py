@@ -122,7 +122,7 @@ def compiled(
     source, options = rotated(source, options)
     forms = language.forms()
     lowered = {name: building.lower(decoder.write(source, form), options, report) for name, form in forms.items()}
-    wanted = sorted({name for program in lowered.values() for name in building.balanced(program, options)})
+    wanted = sorted({name for program in lowered.values() for name in building.balanced(program)})
     # Of the head, prefill shows the last row only: balance it by the rows of all tokens.
     form = replace(forms["prefill"], all_logits=True)
     shown = building.rewrite(decoder.write(source, form), options) if wanted else lowered["prefill"].model
@@ -276,7 +276,6 @@ def forecasts(path: Path, options: building.Options, language: Options) -> Itera
     """For each way to place it, what is predicted of prefill and decode, and what the link allows at most."""
     source = open_source(path)
     language = language.check(source)
-    source, options = rotated(source, options)
     target = Target.load(options.target)
     forms = language.forms()
     for name in ("prefill", "decode"):

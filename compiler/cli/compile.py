@@ -347,6 +347,7 @@ def _refuse_for_language(options: building.Options) -> None:
         "min_sqnr",
         "accuracy",
         "keep_float",
+        "without",
         "check_passes",
         "observers",
         "seed",
