@@ -113,7 +113,7 @@ def main() -> None:
     for name, (place, steps) in programs.items():
         logits = bundle_logits(compiled(source, place, **steps), rows)
         found = perplexity(logits, rows)
-        pairs = zip(np.concatenate(logits), np.concatenate(wanted), strict=True)
+        pairs = (pair for both in zip(logits, wanted, strict=True) for pair in zip(*both, strict=True))
         lost = np.mean([language.divergence(own, want) for own, want in pairs])
         print(f"{name:12} {found:8.3f}   ratio {found / reference:.4f}   divergence {lost:.4f}", flush=True)
 

@@ -19,21 +19,22 @@ from compiler.errors import ModelError
 
 # Numbers of fields in onnx.proto.
 _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9
-Place = tuple[int, int]
-
+# Its types of fields.
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+Place = tuple[int, int]
 
 
 def load(path: Path, smallest: int) -> onnx.ModelProto:
     """The model in a file; of the main graph's weights those of `smallest` bytes and more are external data, be it of
     the file itself. Raises DecodeError for what is no protobuf message."""
-    model = onnx.ModelProto()
+    model, own = onnx.ModelProto(), path.resolve().name
     with path.open("rb") as file:
         empty = not path.stat().st_size  # which cannot be mapped
         data = memoryview(b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     for graph in _apart(data, (0, len(data)), _GRAPH, model):
         for tensor in _apart(data, graph, _INITIALIZER, model.graph):
-            _add_tensor(data, tensor, model.graph.initializer.add(), path.resolve().name, smallest)
+            _add_tensor(data, tensor, model.graph.initializer.add(), own, smallest)
     return model
 
 

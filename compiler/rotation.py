@@ -12,6 +12,7 @@ import numpy as np
 
 # Blocks from 16 to 128 lower the perplexity of SmolLM2 alike (benchmarks/perplexity.py); the host multiplies by them.
 LARGEST_BLOCK, SMALLEST_BLOCK = 64, 8
+REASON = "it rotates the rows of a linear layer, exactly, in float"  # why a rotation is on the host
 
 
 def block_rotation(channels: int) -> np.ndarray | None:

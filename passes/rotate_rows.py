@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler import ir as cir
-from compiler.rotation import block_rotation, turned
+from compiler.rotation import REASON, block_rotation, turned
 from compiler.targets import Target
 from passes.fold_constants import tidy
 from passes.normalise_linears import groups
@@ -42,7 +42,7 @@ def rotated(b: cir.Builder, x: ir.Value, rotation: np.ndarray) -> ir.Value:
     product = b.op("MatMul", [blocks, b.const(rotation.T.copy(), "rotation")])
     made = product.producer()
     assert made is not None
-    made.metadata_props[cir.HOST] = "it rotates the rows of a linear layer, exactly, in float"
+    made.metadata_props[cir.HOST] = REASON
     return b.reshape(product, cir.shape(x))
 
 

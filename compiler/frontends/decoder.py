@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from compiler import ir as cir
 from compiler.frontends.architecture import Source, Weight
+from compiler.rotation import REASON
 
 CONTRIB = "com.microsoft"
 
@@ -108,7 +109,7 @@ class _Writer:
         product = self.op(f"{p}ffn_turned", "MatMul", [blocks, turn], cir.shape(blocks))
         node = product.producer()
         assert node is not None
-        node.metadata_props[cir.HOST] = "it rotates the rows of a linear layer, exactly, in float"
+        node.metadata_props[cir.HOST] = REASON
         return self.reshape(f"{p}ffn_rows", product, cir.shape(x))
 
     def attention(self, index: int, q: ir.Value, k: ir.Value, v: ir.Value) -> tuple[ir.Value, list[ir.Value]]:

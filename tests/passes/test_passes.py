@@ -334,25 +334,22 @@ def test_normalise_linears_between_host_operators() -> None:
     ]
 
 
-def test_rotated_outputs_are_turned_back_on_the_host() -> None:
-    text = """
+BETWEEN_HOST_OPERATORS = """
     g (float[1,6,8] x) => (float[1,6,16] y) {
         n = Softmax (x)
         m = MatMul (n, w)
         y = Gelu (m)
     }"""
-    got = kinds(rewritten(text, "keep_gates", *ALL, "rotate_outputs", w=weight(8, 16)))
+
+
+def test_rotated_outputs_are_turned_back_on_the_host() -> None:
+    got = kinds(rewritten(BETWEEN_HOST_OPERATORS, "keep_gates", *ALL, "rotate_outputs", w=weight(8, 16)))
     assert got == ["Softmax", "Reshape", "edgetpu.Conv2D", "Reshape", "MatMul", "Reshape", "Reshape", "Gelu"]
 
 
 def test_second_row_is_half_the_first() -> None:
-    text = """
-    g (float[1,6,8] x) => (float[1,6,4] y) {
-        n = Softmax (x)
-        m = MatMul (n, w)
-        y = Gelu (m)
-    }"""
-    got = kinds(rewritten(text, "keep_gates", *ALL, "normalise_linears", "second_row", w=weight(8, 4)))
+    steps = ("keep_gates", *ALL, "normalise_linears", "second_row")
+    got = kinds(rewritten(BETWEEN_HOST_OPERATORS, *steps, w=weight(8, 16)))
     start = got.index("Div") + 2  # the image's rows are made a matrix's
     middle = ["Mul", "Concat", "Reshape", "edgetpu.Conv2D", "Split", "Abs", "Less", "Mul", "Sub", "Where"]
     assert got[start : start + len(middle)] == middle
