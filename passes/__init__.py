@@ -1,4 +1,5 @@
-"""The passes, in order. Each changes a valid model, in place, into a valid model that computes the same."""
+"""The passes, in order. Each changes a valid model, in place, into a valid model that computes the
+same."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from compiler import ir as cir
+from compiler.graph import is_current
 from compiler.targets import Target
 from passes import (
     cancel_reshapes,
@@ -38,10 +39,11 @@ Pass = Callable[[ir.Model, Target], None]
 
 
 def _current(run: Pass) -> Pass:
-    """For a pass that writes operators of the newest opset: a model that could not be raised to it is left alone."""
+    """For a pass that writes operators of the newest opset: a model that could not be raised to it
+    is left alone."""
 
     def guarded(model: ir.Model, target: Target) -> None:
-        if cir.is_current(model):
+        if is_current(model):
             run(model, target)
 
     return guarded

@@ -1,13 +1,15 @@
-"""A second row, at half the size, for each row that a normalised product multiplies: outputs get twice the resolution.
+"""A second row, at half the size, for each row that a normalised product multiplies: outputs get
+twice the resolution.
 
 int8 ranges of outputs have to hold the few that are far larger than the others. With
 
     u, v      =   W [x, x / 2] + c          (two rows of one product)
     W x + c   =   u  where |u| < 1,  else  2 v - c
 
-exactly, the range needs to hold v only, and most outputs are read from u, in steps half as large. The host chooses. A
-row costs the Edge TPU little beside weights that are streamed to it, as in decode of language models, but as much as
-the first where weights stay in the SRAM: so this is for those who ask for it (`--with second_row`).
+exactly, the range needs to hold v only, and most outputs are read from u, in steps half as large.
+The host chooses. A row costs the Edge TPU little beside weights that are streamed to it, as in
+decode of language models, but as much as the first where weights stay in the SRAM: so this is for
+those who ask for it (`--with second_row`).
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from compiler import ir as cir
+from compiler.graph import DIALECT, HOST_REASON, Builder, Names, element_count, shape_of
 from compiler.ops.matmul import linear
 from compiler.quantize.balance import LARGEST_STEP, products
 from compiler.targets import Target
@@ -23,25 +25,29 @@ from passes.fold_constants import tidy
 
 
 def run(model: ir.Model, target: Target) -> None:
-    names = cir.Names(model.graph)
+    names = Names(model.graph)
     for product in products(model.graph).values():
         node = product.z.producer()
         assert node is not None
-        b = cir.Builder(model, names, node)
+        b = Builder(model, names, node)
         b.replace(_twice(node, b))
         for value in b.made:
             made = value.producer()
-            if made is not None and made.domain != cir.DIALECT:
-                made.metadata_props[cir.HOST] = "it feeds and reads a linear layer by two rows for one"
+            if made is not None and made.domain != DIALECT:
+                made.metadata_props[HOST_REASON] = (
+                    "it feeds and reads a linear layer by two rows for one"
+                )
     tidy(model)
 
 
-def _twice(node: ir.Node, b: cir.Builder) -> ir.Value:
+def _twice(node: ir.Node, b: Builder) -> ir.Value:
     x, weight, shift = node.inputs
     assert x is not None and weight is not None and shift is not None
-    outputs, inputs = cir.shape(weight)[:2]
-    rows = cir.size(x) // inputs
-    matrix = b.lazy_rows(weight, lambda w: w.reshape(len(w), -1), (outputs, inputs), f"{weight.name}/rows")
+    outputs, inputs = shape_of(weight)[:2]
+    rows = element_count(x) // inputs
+    matrix = b.lazy_rows(
+        weight, lambda w: w.reshape(len(w), -1), (outputs, inputs), f"{weight.name}/rows"
+    )
     row = b.reshape(x, (rows, inputs))
     both = b.op("Concat", [row, b.op("Mul", [row, b.scalar(0.5, "half")])], {"axis": 0})
     made = linear(b, both, matrix, shift, (1, 1, 2 * rows, outputs))
@@ -50,4 +56,4 @@ def _twice(node: ir.Node, b: cir.Builder) -> ir.Value:
     inside = b.op("Less", [b.op("Abs", [whole]), b.scalar(LARGEST_STEP, "largest")])
     doubled = b.op("Sub", [b.op("Mul", [half, b.scalar(2.0, "two")]), shift])
     z = b.op("Where", [inside, whole, doubled])
-    return b.reshape(z, cir.shape(node.outputs[0]))
+    return b.reshape(z, shape_of(node.outputs[0]))

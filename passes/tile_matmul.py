@@ -1,10 +1,13 @@
-"""Decompose what does not fit one Edge TPU along its outputs into tiles that do, joined by a Concat.
+"""Decompose what does not fit one Edge TPU along its outputs into tiles that do, joined by a
+Concat.
 
-    y = FullyConnected(x, W[N, K])  ->  y = Concat(FullyConnected(x, W[0:n]), FullyConnected(x, W[n:2n]), ...)
+y = FullyConnected(x, W[N, K])  ->  y = Concat(FullyConnected(x, W[0:n]), FullyConnected(x,
+W[n:2n]), ...)
 
-Tiles follow how the device stores weights (compiler/targets/memory.py): equal, and multiples of a full row of tiles
-(1024 outputs) where one fits. Only where not even 64 outputs fit - more inputs than one tile has bytes for - the
-inputs are split too, and the partial sums added; that costs precision, as each partial sum is int8.
+Tiles follow how the device stores weights (compiler/targets/memory.py): equal, and multiples of a
+full row of tiles (1024 outputs) where one fits. Only where not even 64 outputs fit - more inputs
+than one tile has bytes for - the inputs are split too, and the partial sums added; that costs
+precision, as each partial sum is int8.
 """
 
 from __future__ import annotations
@@ -14,8 +17,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from compiler import ir as cir
-from compiler.legality import layers_of
+from compiler.device.legality import layers_of
+from compiler.graph import DIALECT, Builder, Names, shape_of
 from compiler.ops.conv import zero_bias
 from compiler.targets import Layer, Target, fits
 from compiler.targets.memory import up
@@ -31,18 +34,19 @@ class Tiling:
 
 
 def run(model: ir.Model, target: Target) -> None:
-    names = cir.Names(model.graph)
+    names = Names(model.graph)
     for node in list(model.graph):
-        layers = layers_of(node) if node.domain == cir.DIALECT else ()
+        layers = layers_of(node) if node.domain == DIALECT else ()
         if layers and not fits(layers, target):
             tiling = plan(layers[0], target)
-            b = cir.Builder(model, names, node)
+            b = Builder(model, names, node)
             b.replace(_tile(node, tiling, b))
     tidy(model)
 
 
 def plan(layer: Layer, target: Target) -> Tiling:
-    """The fewest equal tiles of a layer that each fit; inputs are split only where a block of outputs does not fit."""
+    """The fewest equal tiles of a layer that each fit; inputs are split only where a block of
+    outputs does not fit."""
     block, row = target.block_outputs, target.block_outputs * target.tiles
     parts = 1
     while not fits([_part(layer, min(block, layer.outputs), parts)], target):
@@ -61,10 +65,10 @@ def _part(layer: Layer, outputs: int, parts: int) -> Layer:
     return replace(layer, outputs=outputs, inputs=-(-layer.inputs // parts))
 
 
-def _tile(node: ir.Node, tiling: Tiling, b: cir.Builder) -> ir.Value:
+def _tile(node: ir.Node, tiling: Tiling, b: Builder) -> ir.Value:
     x, weight, bias = node.inputs
     assert x is not None and weight is not None and bias is not None
-    outputs, inputs = cir.shape(weight)[:2]
+    outputs, inputs = shape_of(weight)[:2]
     columns = [(i, min(i + tiling.inputs, inputs)) for i in range(0, inputs, tiling.inputs)]
     slices = [_columns(b, x, begin, end) if len(columns) > 1 else x for begin, end in columns]
     made = []
@@ -80,15 +84,17 @@ def _tile(node: ir.Node, tiling: Tiling, b: cir.Builder) -> ir.Value:
             total = y if total is None else b.op("Add", [total, y])
         assert total is not None
         made.append(total)
-    return made[0] if len(made) == 1 else b.op("Concat", made, {"axis": len(cir.shape(made[0])) - 1})
+    return made[0] if len(made) == 1 else b.op("Concat", made, {"axis": len(shape_of(made[0])) - 1})
 
 
-def _columns(b: cir.Builder, x: ir.Value, begin: int, end: int) -> ir.Value:
-    axis = len(cir.shape(x)) - 1
+def _columns(b: Builder, x: ir.Value, begin: int, end: int) -> ir.Value:
+    axis = len(shape_of(x)) - 1
     bounds = [b.const(np.array([i], np.int64), "slice") for i in (begin, end, axis)]
     return b.op("Slice", [x, *bounds])
 
 
-def _inputs(b: cir.Builder, weight: ir.Value, begin: int, end: int) -> ir.Value:
-    outputs, _, *taps = cir.shape(weight)
-    return b.lazy(weight, lambda w: w[:, begin:end], (outputs, end - begin, *taps), f"{weight.name}x{begin}")
+def _inputs(b: Builder, weight: ir.Value, begin: int, end: int) -> ir.Value:
+    outputs, _, *taps = shape_of(weight)
+    return b.lazy(
+        weight, lambda w: w[:, begin:end], (outputs, end - begin, *taps), f"{weight.name}x{begin}"
+    )

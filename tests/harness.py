@@ -9,16 +9,16 @@ import onnx
 import onnx_ir as ir
 
 import passes
-from compiler import importer
-from compiler import ir as cir
-from compiler.build import OPTIONAL
-from compiler.check import Checker
+from compiler.checks.pass_checks import Checker
+from compiler.device.legality import refusal
+from compiler.driver.build import OPTIONAL
 from compiler.emit import tflite
-from compiler.legality import refusal
+from compiler.graph import all_activations
+from compiler.graph.reference import Reference
+from compiler.importer import load as importer
 from compiler.quantize.calibrate import Observers, calibrate, observe
 from compiler.quantize.scales import assign, separate
-from compiler.reference import Reference
-from compiler.runtime.interpreter import TFLiteSegment
+from compiler.runtime.tflite_segment import TFLiteSegment
 from compiler.targets import Target
 
 TARGET = Target.load()
@@ -45,12 +45,16 @@ def refusals(model: ir.Model) -> list[str]:
 
 
 def error_in_steps(
-    original: ir.Model, model: ir.Model, feeds: dict[str, np.ndarray], folder: Path, allowed: float = 0.0
+    original: ir.Model,
+    model: ir.Model,
+    feeds: dict[str, np.ndarray],
+    folder: Path,
+    allowed: float = 0.0,
 ) -> float:
-    """Largest difference between the int8 segment of the whole graph and float beyond what is allowed, in steps of the
-    output's scale."""
+    """Largest difference between the int8 segment of the whole graph and float beyond what is
+    allowed, in steps of the output's scale."""
     graph = model.graph
-    values = list(cir.tensor_values(graph))
+    values = list(all_activations(graph))
     shown = observe(model, values, [feeds])
     quants = assign(list(graph), values, calibrate(model, values, shown, [feeds], Observers()))
     path = folder / "segment.tflite"

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from compiler import build as building
-from compiler import ir as cir
-from compiler.partition import Wishes
-from compiler.program import Program
+from compiler.driver import build as building
+from compiler.graph import is_constant, origin_of, values_read
+from compiler.partition.partition import PartitionOptions
+from compiler.partition.program import Program
 from fixtures import demo, light
 from tests.conftest import save, small_network
 
@@ -27,7 +27,7 @@ def check_contract(made: Program) -> None:
         inside = set(segment.inputs)
         for node in segment.nodes:
             assert made.plan.placements[node].device == segment.device
-            assert {v for v in cir.reads(node) if not cir.is_const(v)} <= inside
+            assert {v for v in values_read(node) if not is_constant(v)} <= inside
             inside |= set(node.outputs)
         known |= set(segment.outputs)
         if segment.device == "tpu":
@@ -47,7 +47,7 @@ def test_contract_when_tiled(tmp_path: Path) -> None:
     made = program(demo.generate(tmp_path)[0])
     check_contract(made)
     assert sum(s.device == "tpu" for s in made.plan.segments) == 1
-    spread = building.divide(made.model, "usb3", Wishes(tpus=6))
+    spread = building.divide(made.model, "usb3", PartitionOptions(tpus=6))
     check_contract(spread)
     assert len({s.tpu for s in spread.plan.segments} - {None}) == 6
     assert not any(s.streamed for s in spread.plan.segments)
@@ -56,5 +56,10 @@ def test_contract_when_tiled(tmp_path: Path) -> None:
 def test_host_reasons(tmp_path: Path) -> None:
     made = program(save(tmp_path / "m.onnx", small_network()))
     check_contract(made)
-    reasons = {cir.origin(n): p.reason for n, p in made.plan.placements.items() if p.device == "host"}
-    assert "LOCAL_RESPONSE_NORMALIZATION" in reasons["normalise"] and "probability" in reasons["softmax"]
+    reasons = {
+        origin_of(n): p.reason for n, p in made.plan.placements.items() if p.device == "host"
+    }
+    assert (
+        "LOCAL_RESPONSE_NORMALIZATION" in reasons["normalise"]
+        and "probability" in reasons["softmax"]
+    )

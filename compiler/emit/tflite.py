@@ -1,6 +1,8 @@
-"""Writes one int8 TFLite model. How an operator is written stands with the operator; this file is the pen.
+"""Writes one int8 TFLite model. How an operator is written stands with the operator; this file is
+the pen.
 
-Operator versions are the lowest legal ones: edgetpu_compiler 16 was built on TensorFlow 2.5 and refuses newer.
+Operator versions are the lowest legal ones: edgetpu_compiler 16 was built on TensorFlow 2.5 and
+refuses newer.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from ai_edge_litert import schema_py_generated as schema
 
-from compiler import ir as cir
+from compiler.graph import array_of, constant_of, grid_of, is_constant, shape_of
 from compiler.ops import lookup
 from compiler.quantize import weights
 from compiler.quantize.scales import Quant, from_range
@@ -41,8 +43,8 @@ def write(
     quants: Mapping[str, Quant],
     means: Mapping[str, np.ndarray] | None = None,
 ) -> bytes:
-    """The TFLite file of a segment; every activation of its nodes has an entry in `quants`. Biases are corrected for
-    rounded weights where `means` has the channels of a layer's input."""
+    """The TFLite file of a segment; every activation of its nodes has an entry in `quants`. Biases
+    are corrected for rounded weights where `means` has the channels of a layer's input."""
     writer = Writer(quants, means)
     for value in inputs:
         writer.tensor(value)
@@ -56,7 +58,9 @@ def write(
 class Writer:
     """Collects the tensors, buffers and operators of one subgraph."""
 
-    def __init__(self, quants: Mapping[str, Quant], means: Mapping[str, np.ndarray] | None = None) -> None:
+    def __init__(
+        self, quants: Mapping[str, Quant], means: Mapping[str, np.ndarray] | None = None
+    ) -> None:
         self._quants, self._means = quants, means or {}
         self._tensors: list[Any] = []
         self._buffers: list[Any] = [schema.BufferT()]
@@ -71,9 +75,11 @@ class Writer:
 
     def tensor(self, value: ir.Value | None) -> int:
         """Index of an activation."""
-        assert value is not None and not cir.is_const(value), value
+        assert value is not None and not is_constant(value), value
         if value not in self._indices:
-            self._indices[value] = self._add(str(value.name), cir.shape(value), None, self.quant(value))
+            self._indices[value] = self._add(
+                str(value.name), shape_of(value), None, self.quant(value)
+            )
         return self._indices[value]
 
     def alias(self, value: ir.Value, same: ir.Value | None) -> None:
@@ -82,11 +88,11 @@ class Writer:
 
     def scratch(self, like: ir.Value) -> int:
         """A tensor between two operators that write one node."""
-        return self._add(f"{like.name}/scratch", cir.shape(like), None, self.quant(like))
+        return self._add(f"{like.name}/scratch", shape_of(like), None, self.quant(like))
 
     def operand(self, value: ir.Value, like: ir.Value | None = None) -> int:
         """An activation, or a constant operand as int8: of its own scale, or that of `like`."""
-        array = cir.const(value)
+        array = constant_of(value)
         if array is None:
             return self.tensor(value)
         quant = self.quant(like) if like is not None else None
@@ -101,14 +107,21 @@ class Writer:
         return self._add(name, array.shape, quant.quantize(array), quant)
 
     def filters(self, node: ir.Node, order: Sequence[int]) -> tuple[int, int]:
-        """(weights, bias) of a node of x, weights and bias. `order` puts ONNX's axes into TFLite's order."""
+        """(weights, bias) of a node of x, weights and bias. `order` puts ONNX's axes into TFLite's
+        order."""
         x, weight, bias = node.inputs
         assert weight is not None and bias is not None
         input_scale, output_scale = self.quant(x).scale, self.quant(node.outputs[0]).scale
         # The taps of a TransposeConv2D take turns; their mean result is not that of one position.
-        means = self._means.get(str(x.name)) if x is not None and node.op_type != "TransposeConv2D" else None
-        around = weights.Surroundings(str(weight.name), input_scale, output_scale, cir.grid(weight), means)
-        quantized, scales, biases = weights.quantize(cir.array_of(weight), cir.array_of(bias), around)
+        means = (
+            self._means.get(str(x.name))
+            if x is not None and node.op_type != "TransposeConv2D"
+            else None
+        )
+        around = weights.Surroundings(
+            str(weight.name), input_scale, output_scale, grid_of(weight), means
+        )
+        quantized, scales, biases = weights.quantize(array_of(weight), array_of(bias), around)
         data = np.ascontiguousarray(quantized.transpose(order))
         axis = list(order).index(0)
         filters = self._add(str(weight.name), data.shape, data, None, (scales, axis))
@@ -129,7 +142,8 @@ class Writer:
         return int(schema.Padding.SAME if any(pads) else schema.Padding.VALID)
 
     def clamps(self, x: ir.Value, y: ir.Value, limits: tuple[float, float]) -> bool:
-        """Whether x and y share a scale whose int8 range lies within `limits`, so that int8 clamps by itself."""
+        """Whether x and y share a scale whose int8 range lies within `limits`, so that int8 clamps
+        by itself."""
         quant = self.quant(x)
         low, high = ((bound - quant.zero_point) * quant.scale for bound in (-128, 127))
         slack = quant.scale / 2
@@ -150,7 +164,9 @@ class Writer:
         operator.inputs = np.asarray(inputs, np.int32)
         operator.outputs = np.asarray(outputs, np.int32)
         if options is not None:
-            table = _OPTIONS.get(name, "".join(part.capitalize() for part in name.split("_")) + "Options")
+            table = _OPTIONS.get(
+                name, "".join(part.capitalize() for part in name.split("_")) + "Options"
+            )
             operator.builtinOptionsType = getattr(schema.BuiltinOptions, table)
             operator.builtinOptions = getattr(schema, f"{table}T")()
             for field, value in options.items():
@@ -172,7 +188,9 @@ class Writer:
         model.operatorCodes = [_code(builtin, version) for builtin, version in self._codes]
         model.subgraphs = [graph]
         model.buffers = self._buffers
-        builder = flatbuffers.Builder(sum(len(b.data) for b in self._buffers if b.data is not None) + (1 << 16))
+        builder = flatbuffers.Builder(
+            sum(len(b.data) for b in self._buffers if b.data is not None) + (1 << 16)
+        )
         builder.Finish(model.Pack(builder), b"TFL3")
         return bytes(builder.Output())
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from compiler import ir as cir
+from compiler.graph import key_of
 from compiler.ops import (
     activation,
     concat,
     conv,
     elementwise,
-    host,
+    host_only,
     matmul,
     pad,
     pool,
@@ -42,16 +42,18 @@ FAMILIES = (
     resize,
     space,
     quantize,
-    host,
+    host_only,
 )
 
-OPERATORS: dict[tuple[str, str], Operator] = {op.key: op for family in FAMILIES for op in family.OPERATORS}
+OPERATORS: dict[tuple[str, str], Operator] = {
+    op.key: op for family in FAMILIES for op in family.OPERATORS
+}
 
 BUILTINS: dict[str, Builtin] = {b.name: b for family in FAMILIES for b in family.BUILTINS}
 
 
 def lookup(node: ir.Node) -> Operator | None:
-    return OPERATORS.get(cir.key(node))
+    return OPERATORS.get(key_of(node))
 
 
 __all__ = ["BUILTINS", "OPERATORS", "Operator", "RefuseError", "Scales", "lookup"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from compiler import ir as cir
+from compiler.graph import Builder, activations_of, attribute_of, axis_of, shape_of
 from compiler.targets import Target
 
 if TYPE_CHECKING:
@@ -26,9 +26,9 @@ class RefuseError(Exception):
 class Scales:
     """What TFLite's int8 specification asks of an operator's activations.
 
-    `same` share one scale and zero point; `fixed` gives (scale, zero point) where the specification prescribes them.
-    `range_of` names the member of `same` whose observed range counts for all. Everything else is free.
-    Source: https://ai.google.dev/edge/litert/models/quantization_spec
+    `same` share one scale and zero point; `fixed` gives (scale, zero point) where the specification
+    prescribes them. `range_of` names the member of `same` whose observed range counts for all.
+    Everything else is free. Source: https://ai.google.dev/edge/litert/models/quantization_spec
     """
 
     same: tuple[ir.Value, ...] = ()
@@ -40,8 +40,9 @@ Refusal = str | None
 
 
 @dataclass(frozen=True)
-class Tie:
-    """Channels (last axis) of `a` that can be multiplied by positive factors if those of `b` are by the same.
+class ChannelTie:
+    """Channels (last axis) of `a` that can be multiplied by positive factors if those of `b` are by
+    the same.
 
     `of_a` and `of_b` index the channels, all of them by default.
     """
@@ -54,7 +55,8 @@ class Tie:
 
 @dataclass(frozen=True)
 class Operator:
-    """All that the compiler knows of one operator; absent parts mean that the operator does not have them.
+    """All that the compiler knows of one operator; absent parts mean that the operator does not
+    have them.
 
     lower:    rewrites the ONNX operator into what the Edge TPU has, or raises RefuseError
     refuse:   why it cannot or should not be written for the Edge TPU, None where it can; the Edge TPU's own rules
@@ -67,12 +69,12 @@ class Operator:
 
     op_type: str
     domain: str = ""
-    lower: Callable[[ir.Node, cir.Builder], None] | None = None
+    lower: Callable[[ir.Node, Builder], None] | None = None
     refuse: Callable[[ir.Node, Target], Refusal] | None = None
     scales: Callable[[ir.Node], Scales] = lambda node: Scales()
     emit: Callable[[ir.Node, Writer], None] | None = None
-    permute: Callable[[ir.Node, Sequence[int], cir.Builder], None] | None = None
-    ties: Callable[[ir.Node], list[Tie] | None] = lambda node: None
+    permute: Callable[[ir.Node, Sequence[int], Builder], None] | None = None
+    ties: Callable[[ir.Node], list[ChannelTie] | None] = lambda node: None
 
     @property
     def key(self) -> tuple[str, str]:
@@ -81,29 +83,29 @@ class Operator:
 
 def same_scale(node: ir.Node) -> Scales:
     """Every activation in and out shares one scale."""
-    return Scales(same=(*cir.activations(node), *node.outputs))
+    return Scales(same=(*activations_of(node), *node.outputs))
 
 
 def channels(value: ir.Value) -> int:
     """Length of the last axis, 1 for a number."""
-    return cir.shape(value)[-1] if cir.shape(value) else 1
+    return shape_of(value)[-1] if shape_of(value) else 1
 
 
-def same_channels(node: ir.Node) -> list[Tie] | None:
+def same_channels(node: ir.Node) -> list[ChannelTie] | None:
     """Factors of channels go through an operator that treats each channel alike and by itself."""
-    first, *others = [*cir.activations(node), *node.outputs]
+    first, *others = [*activations_of(node), *node.outputs]
     if any(channels(v) != channels(first) for v in others):
         return None
-    return [Tie(first, v) for v in others]
+    return [ChannelTie(first, v) for v in others]
 
 
-def free_permute(node: ir.Node, perm: Sequence[int], b: cir.Builder) -> None:
+def free_permute(node: ir.Node, perm: Sequence[int], b: Builder) -> None:
     """An operator that has no axes: a Transpose passes through it as it is."""
 
 
-def permute_axis(node: ir.Node, perm: Sequence[int], b: cir.Builder) -> None:
+def permute_axis(node: ir.Node, perm: Sequence[int], b: Builder) -> None:
     """An operator with an `axis` attribute."""
-    axis = cir.axis_of(int(cir.attr(node, "axis", -1)), len(perm))
+    axis = axis_of(int(attribute_of(node, "axis", -1)), len(perm))
     node.attributes["axis"] = ir.AttrInt64("axis", perm[axis])
 
 

@@ -1,7 +1,8 @@
 """Lets each output channel of a normalised product fill its int8 range, by what calibration shows.
 
-`normalise_linears` leaves, per output channel, a factor and an offset that may be any numbers without changing what the
-model computes. Here they get the half range and the middle of what the channel shows, with room for what it does not.
+`normalise_linears` leaves, per output channel, a factor and an offset that may be any numbers
+without changing what the model computes. Here they get the half range and the middle of what the
+channel shows, with room for what it does not.
 """
 
 from __future__ import annotations
@@ -12,20 +13,21 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from compiler import ir as cir
+from compiler.graph import BALANCED, DIALECT, ROWS, activations_of, array_of, only_consumer
 from compiler.quantize.calibrate import Ranges, observe
 from compiler.quantize.samples import Sample
 
-# How much wider a channel's range is than calibration shows. Clipping costs far more than coarser steps: of SmolLM2's
-# outputs alone, 1, 1.3, 1.6 and 2 raise the perplexity by 26, 2.7, 0.9 and 1.1% with 64 samples of 128 tokens.
+# How much wider a channel's range is than calibration shows. Clipping costs far more than coarser
+# steps: of SmolLM2's outputs alone, 1, 1.3, 1.6 and 2 raise the perplexity by 26, 2.7, 0.9 and 1.1%
+# with 64 samples of 128 tokens.
 MARGIN = 1.6
-# Few samples show little of channels that hardly move within one of them, as where attention averages. How much wider
-# their ranges would have to be for one half of the samples to hold the other says so: the margin is what this share of
-# the channels needs, at most WIDEST.
+# Few samples show little of channels that hardly move within one of them, as where attention
+# averages. How much wider their ranges would have to be for one half of the samples to hold the
+# other says so: the margin is what this share of the channels needs, at most WIDEST.
 COVERED = 0.98
 WIDEST = 4.0
-# The least half range, as a share of what the whole tensor's would be if channels differed by their weights only: a
-# channel that hardly moved on few samples may yet.
+# The least half range, as a share of what the whole tensor's would be if channels differed by their
+# weights only: a channel that hardly moved on few samples may yet.
 FLOOR = 0.1
 # The range of balanced outputs and of normalised rows: symmetric, so that 1 is 127 steps of 1/127.
 UNIT = (-128 / 127, 1.0)
@@ -35,8 +37,9 @@ LARGEST_STEP = 126.5 / 127
 
 @dataclass(frozen=True)
 class Product:
-    """A normalised product: z is what is multiplied by `factors` and shifted by `offsets`. `made` is what the Edge TPU
-    makes: z, or what z is read from by two rows for one (passes/second_row.py)."""
+    """A normalised product: z is what is multiplied by `factors` and shifted by `offsets`. `made`
+    is what the Edge TPU makes: z, or what z is read from by two rows for one
+    (passes/second_row.py)."""
 
     z: ir.Value
     factors: ir.Value
@@ -50,16 +53,21 @@ class Product:
     def set(self, factors: ir.TensorProtocol, offsets: ir.TensorProtocol) -> None:
         for value, tensor in ((self.factors, factors), (self.offsets, offsets)):
             value.const_value = tensor
-            value.meta.pop(cir.ROWS, None)
+            value.meta.pop(ROWS, None)
 
 
 def products(graph: ir.Graph) -> dict[str, Product]:
     """The normalised products of a graph, by the names of their factors."""
     found = {}
     for node in graph:
-        if cir.BALANCED in node.metadata_props:
-            (z, factors), add = node.inputs, cir.only_consumer(node.outputs[0])
-            assert z is not None and factors is not None and add is not None and add.inputs[1] is not None
+        if BALANCED in node.metadata_props:
+            (z, factors), add = node.inputs, only_consumer(node.outputs[0])
+            assert (
+                z is not None
+                and factors is not None
+                and add is not None
+                and add.inputs[1] is not None
+            )
             found[str(factors.name)] = Product(z, factors, add.inputs[1], _made(z))
     return found
 
@@ -73,18 +81,22 @@ def _made(z: ir.Value) -> ir.Value:
 
 
 def balance(
-    model: ir.Model, chosen: Collection[Product], samples: Iterable[Sample], progress: Callable[[], None] = lambda: None
+    model: ir.Model,
+    chosen: Collection[Product],
+    samples: Iterable[Sample],
+    progress: Callable[[], None] = lambda: None,
 ) -> Ranges:
-    """Choose factors and offsets of some products by samples; returns the ranges that are known by that."""
+    """Choose factors and offsets of some products by samples; returns the ranges that are known by
+    that."""
     if not chosen:
         return {}
-    shown = observe(model, [p.z for p in chosen], samples, progress)
+    stats = observe(model, [p.z for p in chosen], samples, progress)
     for product in chosen:
-        z = shown[str(product.z.name)]
+        z = stats[str(product.z.name)]
         half, middle = _half_and_middle(z.low, z.high)
         if product.halved:  # the range that a row at half its size reaches, though not its offset
             half = (half + np.abs(middle)) / 2
-        factors = cir.array_of(product.factors)
+        factors = array_of(product.factors)
         product.set(*(ir.tensor((part * factors).astype(np.float32)) for part in (half, middle)))
     return known(chosen)
 
@@ -120,7 +132,7 @@ def _around(z: ir.Value) -> list[str]:
         node = value.producer()
         found.append(str(value.name))
         if node is not None and node.op_type in ("Concat", "Reshape"):
-            left += cir.activations(node)
-        elif node is not None and node.domain == cir.DIALECT and node.inputs[0] is not None:
+            left += activations_of(node)
+        elif node is not None and node.domain == DIALECT and node.inputs[0] is not None:
             found.append(str(node.inputs[0].name))
     return found

@@ -1,4 +1,5 @@
-"""Scales and zero points of activations, under what TFLite's specification asks of the operators around them."""
+"""Scales and zero points of activations, under what TFLite's specification asks of the operators
+around them."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import networkx as nx
 import numpy as np
 import onnx_ir as ir
 
-from compiler import ir as cir
+from compiler.graph import DIALECT, Builder, Names, activations_of, is_constant, key_of
 from compiler.ops import Scales, lookup
 from compiler.quantize.calibrate import Ranges
 from compiler.runtime import pipeline
@@ -39,39 +40,48 @@ def from_range(low: float, high: float) -> Quant:
 
 
 def constraints(nodes: Iterable[ir.Node]) -> list[tuple[ir.Node, Scales]]:
-    """What the operators ask. A clamp that is absorbed by its input's scale is so only where that scale is free."""
+    """What the operators ask. A clamp that is absorbed by its input's scale is so only where that
+    scale is free."""
     found: dict[ir.Node, Scales] = {}
     for node in nodes:
         operator = lookup(node)
         assert operator is not None
         found[node] = operator.scales(node)
-    bound = {v for scales in found.values() if scales.range_of is None for v in (*scales.same, *scales.fixed)}
+    bound = {
+        v
+        for scales in found.values()
+        if scales.range_of is None
+        for v in (*scales.same, *scales.fixed)
+    }
     return [(node, _settled(node, scales, bound)) for node, scales in found.items()]
 
 
 def _settled(node: ir.Node, scales: Scales, bound: set[ir.Value]) -> Scales:
-    if scales.range_of is None or not any(v in bound for v in scales.same if v is not scales.range_of):
+    if scales.range_of is None or not any(
+        v in bound for v in scales.same if v is not scales.range_of
+    ):
         return scales
-    return Scales() if cir.key(node) == ("", "Relu") else Scales(scales.same)
+    return Scales() if key_of(node) == ("", "Relu") else Scales(scales.same)
 
 
 def separate(model: ir.Model, nodes: Iterable[ir.Node]) -> None:
-    """Insert Requantize where operators that share a scale would tie together scales that are fixed and differ."""
+    """Insert Requantize where operators that share a scale would tie together scales that are fixed
+    and differ."""
     asked = constraints(nodes)
     groups = _groups(asked)
     fixed = [(v, q) for _, scales in asked for v, q in scales.fixed.items()]
-    names = cir.Names(model.graph)
+    names = Names(model.graph)
     for node, scales in asked:
         if not scales.same or node.op_type == "FakeQuantize":
             continue
-        inputs = cir.activations(node)
+        inputs = activations_of(node)
         found = {q for v, q in fixed if groups[v] == groups[scales.same[0]]}
         if not found or (len(found) == 1 and len(inputs) == 1):
             continue
-        b = cir.Builder(model, names, node)
+        b = Builder(model, names, node)
         for index, value in enumerate(node.inputs):
-            if value is not None and not cir.is_const(value):
-                node.replace_input_with(index, b.op("Requantize", [value], domain=cir.DIALECT))
+            if value is not None and not is_constant(value):
+                node.replace_input_with(index, b.op("Requantize", [value], domain=DIALECT))
 
 
 def _groups(asked: Iterable[tuple[ir.Node, Scales]]) -> dict[ir.Value, int]:
@@ -89,7 +99,9 @@ class Groups:
         asked = constraints(nodes)
         self._index = _groups(asked)
         # What a clamp cuts off does not count.
-        self._silent = {v for _, s in asked if s.range_of is not None for v in s.same if v is not s.range_of}
+        self._silent = {
+            v for _, s in asked if s.range_of is not None for v in s.same if v is not s.range_of
+        }
         self.fixed = {self._index[v]: Quant(*q) for _, s in asked for v, q in s.fixed.items()}
 
     def of(self, value: ir.Value) -> int | ir.Value:
@@ -101,7 +113,9 @@ class Groups:
         return [v for v in values if v not in self._silent]
 
 
-def assign(nodes: Iterable[ir.Node], values: Iterable[ir.Value], ranges: Ranges) -> dict[str, Quant]:
+def assign(
+    nodes: Iterable[ir.Node], values: Iterable[ir.Value], ranges: Ranges
+) -> dict[str, Quant]:
     """A scale for each of `values`, which are all activations of the TPU nodes `nodes`."""
     groups, values = Groups(nodes), list(values)
     shared: dict[int | ir.Value, tuple[float, float]] = {}

@@ -1,7 +1,8 @@
-"""What segments run on: Edge TPUs through libedgetpu, the CPU, simulated Edge TPUs; and who takes over from a lost one.
+"""What segments run on: Edge TPUs through libedgetpu, the CPU, simulated Edge TPUs; and who takes
+over from a lost one.
 
-An Edge TPU is found, opened and named as libedgetpu does: "usb:0", "pci:1". Its public C interface, edgetpu_c.h, lists
-them, and TFLite loads the library as an external delegate.
+An Edge TPU is found, opened and named as libedgetpu does: "usb:0", "pci:1". Its public C interface,
+edgetpu_c.h, lists them, and TFLite loads the library as an external delegate.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from compiler.runtime.bundle import RuntimeBundleError
-from compiler.runtime.host import HostSegment
-from compiler.runtime.interpreter import TFLiteSegment, load_delegate
+from compiler.runtime.onnx_segment import HostSegment
+from compiler.runtime.tflite_segment import TFLiteSegment, load_delegate
 
 log = logging.getLogger("compiler.runtime")
 log.addHandler(logging.NullHandler())  # notices are on the runner; who wants them logged says so
@@ -51,7 +52,8 @@ class Device:
         self.lock = threading.Lock()
 
     def open(self, folder: Path, segment: Mapping[str, Any]) -> Executable:
-        """Load a segment of the bundle in `folder`. Raises DeviceError, or RuntimeBundleError for a broken file."""
+        """Load a segment of the bundle in `folder`. Raises DeviceError, or RuntimeBundleError for a
+        broken file."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
@@ -59,7 +61,8 @@ class Device:
 
 
 class Cpu(Device):
-    """onnxruntime for host segments; TFLite's CPU kernels for those of Edge TPUs that are not there."""
+    """onnxruntime for host segments; TFLite's CPU kernels for those of Edge TPUs that are not
+    there."""
 
     def __init__(self, threads: int, alone: bool = False) -> None:
         super().__init__("cpu")
@@ -76,9 +79,12 @@ class Cpu(Device):
 
 
 class EdgeTpu(Device):
-    """An Edge TPU behind libedgetpu. `options` go to the delegate beside `device`, e.g. {"Performance": "High"}."""
+    """An Edge TPU behind libedgetpu. `options` go to the delegate beside `device`, e.g.
+    {"Performance": "High"}."""
 
-    def __init__(self, name: str, library: str | None = None, options: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, name: str, library: str | None = None, options: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(name)
         self.library = library or library_name()
         self.options = {"device": name, **(options or {})}
@@ -95,12 +101,15 @@ class EdgeTpu(Device):
 
 
 class Simulated(Device):
-    """Stands for an Edge TPU: runs on the CPU and takes the time that was predicted, times `slowdown`.
+    """Stands for an Edge TPU: runs on the CPU and takes the time that was predicted, times
+    `slowdown`.
 
     `broken` is asked before each run and may raise DeviceError, for tests of what happens then.
     """
 
-    def __init__(self, name: str, slowdown: float = 1.0, broken: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, name: str, slowdown: float = 1.0, broken: Callable[[], None] = lambda: None
+    ) -> None:
         super().__init__(name)
         self.slowdown, self.broken = slowdown, broken
 
@@ -143,7 +152,8 @@ class _Record(ctypes.Structure):
 
 
 def edge_tpus(library: str | None = None) -> list[EdgeTpu]:
-    """The Edge TPUs that libedgetpu finds, those on PCIe first. Raises OSError where the library cannot be loaded."""
+    """The Edge TPUs that libedgetpu finds, those on PCIe first. Raises OSError where the library
+    cannot be loaded."""
     name = library or library_name()
     loaded = ctypes.CDLL(name)
     loaded.edgetpu_list_devices.restype = ctypes.POINTER(_Record)
@@ -158,8 +168,8 @@ def edge_tpus(library: str | None = None) -> list[EdgeTpu]:
 
 
 def parse(text: str) -> list[Device]:
-    """Devices by name: "auto" finds Edge TPUs, "cpu" takes none, "usb:0,pci:1" takes these, "sim:4" simulates four,
-    "ray" or "ray:HEAD:6379" takes those of a Ray cluster (cluster.py).
+    """Devices by name: "auto" finds Edge TPUs, "cpu" takes none, "usb:0,pci:1" takes these, "sim:4"
+    simulates four, "ray" or "ray:HEAD:6379" takes those of a Ray cluster (cluster.py).
 
     Raises DeviceChoiceError for what is not there.
     """
@@ -177,14 +187,18 @@ def parse(text: str) -> list[Device]:
         return [Simulated(f"sim:{i}") for i in range(int(number))]
     names = list(dict.fromkeys(text.split(",")))
     if not all(map(_is_name, names)):
-        raise DeviceChoiceError(f"'{text}': write auto, cpu, sim:2, ray, or names such as usb:0,pci:0")
+        raise DeviceChoiceError(
+            f"'{text}': write auto, cpu, sim:2, ray, or names such as usb:0,pci:0"
+        )
     try:
         found = {d.name: d for d in edge_tpus()}
     except OSError as error:
         raise DeviceChoiceError(f"'{text}': {error}; `doctor` tells more") from error
     for name in names:
         if name not in found:
-            raise DeviceChoiceError(f"'{name}' is not there; libedgetpu finds {', '.join(found) or 'none'}")
+            raise DeviceChoiceError(
+                f"'{name}' is not there; libedgetpu finds {', '.join(found) or 'none'}"
+            )
     return [found[name] for name in names]
 
 
@@ -192,11 +206,15 @@ def _cluster(text: str, address: str | None) -> list[Device]:
     try:
         from compiler.runtime import cluster
     except ImportError as error:
-        raise DeviceChoiceError(f"'{text}': {error}: pip install 'coral-bundle[cluster]'") from error
+        raise DeviceChoiceError(
+            f"'{text}': {error}: pip install 'coral-bundle[cluster]'"
+        ) from error
     try:
         found = cluster.nodes(address)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise DeviceChoiceError(f"'{text}': no Ray cluster: {str(error).splitlines()[0]}") from error
+        raise DeviceChoiceError(
+            f"'{text}': no Ray cluster: {str(error).splitlines()[0]}"
+        ) from error
     if not found:
         raise DeviceChoiceError(f"'{text}': no node has the resource {cluster.RESOURCE}")
     return found
@@ -210,10 +228,11 @@ def _is_name(text: str) -> bool:
 class Fleet:
     """The devices of one bundle: who runs which segment, and who takes over from one that is lost.
 
-    Edge TPU k of the plan is the k-th that is there; where there are fewer, they share. Segments that edgetpu_compiler
-    has not seen run on the CPU, and so does everything where no Edge TPU is left. A device that fails is opened anew
-    once; when it fails again before a run went well, it is lost: with `on_loss` "move" the others take over, with
-    "cpu" the CPU does, with "stop" the error ends the run.
+    Edge TPU k of the plan is the k-th that is there; where there are fewer, they share. Segments
+    that edgetpu_compiler has not seen run on the CPU, and so does everything where no Edge TPU is
+    left. A device that fails is opened anew once; when it fails again before a run went well, it is
+    lost: with `on_loss` "move" the others take over, with "cpu" the CPU does, with "stop" the error
+    ends the run.
     """
 
     def __init__(self, tpus: str | Sequence[Device], cpu: Cpu, on_loss: str = "move") -> None:
@@ -234,8 +253,11 @@ class Fleet:
         *programs: Sequence[Mapping[str, Any]],
         on_loss: str = "move",
     ) -> Fleet:
-        """For the segments of some programs; its notices say what a user would not expect of where they run."""
-        fleet = cls(devices, Cpu(threads, alone=all(len(segments) == 1 for segments in programs)), on_loss)
+        """For the segments of some programs; its notices say what a user would not expect of where
+        they run."""
+        fleet = cls(
+            devices, Cpu(threads, alone=all(len(segments) == 1 for segments in programs)), on_loss
+        )
         fleet._look([segment for segments in programs for segment in segments])
         return fleet
 
@@ -258,11 +280,17 @@ class Fleet:
         number = len({s["tpu"] for s in planned})
         raw = [s for s in planned if s["compiled"] is None]
         if not self.tpus:
-            self.tell(f"no Edge TPU: the {len(planned)} segments for {_tpus(number)} run on the CPU")
+            self.tell(
+                f"no Edge TPU: the {len(planned)} segments for {_tpus(number)} run on the CPU"
+            )
         elif raw and any(isinstance(d, EdgeTpu) for d in self.tpus):
-            self.tell(f"{len(raw)} segments are not compiled and run on the CPU: `compile` the bundle")
+            self.tell(
+                f"{len(raw)} segments are not compiled and run on the CPU: `compile` the bundle"
+            )
         elif len(self.tpus) < number:
-            self.tell(f"planned for {_tpus(number)}, {len(self.tpus)} there: they evict each other's parameters")
+            self.tell(
+                f"planned for {_tpus(number)}, {len(self.tpus)} there: they evict each other's parameters"
+            )
 
     def tell(self, text: str) -> None:
         with self._lock:
@@ -274,20 +302,29 @@ class Fleet:
         self._failed.discard(device)
 
     def failed(self, device: Device, error: DeviceError) -> None:
-        """Count a failure: the first is forgiven, the second loses the device. Raises the error where that ends all."""
+        """Count a failure: the first is forgiven, the second loses the device. Raises the error
+        where that ends all."""
         with self._lock:
             if device not in self._places:
                 return
             if device not in self._failed:
                 self._failed.add(device)
-                log.warning("%s; opening it anew", str(error))  # a record would keep the error, and that the device
+                log.warning(
+                    "%s; opening it anew", str(error)
+                )  # a record would keep the error, and that the device
                 return
             if self.on_loss == "stop":
                 raise error
-            left = [d for d in dict.fromkeys(self._places) if d is not device] if self.on_loss == "move" else []
+            left = (
+                [d for d in dict.fromkeys(self._places) if d is not device]
+                if self.on_loss == "move"
+                else []
+            )
             orphans = iter(range(len(self._places)))
             if left:
-                self._places = [d if d is not device else left[next(orphans) % len(left)] for d in self._places]
+                self._places = [
+                    d if d is not device else left[next(orphans) % len(left)] for d in self._places
+                ]
             elif self.on_loss == "move":
                 self._places = []
             else:

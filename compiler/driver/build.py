@@ -1,0 +1,434 @@
+"""The compiler on one page: from an ONNX file to a verified bundle."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+import passes
+from compiler.checks import sensitivity, verify
+from compiler.checks.pass_checks import Checker
+from compiler.device.legality import refusal
+from compiler.emit import bundle
+from compiler.errors import (
+    CalibrationError,
+    CompilerError,
+    InternalError,
+    ModelError,
+    OutputError,
+    QualityError,
+    ToolchainError,
+    first_line,
+)
+from compiler.graph import activations_around
+from compiler.graph.reference import Reference
+from compiler.importer import load as importer
+from compiler.partition.partition import PartitionOptions, halved, partition
+from compiler.partition.program import Program
+from compiler.quantize import samples as sampling
+from compiler.quantize.balance import Product, balance, products
+from compiler.quantize.calibrate import ChannelStats, Observers, Ranges, calibrate, observe
+from compiler.quantize.equalise import equalise
+from compiler.quantize.saturate import saturated
+from compiler.quantize.scales import assign, separate
+from compiler.runtime.bundle import sha256
+from compiler.targets import Target
+from compiler.vendor import edgetpu_compiler, onnx_tf
+from compiler.vendor.onnx_tf import Lowered
+from compiler.view import page
+
+# Steps that only serve accuracy, which --without leaves out.
+ACCURACY = (
+    "keep_gates",
+    "keep_spectra",
+    "split_gates",
+    "rotate_rows",
+    "normalise_linears",
+    "balance",
+    "equalise",
+    "correct_biases",
+)
+# Steps that give accuracy for time or time for accuracy, which --with asks for.
+OPTIONAL = ("rotate_outputs", "second_row", "rotate_stream")
+# Samples that --keep-float looks at.
+SENSITIVITY_SAMPLES = 4
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+Progress = Callable[[str, int], Callable[[], None]]
+"""report(stage, steps) announces a stage and returns what to call after each of its steps."""
+
+
+def silent(stage: str, steps: int) -> Callable[[], None]:
+    return lambda: None
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may choose; every field has the CLI option of its name."""
+
+    dims: Mapping[str, int] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    target: str = "usb3"
+    partitioning: PartitionOptions = field(default_factory=PartitionOptions)
+    calibration: Path | None = None
+    image: sampling.ImageOptions = field(default_factory=sampling.ImageOptions)
+    observers: Observers = field(default_factory=Observers)
+    min_sqnr: float | None = None
+    accuracy: str | None = None
+    tokenizer: Path | None = None
+    keep_float: float = 0.0
+    without: frozenset[str] = frozenset()
+    also: frozenset[str] = frozenset()
+    check_passes: bool = False
+    seed: int = 0
+    force: bool = False
+    tool: edgetpu_compiler.Tool | None = None
+    lowering: tuple[str, ...] = ("direct",)
+
+
+@contextmanager
+def stage(name: str):  # type: ignore[no-untyped-def]
+    """Errors that we did not foresee name the stage they came from."""
+    try:
+        yield
+    except (CompilerError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise OutputError(
+                f"stage '{name}' ran out of room: {error.strerror}: free some or set $TMPDIR"
+            ) from error
+        raise InternalError(name, f"{type(error).__name__}: {error}") from error
+
+
+def read(path: Path, options: Options, progress: Progress = silent) -> ir.Model:
+    """The model in `path`, checked and normalised."""
+    with stage("import"):
+        progress("reading the model", 1)
+        return importer.load(path, options.dims, options.shapes)
+
+
+def rewrite(model: ir.Model, options: Options, progress: Progress = silent) -> ir.Model:
+    """Run every pass over a model, in place."""
+    target = Target.load(options.target)
+    checker = Checker(model, options.seed) if options.check_passes else None
+    step = progress("rewriting", len(passes.PASSES))
+    for name, run in passes.PASSES:
+        if name in options.without or (name in OPTIONAL and name not in options.also):
+            step()
+            continue
+        with stage(name):
+            run(model, target)
+            if checker is not None:
+                checker.check(name, model)
+            step()
+    with stage("partition"):
+        separate(model, [n for n in model.graph if refusal(n, target) is None])
+        common.RemoveUnusedFunctionsPass()(model)
+    return model
+
+
+def divide(model: ir.Model, target: str, partitioning: PartitionOptions) -> Program:
+    """Cut a rewritten model into segments."""
+    with stage("partition"):
+        device = Target.load(target)
+        return Program(model, partition(model, device, partitioning), device)
+
+
+def lower(model: ir.Model, options: Options, progress: Progress = silent) -> Program:
+    """Run every pass over a model, in place, and cut it into segments."""
+    return divided(rewrite(model, options, progress), options, progress)
+
+
+def divided(model: ir.Model, options: Options, progress: Progress = silent) -> Program:
+    progress("cutting into segments", 1)
+    return divide(model, options.target, options.partitioning)
+
+
+def sensitive(
+    program: Program, samples: sampling.Samples, budget: float, progress: Progress = silent
+) -> list[str]:
+    """Nodes of the segments that contribute most to the error, found by running them on calibration
+    samples."""
+    few = sampling.Samples(samples.loaders[:SENSITIVITY_SAMPLES])
+    step = progress("finding what contributes", len(few))
+    with stage("sensitivity"), tempfile.TemporaryDirectory(prefix="sensitivity-") as folder:
+        segments = bundle.write_segments({"": program}, Path(folder))[""]
+        trial = bundle.Bundle(Path(folder), program_entry(program, segments))
+        return sensitivity.kept_in_float(
+            program, sensitivity.shares(trial, program, few, step), budget
+        )
+
+
+def build(
+    path: Path, output: Path, options: Options, progress: Progress = silent
+) -> dict[str, Any]:
+    """Build a bundle from the ONNX file `path` in the folder `output`; returns its manifest."""
+    with bundle.folder(output, options.force) as folder:
+        model = read(path, options, progress)
+        importer.check_weights(model.graph)
+        samples = sampling.load(
+            options.calibration, model.graph.inputs, options.image, options.seed
+        )
+        calibration, held_out = samples.split()
+        expected = float_results(model, held_out, progress)
+        rewritten = rewrite(model, options, progress)
+        program = quantize(divided(rewritten, options, progress), calibration, options, progress)
+        if options.keep_float:
+            kept = tuple(sensitive(program, calibration, options.keep_float, progress))
+            partitioning = replace(options.partitioning, kept=kept)
+            again = replace(options, partitioning=partitioning)
+            program = quantize(divided(rewritten, again, progress), calibration, options, progress)
+        lowered = lower_elsewhere(program, calibration, options, progress)
+        programs, entries = emit({"": program}, folder, options, progress, lowered)
+        program, segments = programs[""], entries[""]
+        with stage("emit"):
+            manifest = {
+                **summary(program, path),
+                "tools": bundle.tool_versions(),
+                "segments": segments,
+                "quality": {
+                    "calibration": "random" if samples.random else "user",
+                    "calibration_samples": len(calibration),
+                    "observer": options.observers.default,
+                },
+            }
+            if options.tokenizer is not None:
+                manifest["tokenizer"] = bundle.copy_tokenizer(options.tokenizer, folder)
+            bundle.write_manifest(folder, manifest)
+        with stage("verify"):
+            step = progress("verifying", len(held_out))
+            quality = verify.verify(bundle.load(folder), program, held_out, expected, step)
+            if options.accuracy is not None:
+                step = progress("finding what contributes", len(held_out))
+                for index, share in sensitivity.shares(
+                    bundle.load(folder), program, held_out, step
+                ).items():
+                    quality["segments"][str(index)]["share"] = share
+            manifest["quality"] |= quality
+            bundle.write_manifest(folder, manifest)
+            (folder / "report.html").write_text(page.page(manifest), encoding="utf-8")
+        gate(quality, options.min_sqnr)
+    return manifest
+
+
+def lower_elsewhere(
+    program: Program, samples: sampling.Samples, options: Options, progress: Progress = silent
+) -> dict[int, Lowered]:
+    """The segments for Edge TPUs as onnx-tf writes them. Raises ToolchainError for one that it
+    fails on, unless the direct writer may take that over."""
+    if options.lowering[0] == "direct":
+        return {}
+    with stage("onnx-tf"):
+        done, failed = onnx_tf.lower(program, samples, progress)
+    if failed and "direct" not in options.lowering:
+        index, why = min(failed.items())
+        raise ToolchainError(
+            f"onnx-tf fails on {len(failed)} of {len(done) + len(failed)} segments, first on {index}: {why}; "
+            "--lowering onnx-tf,direct writes these directly"
+        )
+    return done
+
+
+def emit(
+    programs: Mapping[str, Program],
+    folder: Path,
+    options: Options,
+    progress: Progress = silent,
+    lowered: Mapping[int, Lowered] | None = None,
+) -> tuple[dict[str, Program], dict[str, list[dict[str, Any]]]]:
+    """Write every segment of the programs, and compile those for Edge TPUs where edgetpu_compiler
+    is at hand.
+
+    A segment that it refuses is cut in two, until only single operators are left that it refuses:
+    these stay int8 TFLite for the CPU. Returns the programs as they are now, and the entries of
+    their segments in the manifest.
+    """
+    found = dict(programs)
+    progress("writing segments", 1)
+    with stage("emit"):
+        entries = bundle.write_segments(found, folder, lowered)
+    if options.tool is None:
+        return found, entries
+    with stage("edgetpu_compiler"), edgetpu_compiler.Session(options.tool) as session:
+        while True:
+            groups = edgetpu_compiler.groups(entries.values(), folder)
+            outcomes = session.compile(groups, progress("edgetpu_compiler", len(groups)))
+            if lowered:
+                break  # its segments are what onnx-tf made of them
+            before = sum(len(segments) for segments in entries.values())
+            for name, program in found.items():
+                refused = edgetpu_compiler.refused(entries[name], outcomes, folder)
+                plan = halved(program.plan, program.model.graph, program.target, refused)
+                found[name] = replace(program, plan=plan)
+            if before == sum(len(program.plan.segments) for program in found.values()):
+                break
+            shutil.rmtree(folder / "segments")
+            entries = bundle.write_segments(found, folder)
+        for segments in entries.values():
+            edgetpu_compiler.enter(segments, outcomes, folder)
+    return found, entries
+
+
+def float_results(
+    model: ir.Model, samples: sampling.Samples, progress: Progress = silent
+) -> list[sampling.Sample]:
+    """What the imported model itself gives, before any pass has touched it.
+
+    Raises ModelError where onnxruntime cannot load it, CalibrationError where it fails on a sample.
+    """
+    step = progress("running the float model", len(samples))
+    results = []
+    try:
+        reference = Reference(model)
+    except CompilerError:
+        raise
+    except Exception as error:
+        raise ModelError(f"onnxruntime cannot run the model: {first_line(error)}") from error
+    with reference:
+        for sample in samples:
+            try:
+                results.append(reference.run(sample))
+            except Exception as error:
+                hint = "; give samples with --calibration" if samples.random else ""
+                raise CalibrationError(
+                    f"the float model fails on a sample: {first_line(error)}{hint}"
+                ) from error
+            step()
+    return results
+
+
+def quantize(
+    program: Program, samples: sampling.Samples, options: Options, progress: Progress = silent
+) -> Program:
+    """Give a scale to every activation that a TPU segment touches."""
+    with stage("balance"):
+        chosen = {} if "balance" in options.without else balanced(program)
+        step = progress("balancing channels", len(samples) if chosen else 0)
+        ranges = balance(program.model, list(chosen.values()), samples, step)
+    return scaled(program, ranges, samples, options, progress)
+
+
+def balanced(program: Program) -> dict[str, Product]:
+    """The normalised products on an Edge TPU."""
+    found = products(program.model.graph).items()
+    return {name: product for name, product in found if product.made in program.made_on_tpu}
+
+
+def scaled(
+    program: Program,
+    ranges: Ranges,
+    samples: sampling.Samples,
+    options: Options,
+    progress: Progress = silent,
+) -> Program:
+    """Scales where ranges are known already, and from samples where they are not; channels are
+    equalised first."""
+    nodes = [n for s in program.plan.segments if s.device == "tpu" for n in s.nodes]
+    values = activations_around(nodes)
+    unknown = [v for v in values if str(v.name) not in ranges]
+    shown: dict[str, ChannelStats] = {}
+    with stage("calibrate"):
+        if unknown:
+            shown = saturated(
+                nodes,
+                observe(program.model, unknown, samples, progress("calibrating", len(samples))),
+            )
+    if "equalise" not in options.without:
+        with stage("equalise"):
+            shown = equalise(program.model, nodes, shown)
+    with stage("calibrate"):
+        ranges = ranges | calibrate(program.model, unknown, shown, samples, options.observers)
+    with stage("quantize"):
+        means = (
+            {}
+            if "correct_biases" in options.without
+            else {name: s.mean for name, s in shown.items()}
+        )
+        return replace(program, quants=assign(nodes, values, ranges), means=means)
+
+
+def save_graph(program: Program, path: Path) -> None:
+    """The lowered graph as ONNX, weights beside it. Raises OutputError."""
+    try:
+        ir.save(program.model, path, external_data=f"{path.name}.data")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def summary(program: Program, path: Path) -> dict[str, Any]:
+    """The plan as plain data, in the words of the manifest; before quantization it is a dry run."""
+    opset = program.model.graph.opset_imports.get("", 0)
+    return {
+        "model": {"file": path.name, "sha256": sha256(path), "opset": opset},
+        "target": target_entry(program.target),
+        **program_entry(program, [bundle.segment_entry(program, s) for s in program.plan.segments]),
+    }
+
+
+def target_entry(target: Target) -> dict[str, Any]:
+    return {"name": target.name, "description": target.description, "sram_bytes": target.sram_bytes}
+
+
+def program_entry(program: Program, segments: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the manifest says of a program; `segments` are the entries of its segments."""
+    graph, quants = program.model.graph, program.quants
+    return {
+        "inputs": [bundle.tensor_entry(v, {}, False) for v in graph.inputs],
+        "outputs": [
+            bundle.tensor_entry(v, quants, False, v in program.made_on_tpu) for v in graph.outputs
+        ],
+        "prediction": prediction(program),
+        "segments": list(segments),
+    }
+
+
+def forecast(program: Program) -> dict[str, Any]:
+    """A row of `plan`: the prediction with what is cached and streamed."""
+    segments = program.plan.segments
+    return {
+        **prediction(program),
+        "tpu_segments": sum(s.device == "tpu" for s in segments),
+        "host_segments": sum(s.device == "host" for s in segments),
+        "cached_bytes": sum(s.cached for s in segments),
+        "streamed_bytes": sum(s.streamed for s in segments),
+        "reload_ms": bundle.milliseconds(program.plan.reload(program.target)),
+    }
+
+
+def prediction(program: Program) -> dict[str, Any]:
+    """What the cost model says of the whole plan, and how far to trust it."""
+    plan = program.plan
+    return {
+        "tpus": plan.partitioning.tpus,
+        "host": plan.partitioning.host,
+        "objective": plan.partitioning.objective,
+        "place": plan.partitioning.place,
+        "latency_ms": bundle.milliseconds(plan.latency),
+        "interval_ms": bundle.milliseconds(plan.interval),
+        "gap_percent": None if plan.gap is None else round(100 * plan.gap, 2),
+        "error_percent": program.target.error_percent,
+    }
+
+
+def gate(quality: Mapping[str, Any], least: float | None) -> None:
+    """Raises QualityError where an output is below the SQNR that the user asked for."""
+    if least is None:
+        return
+    for name, entry in quality["outputs"].items():
+        if entry["sqnr_db"] < least:
+            worst = verify.worst_segment(quality)
+            where = f"; segment {worst[0]} loses most ({worst[1]} dB)" if worst else ""
+            raise QualityError(
+                f"output '{name}' has {entry['sqnr_db']} dB, --min-sqnr asks for {least}{where}"
+            )

@@ -1,0 +1,89 @@
+"""Runs the float IR on onnxruntime: the reference for checks, calibration and verification."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from compiler.errors import OutputError
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class Reference:
+    """A float model in onnxruntime, with some of its inner tensors as extra outputs.
+
+    Weights go through a temporary file, which onnxruntime maps into memory, so that they are not
+    held twice. Use it as a context manager.
+    """
+
+    def __init__(self, model: ir.Model, extra: Sequence[ir.Value] = ()) -> None:
+        try:
+            self._folder = tempfile.TemporaryDirectory(prefix="reference-")
+        except OSError as error:
+            raise OutputError(
+                f"no temporary folder can be made: {error.strerror or error}: set $TMPDIR"
+            ) from error
+        path = Path(self._folder.name) / "model.onnx"
+        graph = model.graph
+        known = {id(v) for v in graph.outputs}
+        added = [v for v in extra if id(v) not in known and not v.is_graph_input()]
+        count = len(graph.outputs)
+        graph.outputs.extend(added)
+        try:
+            save(model, path)
+        finally:
+            while len(graph.outputs) > count:
+                graph.outputs.pop()  # a deleted slice would leave the values marked as outputs
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        # Layout optimizations would copy the weights of every convolution.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.enable_cpu_mem_arena = False
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        # The float model is what the graph says, not what onnxruntime would make int8 of it.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+        self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.names = [o.name for o in self.session.get_outputs()]
+        self.inputs = [i.name for i in self.session.get_inputs()]
+
+    def run(self, sample: Arrays, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """The outputs for one sample: all, or those in `names`."""
+        names = self.names if names is None else names
+        feed = {name: sample[name] for name in self.inputs}
+        return dict(zip(names, self.session.run(names, feed), strict=True)) if names else {}
+
+    def __enter__(self) -> Reference:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        del self.session
+        self._folder.cleanup()
+
+
+def save(model: ir.Model, path: Path) -> None:
+    """Write a model with its larger weights in a file beside it, one after the other. Raises
+    OutputError."""
+    kept = {v: v.const_value for v in model.graph.initializers.values()}
+    try:
+        ir.save(model, path, external_data=f"{path.name}.data", max_workers=1)
+    except OSError as error:
+        why = error.strerror or str(error)  # numpy has no errno where a file takes a part only
+        raise OutputError(
+            f"{path.parent}: cannot be written: {why}: free some room or set $TMPDIR"
+        ) from error
+    finally:
+        for value, tensor in kept.items():
+            value.const_value = tensor

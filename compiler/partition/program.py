@@ -1,0 +1,56 @@
+"""A model on its way: what the stages after partitioning read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import onnx_ir as ir
+
+from compiler.graph import OPSET, values_read
+from compiler.partition.partition import Plan
+from compiler.quantize.scales import Quant
+from compiler.targets import Target
+
+
+@dataclass(frozen=True)
+class Program:
+    """A model after all passes, cut into segments. Calibration fills in `quants`, and `means`: of
+    each channel of an activation, by name."""
+
+    model: ir.Model
+    plan: Plan
+    target: Target
+    quants: Mapping[str, Quant] = field(default_factory=dict)
+    means: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @cached_property
+    def made_on_tpu(self) -> set[ir.Value]:
+        """Tensors that leave a TPU segment as int8."""
+        return {v for s in self.plan.segments if s.device == "tpu" for v in s.outputs}
+
+    @property
+    def int8_boundaries(self) -> bool:
+        """Whether host segments quantize by themselves; onnxruntime lacks QuantizeLinear of the
+        newest opsets."""
+        return self.model.graph.opset_imports.get("", OPSET) <= OPSET
+
+    @cached_property
+    def dequantized_inside(self) -> set[ir.Value]:
+        """Tensors of the Edge TPU that host segments take as int8."""
+        return self.made_on_tpu if self.int8_boundaries else set()
+
+    @cached_property
+    def quantized_inside(self) -> set[ir.Value]:
+        """Tensors of host segments that only TPU segments read, so that they leave as int8."""
+        if not self.int8_boundaries:
+            return set()
+        tpu = {n for s in self.plan.segments if s.device == "tpu" for n in s.nodes}
+        crossing = {v for s in self.plan.segments if s.device == "host" for v in s.outputs}
+        outputs, others = set(self.model.graph.outputs), set()
+        for node in self.model.graph:
+            if node not in tpu:
+                others.update(values_read(node))
+        return {v for v in crossing - outputs - others if str(v.name) in self.quants}
