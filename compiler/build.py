@@ -17,18 +17,16 @@ from onnx_ir.passes import common
 import passes
 from compiler import bundle, html, importer, sensitivity, toolchain, verify
 from compiler import ir as cir
+from compiler.baseline import baseline
 from compiler.check import Checker
 from compiler.emit import onnx_tf
 from compiler.emit.onnx_tf import Lowered
 from compiler.errors import (
-    CalibrationError,
     CompilerError,
     InternalError,
-    ModelError,
     OutputError,
     QualityError,
     ToolchainError,
-    first_line,
 )
 from compiler.legality import refusal
 from compiler.partition import Wishes, halved, partition
@@ -39,7 +37,6 @@ from compiler.quantize.calibrate import Observers, Ranges, Shown, calibrate, obs
 from compiler.quantize.equalise import equalise
 from compiler.quantize.saturate import saturated
 from compiler.quantize.scales import assign, separate
-from compiler.reference import Reference
 from compiler.runtime.bundle import sha256
 from compiler.targets import Target
 
@@ -167,7 +164,9 @@ def build(path: Path, output: Path, options: Options, report: Report = silent) -
         importer.check_weights(model.graph)
         samples = sampling.load(options.calibration, model.graph.inputs, options.image, options.seed)
         calibration, held_out = samples.split()
-        expected = float_results(model, held_out, report)
+        with stage("float model"):
+            step = report("running the float model", len(held_out))
+            expected = baseline(path, model, held_out, step)
         rewritten = rewrite(model, options, report)
         program = quantize(divided(rewritten, options, report), calibration, options, report)
         if options.keep_float:
@@ -187,6 +186,7 @@ def build(path: Path, output: Path, options: Options, report: Report = silent) -
                     "calibration": "random" if samples.random else "user",
                     "calibration_samples": len(calibration),
                     "observer": options.observers.default,
+                    **expected.entry(),
                 },
             }
             if options.tokenizer is not None:
@@ -194,7 +194,7 @@ def build(path: Path, output: Path, options: Options, report: Report = silent) -
             bundle.write_manifest(folder, manifest)
         with stage("verify"):
             step = report("verifying", len(held_out))
-            quality = verify.verify(bundle.load(folder), program, held_out, expected, step)
+            quality = verify.verify(bundle.load(folder), program, held_out, expected.results, step)
             if options.accuracy is not None:
                 step = report("finding what contributes", len(held_out))
                 for index, share in sensitivity.shares(bundle.load(folder), program, held_out, step).items():
@@ -260,30 +260,6 @@ def emit(
         for segments in entries.values():
             toolchain.enter(segments, outcomes, folder)
     return found, entries
-
-
-def float_results(model: ir.Model, samples: sampling.Samples, report: Report = silent) -> list[sampling.Sample]:
-    """What the imported model itself gives, before any pass has touched it.
-
-    Raises ModelError where onnxruntime cannot load it, CalibrationError where it fails on a sample.
-    """
-    step = report("running the float model", len(samples))
-    results = []
-    try:
-        reference = Reference(model)
-    except CompilerError:
-        raise
-    except Exception as error:
-        raise ModelError(f"onnxruntime cannot run the model: {first_line(error)}") from error
-    with reference:
-        for sample in samples:
-            try:
-                results.append(reference.run(sample))
-            except Exception as error:
-                hint = "; give samples with --calibration" if samples.random else ""
-                raise CalibrationError(f"the float model fails on a sample: {first_line(error)}{hint}") from error
-            step()
-    return results
 
 
 def quantize(program: Program, samples: sampling.Samples, options: Options, report: Report = silent) -> Program:
