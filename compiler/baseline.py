@@ -11,6 +11,7 @@ The import has to agree with the first two. Only one of them is in memory at a t
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -43,6 +44,7 @@ NUDGE, HALF_NUDGE, MOST = 1e-6, 1e-3, 10
 # Seconds that ONNX's evaluator, which is no fast one, gets for one sample.
 EVALUATOR_SECONDS = 120
 
+_ERROR = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _EVALUATE = Path(__file__).parent / "sidecars" / "evaluate.py"
 _FOLDER = "session.model_external_initializers_file_folder_path"
 
@@ -73,7 +75,7 @@ def baseline(path: Path, model: ir.Model, samples: Samples, progress: Callable[[
         try:
             results = _results(opened(path, model), samples, progress)
         except Exception as error:  # whatever onnxruntime raises, the next may run
-            why = why or first_line(error)
+            why = why or _ERROR.sub("", first_line(error))
             continue
         if results is None:
             continue

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
@@ -110,10 +111,11 @@ def read(path: Path, options: Options, report: Report = silent) -> ir.Model:
         return importer.load(path, options.dims, options.shapes)
 
 
-def rewrite(model: ir.Model, options: Options, report: Report = silent) -> ir.Model:
-    """Run every pass over a model, in place."""
+def rewrite(model: ir.Model, options: Options, report: Report = silent, checker: Checker | None = None) -> ir.Model:
+    """Run every pass over a model, in place; `checker`, or one of its own where options ask for it, looks on."""
     target = Target.load(options.target)
-    checker = Checker(model, options.seed) if options.check_passes else None
+    if checker is None and options.check_passes:
+        checker = Checker(model, options.seed)
     step = report("rewriting", len(passes.PASSES))
     for name, run in passes.PASSES:
         if name in options.without or (name in OPTIONAL and name not in options.also):
@@ -127,6 +129,8 @@ def rewrite(model: ir.Model, options: Options, report: Report = silent) -> ir.Mo
     with stage("partition"):
         separate(model, [n for n in model.graph if refusal(n, target) is None])
         common.RemoveUnusedFunctionsPass()(model)
+        if checker is not None:
+            checker.check("separate", model)
     return model
 
 
@@ -167,13 +171,16 @@ def build(path: Path, output: Path, options: Options, report: Report = silent) -
         with stage("float model"):
             step = report("running the float model", len(held_out))
             expected = baseline(path, model, held_out, step)
-        rewritten = rewrite(model, options, report)
-        program = quantize(divided(rewritten, options, report), calibration, options, report)
+        checker = Checker(model, options.seed, path) if options.check_passes else None
+        rewritten = rewrite(model, options, report, checker)
+        program = replace(divided(rewritten, options, report), checker=checker)
+        program = quantize(program, calibration, options, report)
         if options.keep_float:
             kept = tuple(sensitive(program, calibration, options.keep_float, report))
             wishes = replace(options.wishes, kept=kept)
             again = replace(options, wishes=wishes)
-            program = quantize(divided(rewritten, again, report), calibration, options, report)
+            program = replace(divided(rewritten, again, report), checker=checker)
+            program = quantize(program, calibration, options, report)
         lowered = lower_elsewhere(program, calibration, options, report)
         programs, entries = emit({"": program}, folder, options, report, lowered)
         program, segments = programs[""], entries[""]
@@ -268,6 +275,8 @@ def quantize(program: Program, samples: sampling.Samples, options: Options, repo
         chosen = {} if "balance" in options.without else balanced(program)
         step = report("balancing channels", len(samples) if chosen else 0)
         ranges = balance(program.model, list(chosen.values()), samples, step)
+        if program.checker is not None and chosen:
+            program.checker.check("balance", program.model)
     return scaled(program, ranges, samples, options, report)
 
 
@@ -290,12 +299,19 @@ def scaled(
             shown = saturated(nodes, observe(program.model, unknown, samples, report("calibrating", len(samples))))
     if "equalise" not in options.without:
         with stage("equalise"):
-            shown = equalise(program.model, nodes, shown)
+            before, shown = shown, equalise(program.model, nodes, shown)
+            if program.checker is not None:
+                program.checker.check("equalise", program.model, _multiplied(before, shown))
     with stage("calibrate"):
         ranges = ranges | calibrate(program.model, unknown, shown, samples, options.observers)
     with stage("quantize"):
         means = {} if "correct_biases" in options.without else {name: s.mean for name, s in shown.items()}
         return replace(program, quants=assign(nodes, values, ranges), means=means)
+
+
+def _multiplied(before: Mapping[str, Shown], after: Mapping[str, Shown]) -> set[str]:
+    """The activations that equalising multiplied by factors other than 1."""
+    return {name for name, shown in before.items() if not np.array_equal(shown.square, after[name].square)}
 
 
 def save_graph(program: Program, path: Path) -> None:
