@@ -18,7 +18,7 @@ from onnx_ir.passes import common
 from onnxscript import version_converter
 
 from compiler import ir as cir
-from compiler import onnxfile
+from compiler import onnxfile, shapes
 from compiler.errors import ModelError, OptionError, first_line
 
 OLDEST_OPSET = 7
@@ -242,7 +242,7 @@ def _widen(model: ir.Model) -> None:
     graph = model.graph
     if not any(v.dtype == half for v in [*graph.initializers.values(), *graph.inputs]) or any(graph.subgraphs()):
         return
-    common.ShapeInferencePass()(model)
+    shapes.infer(model)
     for value in graph.initializers.values():
         tensor = value.const_value
         if tensor is not None and tensor.dtype == half:
@@ -315,7 +315,7 @@ def name_nodes(graph: ir.Graph) -> None:
 def _check_valid(model: ir.Model) -> None:
     """ONNX's own checker; it insists on shapes of outputs, which many exporters leave out and inference fills in."""
     if any(v.shape is None for v in model.graph.outputs):
-        common.ShapeInferencePass()(model)
+        shapes.infer(model)
     bare = [v for v in model.graph.outputs if v.shape is None]
     for value in bare:
         value.shape = ir.Shape([])

@@ -87,9 +87,7 @@ def agrees(seed: int, folder: Path, places: Sequence[Place] = ("host", "tpu")) -
 
 
 def _outcome(path: Path, folder: Path, place: Place, samples: Any, wanted: Any, jumps: set[str]) -> Outcome:
-    options = building.Options(
-        calibration=folder / "samples.npz", force=True, wishes=Wishes(place=place, seconds=0.2)
-    )
+    options = building.Options(calibration=folder / "samples.npz", force=True, wishes=Wishes(place=place, seconds=0.2))
     try:
         with limited(PATIENCE):
             building.build(path, folder / "bundle", options)
@@ -138,7 +136,9 @@ def _difference(got: Array, want: Array) -> str:
     return "" if near else f"differs by {error:.3g} of {most:.3g}"
 
 
-def _rounded_agree(path: Path, options: building.Options, samples: Any, got: Any, wanted: Any, jumps: set[str]) -> Outcome:
+def _rounded_agree(
+    path: Path, options: building.Options, samples: Any, got: Any, wanted: Any, jumps: set[str]
+) -> Outcome:
     """Of outputs in float in front of which nothing jumps: as near as rounding alone would be, or good enough. Of all: the
     type; and the shape, where nothing jumps."""
     judged = []
@@ -148,7 +148,9 @@ def _rounded_agree(path: Path, options: building.Options, samples: Any, got: Any
                 continue
             found = np.asarray(ours[name])
             if found.dtype != want.dtype or (name not in jumps and found.shape != want.shape):
-                return Outcome("wrong", f"tpu: '{name}' is {found.dtype} {list(found.shape)}, not {want.dtype} {list(want.shape)}")
+                return Outcome(
+                    "wrong", f"tpu: '{name}' is {found.dtype} {list(found.shape)}, not {want.dtype} {list(want.shape)}"
+                )
             if want.dtype.kind == "f" and name not in jumps and want.size:
                 judged.append(name)
     low = {name: _sqnr(got, wanted, name) for name in judged}

@@ -175,9 +175,7 @@ class Graph:
 
     def inner(self, prefix: str) -> Graph:
         """A graph for a body, which sees all that this one has."""
-        return Graph(
-            self.random, self.rng, self.opset, dict(self.open), [], [], self.functions, prefix, self.depth + 1
-        )
+        return Graph(self.random, self.rng, self.opset, dict(self.open), [], [], self.functions, prefix, self.depth + 1)
 
     def open_input(self, name: str, arrays: Sequence[np.ndarray], jumps: bool = False) -> None:
         kind = helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(arrays[0].dtype), arrays[0].shape)

@@ -31,8 +31,23 @@ UNARY = {
 }
 BINARY = {7: "Add Sub Mul Div Pow PRelu Max Min Mean Sum", 10: "Mod"}
 COMPARE = {7: "Equal Greater Less And Or Xor", 12: "GreaterOrEqual LessOrEqual", 18: "BitwiseAnd BitwiseOr BitwiseXor"}
-REDUCE = "ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceSumSquare"
-DTYPES = ["float32", "float32", "float32", "float16", "float64", "int32", "int64", "uint8", "int8", "bool", "int16", "uint16"]
+REDUCE = (
+    "ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceSumSquare"
+)
+DTYPES = [
+    "float32",
+    "float32",
+    "float32",
+    "float16",
+    "float64",
+    "int32",
+    "int64",
+    "uint8",
+    "int8",
+    "bool",
+    "int16",
+    "uint16",
+]
 
 
 def _known(table: dict[int, str], g: Graph) -> str:
@@ -178,7 +193,9 @@ def top_k(g: Graph) -> None:
 def softmax(g: Graph) -> None:
     x = g.of_kind("f", least=1)
     rank = len(g.open[x].shape)
-    axis = g.random.choice([None, g.random.randrange(rank), g.random.randrange(rank) if g.opset < 11 else _any_axis(g, rank)])
+    axis = g.random.choice(
+        [None, g.random.randrange(rank), g.random.randrange(rank) if g.opset < 11 else _any_axis(g, rank)]
+    )
     g.add(g.random.choice(["Softmax", "Softmax", "LogSoftmax", "Hardmax"]), [x], axis=axis)
 
 
@@ -251,9 +268,11 @@ def concat(g: Graph) -> None:
 
     def joins(other: Tensor) -> bool:
         rest = [d for i, d in enumerate(other.shape) if i != axis]
-        return other.dtype == tensor.dtype and len(other.shape) == len(tensor.shape) and rest == [
-            d for i, d in enumerate(tensor.shape) if i != axis
-        ]
+        return (
+            other.dtype == tensor.dtype
+            and len(other.shape) == len(tensor.shape)
+            and rest == [d for i, d in enumerate(tensor.shape) if i != axis]
+        )
 
     others = [g.pick(joins) for _ in range(g.random.randint(0, 2))]
     if g.opset >= 11 and g.chance(0.3):
@@ -463,7 +482,12 @@ def einsum(g: Graph) -> None:
     x = g.of_kind("f", 3)
     tensor = g.open[x]
     equation, shape = g.random.choice(
-        [("abc,cd->abd", (tensor.shape[2], 4)), ("abc,abd->acd", (*tensor.shape[:2], 3)), ("abc->acb", None), ("abc,c", tensor.shape[2:])]
+        [
+            ("abc,cd->abd", (tensor.shape[2], 4)),
+            ("abc,abd->acd", (*tensor.shape[:2], 3)),
+            ("abc->acb", None),
+            ("abc,c", tensor.shape[2:]),
+        ]
     )
     operands = [x] if shape is None else [x, g.weight(shape, tensor.dtype)]
     g.add("Einsum", operands, equation=equation)
@@ -546,7 +570,10 @@ def pool(g: Graph) -> None:
 
 
 def norm(g: Graph) -> None:
-    kinds = {7: "BatchNormalization BatchNormalization InstanceNormalization LRN LpNormalization", 9: "MeanVarianceNormalization"}
+    kinds = {
+        7: "BatchNormalization BatchNormalization InstanceNormalization LRN LpNormalization",
+        9: "MeanVarianceNormalization",
+    }
     kinds |= {17: "LayerNormalization", 18: "GroupNormalization", 23: "RMSNormalization"}
     kind = _known(kinds, g)
     least = {"LRN": 3, "LpNormalization": 1, "LayerNormalization": 1, "RMSNormalization": 1, "InstanceNormalization": 3}
@@ -595,7 +622,11 @@ def recurrent(g: Graph) -> None:
     kind, gates = g.random.choice([("RNN", 1), ("GRU", 3), ("LSTM", 4)])
     hidden, both = 3, g.chance(0.3)
     directions = 1 + both
-    operands = [x, g.weight((directions, gates * hidden, width), dtype), g.weight((directions, gates * hidden, hidden), dtype)]
+    operands = [
+        x,
+        g.weight((directions, gates * hidden, width), dtype),
+        g.weight((directions, gates * hidden, hidden), dtype),
+    ]
     operands.append(g.weight((directions, 2 * gates * hidden), dtype) if g.chance(0.5) else "")
     operands.append(g.constant([g.random.randint(1, steps) for _ in range(batch)], np.int32) if g.chance(0.3) else "")
     operands.append(g.weight((directions, batch, hidden), dtype) if g.chance(0.5) else "")
@@ -705,7 +736,9 @@ def _result(body: Graph, name: str, out: str) -> onnx.ValueInfoProto:
     return value
 
 
-def _body(body: Graph, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]) -> onnx.GraphProto:
+def _body(
+    body: Graph, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]
+) -> onnx.GraphProto:
     return helper.make_graph(body.nodes, f"{body.prefix}body", inputs, outputs, body.initializers)
 
 
@@ -721,7 +754,9 @@ def if_(g: Graph) -> None:
         body = g.inner(f"{g.prefix}{name}{len(g.open)}_")
         body.add(g.random.choice(["Neg", "Abs", "Tanh"]), [x])
         _grow(body, g.random.randint(0, 2))
-        made = [n for n, t in body.open.items() if n.startswith(body.prefix) and t.is_tensor and t.dtype == g.open[x].dtype]
+        made = [
+            n for n, t in body.open.items() if n.startswith(body.prefix) and t.is_tensor and t.dtype == g.open[x].dtype
+        ]
         branches.append(_body(body, [], [_result(body, g.random.choice(made), f"{body.prefix}out")]))
     g.add("If", [condition], then_branch=branches[0], else_branch=branches[1])
 
@@ -750,18 +785,27 @@ def loop(g: Graph) -> None:
         on = go
     outputs = [_result(body, on, f"{body.prefix}on"), _result(body, g.random.choice(states), f"{body.prefix}next")]
     if g.chance(0.5):
-        outputs.append(_result(body, g.random.choice([n for n in made if n not in (turn, go)]), f"{body.prefix}scanned"))
+        outputs.append(
+            _result(body, g.random.choice([n for n in made if n not in (turn, go)]), f"{body.prefix}scanned")
+        )
     inputs = []
     for name in (turn, go, state):
         shape: list[int | None] = list(body.open[name].shape)
         if name == state and g.chance(0.5):
             shape = [None] * len(shape)
-        inputs.append(helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(body.open[name].dtype), shape))
+        inputs.append(
+            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(body.open[name].dtype), shape)
+        )
     count = g.constant(g.random.choice([0, 1, 3]), np.int64)
     if style == "input":
         count = g.pick(lambda t: t.dtype == np.int64 and t.arrays[0].ndim == 0 and t.arrays[0] < 6)
     condition = "" if g.chance(0.6) else g.constant(True, bool)
-    g.add("Loop", ["" if style == "computed" and g.chance(0.5) else count, condition, x], len(outputs) - 1, body=_body(body, inputs, outputs))
+    g.add(
+        "Loop",
+        ["" if style == "computed" and g.chance(0.5) else count, condition, x],
+        len(outputs) - 1,
+        body=_body(body, inputs, outputs),
+    )
 
 
 def scan(g: Graph) -> None:
@@ -795,9 +839,7 @@ def function(g: Graph) -> None:
     _grow(body, g.random.randint(1, 2))
     made = [n for n, t in body.open.items() if n.startswith(body.prefix) and t.is_tensor and not t.constant]
     out = g.random.choice(made)
-    constants = [
-        helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in body.initializers
-    ]
+    constants = [helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in body.initializers]
     nodes = [*constants, *body.nodes]
     known = {name for node in nodes for name in node.output}
     reads = list(dict.fromkeys(n for node in nodes for n in free_names(node) if n not in known))
@@ -874,7 +916,19 @@ def draw(g: Graph) -> Recipe:
     return g.random.choices([r for r, _ in fitting], [w for _, w in fitting])[0]
 
 
-SHAPES = [(1, 3, 8, 8), (1, 4, 6, 5), (1, 8, 10), (2, 3, 4), (1, 12), (4, 6), (5,), (), (1, 2, 3, 4, 4), (1, 5, 16), (1, 1, 7, 7)]
+SHAPES = [
+    (1, 3, 8, 8),
+    (1, 4, 6, 5),
+    (1, 8, 10),
+    (2, 3, 4),
+    (1, 12),
+    (4, 6),
+    (5,),
+    (),
+    (1, 2, 3, 4, 4),
+    (1, 5, 16),
+    (1, 1, 7, 7),
+]
 
 
 def random_model(seed: int) -> tuple[onnx.ModelProto, list[dict[str, np.ndarray]]]:
@@ -915,9 +969,7 @@ def finished(g: Graph, inputs: Sequence[str]) -> tuple[onnx.ModelProto, list[dic
     infos = [onnx.ValueInfoProto(name=name, type=g.open[name].type) for name in inputs]
     graph = helper.make_graph(g.nodes, "random", infos, values, g.initializers)
     if g.chance(0.1):  # as files of IR version 3 are: defaults of inputs
-        graph.input.extend(
-            helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in g.initializers
-        )
+        graph.input.extend(helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in g.initializers)
     imports = [helper.make_opsetid("", g.opset)]
     if g.functions:
         imports.append(helper.make_opsetid("local", 1))
