@@ -5,7 +5,6 @@ Weights stay in their files; nothing in here copies them.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,10 +14,9 @@ import onnx.version_converter
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from onnx_ir.passes import common
-from onnxscript import version_converter
 
 from compiler import ir as cir
-from compiler import onnxfile, shapes
+from compiler import onnxfile, shapes, upgrade
 from compiler.errors import ModelError, OptionError, first_line
 
 OLDEST_OPSET = 7
@@ -46,6 +44,7 @@ def load(
     try:
         common.InlinePass()(model)
         common.RemoveInitializersFromInputsPass()(model)
+        upgrade.replace_deprecated(model)
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         _check_valid(model)
     except Exception as error:
@@ -126,7 +125,7 @@ def _check_external_data(model: ir.Model, path: Path) -> None:
 
 
 def _rename(model: ir.Model, old: tuple[str, str], new: tuple[str, str]) -> None:
-    for node in model.graph:
+    for node in model.graph.all_nodes():
         if cir.key(node) == old:
             node.domain, node.op_type = new
 
@@ -197,6 +196,8 @@ def _fixed(dim: int | ir.SymbolicDim, dims: Mapping[str, int]) -> int | str | No
 def _modern(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     """The model in an opset that onnxruntime takes. Raises ModelError for one that is too old or too new."""
     newest = onnx.defs.onnx_opset_version()
+    for entry in proto.opset_import:
+        entry.domain = "" if entry.domain == "ai.onnx" else entry.domain
     opset = {o.domain: o.version for o in proto.opset_import}.get("", newest)
     if OLDEST_OPSET <= opset <= newest:
         return proto
@@ -219,22 +220,17 @@ def _quoted(names: object) -> str:
 def _upgrade(model: ir.Model) -> None:
     """Raise the opset to 23, so that each operator has one form.
 
-    A model that the converters cannot raise keeps its opset: its nodes then run on the host, where onnxruntime knows
-    their old meaning.
+    A model that cannot be raised keeps its opset, and all its nodes run on the host: passes and rules of operators
+    speak of newer ones, onnxruntime knows the old meaning.
     """
-    version = model.graph.opset_imports.get("", cir.OPSET)
-    batched = version < 9 and any(node.op_type == "Scan" for node in model.graph)  # which no converter knows
-    if version >= cir.OPSET or batched:
-        return
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)
-    steps = [18, cir.OPSET] if version < 18 else [cir.OPSET]
-    for target in steps:
-        version_converter.ConvertVersionPass(target_version=target, fallback=True)(model)
-    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    why = upgrade.upgrade(model)
+    if why is not None:
+        for node in model.graph:
+            node.metadata_props[cir.HOST] = f"the model keeps its opset: {why}"
 
 
 def _widen(model: ir.Model) -> None:
-    """Compute in float32 what the model computes in float16; its inputs and outputs stay float16.
+    """Compute in float32 what the model computes in float16; its inputs and outputs keep their types.
 
     Calibration and host segments then need one float type only, and lose nothing.
     """
@@ -243,6 +239,9 @@ def _widen(model: ir.Model) -> None:
     if not any(v.dtype == half for v in [*graph.initializers.values(), *graph.inputs]) or any(graph.subgraphs()):
         return
     shapes.infer(model)
+    if any(v.dtype == half and not isinstance(v.type, ir.TensorType) for v in cir.tensor_values(graph)):
+        return  # sequences, whose operators take one type
+    halves = {v for v in graph.outputs if v.dtype == half and not v.is_graph_input()}
     for value in graph.initializers.values():
         tensor = value.const_value
         if tensor is not None and tensor.dtype == half:
@@ -257,7 +256,7 @@ def _widen(model: ir.Model) -> None:
         if value.dtype == half:
             _cast_input(graph, value)
     for index, value in enumerate(list(graph.outputs)):
-        if value.dtype == single and value.producer() is not None:
+        if value in halves:
             graph.outputs[index] = _cast_output(graph, value)
 
 
@@ -270,7 +269,7 @@ def _lazy_float32(tensor: ir.TensorProtocol) -> ir.LazyTensor:
 
 def _widen_attributes(node: ir.Node) -> None:
     """Cast and its like name a type; ConstantOfShape and Constant hold a tensor."""
-    for name in ("to", "dtype", "output_dtype", "stash_type"):
+    for name in ("to", "dtype", "output_dtype", "output_datatype", "stash_type"):
         attribute = node.attributes.get(name)
         if attribute is not None and attribute.value == ir.DataType.FLOAT16:
             node.attributes[name] = ir.AttrInt64(name, ir.DataType.FLOAT.value)

@@ -17,6 +17,7 @@ from onnx_ir.passes import common
 
 DIALECT = "edgetpu"
 OPSET = 23
+RAISED = 21  # from here on, operators have the form that they have in OPSET
 IR_VERSION = 11
 ORIGIN = "edgetpu.origin"
 REASON = "edgetpu.reason"  # why a lowering left a node in ONNX
@@ -32,8 +33,13 @@ Shape = tuple[int, ...]
 
 
 def is_current(model: ir.Model) -> bool:
-    """Whether a model has the operators that passes write; the importer cannot raise every opset."""
+    """Whether a model has all operators that passes write; the importer cannot raise every opset."""
     return model.graph.opset_imports.get("", OPSET) >= OPSET
+
+
+def is_raised(model: ir.Model) -> bool:
+    """Whether the operators of a model have the form and the meaning that passes and rules know."""
+    return model.graph.opset_imports.get("", OPSET) >= RAISED
 
 
 def key(node: ir.Node) -> tuple[str, str]:
