@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from onnx_ir.passes import common
 
 from compiler import ir as cir
-from compiler import onnxfile, upgrade
+from compiler import onnxfile, shapes, upgrade
 from compiler.errors import ModelError, OptionError, first_line
 
 OLDEST_OPSET = 7
@@ -243,7 +243,7 @@ def _widen(model: ir.Model) -> None:
     graph = model.graph
     if not any(v.dtype == half for v in [*graph.initializers.values(), *graph.inputs]) or any(graph.subgraphs()):
         return
-    common.ShapeInferencePass()(model)
+    shapes.infer(model)
     if any(v.dtype == half and not isinstance(v.type, ir.TensorType) for v in cir.tensor_values(graph)):
         return  # sequences, whose operators take one type
     model.metadata_props[cir.WIDENED] = "float16"
@@ -320,7 +320,7 @@ def name_nodes(graph: ir.Graph) -> None:
 def _check_valid(model: ir.Model) -> None:
     """ONNX's own checker; it insists on shapes of outputs, which many exporters leave out and inference fills in."""
     if any(v.shape is None for v in model.graph.outputs):
-        common.ShapeInferencePass()(model)
+        shapes.infer(model)
     bare = [v for v in model.graph.outputs if v.shape is None]
     for value in bare:
         value.shape = ir.Shape([])

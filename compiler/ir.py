@@ -225,6 +225,15 @@ def tensor_values(graph: ir.Graph) -> Iterator[ir.Value]:
         yield from (v for v in node.outputs if v.name)
 
 
+def float32_nodes(graph: ir.Graph) -> list[ir.Node]:
+    """The nodes of a graph without those that compute on other kinds of float: passes write constants in float32."""
+    return [n for n in graph if not any(_is_other_float(v) for v in [*n.inputs, *n.outputs] if v is not None)]
+
+
+def _is_other_float(value: ir.Value) -> bool:
+    return value.dtype is not None and value.dtype.is_floating_point() and value.dtype != ir.DataType.FLOAT
+
+
 class Names:
     """Hands out names that no value and no node of the graph uses yet."""
 

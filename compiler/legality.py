@@ -31,6 +31,8 @@ def refusal(node: ir.Node, target: Target) -> str | None:
     operator = lookup(node)
     if operator is None or operator.emit is None:
         return node.metadata_props.get(cir.REASON, f"the Edge TPU has no {cir.kind(node)}")
+    if not cir.activations(node):
+        return "it reads constants only"
     for value in [*cir.activations(node), *node.outputs]:
         if not cir.is_static(value):
             return f"the shape of '{value.name}' depends on data; the Edge TPU needs static shapes"
@@ -46,7 +48,7 @@ def refusal(node: ir.Node, target: Target) -> str | None:
 def drafted(node: ir.Node) -> list[OpInfo]:
     """The TFLite operators that would be written for a node; none for one that stays in ONNX."""
     operator = lookup(node)
-    if operator is None or operator.emit is None or cir.HOST in node.metadata_props:
+    if operator is None or operator.emit is None or cir.HOST in node.metadata_props or not cir.activations(node):
         return []
     draft = Draft()
     operator.emit(node, draft)

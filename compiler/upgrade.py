@@ -18,6 +18,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from compiler import ir as cir
+from compiler import shapes
 
 # Whose kernels in onnxruntime end with opset 21, where all operators have the form of opset 23 already.
 ENDING = {"GlobalLpPool", "MaxRoiPool", "Multinomial", "RoiAlign"} | {
@@ -49,7 +50,7 @@ def upgrade(model: ir.Model) -> str | None:
         if why is not None:
             return f"{node.op_type} '{cir.origin(node)}' of opset {version} {why}"
     if changed:
-        common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+        shapes.infer(model)
     taken = _names(model)
     for node, row in changed:
         row.adapt(node, _Edit(node, taken))

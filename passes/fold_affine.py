@@ -27,7 +27,7 @@ class Affine:
 
 def run(model: ir.Model, target: Target) -> None:
     names = cir.Names(model.graph)
-    for node in list(model.graph):
+    for node in cir.float32_nodes(model.graph):
         if node.graph is None or affine(node) is None:
             continue
         last = cir.only_consumer(node.outputs[0])

@@ -13,6 +13,7 @@ from onnx_ir.passes import common
 from onnxscript import optimizer
 
 from compiler import ir as cir
+from compiler import shapes
 from compiler.targets import Target
 
 # Up to this many bytes a folded constant is kept.
@@ -22,7 +23,6 @@ _KEPT = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "Random
     "DequantizeLinear",
     "QuantizeLinear",
 }
-_SEQUENCES = {"SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceMap", "SplitToSequence"}
 
 
 def run(model: ir.Model, target: Target) -> None:
@@ -67,17 +67,14 @@ def tidy(model: ir.Model) -> None:
 
 
 def infer_shapes(model: ir.Model) -> None:
-    """ONNX's shape inference; a shape that was unknown is inferred afresh."""
+    """Infers all shapes; one that was unknown is inferred afresh."""
     for value in model.graph.initializers.values():
         if value.const_value is not None:  # folding may have left a shape of symbols
             value.shape = ir.Shape(list(value.const_value.shape))  # type: ignore[arg-type]
     for value in cir.tensor_values(model.graph):
         if not cir.is_static(value) and not value.is_graph_input():
             value.shape = None
-    common.ShapeInferencePass()(model)
-    for node in model.graph:
-        if node.op_type in _SEQUENCES and node.domain == "":
-            node.outputs[0].type = node.outputs[0].shape = None  # the pass takes sequences for tensors
+    shapes.infer(model)
 
 
 def _fold(model: ir.Model) -> bool:

@@ -21,7 +21,7 @@ def run(model: ir.Model, target: Target) -> None:
         return
     dialect.declare(model)
     names = cir.Names(model.graph)
-    for node in list(model.graph):
+    for node in cir.float32_nodes(model.graph):
         if cir.key(node) == ("", "DequantizeLinear") and all(cir.is_const(v) for v in node.inputs):
             _fold(node, cir.Builder(model, names, node))
         elif cir.key(node) == ("", "DequantizeLinear") and _is_pair(node):

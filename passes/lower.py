@@ -14,7 +14,7 @@ from passes.fold_constants import tidy
 def run(model: ir.Model, target: Target) -> None:
     dialect.declare(model)
     names = cir.Names(model.graph)
-    for node in list(model.graph):
+    for node in cir.float32_nodes(model.graph):
         operator = lookup(node)
         if operator is None or operator.lower is None or node.graph is None or cir.HOST in node.metadata_props:
             continue
@@ -33,6 +33,8 @@ def _check(node: ir.Node, opset: int) -> None:
         newer = sorted(set(node.attributes) - set(known))
         if newer:
             raise RefuseError(f"its attribute '{newer[0]}' is newer than opset {cir.OPSET}, which is lowered here")
+    if not cir.activations(node):
+        raise RefuseError("it reads constants only")
     for value in [*cir.activations(node), *(v for v in node.outputs if v.name and (v.uses() or v.is_graph_output()))]:
         if not cir.is_static(value):
             raise RefuseError(f"the shape of '{value.name}' depends on data; the Edge TPU needs static shapes")

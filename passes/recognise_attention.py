@@ -21,7 +21,7 @@ from passes.fold_constants import tidy
 
 def run(model: ir.Model, target: Target) -> None:
     names = cir.Names(model.graph)
-    for node in list(model.graph):
+    for node in cir.float32_nodes(model.graph):
         if cir.key(node) == ("", "MatMul"):
             _attend(node, cir.Builder(model, names, node))
     tidy(model)

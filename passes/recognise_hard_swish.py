@@ -21,10 +21,10 @@ _GATE = {"alpha": 1 / 6, "beta": 0.5}
 
 def run(model: ir.Model, target: Target) -> None:
     names = cir.Names(model.graph)
-    for node in list(model.graph):
+    for node in cir.float32_nodes(model.graph):
         if node.op_type == "Clip" and bounds(node) == (0, 6):
             _of_clip(node, model, names)
-    for node in list(model.graph):
+    for node in cir.float32_nodes(model.graph):
         if node.op_type == "HardSigmoid" and all(cir.near(cir.attr(node, k, 0), v) for k, v in _GATE.items()):
             _swish(node.inputs[0], cir.product_of(node.outputs[0], node.inputs[0], 1), model, names)
     tidy(model)

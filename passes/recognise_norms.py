@@ -19,7 +19,7 @@ from passes.fold_constants import tidy
 def run(model: ir.Model, target: Target) -> None:
     common.AddDefaultAttributesPass()(model)
     names = cir.Names(model.graph)
-    for node in list(model.graph):
+    for node in cir.float32_nodes(model.graph):
         if cir.key(node) == ("", "BatchNormalization"):
             _norm_of_batches(node, cir.Builder(model, names, node))
     rewrite(model, pattern_rewrite_rules=RULES)

@@ -23,7 +23,7 @@ Halves = dict[tuple[ir.Value, int], ir.Value]
 def run(model: ir.Model, target: Target) -> None:
     names = cir.Names(model.graph)
     halves: Halves = {}
-    for node in list(model.graph):
+    for node in cir.float32_nodes(model.graph):
         if cir.key(node) == ("", "Add"):
             _rotate(node, cir.Builder(model, names, node), halves)
     tidy(model)

@@ -16,7 +16,7 @@ from passes.fold_constants import tidy
 
 def run(model: ir.Model, target: Target) -> None:
     names = cir.Names(model.graph)
-    for node in list(model.graph):
+    for node in cir.float32_nodes(model.graph):
         groups = _groups(node)
         if groups is None:
             continue

@@ -19,7 +19,7 @@ _MAKERS = ("Conv", "ConvTranspose")
 
 def run(model: ir.Model, target: Target) -> None:
     names = cir.Names(model.graph)
-    for node in list(model.graph):
+    for node in cir.float32_nodes(model.graph):
         if node.op_type == "Sigmoid" and cir.HOST not in node.metadata_props and _is_gate(node):
             b = cir.Builder(model, names, node)
             x = node.inputs[0]

@@ -14,7 +14,7 @@ from compiler.targets import Target
 
 def run(model: ir.Model, target: Target) -> None:
     names = cir.Names(model.graph)
-    for node in list(model.graph):
+    for node in cir.float32_nodes(model.graph):
         factor = _factor(node, target.mean_positions)
         if factor > 1:
             b = cir.Builder(model, names, node)

@@ -28,7 +28,7 @@ def run(model: ir.Model, target: Target) -> None:
     if not any(cir.key(node) in _RULES for node in model.graph):
         return
     names = cir.Names(model.graph)
-    for node in list(model.graph):
+    for node in cir.float32_nodes(model.graph):
         rule = _RULES.get(cir.key(node))
         if rule is None:
             if any(v.shape is None for v in node.outputs):  # ONNX's inference ended at what it does not know
