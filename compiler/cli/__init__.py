@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import io
 import logging
 import os
 import signal
@@ -62,6 +63,8 @@ def _terminated(number: int, _frame: Any) -> None:
 def main() -> None:
     """Run the command line; errors become one line and an exit code."""
     signal.signal(signal.SIGTERM, _terminated)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it prints stacks of what we then say in a line
     try:
@@ -73,5 +76,5 @@ def main() -> None:
             traceback.print_exc()
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        err.print("interrupted; nothing was written")
+        err.print("interrupted")
         sys.exit(130)
