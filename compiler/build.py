@@ -326,17 +326,18 @@ def scaled(
 def save_graph(program: Program, path: Path, sources: Sequence[Path] = ()) -> None:
     """The lowered graph as ONNX, weights beside it in PATH.data; `sources` are still needed. Raises OutputError."""
     weights = path.with_name(f"{path.name}.data")
-    with files.temporary("graph") as folder:
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path}: weights come in a file beside the graph: name a regular file")
+    if weights.exists() and not path.exists():
+        raise OutputError(f"{weights}: is there, without a graph that it could be of: name another file")
+    with files.temporary("graph") as folder, files.output(path, sources) as file:
         made = folder.path / path.name
         reference.save(program.model, made)
         made_weights = made.with_name(weights.name)
         if made_weights.exists():
-            if path.exists() and not path.is_file():
-                raise OutputError(f"{path}: weights come in a file beside the graph: name a regular file")
-            if weights.exists() and not path.exists():
-                raise OutputError(f"{weights}: is there, without a graph that it could be of: name another file")
-            files.copy(made_weights, weights, sources)
-        files.copy(made, path, sources)
+            with files.output(weights, sources) as weights_file, made_weights.open("rb") as source:
+                shutil.copyfileobj(source, weights_file)
+        file.write(made.read_bytes())
 
 
 def summary(program: Program, path: Path) -> dict[str, Any]:

@@ -37,8 +37,12 @@ def folder(path: Path, force: bool, sources: Iterable[Path] = ()) -> Iterator[Pa
     where something else would be lost, where another build is at `path`, and where nothing can be written.
     """
     place = _place(path)
+    folders.sweep()
+    with files.writing(path):
+        folders.restore(place)
     _refuse(path, place, force, sources)
     with _parents(path, place), _claimed(path, place) as work:
+        _refuse(path, place, force, sources)  # what came there just now
         made = work / "bundle"
         with files.writing(path):
             made.mkdir()
@@ -54,21 +58,27 @@ def folder(path: Path, force: bool, sources: Iterable[Path] = ()) -> Iterator[Pa
 @contextmanager
 def changing(path: Path) -> Iterator[None]:
     """While the block lasts, no other process builds or compiles the bundle at `path`. Raises OutputError."""
+    folders.sweep()
     with _claimed(path, _place(path)):
         yield
 
 
 def _place(path: Path) -> Path:
     """Where `path` leads, links followed. Raises OutputError for a link that leads nowhere."""
-    if path.is_symlink() and not path.exists():
-        raise OutputError(f"{path}: is a link to {os.readlink(path)}, which is not there")
-    return Path(os.path.realpath(path))
+    with files.writing(path):
+        if path.is_symlink() and not os.path.exists(path):
+            raise OutputError(f"{path}: is a link to {os.readlink(path)}, which is not there")
+        place = os.path.realpath(path)
+    try:
+        place.encode()
+    except UnicodeEncodeError as error:
+        raise OutputError(f"{path}: is not UTF-8, which onnxruntime needs of names: name another folder") from error
+    return Path(place)
 
 
 @contextmanager
 def _claimed(path: Path, place: Path) -> Iterator[Path]:
     with files.writing(path):
-        folders.sweep()
         work = folders.claim(place)
     with work:
         yield work.path

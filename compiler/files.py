@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import shutil
 import stat
 import sys
 from collections.abc import Iterable, Iterator
@@ -71,12 +70,6 @@ def write_text(path: Path, text: str, sources: Iterable[Path] = ()) -> None:
     """Write text as UTF-8, as `output` does."""
     with output(path, sources) as file:
         file.write(text.encode("utf-8"))
-
-
-def copy(source: Path, path: Path, sources: Iterable[Path] = ()) -> None:
-    """Write what a file holds, as `output` does."""
-    with output(path, sources) as file, source.open("rb") as original:
-        shutil.copyfileobj(original, file)
 
 
 def is_stdout(path: Path) -> bool:

@@ -33,6 +33,10 @@ class Bundle:
     def open(cls, path: str | Path, check: bool = True) -> Bundle:
         """Read the manifest; with `check`, compare every file with its sha256. Raises RuntimeBundleError."""
         path = Path(path)
+        try:
+            str(path).encode()
+        except UnicodeEncodeError as error:
+            raise RuntimeBundleError(f"{path}: is not UTF-8, which onnxruntime needs of names: rename it") from error
         file = path / "manifest.json"
         if not file.is_file():
             restore(path)
