@@ -82,11 +82,16 @@ def abandon(output: Path) -> None:
 
 @dataclass
 class Outcome:
-    """What was found after each kill, and what was lost: neither the old bundle nor the new one, whole."""
+    """What was found after each kill, and what was lost: neither the old bundle nor the new one, whole.
+
+    `littered` kills left something to be swept, `most` things at a time.
+    """
 
     found: Counter[str] = field(default_factory=Counter)
     lost: list[str] = field(default_factory=list)
     missed: int = 0
+    littered: int = 0
+    most: int = 0
 
     def look(self, output: Path, old: bytes, new: bytes, what: str) -> None:
         try:
@@ -141,6 +146,9 @@ def builds(model: Path, bundles: tuple[Path, Path], output: Path, count: int, rn
         os.kill(process, signal.SIGKILL)
         outcome.missed += ended(process) != -signal.SIGKILL
         outcome.look(output, old, manifests[seed], f"build {number}")
+        remains = left(output)
+        outcome.littered += bool(remains)
+        outcome.most = max(outcome.most, len(remains))
     return outcome
 
 
@@ -180,7 +188,7 @@ def main(count: int, seed: int) -> int:
             bad += outcome.lost
         outcome = builds(model, bundles, output, count - 2 * (count // 4), rng)
         print(f"builds: {dict(outcome.found)}, {outcome.missed} ended before, lost {outcome.lost}")
-        print(f"left by the last of them: {left(output)}")
+        print(f"{outcome.littered} kills left something, never more than {outcome.most} folders")
         assert ended(fork(lambda: build(model, output, 0))) == 0
         print(f"after one more build: {left(output) or 'nothing is left'}")
         bad += [*outcome.lost, *left(output)]

@@ -102,8 +102,9 @@ def stage(name: str):  # type: ignore[no-untyped-def]
     except (CompilerError, KeyboardInterrupt):
         raise
     except Exception as error:
-        if files.ran_full(error):
-            raise OutputError(f"stage '{name}' ran out of room: {error}: free some or set $TMPDIR") from error
+        if isinstance(error, OSError) and files.ran_full(error):
+            why = error.strerror or error
+            raise OutputError(f"stage '{name}' ran out of room: {why}: free some or set $TMPDIR") from error
         raise InternalError(name, f"{type(error).__name__}: {error}") from error
 
 

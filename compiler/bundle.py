@@ -43,7 +43,7 @@ def folder(path: Path, force: bool, sources: Iterable[Path] = ()) -> Iterator[Pa
     _refuse(path, place, force, sources)
     with _parents(path, place), _claimed(path, place) as work:
         _refuse(path, place, force, sources)  # what came there just now
-        made = work / "bundle"
+        made = work / folders.NEW
         with files.writing(path):
             made.mkdir()
         yield made
@@ -259,8 +259,11 @@ def tool_versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in TOOLS}
 
 
-def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
-    """Check a manifest against the schema and write it. Raises InternalError for one that does not hold."""
+def write_manifest(path: Path, manifest: dict[str, Any], last: bool = False) -> None:
+    """Check a manifest against the schema and write it. Raises InternalError for one that does not hold.
+
+    The `last` one of a bundle that stands must survive a loss of power; new bundles are synchronised as a whole.
+    """
     manifest = {"manifest_version": MANIFEST_VERSION, **manifest}
     wrong = schema.complaint(manifest)
     if wrong is not None:
@@ -269,8 +272,11 @@ def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
     text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False)
     try:
         made.write_text(text + "\n", encoding="utf-8")
-        folders.sync(made)
+        if last:
+            folders.sync(made)
         made.replace(path / "manifest.json")
+        if last:
+            folders.sync(path)
     except BaseException:
         made.unlink(missing_ok=True)
         raise

@@ -23,9 +23,9 @@ _PARTLY = re.compile(r"^\d+ requested and \d+ written$")
 _DESCRIPTORS = ("/dev/fd/", "/dev/std", "/proc/")
 
 
-def ran_full(error: Exception) -> bool:
+def ran_full(error: OSError) -> bool:
     """Whether a disk or a quota is full."""
-    return isinstance(error, OSError) and (error.errno in _FULL or bool(_PARTLY.match(str(error))))
+    return error.errno in _FULL or bool(_PARTLY.match(str(error)))
 
 
 def temporary(purpose: str) -> folders.Folder:

@@ -289,8 +289,7 @@ def compile_bundle(path: Path, tool: Tool, report: Callable[[str, int], Callable
                 for segments in programs:
                     enter(segments, outcomes, path)
                 folders.synchronise(path)
-                bundle.write_manifest(path, found.manifest)
-                folders.sync(path)
+                bundle.write_manifest(path, found.manifest, last=True)
         finally:
             contents.remove_leftovers(path)  # of this compilation if it failed, else of earlier ones
     return found.manifest

@@ -368,7 +368,7 @@ def test_compile_without_room_changes_nothing(
 ) -> None:
     before = {p: p.read_bytes() for p in output.rglob("*") if p.is_file()}
 
-    def full(path: Path) -> None:
+    def full(_: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(folders, "sync", full)

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from compiler import files
-from compiler.errors import BundleError, DeviceError, OptionError
+from compiler.errors import BundleError, DeviceError, OptionError, visible
 from compiler.runtime import Bundle, RuntimeBundleError, SegmentError
 from compiler.runtime.devices import DeviceChoiceError
 
@@ -62,7 +62,7 @@ def write(path: Path, text: str, sources: Sequence[Path] = ()) -> None:
 
 def wrote(path: Path, more: str = "") -> None:
     console = err if files.is_stdout(path) else out
-    console.print(f"Wrote {escape(str(path) + more)}.", highlight=False, soft_wrap=True)
+    console.print(f"Wrote {escape(visible(str(path)) + more)}.", highlight=False, soft_wrap=True)
 
 
 def needed(bundle: Bundle) -> list[Path]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from compiler import build as building
 from compiler import bundle, darwinn, files, frontends, language, legality, report, toolchain
@@ -17,7 +16,7 @@ from compiler import html as pages
 from compiler import measure as measuring
 from compiler.cli.common import err, needed, out, progress_bars, write, wrote
 from compiler.emit import onnx_tf
-from compiler.errors import OptionError, ToolchainError
+from compiler.errors import OptionError, ToolchainError, visible
 from compiler.partition import Wishes
 from compiler.program import Program
 from compiler.quantize.calibrate import Observers
@@ -151,7 +150,7 @@ def build(
             manifest = language.build(model, output, options, settings, step)
         report.show_language(out, manifest)
         report.show_compilation(out, manifest)
-        out.print(f"Wrote {escape(str(output))}. `generate {escape(str(output))} PROMPT` continues a text.")
+        wrote(output, f"; `generate {visible(str(output))} PROMPT` continues a text")
         return
     if "rotate_stream" in options.also:
         raise OptionError(f"{model}: --with rotate_stream is for language models")
@@ -164,7 +163,7 @@ def build(
     report.show_plan(out, manifest)
     report.show_quality(out, manifest["quality"])
     report.show_compilation(out, manifest)
-    out.print(f"Wrote {escape(str(output))}.")
+    wrote(output)
 
 
 def inspect(
@@ -306,7 +305,7 @@ def compile_(
     with progress_bars() as step:
         manifest = toolchain.compile_bundle(path, tool, step)
     report.show_compilation(out, manifest)
-    out.print(f"Wrote {escape(str(path))}.")
+    wrote(path)
 
 
 def toolchain_(
@@ -320,7 +319,7 @@ def toolchain_(
     with progress_bars() as step:
         step("installing onnx-tf", 1)
         place = onnx_tf.install(python)
-    out.print(f"Wrote {escape(str(place))}.")
+    wrote(place)
 
 
 def measure(
@@ -379,7 +378,7 @@ def _write_graphs(program: Program, dot: Path | None, netron: Path | None, sourc
         write(dot, pages.dot(program), sources)
     if netron is not None:
         building.save_graph(program, netron, sources)
-        wrote(netron, f"; `netron {netron}` shows it")
+        wrote(netron, f"; `netron {visible(str(netron))}` shows it")
 
 
 def _dims(options: list[str] | None) -> dict[str, int]:

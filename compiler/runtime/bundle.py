@@ -91,12 +91,13 @@ class Bundle:
 
 def restore(path: Path) -> None:
     """Put the old bundle back where a build was killed as it replaced it. Raises RuntimeBundleError."""
+    place = Path(os.path.realpath(path))
     try:
-        folders.restore(Path(os.path.realpath(path)))
+        folders.restore(place)
     except OSError as error:
+        old = folders.beside(place, folders.BUILDING) / folders.OLD
         raise RuntimeBundleError(
-            f"{path}: a build was killed as it replaced it, and the old bundle beside it cannot be put back: "
-            f"{error.strerror}"
+            f"{path}: a build was killed as it replaced it: {old} cannot be put back: {error.strerror}"
         ) from error
 
 

@@ -15,17 +15,20 @@ import stat
 import tempfile
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 PREFIX = "coral-bundle-work-"  # of folders in the temporary folder
 LOCK = "lock"
-BUILDING, OLD = ".building", "old"
+BUILDING = ".building"
+NEW, OLD = "bundle", "old"  # in such a folder: what will stand, and what has stood
 NAME_MAX = 255  # bytes that file systems take as a name
 # What file systems say that lack locks, or cannot exchange two names.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 _NO_EXCHANGE = {errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+_SYNC_THREADS = 8
 _ATTEMPTS = 100  # at a folder that others remove while we take it
 _SWAP_SECONDS = 2.0  # more than a live process spends between the two renames of a replacement
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -180,7 +183,7 @@ def _make(building: Path) -> bool:
         with suppress(FileNotFoundError):
             status = building.lstat()
             ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
-            if not ours or (not os.path.lexists(building / LOCK) and any(os.scandir(building))):
+            if not ours or not {LOCK, NEW, OLD}.issuperset(os.listdir(building)):
                 raise TakenError(f"{building} is in the way: remove it") from None
         return False
     return True
@@ -200,11 +203,11 @@ def replace(made: Path, path: Path) -> None:
     old = made
     if not exchange(made, path):
         old = made.parent / OLD
-        os.rename(path, old)
         try:
+            os.rename(path, old)
             os.rename(made, path)
-        except OSError:
-            os.rename(old, path)
+        except BaseException:
+            _restore(made.parent, path)
             raise
     sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
@@ -251,10 +254,10 @@ def _restore(building: Path, path: Path) -> None:
 
 def synchronise(folder: Path) -> None:
     """Return when the folder and all in it would survive a loss of power. Raises OSError."""
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            sync(Path(parent) / name)
-        sync(Path(parent))
+    paths = [folder, *(p for p in folder.rglob("*") if p.is_dir() or p.is_file())]
+    # All at once: the file system then writes them in few transactions, not one after the other.
+    with ThreadPoolExecutor(_SYNC_THREADS) as pool:
+        list(pool.map(sync, paths))
 
 
 def sync(path: Path) -> None:
