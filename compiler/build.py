@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,7 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 import passes
-from compiler import bundle, html, importer, sensitivity, toolchain, verify
+from compiler import bundle, files, html, importer, reference, sensitivity, toolchain, verify
 from compiler import ir as cir
 from compiler.baseline import baseline
 from compiler.check import Checker
@@ -57,8 +55,6 @@ OPTIONAL = ("rotate_outputs", "second_row", "rotate_stream")
 # Samples that --keep-float looks at.
 SENSITIVITY_SAMPLES = 4
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
 Report = Callable[[str, int], Callable[[], None]]
 """report(stage, steps) announces a stage and returns what to call after each of its steps."""
 
@@ -90,6 +86,11 @@ class Options:
     tool: toolchain.Tool | None = None
     lowering: tuple[str, ...] = ("direct",)
 
+    def sources(self, model: Path) -> list[Path]:
+        """What a build of `model` may read."""
+        given = (self.calibration, self.tokenizer)
+        return [model, *(p for p in given if p is not None), Path(self.target), Path(self.wishes.host)]
+
 
 @contextmanager
 def stage(name: str):  # type: ignore[no-untyped-def]
@@ -99,8 +100,9 @@ def stage(name: str):  # type: ignore[no-untyped-def]
     except (CompilerError, KeyboardInterrupt):
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _FULL:
-            raise OutputError(f"stage '{name}' ran out of room: {error.strerror}: free some or set $TMPDIR") from error
+        if isinstance(error, OSError) and files.ran_full(error):
+            why = error.strerror or error
+            raise OutputError(f"stage '{name}' ran out of room: {why}: free some or set $TMPDIR") from error
         raise InternalError(name, f"{type(error).__name__}: {error}") from error
 
 
@@ -155,15 +157,15 @@ def sensitive(program: Program, samples: sampling.Samples, budget: float, report
     """Nodes of the segments that contribute most to the error, found by running them on calibration samples."""
     few = sampling.Samples(samples.loaders[:SENSITIVITY_SAMPLES])
     step = report("finding what contributes", len(few))
-    with stage("sensitivity"), tempfile.TemporaryDirectory(prefix="sensitivity-") as folder:
-        segments = bundle.write_segments({"": program}, Path(folder))[""]
-        trial = bundle.Bundle(Path(folder), program_entry(program, segments))
+    with stage("sensitivity"), files.temporary("sensitivity") as folder:
+        segments = bundle.write_segments({"": program}, folder.path)[""]
+        trial = bundle.Bundle(folder.path, program_entry(program, segments))
         return sensitivity.kept_in_float(program, sensitivity.shares(trial, program, few, step), budget)
 
 
 def build(path: Path, output: Path, options: Options, report: Report = silent) -> dict[str, Any]:
     """Build a bundle from the ONNX file `path` in the folder `output`; returns its manifest."""
-    with bundle.folder(output, options.force) as folder:
+    with bundle.folder(output, options.force, options.sources(path)) as folder:
         model = read(path, options, report)
         importer.check_weights(model.graph)
         samples = sampling.load(options.calibration, model.graph.inputs, options.image, options.seed)
@@ -314,12 +316,21 @@ def _multiplied(before: Mapping[str, Shown], after: Mapping[str, Shown]) -> set[
     return {name for name, shown in before.items() if not np.array_equal(shown.square, after[name].square)}
 
 
-def save_graph(program: Program, path: Path) -> None:
-    """The lowered graph as ONNX, weights beside it. Raises OutputError."""
-    try:
-        ir.save(program.model, path, external_data=f"{path.name}.data")
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+def save_graph(program: Program, path: Path, sources: Sequence[Path] = ()) -> None:
+    """The lowered graph as ONNX, weights beside it in PATH.data; `sources` are still needed. Raises OutputError."""
+    weights = path.with_name(f"{path.name}.data")
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path}: weights come in a file beside the graph: name a regular file")
+    if weights.exists() and not path.exists():
+        raise OutputError(f"{weights}: is there, without a graph that it could be of: name another file")
+    with files.temporary("graph") as folder, files.output(path, sources) as file:
+        made = folder.path / path.name
+        reference.save(program.model, made)
+        made_weights = made.with_name(weights.name)
+        if made_weights.exists():
+            with files.output(weights, sources) as weights_file, made_weights.open("rb") as source:
+                shutil.copyfileobj(source, weights_file)
+        file.write(made.read_bytes())
 
 
 def summary(program: Program, path: Path) -> dict[str, Any]:

@@ -1,20 +1,19 @@
-"""Writes a bundle: manifest.json and segments/, in a temporary folder that is renamed when all is there."""
+"""Writes a bundle: manifest.json and segments/, in a folder of its own that takes its place when all is there."""
 
 from __future__ import annotations
 
-import glob
 import importlib.metadata
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
+from compiler import contents, files
 from compiler import ir as cir
 from compiler.emit import host, tflite
 from compiler.emit.onnx_tf import Lowered
@@ -23,56 +22,109 @@ from compiler.errors import BundleError, InternalError, OptionError, OutputError
 from compiler.partition import Segment
 from compiler.program import Program
 from compiler.quantize.scales import Quant
-from compiler.runtime import Bundle, RuntimeBundleError, schema
+from compiler.runtime import Bundle, RuntimeBundleError, folders, schema
+from compiler.runtime import bundle as runtime_bundle
 from compiler.runtime.bundle import MANIFEST_VERSION, sha256
 
 TOOLS = ("onnx", "onnx-ir", "onnxscript", "onnxruntime", "ai-edge-litert", "numpy")
 
 
 @contextmanager
-def folder(path: Path, force: bool) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its place when the block ends well. Raises OutputError."""
-    if path.exists() and not force:
-        raise OutputError(f"{path}: exists already; --force replaces it")
-    if path.exists() and not (path / "manifest.json").is_file():
-        raise OutputError(f"{path}: is not a bundle; --force replaces bundles only")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path)
-        made = Path(tempfile.mkdtemp(prefix=f".{path.name}.building-{os.getpid()}-", dir=path.parent))
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
-    try:
+def folder(path: Path, force: bool, sources: Iterable[Path] = ()) -> Iterator[Path]:
+    """A new folder that takes the place of `path` once the block has ended well.
+
+    With `force` a bundle at `path` is replaced, in one step; `sources` are what the build reads. Raises OutputError
+    where something else would be lost, where another build is at `path`, and where nothing can be written.
+    """
+    place = _place(path)
+    folders.sweep()
+    with files.writing(path):
+        folders.restore(place)
+    _refuse(path, place, force, sources)
+    with _parents(path, place), _claimed(path, place) as work:
+        _refuse(path, place, force, sources)  # what came there just now
+        made = work / folders.NEW
+        with files.writing(path):
+            made.mkdir()
         yield made
-        made.chmod(0o755)
-        _swap(made, path)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+        with files.writing(path):
+            folders.synchronise(made)
+            if place.is_dir():
+                made.chmod(stat.S_IMODE(place.stat().st_mode))
+            _refuse(path, place, force, sources)  # what came there while we built
+            folders.replace(made, place)
 
 
-def _sweep(path: Path) -> None:
-    """Remove what builds of this bundle left behind that were killed outright."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.building-*"):
-        process = left.name.split(".building-")[1].split("-")[0]
-        if process.isdecimal() and not Path(f"/proc/{process}").exists() and Path("/proc").exists():
-            shutil.rmtree(left, ignore_errors=True)
+@contextmanager
+def changing(path: Path) -> Iterator[None]:
+    """While the block lasts, no other process builds or compiles the bundle at `path`. Raises OutputError."""
+    folders.sweep()
+    with _claimed(path, _place(path)):
+        yield
 
 
-def _swap(made: Path, path: Path) -> None:
-    """Put the new folder in the place of the old one, which is lost only when the new one stands."""
-    old = None
+def _place(path: Path) -> Path:
+    """Where `path` leads, links followed. Raises OutputError for a link that leads nowhere."""
+    with files.writing(path):
+        if path.is_symlink() and not os.path.exists(path):
+            raise OutputError(f"{path}: is a link to {os.readlink(path)}, which is not there")
+        place = os.path.realpath(path)
     try:
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.building-{os.getpid()}-", dir=path.parent))
-            os.rename(path, old / "bundle")
-        os.rename(made, path)
-    except OSError as error:
-        if old is not None and (old / "bundle").exists() and not path.exists():
-            os.rename(old / "bundle", path)
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+        place.encode()
+    except UnicodeEncodeError as error:
+        raise OutputError(f"{path}: is not UTF-8, which onnxruntime needs of names: name another folder") from error
+    return Path(place)
+
+
+@contextmanager
+def _claimed(path: Path, place: Path) -> Iterator[Path]:
+    with files.writing(path):
+        work = folders.claim(place)
+    with work:
+        yield work.path
+
+
+@contextmanager
+def _parents(path: Path, place: Path) -> Iterator[None]:
+    """Make the folders above; those that were not there go again where nothing comes into them."""
+    missing = [parent for parent in place.parents if not parent.exists()]
+    try:
+        with files.writing(path):
+            place.parent.mkdir(parents=True, exist_ok=True)
+        yield
     finally:
-        if old is not None:
-            shutil.rmtree(old, ignore_errors=True)
+        for parent in missing:
+            with suppress(OSError):
+                parent.rmdir()
+
+
+def _refuse(path: Path, place: Path, force: bool, sources: Iterable[Path]) -> None:
+    """Raises OutputError where the bundle must not take the place of what is there."""
+    with files.writing(path):
+        try:
+            place.lstat()
+        except FileNotFoundError:
+            return
+    if not force:
+        raise OutputError(f"{path}: exists already; --force replaces it")
+    try:
+        manifest = contents.manifest_of(place)
+    except ValueError as error:
+        raise OutputError(f"{path}: is not a bundle: {error}; --force replaces bundles only") from error
+    if os.path.ismount(place):
+        raise OutputError(f"{path}: is a mount point, which cannot be replaced: name a folder in it")
+    with suppress(FileNotFoundError):
+        if Path.cwd().is_relative_to(place):
+            raise OutputError(f"{path}: the current folder lies in it: go elsewhere to replace it")
+    for source in sources:
+        if Path(os.path.realpath(source)).is_relative_to(place):
+            raise OutputError(f"{path}: --force would delete {source}, which the build reads: move it elsewhere")
+    strange = contents.strangers(place, manifest)
+    if strange:
+        more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
+        raise OutputError(
+            f"{path}: --force would delete '{strange[0]}'{more}, which no build put there: move it elsewhere"
+        )
 
 
 def write_segments(
@@ -207,21 +259,40 @@ def tool_versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in TOOLS}
 
 
-def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
-    """Check a manifest against the schema and write it. Raises InternalError for one that does not hold."""
+def write_manifest(path: Path, manifest: dict[str, Any], last: bool = False) -> None:
+    """Check a manifest against the schema and write it. Raises InternalError for one that does not hold.
+
+    The `last` one of a bundle that stands must survive a loss of power; new bundles are synchronised as a whole.
+    """
     manifest = {"manifest_version": MANIFEST_VERSION, **manifest}
     wrong = schema.complaint(manifest)
     if wrong is not None:
         raise InternalError("manifest", wrong)
     made = path / ".manifest.json"
     text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False)
-    made.write_text(text + "\n", encoding="utf-8")
-    made.replace(path / "manifest.json")
-
-
-def load(path: Path) -> Bundle:
-    """A bundle whose manifest holds to the schema and whose files are unchanged. Raises BundleError."""
     try:
-        return Bundle.open(path)
+        made.write_text(text + "\n", encoding="utf-8")
+        if last:
+            folders.sync(made)
+        made.replace(path / "manifest.json")
+        if last:
+            folders.sync(path)
+    except BaseException:
+        made.unlink(missing_ok=True)
+        raise
+
+
+def restore(path: Path) -> None:
+    """Put the old bundle back where a build was killed as it replaced it. Raises BundleError."""
+    try:
+        runtime_bundle.restore(path)
+    except RuntimeBundleError as error:
+        raise BundleError(str(error)) from error
+
+
+def load(path: Path, check: bool = True) -> Bundle:
+    """A bundle whose manifest holds to the schema and, with `check`, whose files are unchanged. Raises BundleError."""
+    try:
+        return Bundle.open(path, check)
     except RuntimeBundleError as error:
         raise BundleError(str(error)) from error

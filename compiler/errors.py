@@ -65,6 +65,11 @@ class InternalError(CompilerError):
         self.stage = stage
 
 
+def visible(text: str) -> str:
+    """A text as one line that moves no terminal: what cannot be printed as its escape sequence in Python."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def first_line(error: BaseException) -> str:
     """The innermost error's first line that says something."""
     while error.__cause__ is not None:

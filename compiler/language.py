@@ -73,7 +73,7 @@ def build(
     path: Path, output: Path, options: building.Options, language: Options, report: building.Report = building.silent
 ) -> dict[str, Any]:
     """Build a bundle from the language model `path` in the folder `output`; returns its manifest."""
-    with bundle.folder(output, options.force) as folder:
+    with bundle.folder(output, options.force, options.sources(path)) as folder:
         with building.stage("import"):
             report("reading the model", 1)
             source = open_source(path)

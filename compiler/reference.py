@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+from compiler import files
 from compiler.errors import OutputError
 
 Arrays = Mapping[str, np.ndarray]
@@ -24,11 +24,8 @@ class Reference:
     """
 
     def __init__(self, model: ir.Model, extra: Sequence[ir.Value] = ()) -> None:
-        try:
-            self._folder = tempfile.TemporaryDirectory(prefix="reference-")
-        except OSError as error:
-            raise OutputError(f"no temporary folder can be made: {error.strerror or error}: set $TMPDIR") from error
-        path = Path(self._folder.name) / "model.onnx"
+        self._folder = files.temporary("reference")
+        path = self._folder.path / "model.onnx"
         graph = model.graph
         known = {id(v) for v in graph.outputs}
         added = [v for v in extra if id(v) not in known and not v.is_graph_input()]
@@ -56,7 +53,7 @@ class Reference:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         del self.session
-        self._folder.cleanup()
+        self._folder.close()
 
 
 def session_options() -> ort.SessionOptions:

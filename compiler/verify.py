@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from compiler import files
 from compiler.program import Program
 from compiler.quantize.calibrate import batches
 from compiler.quantize.samples import Sample
@@ -127,13 +126,13 @@ def verify(
     tpu = [s for s in program.plan.segments if s.device == "tpu"]
     borders = {str(v.name): v for s in tpu for v in [*s.inputs, *s.outputs] if not v.is_graph_input()}
     samples, count = list(samples), 0
-    with tempfile.TemporaryDirectory(prefix="verify-") as folder:
+    with files.temporary("verify") as folder:
         saved = {name: f"{i}.npy" for i, name in enumerate(borders)}
         for names in batches(borders):
             with Reference(program.model, [borders[n] for n in names]) as inner:
                 for index, sample in enumerate(samples):
                     for name, array in inner.run(sample, names).items():
-                        np.save(Path(folder) / f"{index}.{saved[name]}", array)
+                        np.save(folder.path / f"{index}.{saved[name]}", array)
         pipeline = Pipeline(bundle)
         for number, (sample, wanted) in enumerate(zip(samples, expected, strict=True)):
             values: dict[str, np.ndarray] = dict(pipeline.check_inputs(sample))
@@ -142,7 +141,7 @@ def verify(
                 if segment["device"] == "tpu":
                     around = [t["name"] for t in [*segment["inputs"], *segment["outputs"]]]
                     floats = {
-                        n: np.load(Path(folder) / f"{number}.{saved[n]}") if n in saved else sample[n] for n in around
+                        n: np.load(folder.path / f"{number}.{saved[n]}") if n in saved else sample[n] for n in around
                     }
                     alone = pipeline.run_segment(index, floats)
                     _compare(segment, alone, floats, own[index])

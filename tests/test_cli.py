@@ -93,7 +93,7 @@ def test_killed_build_leaves_nothing(number: int, tmp_path: Path, small_model: P
     output = tmp_path / "out"
     command = [sys.executable, "-m", "compiler", "build", model, "-o", output]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not list(tmp_path.glob(".out.building-*")):
+    while process.poll() is None and not (tmp_path / ".out.building" / "bundle").exists():
         time.sleep(0.01)
     process.send_signal(number)
     process.wait()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import io
 import logging
 import os
 import signal
@@ -18,7 +19,7 @@ import typer
 from rich.markup import escape
 
 from compiler.cli.common import err
-from compiler.errors import CompilerError, OptionError
+from compiler.errors import CompilerError, OptionError, visible
 
 app = typer.Typer(
     help="Compile ONNX models into verified bundles of int8 segments for Coral Edge TPUs and the host.",
@@ -62,16 +63,18 @@ def _terminated(number: int, _frame: Any) -> None:
 def main() -> None:
     """Run the command line; errors become one line and an exit code."""
     signal.signal(signal.SIGTERM, _terminated)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it prints stacks of what we then say in a line
     try:
         app()
     except CompilerError as error:
-        err.print(f"[bold red]error[/] {error.code}: {escape(str(error))}", highlight=False, soft_wrap=True)
+        err.print(f"[bold red]error[/] {error.code}: {escape(visible(str(error)))}", highlight=False, soft_wrap=True)
         if error.exit_code == 70:
             err.print("This is a bug of the compiler; please report it with the model and the lines below.")
             traceback.print_exc()
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        err.print("interrupted; nothing was written")
+        err.print("interrupted")
         sys.exit(130)

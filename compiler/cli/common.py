@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from compiler.errors import BundleError, DeviceError, OptionError, OutputError
+from compiler import files
+from compiler.errors import BundleError, DeviceError, OptionError, visible
 from compiler.runtime import Bundle, RuntimeBundleError, SegmentError
 from compiler.runtime.devices import DeviceChoiceError
 
@@ -53,12 +54,20 @@ def open_bundle(path: Path) -> Bundle:
         return Bundle.open(path)
 
 
-def write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
-    out.print(f"Wrote {escape(str(path))}.")
+def write(path: Path, text: str, sources: Sequence[Path] = ()) -> None:
+    """Write a file that the user asked for; `sources` are what the command reads. Raises OutputError."""
+    files.write_text(path, text, sources)
+    wrote(path)
+
+
+def wrote(path: Path, more: str = "") -> None:
+    console = err if files.is_stdout(path) else out
+    console.print(f"Wrote {escape(visible(str(path)) + more)}.", highlight=False, soft_wrap=True)
+
+
+def needed(bundle: Bundle) -> list[Path]:
+    """The files of a bundle that no output may take the place of."""
+    return [bundle.path / name for name in ("manifest.json", *(e["path"] for e in bundle.files()))]
 
 
 @contextmanager

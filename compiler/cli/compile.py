@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from compiler import build as building
-from compiler import bundle, darwinn, frontends, language, legality, report, toolchain
+from compiler import bundle, darwinn, files, frontends, language, legality, report, toolchain
 from compiler import html as pages
 from compiler import measure as measuring
-from compiler.cli.common import err, out, progress_bars, write
+from compiler.cli.common import err, needed, out, progress_bars, write, wrote
 from compiler.emit import onnx_tf
-from compiler.errors import OptionError, ToolchainError
+from compiler.errors import OptionError, ToolchainError, visible
 from compiler.partition import Wishes
 from compiler.program import Program
 from compiler.quantize.calibrate import Observers
@@ -151,7 +150,7 @@ def build(
             manifest = language.build(model, output, options, settings, step)
         report.show_language(out, manifest)
         report.show_compilation(out, manifest)
-        out.print(f"Wrote {escape(str(output))}. `generate {escape(str(output))} PROMPT` continues a text.")
+        wrote(output, f"; `generate {visible(str(output))} PROMPT` continues a text")
         return
     if "rotate_stream" in options.also:
         raise OptionError(f"{model}: --with rotate_stream is for language models")
@@ -165,7 +164,7 @@ def build(
     report.show_quality(out, manifest["quality"])
     report.show_baseline(out, manifest["quality"])
     report.show_compilation(out, manifest)
-    out.print(f"Wrote {escape(str(output))}.")
+    wrote(output)
 
 
 def inspect(
@@ -190,6 +189,7 @@ def inspect(
 
     Of a compiled *_edgetpu.tflite file, show its executables and what is cached and streamed.
     """
+    bundle.restore(path)
     if frontends.recognises(path):
         raise OptionError(f"{path}: `plan` shows what is predicted of a language model; `inspect` takes its bundle")
     wishes = _wishes(tpus, objective, place or "tpu", pin, cut, host)
@@ -200,21 +200,20 @@ def inspect(
     if (planned and (dot or netron)) or (path.suffix == ".tflite" and html):
         raise OptionError(f"{path}: --dot and --netron take .onnx files, --html those and bundles")
     if path.suffix == ".tflite":
-        packages, on_cpu = darwinn.read(path)
-        if as_json:
-            print(json.dumps({"packages": [asdict(p) for p in packages], "on_cpu": on_cpu}, indent=1))
-        else:
-            report.show_compiled(out, path.name, packages, on_cpu)
+        _show_compiled(path, as_json)
         return
     if path.is_dir():
-        plan = bundle.load(path).manifest
+        found = bundle.load(path)
+        plan, sources = found.manifest, needed(found)
     else:
         with progress_bars() as step:
             program = building.lower(building.read(path, options, step), options, step)
-        plan = building.summary(program, path)
-        _write_graphs(program, dot, netron)
+        plan, sources = building.summary(program, path), [path]
+        _write_graphs(program, dot, netron, [path])
+        if any(graph is not None and files.is_stdout(graph) for graph in (dot, netron)):
+            return
     if html is not None:
-        write(html, pages.page(plan))
+        write(html, pages.page(plan), sources)
         return
     if as_json:
         print(json.dumps(plan, indent=1))
@@ -308,7 +307,7 @@ def compile_(
     with progress_bars() as step:
         manifest = toolchain.compile_bundle(path, tool, step)
     report.show_compilation(out, manifest)
-    out.print(f"Wrote {escape(str(path))}.")
+    wrote(path)
 
 
 def toolchain_(
@@ -322,7 +321,7 @@ def toolchain_(
     with progress_bars() as step:
         step("installing onnx-tf", 1)
         place = onnx_tf.install(python)
-    out.print(f"Wrote {escape(str(place))}.")
+    wrote(place)
 
 
 def measure(
@@ -331,7 +330,8 @@ def measure(
 ) -> None:
     """Measure this machine's CPU with onnxruntime and write what `--host` takes."""
     text = measuring.measure(threads)
-    out.print(text, highlight=False, markup=False, end="")
+    if not files.is_stdout(output):
+        out.print(text, highlight=False, markup=False, end="")
     write(output, text)
 
 
@@ -367,12 +367,20 @@ def _refuse_for_language(options: building.Options) -> None:
         raise OptionError("--cut: is for .onnx files")
 
 
-def _write_graphs(program: Program, dot: Path | None, netron: Path | None) -> None:
+def _show_compiled(path: Path, as_json: bool) -> None:
+    packages, on_cpu = darwinn.read(path)
+    if as_json:
+        print(json.dumps({"packages": [asdict(p) for p in packages], "on_cpu": on_cpu}, indent=1))
+    else:
+        report.show_compiled(out, path.name, packages, on_cpu)
+
+
+def _write_graphs(program: Program, dot: Path | None, netron: Path | None, sources: Sequence[Path]) -> None:
     if dot is not None:
-        write(dot, pages.dot(program))
+        write(dot, pages.dot(program), sources)
     if netron is not None:
-        building.save_graph(program, netron)
-        out.print(f"Wrote {escape(str(netron))}; `netron {escape(str(netron))}` shows it.")
+        building.save_graph(program, netron, sources)
+        wrote(netron, f"; `netron {visible(str(netron))}` shows it")
 
 
 def _dims(options: list[str] | None) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from compiler.runtime import schema
+from compiler.runtime import folders, schema
 
 MANIFEST_VERSION = 6
 MANIFEST_BYTES = 256 << 20
@@ -32,7 +33,13 @@ class Bundle:
     def open(cls, path: str | Path, check: bool = True) -> Bundle:
         """Read the manifest; with `check`, compare every file with its sha256. Raises RuntimeBundleError."""
         path = Path(path)
+        try:
+            str(path).encode()
+        except UnicodeEncodeError as error:
+            raise RuntimeBundleError(f"{path}: is not UTF-8, which onnxruntime needs of names: rename it") from error
         file = path / "manifest.json"
+        if not file.is_file():
+            restore(path)
         if not file.is_file():
             raise RuntimeBundleError(f"{path}: not a bundle: it has no manifest.json")
         if file.stat().st_size > MANIFEST_BYTES:
@@ -80,6 +87,18 @@ class Bundle:
             raise RuntimeBundleError(f"{file}: missing: build the bundle again")
         if sha256(file) != digest:
             raise RuntimeBundleError(f"{file}: changed since the bundle was built: build the bundle again")
+
+
+def restore(path: Path) -> None:
+    """Put the old bundle back where a build was killed as it replaced it. Raises RuntimeBundleError."""
+    place = Path(os.path.realpath(path))
+    try:
+        folders.restore(place)
+    except OSError as error:
+        old = folders.beside(place, folders.BUILDING) / folders.OLD
+        raise RuntimeBundleError(
+            f"{path}: a build was killed as it replaced it: {old} cannot be put back: {error.strerror}"
+        ) from error
 
 
 def _broken(program: Mapping[str, Any]) -> str | None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from compiler.runtime import folders
 from compiler.runtime.devices import Cpu, Device, DeviceError, Executable, edge_tpus
 
 RESOURCE = "edgetpu"
@@ -27,13 +28,14 @@ class _Worker:
     """On the node: runs segments on an Edge TPU that no other worker has, on its CPU where it has none."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="coral-bundle-")
+        folders.sweep()  # Ray kills its actors outright
+        self._folder = folders.temporary("worker")
         self._locks: list[Any] = []
         self._device = self._free() or Cpu(1)
         self._opened: dict[int, Executable] = {}
 
     def open(self, segment: dict[str, Any], files: dict[str, bytes]) -> int:
-        folder = Path(self._folder.name)
+        folder = self._folder.path
         for name, data in files.items():
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
