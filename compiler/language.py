@@ -10,9 +10,10 @@ All have the weights in common, as bytes in the bundle and as numbers: factors a
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -85,6 +86,7 @@ def build(
         with building.stage("emit"):
             tokenizer = folder / "tokenizer.json"
             tokenizer.write_text(source.tokenizer.definition, encoding="utf-8")
+            declare_cache(segments.values(), decoder.in_place(source.architecture.layers))
             parts = {name: building.program_entry(written[p], segments[p]) for name, p in prefixes.items()}
             manifest = {
                 "model": {"file": path.name, "sha256": _digest(path), "opset": cir.OPSET},
@@ -141,6 +143,16 @@ def compiled(
         ranges = known([own[product] for product in wanted])
         found[name] = building.scaled(program, ranges, sampling.Samples([]), options, report)
     return found
+
+
+def declare_cache(programs: Iterable[Sequence[dict[str, Any]]], pairs: Mapping[str, str]) -> None:
+    """Say in the entries of segments which outputs may take the memory of which inputs, by output."""
+    for segment in itertools.chain.from_iterable(programs):
+        reads = {t["name"] for t in segment["inputs"]}
+        gives = {t["name"] for t in segment["outputs"]}
+        own = {output: source for output, source in pairs.items() if output in gives and source in reads}
+        if own:
+            segment["in_place"] = own
 
 
 def rotated(source: Source, options: building.Options) -> tuple[Source, building.Options]:

@@ -139,7 +139,7 @@ def test_models_health_and_metrics(served: Served) -> None:
 
 
 def test_bad_requests_are_refused_in_one_line(served: Served) -> None:
-    url, key = f"{served.url}/v1/completions", {"Authorization": "Bearer secret"}
+    url, key = f"{served.url}/v1/completions", {"Authorization": "Bearer secret", "Content-Type": "application/json"}
     assert httpx.post(url, json={"prompt": "x"}).status_code == 401
     assert httpx.post(url, json={"prompt": "x"}, headers={"Authorization": "Bearer wrong"}).status_code == 401
     assert httpx.post(url, content=b"x" * 30_000, headers=key).status_code == 413
@@ -207,7 +207,8 @@ def test_half_a_request_does_not_block_others(served: Served) -> None:
     host, port = served.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as slow:
         slow.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\nContent-Length: 100\r\n\r\n{"
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer secret\r\n"
+            b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
         )
         assert httpx.get(f"{served.url}/health", timeout=5).status_code == 200
 
@@ -272,7 +273,7 @@ def test_embeddings(tmp_path: Path, run_cli: Cli) -> None:
     embedder = Embedder(Bundle.open(tmp_path / "m.bundle"))
     server = EmbeddingServer(Web("small"), embedder)
     client = openai.OpenAI(
-        base_url="http://test/v1", api_key="none", http_client=TestClient(server.app()), max_retries=0
+        base_url="http://localhost/v1", api_key="none", http_client=TestClient(server.app()), max_retries=0
     )
     texts = ["the quick fox", "over the lazy dog cat"]
     made = client.embeddings.create(model="small", input=texts)

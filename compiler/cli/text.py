@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from compiler.errors import OptionError
 from compiler.runtime.language import LanguageModel
 from compiler.runtime.sampling import Sampling
 from compiler.runtime.text import Text
+
+KEY_VARIABLE = "CORAL_BUNDLE_API_KEY"
 
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token, more draws more freely.")]
 TopK = Annotated[int, typer.Option(help="Draw from so many of the likeliest tokens; 0: all.")]
@@ -93,10 +96,17 @@ def serve(
     ] = None,
     waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait for a slot; more are refused.")] = 32,
     api_key: Annotated[
-        str | None, typer.Option(envvar="CORAL_BUNDLE_API_KEY", help="Clients must send it as a bearer token.")
+        str | None, typer.Option(envvar=KEY_VARIABLE, help="Clients must send it as a bearer token.")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A name that clients may call this server by. May be repeated.")
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option(help="Pages of this origin may ask, as https://example.org. May be repeated.")
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")] = 4096,
     max_body: Annotated[int, typer.Option(min=1024, help="Bytes of a request at most.")] = 1 << 20,
+    max_texts: Annotated[int, typer.Option(min=1, help="Texts of a request for embeddings at most.")] = 2048,
     devices: Devices = "auto",
     threads: Threads = 2,
 ) -> None:
@@ -105,11 +115,19 @@ def serve(
 
     from compiler.runtime.batching import Batcher
     from compiler.runtime.embedding import Embedder
-    from compiler.runtime.protocol import Patient
+    from compiler.runtime.guard import Access
+    from compiler.runtime.protocol import CONNECTIONS, Patient
     from compiler.runtime.server import EmbeddingServer, Limits, Server, Web
 
+    # The command line takes an empty variable for none.
+    key = os.environ.get(KEY_VARIABLE) if api_key is None else api_key
+    limits = Limits(max_body, max_tokens, texts=max_texts, waiting=waiting)
+    try:
+        access = Access.of(address, allow_host or (), allow_origin or ())
+        web = Web(path.name.removesuffix(".bundle"), key, limits, access)
+    except ValueError as error:
+        raise OptionError(f"serve: {error}") from error
     loaded = open_bundle(path)
-    web = Web(path.name.removesuffix(".bundle"), api_key, Limits(max_body, max_tokens))
     server: Server | EmbeddingServer
     with device_errors():
         if "language" in loaded.manifest:
@@ -125,6 +143,8 @@ def serve(
     config = uvicorn.Config(
         server.app(),
         http=Patient,
+        ws="none",
+        limit_concurrency=CONNECTIONS,
         host=address,
         port=port,
         log_level="warning",
@@ -136,7 +156,7 @@ def serve(
         listening.listen(config.backlog)  # before we say so
     except (OSError, SystemExit) as error:
         raise OptionError(f"--address {address} --port {port}: cannot be listened on") from error
-    place = f"http://{address}:{listening.getsockname()[1]}"
+    place = f"http://{f'[{address}]' if ':' in address else address}:{listening.getsockname()[1]}"
     out.print(f"Serving {escape(web.name)} on {place} {what}; Ctrl-C ends it.", soft_wrap=True)
     uvicorn.Server(config).run([listening])
 

@@ -42,6 +42,12 @@ def write(source: Source, form: Form) -> ir.Model:
     return _Writer(source, form).model()
 
 
+def in_place(layers: int) -> dict[str, str]:
+    """By output the input that it is an update of, and whose memory it may take."""
+    names = [f"{index}.{kind}" for index in range(layers) for kind in ("key", "value")]
+    return {f"present.{name}": f"cache.{name}" for name in names}
+
+
 class _Writer:
     def __init__(self, source: Source, form: Form) -> None:
         self.source, self.form, self.a = source, form, source.architecture

@@ -60,7 +60,7 @@ class Bundle:
             raise RuntimeBundleError(f"{file}: {wrong}: build the bundle again")
         bundle = cls(path, manifest)
         for program in bundle.programs().values():
-            wrong = _broken(program)
+            wrong = _broken(program) or _broken_cache(program, "language" in manifest)
             if wrong is not None:
                 raise RuntimeBundleError(f"{file}: {wrong}: build the bundle again")
         if check:
@@ -118,6 +118,29 @@ def _broken(program: Mapping[str, Any]) -> str | None:
         known |= {t["name"] for t in segment["outputs"]}
     lost = [t["name"] for t in program["outputs"] if t["name"] not in known]
     return f"nothing makes the output '{lost[0]}'" if lost else None
+
+
+def _broken_cache(program: Mapping[str, Any], language: bool) -> str | None:
+    """What is wrong with outputs that are written to where an input lies; only language models have any."""
+    inputs = {t["name"]: t for t in program["inputs"]}
+    outputs = {t["name"]: t for t in program["outputs"]}
+    for number, segment in enumerate(program["segments"]):
+        pairs = segment.get("in_place", {})
+        if pairs and (not language or segment["device"] != "host"):
+            return f"segment {number} writes in place, which only host segments of language models do"
+        if len(set(pairs.values())) < len(pairs):
+            return f"segment {number} writes two outputs to the same place"
+        reads = {t["name"] for t in segment["inputs"]}
+        gives = {t["name"] for t in segment["outputs"]}
+        for output, source in pairs.items():
+            known = source in inputs and source in reads and output in outputs and output in gives
+            if not known or _form(inputs[source]) != _form(outputs[output]):
+                return f"segment {number} cannot write '{output}' to where '{source}' lies"
+    return None
+
+
+def _form(tensor: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tensor["dtype"], tensor["shape"], tensor.get("scale"), tensor.get("zero_point")
 
 
 def sha256(path: Path) -> str:

@@ -38,15 +38,16 @@ class Embedder:
         self._tokenizer.no_truncation()
         self.length = int(next(i["shape"][1] for i in self._pipeline.inputs if i["name"] == "input_ids"))
 
-    def tokens(self, text: str) -> list[int]:
+    def tokens(self, text: str) -> np.ndarray:
         """The tokens of a text. Raises ValueError where they do not fit."""
-        found = list(self._tokenizer.encode(text).ids)
-        if not 0 < len(found) <= self.length:
-            raise ValueError(f"a text has {len(found)} tokens; the model takes 1 to {self.length}")
-        return found
+        # Unlike `encode`, this lets other threads run meanwhile.
+        (encoding,) = self._tokenizer.encode_batch_fast([text])
+        if not 0 < len(encoding) <= self.length:
+            raise ValueError(f"a text has {len(encoding)} tokens; the model takes 1 to {self.length}")
+        return np.array(encoding.ids, np.int32)
 
-    def embed(self, tokens: Sequence[int]) -> np.ndarray:
-        """The unit vector [D] of a text's tokens."""
+    def embed(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The unit vector [D] of a text's tokens. Raises ArithmeticError where the model does not give numbers."""
         mask = np.zeros((1, self.length), np.int64)
         mask[0, : len(tokens)] = 1
         ids = np.zeros_like(mask)
@@ -57,4 +58,6 @@ class Embedder:
             results = self._pipeline.run({name: arrays[name].astype(kind) for name, kind in kinds.items()})
         states = results[self._pipeline.outputs[0]["name"]].astype(np.float64)
         vector = states[0, : len(tokens)].mean(axis=0) if states.ndim == 3 else states[0]
+        if not np.isfinite(vector).all():
+            raise ArithmeticError("its embedding is not made of numbers")
         return np.asarray(vector / max(float(np.linalg.norm(vector)), 1e-12), np.float32)

@@ -103,6 +103,8 @@ class Pipeline:
         self.outputs: list[dict[str, Any]] = program["outputs"]
         self.segments: list[dict[str, Any]] = program["segments"]
         self._types = {i["name"]: (tuple(i["shape"]), np.dtype(i["dtype"])) for i in self.inputs}
+        # By output the input whose memory it may take (`host.Cache`).
+        self.in_place = {output: source for s in self.segments for output, source in s.get("in_place", {}).items()}
         self._gives = [[t["name"] for t in s["outputs"]] for s in self.segments]
         reader = {t["name"]: i for i, s in enumerate(self.segments) for t in s["inputs"]}
         kept = {o["name"] for o in self.outputs}

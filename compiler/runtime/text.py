@@ -31,7 +31,7 @@ class Text:
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a prompt, with the model's begin token where it wants one."""
-        return self._begun(list(self._tokenizer.encode(text).ids))
+        return self._begun(self._ids(text))
 
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
@@ -71,7 +71,12 @@ class Text:
             text = environment.from_string(source).render(messages=messages, add_generation_prompt=True, **special)
         except jinja2.TemplateError as error:
             raise TextError(f"the chat template cannot be rendered: {error}") from error
-        return self._begun(list(self._tokenizer.encode(text, add_special_tokens=False).ids))
+        return self._begun(self._ids(text, special=False))
+
+    def _ids(self, text: str, special: bool = True) -> list[int]:
+        # Unlike `encode`, this lets other threads run meanwhile.
+        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=special)
+        return list(encoding.ids)
 
     def _begun(self, tokens: list[int]) -> list[int]:
         """Tokens with the model's begin token in front where it wants one."""
