@@ -144,10 +144,11 @@ def serve(
 @contextmanager
 def _text_errors() -> Iterator[None]:
     """A text that the model cannot take is the user's to change."""
-    try:
-        yield
-    except ValueError as error:
-        raise OptionError(str(error)) from error
+    with device_errors():
+        try:
+            yield
+        except ValueError as error:
+            raise OptionError(str(error)) from error
 
 
 @dataclass(frozen=True)

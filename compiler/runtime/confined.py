@@ -19,8 +19,8 @@ from compiler.errors import first_line
 from compiler.runtime.child import load_tokenizer
 
 CHILD = Path(__file__).with_name("child.py")
-# A tokenizer of 262,144 tokens takes 0.9 GiB while it is read; Python with jinja2 takes 0.1 GiB.
-TOKENIZER_BYTES, TEMPLATE_BYTES = 3 << 30, 512 << 20
+# A tokenizer.json of 262,144 tokens and 37 MiB is read within 512 MiB; Python with jinja2 takes 100 MiB.
+TOKENIZER_BYTES, TEMPLATE_BYTES = 1 << 30, 512 << 20
 TOKENIZER_SECONDS, TEMPLATE_SECONDS = 60.0, 10.0
 # Bytes of an answer: more than any text that fits a context.
 MOST_ANSWER = 64 << 20
@@ -135,7 +135,10 @@ class Confined:
         """Ends the process; returns its code where it had ended by itself."""
         if self._process is None or self._finalizer is None:
             return None
-        code = self._process.poll()
+        try:
+            code = self._process.wait(timeout=1)  # which has closed its pipe, or hangs
+        except subprocess.TimeoutExpired:
+            code = None
         self._finalizer()
         self._process = None
         return code
