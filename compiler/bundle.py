@@ -22,9 +22,10 @@ from compiler.errors import BundleError, InternalError, OptionError, OutputError
 from compiler.partition import Segment
 from compiler.program import Program
 from compiler.quantize.scales import Quant
-from compiler.runtime import Bundle, RuntimeBundleError, folders, schema
+from compiler.runtime import Bundle, RuntimeBundleError, confined, folders, schema
 from compiler.runtime import bundle as runtime_bundle
 from compiler.runtime.bundle import MANIFEST_VERSION, sha256
+from compiler.runtime.confined import ConfinedError
 
 TOOLS = ("onnx", "onnx-ir", "onnxscript", "onnxruntime", "ai-edge-litert", "numpy")
 
@@ -180,12 +181,10 @@ def _lowering(lowered: Lowered | None) -> dict[str, Any]:
 
 def copy_tokenizer(source: Path, path: Path) -> dict[str, Any]:
     """Put a tokenizer.json into the bundle in `path`; returns its entry. Raises OptionError for what is none."""
-    from tokenizers import Tokenizer
-
     try:
-        definition = source.read_text("utf-8")
-        Tokenizer.from_str(definition)
-    except Exception as error:
+        definition = confined.read_definition(source)
+        confined.tokenizer(definition)
+    except ConfinedError as error:
         raise OptionError(f"--tokenizer {source}: not a tokenizer.json of the tokenizers library: {error}") from error
     copy = path / "tokenizer.json"
     copy.write_text(definition, encoding="utf-8")

@@ -76,6 +76,7 @@ def read_file(path: Path) -> ir.Model:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
     if not proto.HasField("graph") or not proto.graph.output or not proto.opset_import:
         raise ModelError(f"{path}: not an ONNX model: it has no graph with outputs and an opset")
+    onnxfile.check(proto, path)
     proto = _modern(proto, path)
     if proto.graph.sparse_initializer:
         name = proto.graph.sparse_initializer[0].values.name
@@ -85,7 +86,6 @@ def read_file(path: Path) -> ir.Model:
     except Exception as error:
         raise ModelError(f"{path}: not a valid ONNX model: {first_line(error)}") from error
     ir.external_data.set_base_dir(model.graph, path.resolve().parent)
-    _check_external_data(model, path)
     _unpack(model.graph)
     return model
 
@@ -109,24 +109,6 @@ def _unpack(graph: ir.Graph) -> None:
 
 def _wrong_size(value: ir.Value) -> ModelError:
     return ModelError(f"weights '{value.name}' {list(cir.shape(value))} hold another number of values: export again")
-
-
-def _check_external_data(model: ir.Model, path: Path) -> None:
-    """External weights must be regular files below the model's folder and long enough."""
-    folder = path.resolve().parent
-    for graph in [model.graph, *model.graph.subgraphs()]:
-        for value in graph.initializers.values():
-            tensor = value.const_value
-            if not isinstance(tensor, ir.ExternalTensor):
-                continue
-            place = (folder / tensor.location).resolve()
-            where = f"{path}: weights of '{value.name}'"
-            if not place.is_relative_to(folder):
-                raise ModelError(f"{where} lie outside the model's folder ({tensor.location}): move them beside it")
-            if not place.is_file():
-                raise ModelError(f"{where} are in '{tensor.location}', which does not exist: put it beside the model")
-            if place.stat().st_size < (tensor.offset or 0) + (tensor.length or tensor.nbytes):
-                raise ModelError(f"{where}: '{tensor.location}' is shorter than the model says: copy it again")
 
 
 def _rename(model: ir.Model, old: tuple[str, str], new: tuple[str, str]) -> None:

@@ -25,7 +25,7 @@ import onnx_ir as ir
 from compiler import build as building
 from compiler import bundle, html
 from compiler import ir as cir
-from compiler.errors import CalibrationError, OptionError
+from compiler.errors import CalibrationError, ModelError, OptionError
 from compiler.frontends import Source, decoder, open_source
 from compiler.frontends.decoder import Form
 from compiler.frontends.rotate import rotate
@@ -34,12 +34,16 @@ from compiler.program import Program
 from compiler.quantize import samples as sampling
 from compiler.quantize.balance import balance, known, products
 from compiler.reference import Reference
+from compiler.runtime import confined
+from compiler.runtime.confined import ConfinedError
 from compiler.runtime.language import LanguageModel
 from compiler.targets import Target
 
 # Sequences that set the ranges, and others that the bundle is verified on. Of the latter the first `chunk` tokens go
 # through prefill, the rest through decode.
 CALIBRATION, HELD_OUT, DECODED = 48, 8, 48
+# Bytes of a text to calibrate on, of which some thousand tokens are used.
+LARGEST_TEXT = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -180,22 +184,28 @@ def sample(graph: ir.Graph, tokens: np.ndarray, form: Form) -> sampling.Sample:
 
 def calibration_rows(source: Source, path: Path | None, language: Options) -> list[np.ndarray]:
     """Rows of tokens to calibrate on and, the last ones, to verify on. Raises CalibrationError."""
-    if path is None:
-        text = manual()
-    else:
-        try:
-            text = path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise CalibrationError(f"{path}: language models are calibrated on UTF-8 text: {error}") from error
+    text = manual() if path is None else _text(path)
     tokens = np.array(encode(source, text), np.int64)
     length = min(language.chunk + DECODED, language.context)
     count = CALIBRATION + HELD_OUT
     if len(tokens) < 2 * HELD_OUT * length:
-        raise CalibrationError(f"{path}: has {len(tokens)} tokens; give at least {2 * HELD_OUT * length}")
+        what = "Python's manual" if path is None else path
+        raise CalibrationError(f"{what}: has {len(tokens)} tokens; give at least {2 * HELD_OUT * length}")
     starts = np.linspace(0, len(tokens) - length, min(count, len(tokens) // length)).astype(int)
     # Every seventh is held out, so that both kinds come from all of the text.
     order = sorted(range(len(starts)), key=lambda i: (i % 7 == 6, i))
     return [tokens[starts[i] : starts[i] + length] for i in order]
+
+
+def _text(path: Path) -> str:
+    try:
+        if not path.is_file():
+            raise CalibrationError(f"{path}: no such file; language models are calibrated on UTF-8 text")
+        if path.stat().st_size > LARGEST_TEXT:
+            raise CalibrationError(f"{path}: larger than {LARGEST_TEXT >> 20} MiB: give a part of it")
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CalibrationError(f"{path}: language models are calibrated on UTF-8 text: {error}") from error
 
 
 def manual() -> str:
@@ -204,9 +214,16 @@ def manual() -> str:
 
 
 def encode(source: Source, text: str) -> list[int]:
-    from tokenizers import Tokenizer
-
-    return list(Tokenizer.from_str(source.tokenizer.definition).encode(text, add_special_tokens=False).ids)
+    """The tokens of a text. Raises ModelError for a tokenizer that cannot take it."""
+    name, size = source.architecture.name, source.architecture.vocabulary
+    try:
+        tokenizer = confined.tokenizer(source.tokenizer.definition)
+        tokens = confined.encode(tokenizer, text, add_special_tokens=False)
+    except ConfinedError as error:
+        raise ModelError(f"{name}: its tokenizer cannot be used: {error}") from error
+    if max(tokens, default=0) >= size:
+        raise ModelError(f"{name}: its tokenizer gives token {max(tokens)}, the model knows {size}")
+    return tokens
 
 
 def verify(

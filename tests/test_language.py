@@ -220,7 +220,7 @@ def test_commands(host: Path, tmp_path: Path, run_cli: Cli) -> None:
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize(("keep", "message"), [(100, "not a GGUF file"), (900_000, "not a GGUF file")])
+@pytest.mark.parametrize(("keep", "message"), [(100, "not a GGUF file"), (900_000, "do not fit the file")])
 def test_truncated_gguf(keep: int, message: str, tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(MODEL.read_bytes()[:keep])
     with pytest.raises(ModelError, match=message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -106,7 +107,7 @@ def build(
         typer.Option("--with", metavar="STEP", help=f"Add a step: {', '.join(building.OPTIONAL)}."),
     ] = None,
     check_passes: Annotated[bool, typer.Option("--check-passes", help="Run the model after each pass.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of random calibration data.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of random calibration data.")] = 0,
     lowering: Annotated[
         str,
         typer.Option(metavar="direct|onnx-tf[,direct]", help="Who writes TPU segments; with ,direct where it fails."),
@@ -125,10 +126,10 @@ def build(
         calibration=calibration,
         image=ImageOptions(_floats("--mean", mean), _floats("--std", std), _size(size)),
         observers=Observers.parse(observer or ()),
-        min_sqnr=min_sqnr,
+        min_sqnr=None if min_sqnr is None else _finite("--min-sqnr", min_sqnr),
         accuracy=accuracy,
         tokenizer=tokenizer,
-        keep_float=keep_float / 100,
+        keep_float=_finite("--keep-float", keep_float) / 100,
         without=_steps("--without", without, building.ACCURACY),
         also=_steps("--with", also, building.OPTIONAL),
         check_passes=check_passes,
@@ -450,6 +451,12 @@ def _floats(option: str, text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise OptionError(f"{option} {text}: write numbers separated by commas") from error
+
+
+def _finite(option: str, number: float) -> float:
+    if not math.isfinite(number):
+        raise OptionError(f"{option} {number}: give a finite number")
+    return number
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

@@ -27,9 +27,10 @@ from compiler.cli.common import (
     wrote,
 )
 from compiler.errors import CalibrationError, OptionError
-from compiler.runtime import Runner
+from compiler.runtime import Runner, arrays
 from compiler.runtime import bench as benching
 from compiler.runtime import doctor as doctoring
+from compiler.runtime.arrays import ArrayError
 from compiler.runtime.devices import ON_LOSS
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red", "none": "dim"}
@@ -159,12 +160,11 @@ def _samples(source: Path, runner: Runner) -> list[dict[str, np.ndarray]]:
         raise OptionError(f"{runner.bundle.path}: is a language model: `generate` runs it")
     pipeline = runner.pipeline
     try:
-        loaded = np.load(source, allow_pickle=False)
-        arrays = {pipeline.inputs[0]["name"]: loaded} if isinstance(loaded, np.ndarray) else dict(loaded.items())
-    except (OSError, ValueError, EOFError) as error:
-        raise CalibrationError(f"{source}: cannot be read as numpy arrays: {error}") from error
+        loaded = arrays.read(source)
+    except ArrayError as error:
+        raise CalibrationError(f"{source}: {error}") from error
     try:
-        return pipeline.samples(arrays)
+        return pipeline.samples({pipeline.inputs[0]["name"]: loaded} if isinstance(loaded, np.ndarray) else loaded)
     except ValueError as error:
         raise CalibrationError(f"{source}: {error}") from error
 

@@ -27,7 +27,7 @@ TopK = Annotated[int, typer.Option(help="Draw from so many of the likeliest toke
 TopP = Annotated[float, typer.Option(help="Draw from the likeliest that together reach this probability.")]
 MinP = Annotated[float, typer.Option(help="Draw from those with at least this share of the likeliest's probability.")]
 Penalty = Annotated[float, typer.Option(help="Above 1: tokens of the text become less likely.")]
-Seed = Annotated[int | None, typer.Option(help="Draws the same tokens again.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Draws the same tokens again.")]
 Stop = Annotated[list[str] | None, typer.Option(help="End in front of this text. May be repeated.")]
 Stats = Annotated[bool, typer.Option("--stats", help="Print tokens per second to standard error.")]
 
@@ -164,10 +164,11 @@ def serve(
 @contextmanager
 def _text_errors() -> Iterator[None]:
     """A text that the model cannot take is the user's to change."""
-    try:
-        yield
-    except ValueError as error:
-        raise OptionError(str(error)) from error
+    with device_errors():
+        try:
+            yield
+        except ValueError as error:
+            raise OptionError(str(error)) from error
 
 
 @dataclass(frozen=True)

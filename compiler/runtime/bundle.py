@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,10 @@ import numpy as np
 from compiler.runtime import folders, schema
 
 MANIFEST_VERSION = 6
-MANIFEST_BYTES = 256 << 20
+MANIFEST_BYTES = 64 << 20
+# Bytes of an input of a program, and of a tensor of a language model's cache.
+INPUT_BYTES = 4 << 30
+_INPUT_TYPES = {"bool", "float16", "float32", "float64"} | {f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64)}
 
 
 class RuntimeBundleError(Exception):
@@ -59,13 +63,16 @@ class Bundle:
         if wrong is not None:
             raise RuntimeBundleError(f"{file}: {wrong}: build the bundle again")
         bundle = cls(path, manifest)
-        for program in bundle.programs().values():
-            wrong = _broken(program) or _broken_cache(program, "language" in manifest)
+        language = manifest.get("language")
+        wrongs = [_broken(program) for program in bundle.programs().values()]
+        wrongs += [_broken_cache(program, language is not None) for program in bundle.programs().values()]
+        wrongs.append(None if language is None else _broken_language(manifest, language))
+        for wrong in wrongs:
             if wrong is not None:
                 raise RuntimeBundleError(f"{file}: {wrong}: build the bundle again")
         if check:
             for entry in bundle.files():
-                bundle._check(entry["path"], entry["sha256"])
+                bundle._check(entry)
         return bundle
 
     def programs(self) -> dict[str, Mapping[str, Any]]:
@@ -79,14 +86,17 @@ class Bundle:
         tokenizers = [self.manifest.get("tokenizer"), self.manifest.get("language", {}).get("tokenizer")]
         return list({e["path"]: e for e in [*entries, *(t for t in tokenizers if t is not None)]}.values())
 
-    def _check(self, name: str, digest: str) -> None:
-        file = (self.path / name).resolve()
-        if not file.is_relative_to(self.path.resolve()):
-            raise RuntimeBundleError(f"{self.path}: '{name}' lies outside the bundle")
-        if not file.is_file():
-            raise RuntimeBundleError(f"{file}: missing: build the bundle again")
-        if sha256(file) != digest:
-            raise RuntimeBundleError(f"{file}: changed since the bundle was built: build the bundle again")
+    def _check(self, entry: Mapping[str, Any]) -> None:
+        try:
+            file = (self.path / entry["path"]).resolve()
+            if not file.is_relative_to(self.path.resolve()):
+                raise RuntimeBundleError(f"{self.path}: '{entry['path']}' lies outside the bundle")
+            if not file.is_file():
+                raise RuntimeBundleError(f"{file}: missing: build the bundle again")
+            if file.stat().st_size != entry["bytes"] or sha256(file) != entry["sha256"]:
+                raise RuntimeBundleError(f"{file}: changed since the bundle was built: build the bundle again")
+        except (OSError, RuntimeError) as error:
+            raise RuntimeBundleError(f"{self.path}: '{entry['path']}' cannot be read: {error}") from error
 
 
 def restore(path: Path) -> None:
@@ -104,6 +114,11 @@ def restore(path: Path) -> None:
 def _broken(program: Mapping[str, Any]) -> str | None:
     """What of a program does not fit together, which its schema cannot say."""
     known = {t["name"] for t in program["inputs"]}
+    for tensor in program["inputs"]:
+        if tensor["dtype"] not in _INPUT_TYPES or tensor["shape"] is None or None in tensor["shape"]:
+            return f"input '{tensor['name']}' is {tensor['dtype']} {tensor['shape']}, not numbers of a fixed shape"
+        if math.prod(tensor["shape"]) * np.dtype(tensor["dtype"]).itemsize > INPUT_BYTES:
+            return f"input '{tensor['name']}' {tensor['shape']} has more than {INPUT_BYTES >> 20} MiB"
     for number, segment in enumerate(program["segments"]):
         compiled = segment["compiled"]
         if segment["index"] != number:
@@ -141,6 +156,19 @@ def _broken_cache(program: Mapping[str, Any], language: bool) -> str | None:
 
 def _form(tensor: Mapping[str, Any]) -> tuple[Any, ...]:
     return tensor["dtype"], tensor["shape"], tensor.get("scale"), tensor.get("zero_point")
+
+
+def _broken_language(manifest: Mapping[str, Any], language: Mapping[str, Any]) -> str | None:
+    """What of a language model does not fit together."""
+    if language["slots"] > 1 and "batch" not in language["programs"]:
+        return f"it has {language['slots']} slots and no program for them"
+    logits = manifest["outputs"][0]["shape"]
+    if not logits or logits[-1] is None:
+        return f"its logits have shape {logits}"
+    tokens = [language["tokenizer"]["begin"], *language["tokenizer"]["ends"]]
+    if any(token is not None and token >= logits[-1] for token in tokens):
+        return f"token {max(token for token in tokens if token is not None)} is none of {logits[-1]}"
+    return None
 
 
 def sha256(path: Path) -> str:
