@@ -47,7 +47,9 @@ from compiler.targets import Target
 ACCURACY = (
     "keep_gates",
     "keep_spectra",
+    "keep_tails",
     "split_gates",
+    "split_joins",
     "rotate_rows",
     "normalise_linears",
     "balance",
