@@ -23,7 +23,7 @@ from compiler.cli.common import (
     out,
     progress_bars,
 )
-from compiler.errors import CalibrationError, OptionError, OutputError
+from compiler.errors import InputError, OptionError, OutputError
 from compiler.runtime import Runner
 from compiler.runtime import bench as benching
 from compiler.runtime import doctor as doctoring
@@ -157,11 +157,11 @@ def _samples(source: Path, runner: Runner) -> list[dict[str, np.ndarray]]:
         loaded = np.load(source, allow_pickle=False)
         arrays = {pipeline.inputs[0]["name"]: loaded} if isinstance(loaded, np.ndarray) else dict(loaded.items())
     except (OSError, ValueError, EOFError) as error:
-        raise CalibrationError(f"{source}: cannot be read as numpy arrays: {error}") from error
+        raise InputError(f"{source}: cannot be read as numpy arrays: {error}") from error
     try:
         return pipeline.samples(arrays)
     except ValueError as error:
-        raise CalibrationError(f"{source}: {error}") from error
+        raise InputError(f"{source}: {error}") from error
 
 
 def _stack(arrays: list[np.ndarray]) -> np.ndarray:

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 
 CACHE, PRESENT = "cache.", "present."
+# In the model's metadata: how many of its last outputs, of this suffix, are NaN where what leaves as int8 held NaN.
+NAN_SUMS, NAN_SUM = "coral_bundle.nan_sums", "/nan_sum"
 
 
 class HostSegment:
@@ -34,12 +36,18 @@ class HostSegment:
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self._inputs = [i.name for i in self._session.get_inputs()]
         self._outputs = [o.name for o in self._session.get_outputs()]
+        sums = int(self._session.get_modelmeta().custom_metadata_map.get(NAN_SUMS, "0"))
+        self._real = len(self._outputs) - sums
         self._cached = any(name.startswith(CACHE) for name in self._inputs)
 
     def run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
-        if self._cached:
-            return self._run_in_place(dict(zip(self._inputs, arrays, strict=True)))
-        return list(self._session.run(self._outputs, dict(zip(self._inputs, arrays, strict=True))))
+        """Arrays in the order of the manifest, in and out. Raises ValueError where int8 would hide NaN."""
+        feeds = dict(zip(self._inputs, arrays, strict=True))
+        results = self._run_in_place(feeds) if self._cached else list(self._session.run(self._outputs, feeds))
+        for name, total in zip(self._outputs[self._real :], results[self._real :], strict=True):
+            if np.isnan(total):
+                raise ValueError(f"tensor '{name.removesuffix(NAN_SUM)}' holds NaN, which int8 has not")
+        return results[: self._real]
 
     def _run_in_place(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         binding = self._session.io_binding()
