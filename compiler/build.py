@@ -43,7 +43,9 @@ from compiler.targets import Target
 ACCURACY = (
     "keep_gates",
     "keep_spectra",
+    "keep_tails",
     "split_gates",
+    "split_joins",
     "rotate_rows",
     "normalise_linears",
     "balance",
@@ -351,7 +353,7 @@ def program_entry(program: Program, segments: Sequence[dict[str, Any]]) -> dict[
     """What the manifest says of a program; `segments` are the entries of its segments."""
     graph, quants = program.model.graph, program.quants
     return {
-        "inputs": [bundle.tensor_entry(v, {}, False) for v in graph.inputs],
+        "inputs": [bundle.input_entry(v) for v in graph.inputs],
         "outputs": [bundle.tensor_entry(v, quants, False, v in program.made_on_tpu) for v in graph.outputs],
         "prediction": prediction(program),
         "segments": list(segments),

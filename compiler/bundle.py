@@ -27,6 +27,22 @@ from compiler.runtime import bundle as runtime_bundle
 from compiler.runtime.bundle import MANIFEST_VERSION, sha256
 from compiler.runtime.confined import ConfinedError
 
+_TREES = ("Imputer", "TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor")
+# Operators that give NaN a meaning, and those that hand it on to them.
+_NAN_READERS = {("", "IsNaN"), *(("ai.onnx.ml", name) for name in _TREES)}
+_MOVING = {
+    "Cast",
+    "Concat",
+    "Flatten",
+    "Gather",
+    "Identity",
+    "Reshape",
+    "Slice",
+    "Split",
+    "Squeeze",
+    "Transpose",
+    "Unsqueeze",
+}
 TOOLS = ("onnx", "onnx-ir", "onnxscript", "onnxruntime", "ai-edge-litert", "numpy")
 
 
@@ -248,6 +264,22 @@ def tensor_entry(
         quant = quants[str(value.name)]
         entry |= {"scale": quant.scale, "zero_point": quant.zero_point}
     return entry
+
+
+def input_entry(value: ir.Value) -> dict[str, Any]:
+    """How the manifest says what a model takes; `nan` where the model itself looks for NaN there."""
+    entry = tensor_entry(value, {}, False)
+    return entry | ({"nan": True} if _looks_for_nan(value) else {})
+
+
+def _looks_for_nan(value: ir.Value) -> bool:
+    for reader in cir.consumers(value):
+        if cir.key(reader) in _NAN_READERS:
+            return True
+        moved = reader.op_type in _MOVING and any(_looks_for_nan(output) for output in reader.outputs)
+        if moved:
+            return True
+    return False
 
 
 def numpy_name(value: ir.Value) -> str:

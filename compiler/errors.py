@@ -4,6 +4,7 @@ CompilerError                     one line for the user, exit code 2
 ├── OptionError          E-OPTION       an option that does not fit the model or the machine
 ├── ModelError           E-MODEL        the ONNX file is broken, unsafe or not fixed enough to build
 ├── CalibrationError     E-CALIBRATION  samples that do not fit the model
+├── InputError           E-INPUT        arrays to run a bundle on that do not fit it, or hold NaN
 ├── BundleError          E-BUNDLE       a bundle that is damaged, edited or of another version
 ├── DeviceError          E-DEVICE       a segment failed and no other device may run it
 ├── ToolchainError       E-TOOLCHAIN    edgetpu_compiler is not there, or cannot be run
@@ -32,6 +33,10 @@ class ModelError(CompilerError):
 
 class CalibrationError(CompilerError):
     code = "E-CALIBRATION"
+
+
+class InputError(CompilerError):
+    code = "E-INPUT"
 
 
 class BundleError(CompilerError):

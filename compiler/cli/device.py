@@ -26,7 +26,7 @@ from compiler.cli.common import (
     progress_bars,
     wrote,
 )
-from compiler.errors import CalibrationError, OptionError
+from compiler.errors import InputError, OptionError
 from compiler.runtime import Runner, arrays
 from compiler.runtime import bench as benching
 from compiler.runtime import doctor as doctoring
@@ -162,11 +162,11 @@ def _samples(source: Path, runner: Runner) -> list[dict[str, np.ndarray]]:
     try:
         loaded = arrays.read(source)
     except ArrayError as error:
-        raise CalibrationError(f"{source}: {error}") from error
+        raise InputError(f"{source}: {error}") from error
     try:
         return pipeline.samples({pipeline.inputs[0]["name"]: loaded} if isinstance(loaded, np.ndarray) else loaded)
     except ValueError as error:
-        raise CalibrationError(f"{source}: {error}") from error
+        raise InputError(f"{source}: {error}") from error
 
 
 def _stack(arrays: list[np.ndarray]) -> np.ndarray:

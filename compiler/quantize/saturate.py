@@ -4,7 +4,8 @@
     Sigmoid, Tanh    far out, their int8 results are the first or the last
 
 int8 saturates there by itself, so that its steps serve the values that matter: the input of a hard swish from -250 to
-185 needs its range from -3 on.
+185 needs its range from -3 on. What only moves values, as a Reshape or a Concat, shares one scale with what it reads,
+and so the same ends.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ _GRID = np.linspace(-64, 0, 64 * 64 + 1)
 # Written as LOGISTIC.
 _SIGMOIDS = ("Sigmoid", *GELU_GATES)
 _ENDS = {**dict.fromkeys(_SIGMOIDS, SIGMOID_END), "Tanh": TANH_END}
+# What gives values on as they are, or the largest of them: ends of its results are ends of what it reads.
+_PASSING = {"Concat", "Identity", "MaxPool2D", "Requantize", "Reshape", "Slice", "Split", "Transpose"}
+EVERYTHING = (-np.inf, np.inf)
 
 Function = Callable[[np.ndarray], np.ndarray]
 
@@ -34,18 +38,24 @@ def saturated(nodes: Iterable[ir.Node], shown: Mapping[str, Shown]) -> dict[str,
     """What activations show, without what lies beyond such ends where all readers are among `nodes`."""
     nodes = list(nodes)
     inside, found = set(nodes), dict(shown)
-    for value in dict.fromkeys(v for n in nodes for v in cir.activations(n)):
+    ends: dict[ir.Value, tuple[float, float]] = {}
+    for value in reversed(cir.around(nodes)):  # readers first, so that ends are known behind changes of layout
         name, readers = str(value.name), cir.consumers(value)
-        if name in shown and not value.is_graph_output() and inside.issuperset(readers):
-            low, high = _ends(value, readers, shown)
+        if name in shown and readers and not value.is_graph_output() and inside.issuperset(readers):
+            low, high = ends[value] = _ends(value, readers, shown, ends)
             seen = shown[name]
             found[name] = replace(seen, low=np.clip(seen.low, low, high), high=np.clip(seen.high, low, high))
     return found
 
 
-def _ends(x: ir.Value, readers: list[ir.Node], shown: Mapping[str, Shown]) -> tuple[float, float]:
+def _ends(
+    x: ir.Value, readers: list[ir.Node], shown: Mapping[str, Shown], ends: Mapping[ir.Value, tuple[float, float]]
+) -> tuple[float, float]:
     """(lowest, highest) value of x that matters."""
     kinds = {node.op_type for node in readers}
+    if kinds.issubset(_PASSING):
+        behind = [ends.get(value, EVERYTHING) for node in readers for value in node.outputs]
+        return min(low for low, _ in behind), max(high for _, high in behind)
     if len(kinds) == 1 and (end := _ENDS.get(kinds.pop())) is not None:
         return -end, end
     for product in readers:
@@ -53,7 +63,7 @@ def _ends(x: ir.Value, readers: list[ir.Node], shown: Mapping[str, Shown]) -> tu
         if function is not None and str(product.outputs[0].name) in shown:
             low, high = shown[str(product.outputs[0].name)].range
             return _closed(function, SLACK * (high - low) / 255), np.inf
-    return -np.inf, np.inf
+    return EVERYTHING
 
 
 def _gated(product: ir.Node, x: ir.Value, readers: list[ir.Node]) -> Function | None:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+# In the model's metadata: how many of its last outputs, of this suffix, are NaN where what leaves as int8 held NaN.
+NAN_SUMS, NAN_SUM = "coral_bundle.nan_sums", "/nan_sum"
+
 
 class Cache(np.ndarray):
     """Memory that segments may write in place.
@@ -55,12 +58,18 @@ class HostSegment:
                 raise ValueError(f"output '{output}' cannot be written to where input '{source}' lies")
         self._shapes = {name: tuple(shape) for name, (_, shape) in given.items()}
 
+        sums = int(self._session.get_modelmeta().custom_metadata_map.get(NAN_SUMS, "0"))
+        self._real = len(self._outputs) - sums
+
     def run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        """Arrays in the order of the manifest, in and out. Raises ValueError where int8 would hide NaN."""
         feeds = dict(zip(self._inputs, arrays, strict=True))
         lent = {name: feeds[name] for name in self._in_place.values() if isinstance(feeds[name], Cache)}
-        if lent:
-            return self._run_in_place(feeds, lent)
-        return list(self._session.run(self._outputs, feeds))
+        results = self._run_in_place(feeds, lent) if lent else list(self._session.run(self._outputs, feeds))
+        for name, total in zip(self._outputs[self._real :], results[self._real :], strict=True):
+            if np.isnan(total):
+                raise ValueError(f"tensor '{name.removesuffix(NAN_SUM)}' holds NaN, which int8 has not")
+        return results[: self._real]
 
     def _run_in_place(self, feeds: Mapping[str, np.ndarray], lent: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         binding = self._session.io_binding()

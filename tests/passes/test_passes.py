@@ -7,11 +7,13 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from compiler import importer
 from compiler import ir as cir
 from compiler.targets import Layer, Target, fits
 from passes import fold_constants, keep_spectra
+from passes.keep_tails import JOIN, TABLE
 from passes.tile_matmul import plan
-from tests.passes.golden import kinds, lines, rewritten, weight
+from tests.passes.golden import PASSES, TARGET, kinds, lines, rewritten, weight
 
 ALL = ("fold_affine", "shuffle_channels", "lower", "cancel_transposes", "fold_flatten", "cancel_reshapes")
 
@@ -481,3 +483,143 @@ def test_networks_in_front_of_a_logarithm_do_not(kind: str) -> None:
 def test_norms_in_front_of_a_root_do_not(body: str) -> None:
     weights = {"w": weight(8, 8, 1)} if "w)" in body else {}
     assert on_host(f"g (float[1,8,4] x) => (float[1,1,1] y) {{ {body} }}", **weights) == []
+
+
+def test_split_joins_reads_parts_through_layouts_and_other_joins() -> None:
+    """Detectors' heads: distances and scores joined for each level, levels joined, distances and scores read apart."""
+    text = """
+    g (float[1,8,4,4] a, float[1,2,4,4] b, float[1,8,2,2] c, float[1,2,2,2] d) => (float[1,8,20] x, float[1,2,20] y)
+    <int64[3] flat = {1, 10, -1}, int64[2] sizes = {8, 2}> {
+        first = Concat <axis = 1> (a, b)
+        second = Concat <axis = 1> (c, d)
+        f = Reshape (first, flat)
+        s = Reshape (second, flat)
+        all = Concat <axis = 2> (f, s)
+        p, q = Split <axis = 1> (all, sizes)
+        x = Relu (p)
+        y = Sigmoid (q)
+    }"""
+    assert rewritten(text, "lower", "split_joins", "cancel_reshapes") == lines("""
+        Split_5/Reshape[1, 8, 16] = Reshape(a, [1, 8, 16])
+        Split_5/Reshape_1[1, 8, 4] = Reshape(c, [1, 8, 4])
+        p[1, 8, 20] = Concat(Split_5/Reshape, Split_5/Reshape_1)
+        Split_5/Reshape_2[1, 2, 16] = Reshape(b, [1, 2, 16])
+        Split_5/Reshape_3[1, 2, 4] = Reshape(d, [1, 2, 4])
+        q[1, 2, 20] = Concat(Split_5/Reshape_2, Split_5/Reshape_3)
+        x[1, 8, 20] = Relu(p)
+        y[1, 2, 20] = Sigmoid(q)""")
+
+
+def test_split_joins_of_groups_and_several_parts() -> None:
+    """A Reshape may divide the axis that was joined along, and a part may be several of what was joined."""
+    text = """
+    g (float[1,8,5] a, float[1,4,5] b, float[1,4,5] c) => (float[1,3,4,5] x)
+    <int64[4] groups = {1, 4, 4, 5}, int64[1] one = {1}, int64[1] four = {4}> {
+        all = Concat <axis = 1> (b, a, c)
+        g = Reshape (all, groups)
+        x = Slice (g, one, four, one)
+    }"""
+    assert kinds(rewritten(text, "split_joins")) == ["Concat", "Reshape"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "j = Concat <axis = 1> (a, b) x = Slice (j, one, three, one)",  # not whole parts
+        "j = Concat <axis = 1> (a, b) r = Reshape (j, turned) x = Slice (r, one, three, one)",  # of no axis before
+        "j = Concat <axis = 1> (a, b) r = Relu (j) x = Slice (r, zero, two, one)",  # something is computed between
+        "x = Slice (a, zero, one, one)",
+    ],
+)
+def test_split_joins_leaves_other_parts(body: str) -> None:
+    text = f"""
+    g (float[1,2,6] a, float[1,2,6] b) => (float[1,m,n] x)
+    <int64[1] zero = {{0}}, int64[1] one = {{1}}, int64[1] two = {{2}}, int64[1] three = {{3}},
+     int64[3] turned = {{1, 6, 4}}> {{ {body} }}"""
+    assert rewritten(text, "split_joins") == rewritten(text)
+
+
+HEAD = """
+    g (float[1,4,4,4] a) => (float[1,6,4,4] x, float[1,3,4,4] y)
+    <int64[2] sizes = {{6, 3}}> {{
+        h = Conv (a, w)
+        p, q = Split <axis = 1> (h, sizes)
+        x = {} (p{})
+        y = Sigmoid (q)
+    }}"""
+
+
+def test_split_joins_divides_a_last_layer() -> None:
+    got = rewritten(HEAD.format("Relu", ""), "lower", "split_joins", "cancel_transposes", w=weight(9, 4, 1, 1))
+    layers = [line for line in got.splitlines() if "Conv2D" in line and "Transpose" not in line.split(" = ")[1]]
+    assert [line.split(" = ")[0].rpartition("[")[2] for line in layers] == ["1, 4, 4, 6]", "1, 4, 4, 3]"]
+    assert "Slice" not in got
+
+
+def test_split_joins_leaves_layers_whole_that_others_follow() -> None:
+    text = HEAD.format("Conv", ", v")
+    got = rewritten(text, "lower", "split_joins", w=weight(9, 4, 1, 1), v=weight(6, 6, 1, 1))
+    assert kinds(got).count("Slice") == 2 and kinds(got).count("edgetpu.Conv2D") == 2
+
+
+def kept(text: str, **weights: np.ndarray) -> dict[str, str]:
+    """What `keep_tails` leaves to the host in a lowered graph: names of results, and why."""
+    proto = onnx.parser.parse_model('<ir_version: 11, opset_import: ["" : 23]>\n' + text)
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(a, n) for n, a in weights.items())
+    model = ir.serde.deserialize_model(proto)
+    importer.name_nodes(model.graph)
+    for name in ("fold_constants", "lower", "cancel_transposes", "keep_tails"):
+        PASSES[name](model, TARGET)
+    marked = [node for node in model.graph if cir.HOST in node.metadata_props]
+    return {str(node.outputs[0].name).split("/")[0]: node.metadata_props[cir.HOST] for node in marked}
+
+
+def test_joins_that_only_leave_stay_on_the_host() -> None:
+    text = """
+    g (float[1,4,4,4] a) => (float[1,112] y)
+    <int64[2] flat = {1, -1}> {
+        b = Conv (a, w)
+        s = Sigmoid (b)
+        j = Concat <axis = 1> (b, s, a)
+        r = Reshape (j, flat)
+        k = Concat <axis = 1> (r, r)
+        l = Slice (k, zero, most, one)
+        y = Identity (l)
+    }"""
+    index = {n: np.array([v], np.int64) for n, v in (("zero", 0), ("most", 112), ("one", 1))}
+    assert kept(text, w=weight(4, 4, 1, 1), **index) == {}
+    text = text.replace("l = Slice (k, zero, most, one)", "").replace("Identity (l)", "Identity (k)")
+    assert kept(text.replace("[1,112] y", "[1,384] y"), w=weight(4, 4, 1, 1)) == {"j": JOIN, "y": JOIN}
+
+
+def test_joins_that_a_layer_reads_do_not() -> None:
+    text = """
+    g (float[1,4,4,4] a) => (float[1,4,4,4] y) {
+        b = Relu (a)
+        j = Concat <axis = 1> (a, b)
+        y = Conv (j, w)
+    }"""
+    assert kept(text, w=weight(4, 8, 1, 1)) == {}
+
+
+def test_tiles_of_one_layer_are_joined_on_the_edge_tpu() -> None:
+    text = "g (float[1,4096] x) => (float[1,4096] y) { y = MatMul (x, w) }"
+    got = rewritten(text, "lower", "tile_matmul", "keep_tails", w=weight(4096, 4096))
+    assert kinds(got)[-1] == "Concat"
+    assert kept(text, w=weight(4096, 4096)) == {}
+
+
+def test_arithmetic_with_tables_that_leaves_stays_on_the_host() -> None:
+    """Distances of cells become boxes; a number that all are multiplied by first follows, a residual sum does not."""
+    text = """
+    g (float[1,2,4,4] a) => (float[1,2,16] y, float[1,2,4,4] z)
+    <int64[3] flat = {1, 2, 16}, float two = {2.0}> {
+        b = Conv (a, w)
+        z = Add (b, a)
+        r = Reshape (b, flat)
+        d = Mul (r, two)
+        c = Add (d, cells)
+        y = Mul (c, strides)
+    }"""
+    tables = {"cells": weight(1, 2, 16), "strides": np.repeat(np.float32([8, 16]), 8)[None]}
+    assert kept(text, w=weight(2, 2, 1, 1), **tables) == {"d": TABLE, "c": TABLE, "y": TABLE}
