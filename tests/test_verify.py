@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from compiler import build as building
-from compiler.verify import PERFECT_DB, Difference
+from compiler.difference import PERFECT_DB, Difference
 from tests.conftest import save
 
 

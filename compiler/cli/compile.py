@@ -165,6 +165,7 @@ def build(
     report.show_quality(out, manifest["quality"])
     report.show_compilation(out, manifest)
     out.print(f"Wrote {escape(str(output))}.")
+    report.show_warnings(out, manifest["quality"])
 
 
 def inspect(
@@ -224,6 +225,7 @@ def inspect(
     report.show_plan(out, plan)
     if "quality" in plan:
         report.show_quality(out, plan["quality"])
+        report.show_warnings(out, plan["quality"])
 
 
 def check(
