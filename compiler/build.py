@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 import passes
-from compiler import bundle, files, html, importer, reference, sensitivity, toolchain, verify
+from compiler import agreement, bundle, files, html, importer, reference, sensitivity, toolchain, verdict, verify
 from compiler import ir as cir
 from compiler.baseline import baseline
 from compiler.check import Checker
@@ -175,6 +175,7 @@ def build(path: Path, output: Path, options: Options, report: Report = silent) -
         with stage("float model"):
             step = report("running the float model", len(held_out))
             expected = baseline(path, model, held_out, step)
+        layers = agreement.scored(model.graph)
         checker = Checker(model, options.seed, path) if options.check_passes else None
         rewritten = rewrite(model, options, report, checker)
         program = replace(divided(rewritten, options, report), checker=checker)
@@ -205,12 +206,14 @@ def build(path: Path, output: Path, options: Options, report: Report = silent) -
             bundle.write_manifest(folder, manifest)
         with stage("verify"):
             step = report("verifying", len(held_out))
-            quality = verify.verify(bundle.load(folder), program, held_out, expected.results, step)
+            truth = verify.HeldOut(list(held_out), expected.results, layers)
+            quality = verify.verify(bundle.load(folder), program, truth, step)
             if options.accuracy is not None:
                 step = report("finding what contributes", len(held_out))
                 for index, share in sensitivity.shares(bundle.load(folder), program, held_out, step).items():
                     quality["segments"][str(index)]["share"] = share
             manifest["quality"] |= quality
+            warn(manifest, program, held_out)
             bundle.write_manifest(folder, manifest)
             (folder / "report.html").write_text(html.page(manifest), encoding="utf-8")
         gate(quality, options.min_sqnr)
@@ -388,12 +391,37 @@ def prediction(program: Program) -> dict[str, Any]:
     }
 
 
+def warn(manifest: dict[str, Any], program: Program, samples: sampling.Samples) -> None:
+    """Enter what is bad about a bundle into its manifest, with the segment and the node to look at."""
+    quality = manifest["quality"]
+    findings = verdict.findings(quality)
+    if not findings:
+        return
+    worst = verify.worst_segment(quality)
+    segment = None if worst is None else int(worst[0])
+    few = sampling.Samples(samples.loaders[:SENSITIVITY_SAMPLES])
+    node = None if segment is None else verify.worst_node(program, segment, few)
+    where = {"segment": segment, "node": node}
+    quality["warnings"] = [
+        finding | where | {"advice": verdict.advice(manifest, finding["kind"], node)} for finding in findings
+    ]
+
+
 def gate(quality: Mapping[str, Any], least: float | None) -> None:
-    """Raises QualityError where an output is below the SQNR that the user asked for."""
+    """Raises QualityError where an output is below the SQNR that the user asked for, or where one held-out sample
+    cannot tell. An output that is the same for several samples is held to its plain SQNR."""
     if least is None:
         return
     for name, entry in quality["outputs"].items():
-        if entry["sqnr_db"] < least:
+        found = entry["sqnr_db"]
+        if found is None and quality["samples"] == 1:
+            raise QualityError(
+                f"output '{name}': one held-out sample does not show how it varies, so --min-sqnr cannot be told: give "
+                "at least 8 samples with --calibration"
+            )
+        found = entry["plain_sqnr_db"] if found is None else found
+        if found < least:
             worst = verify.worst_segment(quality)
             where = f"; segment {worst[0]} loses most ({worst[1]} dB)" if worst else ""
-            raise QualityError(f"output '{name}' has {entry['sqnr_db']} dB, --min-sqnr asks for {least}{where}")
+            part = verdict.part(entry)
+            raise QualityError(f"output '{name}'{part} has {found} dB, --min-sqnr asks for {least}{where}")

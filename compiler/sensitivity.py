@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler import ir as cir
+from compiler.difference import Difference
 from compiler.program import Program
 from compiler.quantize.samples import Sample
 from compiler.reference import Reference
@@ -22,14 +23,15 @@ from compiler.runtime.pipeline import convert
 def shares(
     bundle: Bundle, program: Program, samples: Iterable[Sample], progress: Callable[[], None] = lambda: None
 ) -> dict[int, float]:
-    """The share of each TPU segment in the noise of the model's float outputs, relative to their signal."""
+    """The share of each TPU segment in the noise of the model's float outputs, relative to how much these vary."""
     segments = [s for s in program.plan.segments if s.device == "tpu"]
     outputs = {s.index: [str(v.name) for v in s.outputs] for s in segments}
     noisy = [v for s in segments for v in s.outputs]
     borders = {str(v.name): v for s in segments for v in [*s.inputs, *s.outputs] if not v.is_graph_input()}
     silent = {f"{v.name}/noise": np.zeros(cir.shape(v), np.float32) for v in noisy}
     ends = [str(v.name) for v in program.model.graph.outputs if v.dtype == ir.DataType.FLOAT]
-    pipeline, found = Pipeline(bundle), dict.fromkeys(outputs, 0.0)
+    pipeline = Pipeline(bundle)
+    differences = {index: {name: Difference() for name in ends} for index in outputs}
     with Reference(*_injected(program.model, noisy, borders)) as reference:
         for sample in samples:
             clean = reference.run({**sample, **silent}, [*ends, *(n for n in borders if n not in ends)])
@@ -39,15 +41,12 @@ def shares(
                 alone = pipeline.run_segment(index, floats)
                 noise = {f"{n}/noise": convert(alone[n], {**entries[n], "dtype": "float32"}) - floats[n] for n in names}
                 disturbed = reference.run({**sample, **silent, **noise}, ends)
-                found[index] += sum(_relative(disturbed[n], clean[n]) for n in ends)
+                for name, difference in differences[index].items():
+                    difference.add(disturbed[name], clean[name])
             progress()
+    found = {index: sum(d.relative_noise for d in by_end.values()) for index, by_end in differences.items()}
     total = sum(found.values()) or 1.0
     return {index: round(noise / total, 4) for index, noise in found.items()}
-
-
-def _relative(got: np.ndarray, want: np.ndarray) -> float:
-    signal = float(np.sum(want.astype(np.float64) ** 2))
-    return float(np.sum((got.astype(np.float64) - want) ** 2)) / (signal or 1.0)
 
 
 def _injected(

@@ -35,7 +35,7 @@ def test_build_inspect_run(small_model: Path, tmp_path: Path, run_cli: Cli) -> N
     assert code == 0 and "LOCAL_RESPONSE_NORMALIZATION" in out and "random" not in out
     manifest = json.loads((bundle / "manifest.json").read_text())
     assert [s["device"] for s in manifest["segments"]] == ["host", "tpu", "host", "tpu", "host"]
-    assert manifest["quality"]["outputs"]["y"]["sqnr_db"] > 25
+    assert manifest["quality"]["outputs"]["y"]["plain_sqnr_db"] > 25
     assert manifest["quality"]["samples"] == 2
 
     code, out, _ = run_cli("inspect", bundle, "--json")

@@ -20,9 +20,9 @@ def test_network(name: str, tmp_path: Path) -> None:
     model.unlink()
     quality = manifest["quality"]
     last = list(quality["segments"].values())[-1]
-    # The scores that the Edge TPU gives. Softmax behind them turns absolute errors into relative ones: its SQNR is
-    # reported too, and depends on how peaked the few held-out samples are.
-    assert last["cumulative_sqnr_db"] >= 20
+    # The scores that the Edge TPU gives, in the plain sense: for two samples of noise they hardly vary. Softmax behind
+    # them turns absolute errors into relative ones: its SQNR depends on how peaked the few held-out samples are.
+    assert last["cumulative_plain_sqnr_db"] >= 20
     assert quality["outputs"].keys() == {o["name"] for o in manifest["outputs"]}
     for segment in manifest["segments"]:
         if segment["device"] == "tpu":

@@ -38,7 +38,7 @@ def sidecar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def sqnr(bundle: Path) -> float:
     quality = json.loads((bundle / "manifest.json").read_text())["quality"]
-    return float(quality["outputs"]["y"]["sqnr_db"])
+    return float(quality["outputs"]["y"]["plain_sqnr_db"])
 
 
 def test_segments_of_other_scales_fit_together(

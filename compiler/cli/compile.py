@@ -166,6 +166,7 @@ def build(
     report.show_baseline(out, manifest["quality"])
     report.show_compilation(out, manifest)
     wrote(output)
+    report.show_warnings(out, manifest["quality"])
 
 
 def inspect(
@@ -226,6 +227,7 @@ def inspect(
     if "quality" in plan:
         report.show_quality(out, plan["quality"])
         report.show_baseline(out, plan["quality"])
+        report.show_warnings(out, plan["quality"])
 
 
 def check(

@@ -8,11 +8,11 @@ import numpy as np
 import onnx
 
 from compiler import build as building
+from compiler.difference import Difference
 from compiler.partition import Wishes
 from compiler.quantize import samples as sampling
 from compiler.reference import Reference
 from compiler.runtime import Bundle, Pipeline
-from compiler.verify import Difference
 from tests.fuzz.simulate import simulated
 
 # A bundle may lose this much more than rounding alone does: kernels round sums and tables by themselves, and where two
@@ -62,7 +62,7 @@ def _sqnr(got: list[dict[str, np.ndarray]], wanted: list[dict[str, np.ndarray]],
     difference = Difference()
     for one, other in zip(got, wanted, strict=True):
         difference.add(one[name], other[name])
-    return difference.sqnr_db
+    return difference.plain_sqnr_db
 
 
 def _bytes(folder: Path) -> dict[str, bytes]:
