@@ -65,12 +65,12 @@ class Checker:
         shared = [v for v in cir.tensor_values(model.graph) if v.name in self.wanted and v.name not in self.scaled]
         with Reference(model, shared) as reference:
             found = reference.run(self.sample)
-        for value in shared:
-            if not isinstance(found.get(str(value.name)), np.ndarray):
+        for tensor in (str(value.name) for value in shared):
+            if not isinstance(found.get(tensor), np.ndarray):
                 continue
-            off = _error(found[value.name], self.wanted[value.name])
-            if off > self.allowed.get(str(value.name), TOLERANCE):
-                raise InternalError(name, f"tensor '{value.name}' differs from the original by {off:.1e}")
+            off = _error(found[tensor], self.wanted[tensor])
+            if off > self.allowed.get(tensor, TOLERANCE):
+                raise InternalError(name, f"tensor '{tensor}' differs from the original by {off:.1e}")
 
 
 def _error(got: np.ndarray, want: np.ndarray) -> float:

@@ -48,8 +48,9 @@ def load(
     try:
         common.InlinePass()(model)
         common.RemoveInitializersFromInputsPass()(model)
-        upgrade.replace_deprecated(model)
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        name_nodes(model.graph)  # before any is replaced, so that all keep the name of what they come from
+        upgrade.replace_deprecated(model)
         _check_valid(model)
     except Exception as error:
         raise ModelError(f"{path}: not a valid ONNX model: {first_line(error)}") from error
