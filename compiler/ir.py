@@ -356,7 +356,8 @@ class Builder:
         if shape(value) == tuple(new):
             return value
         target = self.const(np.asarray(new, np.int64), f"{value.name}/shape")
-        return self.op("Reshape", [value, target])
+        empty = {"allowzero": 1} if 0 in new else {}
+        return self.op("Reshape", [value, target], empty)
 
     def transpose(self, value: ir.Value, perm: Sequence[int]) -> ir.Value:
         if list(perm) == sorted(perm):
@@ -454,12 +455,18 @@ def _identity(graph: ir.Graph, node: ir.Node, value: ir.Value) -> ir.Value:
 def reads(node: ir.Node) -> list[ir.Value]:
     """Every value of the graph that a node needs, those that its subgraphs capture included; each once."""
     found = dict.fromkeys(v for v in node.inputs if v is not None)
-    for attribute in node.attributes.values():
-        graphs = {"GRAPH": [attribute.value], "GRAPHS": attribute.value}.get(attribute.type.name, [])
-        for graph in graphs:
-            local = set(graph.inputs) | set(graph.initializers.values())
-            for inner in graph:
-                found.update(dict.fromkeys(v for v in reads(inner) if v not in local))
-                local.update(inner.outputs)
-            found.update(dict.fromkeys(v for v in graph.outputs if v not in local))
+    for graph in bodies(node):
+        local = set(graph.inputs) | set(graph.initializers.values())
+        for inner in graph:
+            found.update(dict.fromkeys(v for v in reads(inner) if v not in local))
+            local.update(inner.outputs)
+        found.update(dict.fromkeys(v for v in graph.outputs if v not in local))
     return list(found)
+
+
+def bodies(node: ir.Node) -> list[ir.Graph]:
+    """The graphs that a node holds: branches, the body of a loop."""
+    found: list[ir.Graph] = []
+    for attribute in node.attributes.values():
+        found += {"GRAPH": [attribute.value], "GRAPHS": attribute.value}.get(attribute.type.name, [])
+    return found
