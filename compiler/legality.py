@@ -52,6 +52,8 @@ def drafted(node: ir.Node) -> list[OpInfo]:
     operator = lookup(node)
     if operator is None or operator.emit is None or cir.HOST in node.metadata_props or not cir.activations(node):
         return []
+    if not all(cir.is_static(v) for v in [*cir.activations(node), *node.outputs]):
+        return []
     draft = Draft()
     operator.emit(node, draft)
     return draft.ops
