@@ -11,24 +11,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 import passes
 from compiler import bundle, html, importer, sensitivity, toolchain, verify
 from compiler import ir as cir
+from compiler.baseline import baseline
 from compiler.check import Checker
 from compiler.emit import onnx_tf
 from compiler.emit.onnx_tf import Lowered
 from compiler.errors import (
-    CalibrationError,
     CompilerError,
     InternalError,
-    ModelError,
     OutputError,
     QualityError,
     ToolchainError,
-    first_line,
 )
 from compiler.legality import refusal
 from compiler.partition import Wishes, halved, partition
@@ -39,7 +38,6 @@ from compiler.quantize.calibrate import Observers, Ranges, Shown, calibrate, obs
 from compiler.quantize.equalise import equalise
 from compiler.quantize.saturate import saturated
 from compiler.quantize.scales import assign, separate
-from compiler.reference import Reference
 from compiler.runtime.bundle import sha256
 from compiler.targets import Target
 
@@ -113,10 +111,11 @@ def read(path: Path, options: Options, report: Report = silent) -> ir.Model:
         return importer.load(path, options.dims, options.shapes)
 
 
-def rewrite(model: ir.Model, options: Options, report: Report = silent) -> ir.Model:
-    """Run every pass over a model, in place."""
+def rewrite(model: ir.Model, options: Options, report: Report = silent, checker: Checker | None = None) -> ir.Model:
+    """Run every pass over a model, in place; `checker`, or one of its own where options ask for it, looks on."""
     target = Target.load(options.target)
-    checker = Checker(model, options.seed) if options.check_passes else None
+    if checker is None and options.check_passes:
+        checker = Checker(model, options.seed)
     step = report("rewriting", len(passes.PASSES))
     for name, run in passes.PASSES:
         if name in options.without or (name in OPTIONAL and name not in options.also):
@@ -130,6 +129,8 @@ def rewrite(model: ir.Model, options: Options, report: Report = silent) -> ir.Mo
     with stage("partition"):
         separate(model, [n for n in model.graph if refusal(n, target) is None])
         common.RemoveUnusedFunctionsPass()(model)
+        if checker is not None:
+            checker.check("separate", model)
     return model
 
 
@@ -167,14 +168,19 @@ def build(path: Path, output: Path, options: Options, report: Report = silent) -
         importer.check_weights(model.graph)
         samples = sampling.load(options.calibration, model.graph.inputs, options.image, options.seed)
         calibration, held_out = samples.split()
-        expected = float_results(model, held_out, report)
-        rewritten = rewrite(model, options, report)
-        program = quantize(divided(rewritten, options, report), calibration, options, report)
+        with stage("float model"):
+            step = report("running the float model", len(held_out))
+            expected = baseline(path, model, held_out, step)
+        checker = Checker(model, options.seed, path) if options.check_passes else None
+        rewritten = rewrite(model, options, report, checker)
+        program = replace(divided(rewritten, options, report), checker=checker)
+        program = quantize(program, calibration, options, report)
         if options.keep_float:
             kept = tuple(sensitive(program, calibration, options.keep_float, report))
             wishes = replace(options.wishes, kept=kept)
             again = replace(options, wishes=wishes)
-            program = quantize(divided(rewritten, again, report), calibration, options, report)
+            program = replace(divided(rewritten, again, report), checker=checker)
+            program = quantize(program, calibration, options, report)
         lowered = lower_elsewhere(program, calibration, options, report)
         programs, entries = emit({"": program}, folder, options, report, lowered)
         program, segments = programs[""], entries[""]
@@ -187,6 +193,7 @@ def build(path: Path, output: Path, options: Options, report: Report = silent) -
                     "calibration": "random" if samples.random else "user",
                     "calibration_samples": len(calibration),
                     "observer": options.observers.default,
+                    **expected.entry(),
                 },
             }
             if options.tokenizer is not None:
@@ -194,7 +201,7 @@ def build(path: Path, output: Path, options: Options, report: Report = silent) -
             bundle.write_manifest(folder, manifest)
         with stage("verify"):
             step = report("verifying", len(held_out))
-            quality = verify.verify(bundle.load(folder), program, held_out, expected, step)
+            quality = verify.verify(bundle.load(folder), program, held_out, expected.results, step)
             if options.accuracy is not None:
                 step = report("finding what contributes", len(held_out))
                 for index, share in sensitivity.shares(bundle.load(folder), program, held_out, step).items():
@@ -262,36 +269,14 @@ def emit(
     return found, entries
 
 
-def float_results(model: ir.Model, samples: sampling.Samples, report: Report = silent) -> list[sampling.Sample]:
-    """What the imported model itself gives, before any pass has touched it.
-
-    Raises ModelError where onnxruntime cannot load it, CalibrationError where it fails on a sample.
-    """
-    step = report("running the float model", len(samples))
-    results = []
-    try:
-        reference = Reference(model)
-    except CompilerError:
-        raise
-    except Exception as error:
-        raise ModelError(f"onnxruntime cannot run the model: {first_line(error)}") from error
-    with reference:
-        for sample in samples:
-            try:
-                results.append(reference.run(sample))
-            except Exception as error:
-                hint = "; give samples with --calibration" if samples.random else ""
-                raise CalibrationError(f"the float model fails on a sample: {first_line(error)}{hint}") from error
-            step()
-    return results
-
-
 def quantize(program: Program, samples: sampling.Samples, options: Options, report: Report = silent) -> Program:
     """Give a scale to every activation that a TPU segment touches."""
     with stage("balance"):
         chosen = {} if "balance" in options.without else balanced(program)
         step = report("balancing channels", len(samples) if chosen else 0)
         ranges = balance(program.model, list(chosen.values()), samples, step)
+        if program.checker is not None and chosen:
+            program.checker.check("balance", program.model)
     return scaled(program, ranges, samples, options, report)
 
 
@@ -314,12 +299,19 @@ def scaled(
             shown = saturated(nodes, observe(program.model, unknown, samples, report("calibrating", len(samples))))
     if "equalise" not in options.without:
         with stage("equalise"):
-            shown = equalise(program.model, nodes, shown)
+            before, shown = shown, equalise(program.model, nodes, shown)
+            if program.checker is not None:
+                program.checker.check("equalise", program.model, _multiplied(before, shown))
     with stage("calibrate"):
         ranges = ranges | calibrate(program.model, unknown, shown, samples, options.observers)
     with stage("quantize"):
         means = {} if "correct_biases" in options.without else {name: s.mean for name, s in shown.items()}
         return replace(program, quants=assign(nodes, values, ranges), means=means)
+
+
+def _multiplied(before: Mapping[str, Shown], after: Mapping[str, Shown]) -> set[str]:
+    """The activations that equalising multiplied by factors other than 1."""
+    return {name for name, shown in before.items() if not np.array_equal(shown.square, after[name].square)}
 
 
 def save_graph(program: Program, path: Path) -> None:

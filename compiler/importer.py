@@ -31,12 +31,16 @@ _INPUT_TYPES = {"FLOAT", "FLOAT16", "DOUBLE", "BOOL"} | {f"{u}INT{n}" for u in (
 
 
 def load(
-    path: Path, dims: Mapping[str, int] | None = None, shapes: Mapping[str, tuple[int, ...]] | None = None
+    path: Path,
+    dims: Mapping[str, int] | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    *,
+    widen: bool = True,
 ) -> ir.Model:
     """Read, check and normalise the model in `path`.
 
-    `dims` fixes symbolic dimensions by name, `shapes` whole inputs by name. Raises ModelError for a file that is
-    broken, unsafe or still dynamic, OptionError for names that the model does not have.
+    `dims` fixes symbolic dimensions by name, `shapes` whole inputs by name; without `widen`, float16 stays. Raises
+    ModelError for a file that is broken, unsafe or still dynamic, OptionError for names that the model does not have.
     """
     model = read_file(path)
     _check_defined(model.graph)
@@ -44,8 +48,9 @@ def load(
     try:
         common.InlinePass()(model)
         common.RemoveInitializersFromInputsPass()(model)
-        upgrade.replace_deprecated(model)
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        name_nodes(model.graph)  # before any is replaced, so that all keep the name of what they come from
+        upgrade.replace_deprecated(model)
         _check_valid(model)
     except Exception as error:
         raise ModelError(f"{path}: not a valid ONNX model: {first_line(error)}") from error
@@ -53,7 +58,8 @@ def load(
     _fix_inputs(model, dict(dims or {}), dict(shapes or {}))
     _upgrade(model)
     _rename(model, ("com.microsoft", _SIMPLIFIED), ("", "RMSNormalization" if cir.is_current(model) else _SIMPLIFIED))
-    _widen(model)
+    if widen:
+        _widen(model)
     name_nodes(model.graph)
     model.ir_version = max(model.ir_version or 0, cir.IR_VERSION)
     return model
@@ -241,6 +247,7 @@ def _widen(model: ir.Model) -> None:
     shapes.infer(model)
     if any(v.dtype == half and not isinstance(v.type, ir.TensorType) for v in cir.tensor_values(graph)):
         return  # sequences, whose operators take one type
+    model.metadata_props[cir.WIDENED] = "float16"
     halves = {v for v in graph.outputs if v.dtype == half and not v.is_graph_input()}
     for value in graph.initializers.values():
         tensor = value.const_value

@@ -22,6 +22,7 @@ IR_VERSION = 11
 ORIGIN = "edgetpu.origin"
 REASON = "edgetpu.reason"  # why a lowering left a node in ONNX
 HOST = "edgetpu.host"  # why a pass keeps a node on the host although the TPU has it
+WIDENED = "edgetpu.widened"  # of a model: the file computes in float16
 BALANCED = "edgetpu.balanced"  # on the Mul that undoes what the weights of a normalised product are divided by
 ROWS = "edgetpu.rows"  # how to read some rows of a lazy constant
 COLUMNS = "edgetpu.columns"  # how to read some columns of one, as rows

@@ -39,16 +39,7 @@ class Reference:
         finally:
             while len(graph.outputs) > count:
                 graph.outputs.pop()  # a deleted slice would leave the values marked as outputs
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        # Layout optimizations would copy the weights of every convolution.
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        options.enable_cpu_mem_arena = False
-        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-        options.add_session_config_entry("session.disable_prepacking", "1")
-        # The float model is what the graph says, not what onnxruntime would make int8 of it.
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-        self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.session = ort.InferenceSession(path, session_options(), providers=["CPUExecutionProvider"])
         self.names = [o.name for o in self.session.get_outputs()]
         self.inputs = [i.name for i in self.session.get_inputs()]
 
@@ -66,6 +57,20 @@ class Reference:
     ) -> None:
         del self.session
         self._folder.cleanup()
+
+
+def session_options() -> ort.SessionOptions:
+    """How float models run: as the graph says, with weights in memory once."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    # Layout optimizations would copy the weights of every convolution.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.enable_cpu_mem_arena = False
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    # The float model is what the graph says, not what onnxruntime would make int8 of it.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return options
 
 
 def save(model: ir.Model, path: Path) -> None:

@@ -219,6 +219,18 @@ def show_quality(console: Console, quality: Mapping[str, Any]) -> None:
             console.print(f"  segment {index:>3}  {shares[index]:6.1%}  (own {own:.1f} dB)", highlight=False)
 
 
+def show_baseline(console: Console, quality: Mapping[str, Any]) -> None:
+    """What was compared with, where there is something to say of it."""
+    kinds = {
+        "file": "the file",
+        "fixed shapes": "the file with fixed shapes",
+        "imported": "the imported model, not with the file",
+    }
+    if "baseline_note" in quality:
+        text = f"Compared with {kinds[quality['baseline']]}: {quality['baseline_note']}."
+        console.print(f"[yellow]{escape(text)}[/]", highlight=False, soft_wrap=True)
+
+
 def show_compilation(console: Console, manifest: Mapping[str, Any]) -> None:
     """What edgetpu_compiler made of the segments of a bundle, and what it would not take."""
     programs = {"": manifest} | manifest.get("language", {}).get("programs", {})

@@ -163,6 +163,7 @@ def build(
         manifest = building.build(model, output, options, step)
     report.show_plan(out, manifest)
     report.show_quality(out, manifest["quality"])
+    report.show_baseline(out, manifest["quality"])
     report.show_compilation(out, manifest)
     out.print(f"Wrote {escape(str(output))}.")
 
@@ -224,6 +225,7 @@ def inspect(
     report.show_plan(out, plan)
     if "quality" in plan:
         report.show_quality(out, plan["quality"])
+        report.show_baseline(out, plan["quality"])
 
 
 def check(

@@ -13,7 +13,7 @@ import numpy as np
 
 from compiler.runtime import schema
 
-MANIFEST_VERSION = 5
+MANIFEST_VERSION = 6
 MANIFEST_BYTES = 256 << 20
 
 
