@@ -14,6 +14,11 @@ InternalError            E-INTERNAL     our own bug: names the stage, exit code 
 
 from __future__ import annotations
 
+import unicodedata
+
+# Unicode's control characters, formatting (which turns the direction of text), surrogates, separators of lines.
+_UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+
 
 class CompilerError(Exception):
     """Base of every error that ends a command with one line on the terminal."""
@@ -63,6 +68,11 @@ class InternalError(CompilerError):
     def __init__(self, stage: str, detail: str) -> None:
         super().__init__(f"stage '{stage}' failed: {detail}")
         self.stage = stage
+
+
+def visible(text: str) -> str:
+    """Text from files with control characters made visible, so that they do not command the terminal."""
+    return "".join(c if c == "\n" or unicodedata.category(c) not in _UNSEEN else ascii(c)[1:-1] for c in text)
 
 
 def first_line(error: BaseException) -> str:

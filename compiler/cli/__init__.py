@@ -59,6 +59,11 @@ def _terminated(number: int, _frame: Any) -> None:
     sys.exit(128 + number)
 
 
+def _line(error: CompilerError) -> str:
+    """Names from files may hold breaks of lines too."""
+    return str(error).replace("\n", "\\n")
+
+
 def main() -> None:
     """Run the command line; errors become one line and an exit code."""
     signal.signal(signal.SIGTERM, _terminated)
@@ -67,10 +72,10 @@ def main() -> None:
     try:
         app()
     except CompilerError as error:
-        err.print(f"[bold red]error[/] {error.code}: {escape(str(error))}", highlight=False, soft_wrap=True)
+        err.print(f"[bold red]error[/] {error.code}: {escape(_line(error))}", highlight=False, soft_wrap=True)
         if error.exit_code == 70:
             err.print("This is a bug of the compiler; please report it with the model and the lines below.")
-            traceback.print_exc()
+            err.print(traceback.format_exc(), highlight=False, markup=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         err.print("interrupted; nothing was written")

@@ -28,6 +28,9 @@ Dims = Annotated[list[str] | None, typer.Option("--dim", metavar="NAME=VALUE", h
 Shapes = Annotated[
     list[str] | None, typer.Option("--shape", metavar="INPUT=1,3,224,224", help="Fix the shape of an input.")
 ]
+Values = Annotated[
+    list[str] | None, typer.Option("--value", metavar="INPUT=VALUE", help="Fix what an input holds: sr=16000.")
+]
 TargetName = Annotated[
     str, typer.Option("--target", help="Edge TPU and its link: usb3, usb2, pcie, devboard or a .toml file.")
 ]
@@ -88,6 +91,7 @@ def build(
     ] = 0.0,
     dim: Dims = None,
     shape: Shapes = None,
+    value: Values = None,
     target: TargetName = "usb3",
     host: HostName = "pi5",
     tpus: Tpus = 1,
@@ -121,6 +125,7 @@ def build(
     options = building.Options(
         dims=_dims(dim),
         shapes=_shapes(shape),
+        values=_values(value),
         target=target,
         wishes=_wishes(tpus, objective, place or _default_place(model), pin, cut, host),
         calibration=calibration,
@@ -178,6 +183,7 @@ def inspect(
     ] = None,
     dim: Dims = None,
     shape: Shapes = None,
+    value: Values = None,
     target: TargetName = "usb3",
     host: HostName = "pi5",
     tpus: Tpus = 1,
@@ -193,7 +199,9 @@ def inspect(
     if frontends.recognises(path):
         raise OptionError(f"{path}: `plan` shows what is predicted of a language model; `inspect` takes its bundle")
     wishes = _wishes(tpus, objective, place or "tpu", pin, cut, host)
-    options = building.Options(dims=_dims(dim), shapes=_shapes(shape), target=target, wishes=wishes)
+    options = building.Options(
+        dims=_dims(dim), shapes=_shapes(shape), values=_values(value), target=target, wishes=wishes
+    )
     planned = path.is_dir() or path.suffix == ".tflite"
     if planned and options != building.Options():
         raise OptionError(f"{path}: is planned already; options of the plan are for .onnx files")
@@ -251,6 +259,7 @@ def plan(
     pin: Pins = None,
     dim: Dims = None,
     shape: Shapes = None,
+    value: Values = None,
     context: Context = language.Options.context,
     chunk: Chunk = language.Options.chunk,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
@@ -262,7 +271,9 @@ def plan(
     if frontends.recognises(model):
         number = 1 if tpus == "1..8" else _counts(tpus)[0]
         wishes = _wishes(number, "latency", place or "auto", pin, None, host)
-        options = building.Options(dims=_dims(dim), shapes=_shapes(shape), target=target, wishes=wishes)
+        options = building.Options(
+            dims=_dims(dim), shapes=_shapes(shape), values=_values(value), target=target, wishes=wishes
+        )
         _refuse_for_language(options)
         with progress_bars() as step:
             done = step("predicting", 6)
@@ -277,7 +288,7 @@ def plan(
         return
     place = place or "tpu"
     counts = _counts(tpus)
-    options = building.Options(dims=_dims(dim), shapes=_shapes(shape), target=target)
+    options = building.Options(dims=_dims(dim), shapes=_shapes(shape), values=_values(value), target=target)
     with progress_bars() as step:
         lowered = building.rewrite(building.read(model, options, step), options, step)
         done = step("cutting into segments", len(counts))
@@ -345,6 +356,7 @@ def _refuse_for_language(options: building.Options) -> None:
     for name in (
         "dims",
         "shapes",
+        "values",
         "image",
         "min_sqnr",
         "accuracy",
@@ -359,6 +371,7 @@ def _refuse_for_language(options: building.Options) -> None:
             option = {
                 "dims": "--dim",
                 "shapes": "--shape",
+                "values": "--value",
                 "image": "--mean, --std and --size",
                 "observers": "--observer",
             }
@@ -393,6 +406,16 @@ def _shapes(options: list[str] | None) -> dict[str, tuple[int, ...]]:
         if not name or not all(p.isdecimal() and int(p) > 0 for p in parts):
             raise OptionError(f"--shape {option}: write INPUT=1,3,224,224")
         found[name] = tuple(int(p) for p in parts)
+    return found
+
+
+def _values(options: list[str] | None) -> dict[str, str]:
+    found = {}
+    for option in options or ():
+        name, _, value = option.rpartition("=")
+        if not name or not value:
+            raise OptionError(f"--value {option}: write INPUT=VALUE, e.g. --value sr=16000")
+        found[name] = value
     return found
 
 
