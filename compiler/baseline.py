@@ -25,7 +25,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from compiler import importer, onnxfile
+from compiler import importer, onnxfile, values
 from compiler import ir as cir
 from compiler.errors import CalibrationError, CompilerError, InternalError, ModelError, first_line
 from compiler.quantize.samples import Sample, Samples
@@ -71,6 +71,7 @@ def baseline(path: Path, model: ir.Model, samples: Samples, progress: Callable[[
     CalibrationError where a sample makes the model fail.
     """
     why = ""
+    samples = _complete(samples, model)
     for kind, opened in ((FILE, _file), (FIXED, _fixed)):
         try:
             results = _results(opened(path, model), samples, progress)
@@ -92,7 +93,7 @@ def outputs(path: Path, model: ir.Model, sample: Sample) -> Sample:
     """What the file gives for one sample; nothing where onnxruntime does not run it."""
     for opened in (_file, _fixed):
         try:
-            results = _results(opened(path, model), [sample], lambda: None)
+            results = _results(opened(path, model), [sample | values.of(model)], lambda: None)
         except Exception:
             continue
         if results is not None:
@@ -128,6 +129,14 @@ def distance(got: Any, want: Any) -> float:
     size = float(np.linalg.norm(want))
     apart = float(np.linalg.norm(got - want))
     return apart / size if size else np.sqrt(apart)
+
+
+def _complete(samples: Samples, model: ir.Model) -> Samples:
+    """Samples for the file, which takes the inputs too whose values are fixed."""
+    fixed = values.of(model)
+    if not fixed:
+        return samples
+    return Samples([lambda load=load: load() | fixed for load in samples.loaders], samples.random)  # type: ignore[misc]
 
 
 def _file(path: Path, model: ir.Model) -> ort.InferenceSession:
@@ -183,7 +192,7 @@ def _imported(model: ir.Model, samples: Samples, progress: Callable[[], None]) -
     except CompilerError:
         raise
     except Exception as error:
-        raise ModelError(f"onnxruntime cannot run the model: {first_line(error)}") from error
+        raise ModelError(f"onnxruntime cannot run the model: {first_line(error)}{_branches(model, error)}") from error
     with reference:
         for sample in samples:
             try:
@@ -193,6 +202,15 @@ def _imported(model: ir.Model, samples: Samples, progress: Callable[[], None]) -
                 raise CalibrationError(f"the float model fails on a sample: {first_line(error)}{hint}") from error
             progress()
     return results
+
+
+def _branches(model: ir.Model, error: Exception) -> str:
+    """What to do about an If one of whose branches does not go with the shapes of the inputs."""
+    deciding = values.deciding(model) if "Op (If)" in str(error) else []
+    if not deciding:
+        return ""
+    wanted = " ".join(f"--value {name}=..." for name in deciding)
+    return f"; if the other branch is the one that you need, add {wanted}"
 
 
 def _check_import(path: Path, model: ir.Model, samples: Samples, wanted: Sequence[Sample], opened: Opened) -> str:
@@ -215,7 +233,8 @@ def _check_import(path: Path, model: ir.Model, samples: Samples, wanted: Sequenc
     how = "another type or shape" if np.isinf(over[name]) else f"{over[name]:.1%} off"
     if half and not np.isinf(over[name]):
         shapes = {str(v.name): cir.shape(v) for v in model.graph.inputs}
-        if not _over(importer.load(path, shapes=shapes, widen=False), few, wanted, half):
+        texts = {name: ",".join(map(str, array.flat)) for name, array in values.of(model).items()}
+        if not _over(importer.load(path, None, shapes, texts, widen=False), few, wanted, half):
             return f"the file's float16 takes output '{name}' far from what float32 gives, {how}"
     raise InternalError("import", f"output '{name}' is not what onnxruntime gives for the file as it is ({how})")
 

@@ -38,6 +38,7 @@ from compiler.quantize.saturate import saturated
 from compiler.quantize.scales import assign, separate
 from compiler.runtime.bundle import sha256
 from compiler.targets import Target
+from passes import fold_constants
 
 # Steps that only serve accuracy, which --without leaves out.
 ACCURACY = (
@@ -71,6 +72,7 @@ class Options:
 
     dims: Mapping[str, int] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    values: Mapping[str, str] = field(default_factory=dict)
     target: str = "usb3"
     wishes: Wishes = field(default_factory=Wishes)
     calibration: Path | None = None
@@ -112,7 +114,11 @@ def read(path: Path, options: Options, report: Report = silent) -> ir.Model:
     """The model in `path`, checked and normalised."""
     with stage("import"):
         report("reading the model", 1)
-        return importer.load(path, options.dims, options.shapes)
+        model = importer.load(path, options.dims, options.shapes, options.values)
+        if options.values:
+            # Branches that are never taken go at once: onnxruntime crashes on some whose condition is constant.
+            fold_constants.run(model, Target.load(options.target))
+        return model
 
 
 def rewrite(model: ir.Model, options: Options, report: Report = silent, checker: Checker | None = None) -> ir.Model:

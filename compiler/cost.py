@@ -85,7 +85,7 @@ def on_host(node: ir.Node, host: Host, int8: bool = False) -> float:
         moved = 2 * cache + 4 * sum(cir.size(v) for v in values if len(cir.shape(v)) < 4)
     elif int8 and node.domain == cir.DIALECT and cir.is_const(cir.arg(node, 1)):
         moved = sum(cir.size(v) * (1 if cir.is_const(v) else 4) for v in values)
-    elif node.op_type == "Gather":
+    elif node.op_type == "Gather" and cir.is_static(node.outputs[0]):
         moved = 8 * cir.size(node.outputs[0])
     else:
         moved = 4 * sum(map(cir.size, values))

@@ -15,6 +15,11 @@ InternalError            E-INTERNAL     our own bug: names the stage, exit code 
 
 from __future__ import annotations
 
+import unicodedata
+
+# Unicode's control characters, formatting (which turns the direction of text), surrogates, separators of lines.
+_UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+
 
 class CompilerError(Exception):
     """Base of every error that ends a command with one line on the terminal."""
@@ -71,8 +76,13 @@ class InternalError(CompilerError):
 
 
 def visible(text: str) -> str:
-    """A text as one line that moves no terminal: what cannot be printed as its escape sequence in Python."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """Text from files with control characters made visible, so that they do not command the terminal."""
+    return "".join(c if c == "\n" or unicodedata.category(c) not in _UNSEEN else ascii(c)[1:-1] for c in text)
+
+
+def one_line(text: str) -> str:
+    """As `visible`, with breaks of lines made visible too."""
+    return visible(text).replace("\n", "\\n")
 
 
 def first_line(error: BaseException) -> str:

@@ -5,6 +5,7 @@ Weights stay in their files; nothing in here copies them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,9 +18,12 @@ from onnx_ir.passes import common
 
 from compiler import ir as cir
 from compiler import onnxfile, shapes, upgrade
+from compiler import values as fixed_values
 from compiler.errors import ModelError, OptionError, first_line
 
 OLDEST_OPSET = 7
+# Of an input: what numpy and onnxruntime take.
+MOST_DIMENSIONS, MOST_ELEMENTS = 64, 1 << 31
 # Weights of fewer bytes are read at once: shapes and axes, which passes look at.
 SMALL = 4096
 
@@ -34,13 +38,15 @@ def load(
     path: Path,
     dims: Mapping[str, int] | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
+    values: Mapping[str, str] | None = None,
     *,
     widen: bool = True,
 ) -> ir.Model:
     """Read, check and normalise the model in `path`.
 
-    `dims` fixes symbolic dimensions by name, `shapes` whole inputs by name; without `widen`, float16 stays. Raises
-    ModelError for a file that is broken, unsafe or still dynamic, OptionError for names that the model does not have.
+    `dims` fixes symbolic dimensions by name, `shapes` whole inputs by name, `values` what inputs hold; without `widen`,
+    float16 stays. Raises ModelError for a file that is broken, unsafe or still dynamic, OptionError for names that the
+    model does not have.
     """
     model = read_file(path)
     _check_defined(model.graph)
@@ -55,7 +61,10 @@ def load(
     except Exception as error:
         raise ModelError(f"{path}: not a valid ONNX model: {first_line(error)}") from error
     _check_inference(model.graph)
-    _fix_inputs(model, dict(dims or {}), dict(shapes or {}))
+    _check_maps(model.graph)
+    fixed_values.fix(model, values or {}, shapes or {})
+    free = {name: shape for name, shape in (shapes or {}).items() if name not in (values or {})}
+    _fix_inputs(model, dict(dims or {}), free)
     _upgrade(model)
     _rename(model, ("com.microsoft", _SIMPLIFIED), ("", "RMSNormalization" if cir.is_current(model) else _SIMPLIFIED))
     if widen:
@@ -137,6 +146,15 @@ def _check_inference(graph: ir.Graph) -> None:
             raise ModelError(f"Dropout '{name}' is in training mode: export the model again after model.eval()")
 
 
+def _check_maps(graph: ir.Graph) -> None:
+    """skl2onnx ends classifiers in dictionaries, by default. Raises ModelError."""
+    for node in graph:
+        if node.op_type == "ZipMap":
+            raise ModelError(
+                f"ZipMap '{cir.origin(node)}' gives dictionaries, which bundles do not have: export with zipmap=False"
+            )
+
+
 def _fix_inputs(model: ir.Model, dims: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> None:
     inputs = {v.name: v for v in model.graph.inputs}
     for name, fixed in shapes.items():
@@ -164,9 +182,7 @@ def _fix_inputs(model: ir.Model, dims: dict[str, int], shapes: dict[str, tuple[i
         wanted = " ".join(dict.fromkeys(missing))
         raise ModelError(f"some dimensions are not fixed; the Edge TPU needs static shapes: add {wanted}")
     for value in inputs.values():
-        name = value.dtype.name if isinstance(value.type, ir.TensorType) and value.dtype is not None else "not a tensor"
-        if name not in _INPUT_TYPES:
-            raise ModelError(f"input '{value.name}' is {name.lower()}; bundles take tensors of numpy's own types")
+        _check_input(value)
     for value in model.graph.outputs:
         if isinstance(value.type, ir.OptionalType):
             raise ModelError(f"output '{value.name}' is optional; bundles give tensors and sequences")
@@ -175,9 +191,21 @@ def _fix_inputs(model: ir.Model, dims: dict[str, int], shapes: dict[str, tuple[i
         value.shape = fixed_inputs.get(value)
 
 
+def _check_input(value: ir.Value) -> None:
+    """Raises ModelError for an input that no array can be."""
+    name = value.dtype.name if isinstance(value.type, ir.TensorType) and value.dtype is not None else "not a tensor"
+    if name not in _INPUT_TYPES:
+        raise ModelError(f"input '{value.name}' is {name.lower()}; bundles take tensors of numpy's own types")
+    shape = cir.shape(value)
+    if len(shape) > MOST_DIMENSIONS:
+        raise ModelError(f"input '{value.name}' has {len(shape)} dimensions; {MOST_DIMENSIONS} are supported")
+    if math.prod(shape) > MOST_ELEMENTS:
+        raise ModelError(f"input '{value.name}' {list(shape)} has more than 2^31 elements: give a smaller --shape")
+
+
 def _fixed(dim: int | ir.SymbolicDim, dims: Mapping[str, int]) -> int | str | None:
     if isinstance(dim, int):
-        return dim
+        return dim if dim >= 0 else None  # some exporters write -1 for what is dynamic
     return dims.get(str(dim.value), dim.value) if dim.value is not None else None
 
 

@@ -357,7 +357,8 @@ class Builder:
         if shape(value) == tuple(new):
             return value
         target = self.const(np.asarray(new, np.int64), f"{value.name}/shape")
-        return self.op("Reshape", [value, target])
+        empty = {"allowzero": 1} if 0 in new else {}
+        return self.op("Reshape", [value, target], empty)
 
     def transpose(self, value: ir.Value, perm: Sequence[int]) -> ir.Value:
         if list(perm) == sorted(perm):
@@ -434,7 +435,7 @@ def bypass(node: ir.Node, values: Sequence[ir.Value], made: frozenset[ir.Value] 
     for old, new in zip(list(node.outputs), values, strict=True):
         rename = new in made
         if old.is_graph_output() and (not rename or new.is_graph_output()):
-            new, rename = _identity(graph, node, new), True  # noqa: PLW2901
+            new, rename = _identity(graph, node, old, new), True  # noqa: PLW2901
         name = old.name
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
         if rename:
@@ -442,11 +443,12 @@ def bypass(node: ir.Node, values: Sequence[ir.Value], made: frozenset[ir.Value] 
     graph.remove(node, safe=True)
 
 
-def _identity(graph: ir.Graph, node: ir.Node, value: ir.Value) -> ir.Value:
+def _identity(graph: ir.Graph, node: ir.Node, old: ir.Value, value: ir.Value) -> ir.Value:
+    """A copy of `value` in front of the node whose output `old` it replaces."""
     made = ir.node("Identity", [value], num_outputs=1)
     made.metadata_props[ORIGIN] = origin(node)
     out = made.outputs[0]
-    out.name, out.shape, out.type = f"{value.name}/copy", value.shape, value.type
+    out.name, out.shape, out.type = f"{old.name}/copy", value.shape, value.type
     made.name = out.name
     graph.insert_before(node, made)
     return out
@@ -455,12 +457,18 @@ def _identity(graph: ir.Graph, node: ir.Node, value: ir.Value) -> ir.Value:
 def reads(node: ir.Node) -> list[ir.Value]:
     """Every value of the graph that a node needs, those that its subgraphs capture included; each once."""
     found = dict.fromkeys(v for v in node.inputs if v is not None)
-    for attribute in node.attributes.values():
-        graphs = {"GRAPH": [attribute.value], "GRAPHS": attribute.value}.get(attribute.type.name, [])
-        for graph in graphs:
-            local = set(graph.inputs) | set(graph.initializers.values())
-            for inner in graph:
-                found.update(dict.fromkeys(v for v in reads(inner) if v not in local))
-                local.update(inner.outputs)
-            found.update(dict.fromkeys(v for v in graph.outputs if v not in local))
+    for graph in bodies(node):
+        local = set(graph.inputs) | set(graph.initializers.values())
+        for inner in graph:
+            found.update(dict.fromkeys(v for v in reads(inner) if v not in local))
+            local.update(inner.outputs)
+        found.update(dict.fromkeys(v for v in graph.outputs if v not in local))
     return list(found)
+
+
+def bodies(node: ir.Node) -> list[ir.Graph]:
+    """The graphs that a node holds: branches, the body of a loop."""
+    found: list[ir.Graph] = []
+    for attribute in node.attributes.values():
+        found += {"GRAPH": [attribute.value], "GRAPHS": attribute.value}.get(attribute.type.name, [])
+    return found

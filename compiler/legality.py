@@ -36,6 +36,8 @@ def refusal(node: ir.Node, target: Target) -> str | None:
     for value in [*cir.activations(node), *node.outputs]:
         if not cir.is_static(value):
             return f"the shape of '{value.name}' depends on data; the Edge TPU needs static shapes"
+        if 0 in cir.shape(value):
+            return f"tensor '{value.name}' has no elements"
         if value.dtype != ir.DataType.FLOAT:
             name = value.dtype.name.lower() if value.dtype else "unknown"
             return f"tensor '{value.name}' is {name}; the Edge TPU computes on int8 made from float"
@@ -49,6 +51,8 @@ def drafted(node: ir.Node) -> list[OpInfo]:
     """The TFLite operators that would be written for a node; none for one that stays in ONNX."""
     operator = lookup(node)
     if operator is None or operator.emit is None or cir.HOST in node.metadata_props or not cir.activations(node):
+        return []
+    if not all(cir.is_static(v) for v in [*cir.activations(node), *node.outputs]):
         return []
     draft = Draft()
     operator.emit(node, draft)

@@ -1,4 +1,4 @@
-"""Types and shapes of every tensor, by ONNX's own inference and, for operators that it does not know, by onnxruntime."""
+"""Types and shapes of every tensor, by ONNX's own inference and, where it does not know an operator, by onnxruntime."""
 
 from __future__ import annotations
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 
 import numpy as np
-import onnx
-import onnx.reference
 import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript import optimizer
 
 from compiler import ir as cir
-from compiler import shapes
+from compiler import constants, shapes
 from compiler.targets import Target
 
 # Up to this many bytes a folded constant is kept.
@@ -32,15 +31,28 @@ def run(model: ir.Model, target: Target) -> None:
         _keep_outputs(model)
         tidy(model)
         return
-    # An operator that the folder cannot evaluate stays; what is infinite or not a number is so at run time too.
+    while _fold(model):
+        infer_shapes(model)
+    # Sequences, branches and symbolic shapes. Its evaluation of operators is another than onnxruntime's.
     with contextlib.suppress(RuntimeError), np.errstate(all="ignore"):
-        optimizer.fold_constants(model, input_size_limit=LARGEST, output_size_limit=LARGEST)
+        optimizer.fold_constants(model, should_fold=lambda node: False)
+    _forget_branches(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     infer_shapes(model)
     while _fold(model):  # a folded shape may make other shapes known
         infer_shapes(model)
     _keep_outputs(model)
     tidy(model)
+
+
+def _forget_branches(model: ir.Model) -> None:
+    """The branch of an If that is never taken no longer reads anything."""
+    nodes = set(model.graph.all_nodes())
+    for graph in model.graphs():
+        for value in ir.convenience.create_value_mapping(graph).values():
+            for user, index in list(value.uses()):
+                if user not in nodes:
+                    user.replace_input_with(index, None)
 
 
 def _keep_outputs(model: ir.Model) -> None:
@@ -78,45 +90,45 @@ def infer_shapes(model: ir.Model) -> None:
 
 
 def _fold(model: ir.Model) -> bool:
-    """Evaluate what onnxscript leaves, such as ConstantOfShape. Returns whether there was anything."""
-    names, folded = cir.Names(model.graph), False
-    for node in list(model.graph):
-        arrays = _value(node)
-        if arrays is None or any(v.is_graph_output() for v in node.outputs):
-            continue
+    """Evaluate what depends on constants, and on shapes that are known. Returns whether there was anything."""
+    known: dict[ir.Value, np.ndarray] = {}
+    nodes = []
+    inside: set[ir.Value] = set()
+    for node in model.graph:
+        shape = _shape(node)
+        if shape is not None:
+            known[node.outputs[0]] = shape
+        elif _is_foldable(node) and all(cir.is_const(v) or v in inside or v in known for v in cir.reads(node)):
+            nodes.append(node)
+            inside.update(node.outputs)
+    found = known | constants.evaluate(model, nodes, known)
+    small = {value for value, array in found.items() if array.nbytes <= LARGEST}
+    replaced = [node for node in [*(v.producer() for v in known), *nodes] if node and small.issuperset(node.outputs)]
+    names = cir.Names(model.graph)
+    for node in replaced:
         b = cir.Builder(model, names, node)
-        cir.bypass(node, [b.const(a, str(v.name)) for a, v in zip(arrays, node.outputs, strict=True)])
-        folded = True
-    return folded
+        cir.bypass(node, [b.const(found[v], str(v.name)) for v in node.outputs])
+    tidy(model)
+    return bool(replaced)
 
 
-def _value(node: ir.Node) -> list[np.ndarray] | None:
-    """The outputs of a node that depends on nothing but constants, or on a shape that is known."""
-    if node.domain or node.op_type in _KEPT or any(v.name == "" for v in node.outputs):
+def _shape(node: ir.Node) -> np.ndarray | None:
+    """What Shape and Size give where the shape is known."""
+    if node.domain or node.op_type not in ("Shape", "Size") or node.outputs[0].is_graph_output():
         return None
-    if node.op_type == "Shape" and cir.is_static(node.inputs[0]):
-        begin, end = cir.attr(node, "start", 0), cir.attr(node, "end")
-        return [np.array(cir.shape(node.inputs[0])[begin:end], np.int64)]
-    if node.op_type == "Size" and cir.is_static(node.inputs[0]):
-        return [np.array(cir.size(node.inputs[0]), np.int64)]  # type: ignore[arg-type]
-    if not node.inputs or not all(cir.is_const(v) for v in cir.reads(node)):
+    if not cir.is_static(node.inputs[0]):
         return None
-    return _evaluate(node)
+    shape = cir.shape(node.inputs[0])
+    if node.op_type == "Size":
+        return np.array(math.prod(shape), np.int64)
+    return np.array(shape[cir.attr(node, "start", 0) : cir.attr(node, "end")], np.int64)
 
 
-def _evaluate(node: ir.Node) -> list[np.ndarray] | None:
-    graph = onnx.GraphProto(name="one")
-    graph.node.append(ir.serde.serialize_node(node))
-    feeds = {str(v.name): cir.array_of(v) for v in cir.reads(node)}
-    graph.input.extend(ir.serde.serialize_value(v) for v in cir.reads(node))
-    graph.output.extend(onnx.ValueInfoProto(name=v.name) for v in node.outputs)
-    opset = node.graph.opset_imports.get("", cir.OPSET) if isinstance(node.graph, ir.Graph) else cir.OPSET
-    proto = onnx.ModelProto(ir_version=cir.IR_VERSION, graph=graph)
-    proto.opset_import.append(onnx.helper.make_opsetid("", opset))
-    try:
-        with np.errstate(all="ignore"):
-            results = onnx.reference.ReferenceEvaluator(proto).run(None, feeds)
-    except Exception:
-        return None  # it stays, for onnxruntime to evaluate
-    plain = all(isinstance(r, np.ndarray | np.generic) and np.asarray(r).nbytes <= LARGEST for r in results)
-    return [np.asarray(r) for r in results] if plain else None
+def _is_foldable(node: ir.Node) -> bool:
+    """Whether a node may be evaluated: the same each time, not too large, and no output of the model."""
+    inner = [n for graph in cir.bodies(node) for n in graph.all_nodes()]
+    if any(n.domain or n.op_type in _KEPT for n in [node, *inner]):
+        return False
+    if any(not v.name or v.is_graph_output() for v in node.outputs):
+        return False
+    return all(cir.size(v) <= LARGEST for v in node.outputs if cir.is_static(v))

@@ -38,6 +38,8 @@ def _check(node: ir.Node, opset: int) -> None:
     for value in [*cir.activations(node), *(v for v in node.outputs if v.name and (v.uses() or v.is_graph_output()))]:
         if not cir.is_static(value):
             raise RefuseError(f"the shape of '{value.name}' depends on data; the Edge TPU needs static shapes")
+        if 0 in cir.shape(value):
+            raise RefuseError(f"tensor '{value.name}' has no elements")
     result = node.outputs[0]
     if result.dtype is not None and result.dtype != ir.DataType.FLOAT and node.op_type not in ("Identity", "Dropout"):
         raise RefuseError(f"it computes on {result.dtype.name.lower()}; the Edge TPU computes on int8 made from float")

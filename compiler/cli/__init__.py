@@ -19,7 +19,7 @@ import typer
 from rich.markup import escape
 
 from compiler.cli.common import err
-from compiler.errors import CompilerError, OptionError, visible
+from compiler.errors import CompilerError, OptionError, one_line
 
 app = typer.Typer(
     help="Compile ONNX models into verified bundles of int8 segments for Coral Edge TPUs and the host.",
@@ -70,10 +70,10 @@ def main() -> None:
     try:
         app()
     except CompilerError as error:
-        err.print(f"[bold red]error[/] {error.code}: {escape(visible(str(error)))}", highlight=False, soft_wrap=True)
+        err.print(f"[bold red]error[/] {error.code}: {escape(one_line(str(error)))}", highlight=False, soft_wrap=True)
         if error.exit_code == 70:
             err.print("This is a bug of the compiler; please report it with the model and the lines below.")
-            traceback.print_exc()
+            err.print(traceback.format_exc(), highlight=False, markup=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         err.print("interrupted")

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.segment import Segment
 
 from compiler import files
-from compiler.errors import BundleError, DeviceError, OptionError, visible
+from compiler.errors import BundleError, DeviceError, OptionError, one_line, visible
 from compiler.runtime import Bundle, RuntimeBundleError, SegmentError
 from compiler.runtime.devices import DeviceChoiceError
 
-out = Console()
-err = Console(stderr=True)
+
+class Terminal(Console):
+    """A console that shows the control characters of what it prints, and does not obey them."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+
+out = Terminal()
+err = Terminal(stderr=True)
 
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
 Devices = Annotated[
@@ -62,7 +72,7 @@ def write(path: Path, text: str, sources: Sequence[Path] = ()) -> None:
 
 def wrote(path: Path, more: str = "") -> None:
     console = err if files.is_stdout(path) else out
-    console.print(f"Wrote {escape(visible(str(path)) + more)}.", highlight=False, soft_wrap=True)
+    console.print(f"Wrote {escape(one_line(str(path)) + more)}.", highlight=False, soft_wrap=True)
 
 
 def needed(bundle: Bundle) -> list[Path]:

@@ -17,7 +17,7 @@ from compiler import html as pages
 from compiler import measure as measuring
 from compiler.cli.common import err, needed, out, progress_bars, write, wrote
 from compiler.emit import onnx_tf
-from compiler.errors import OptionError, ToolchainError, visible
+from compiler.errors import OptionError, ToolchainError, one_line
 from compiler.partition import Wishes
 from compiler.program import Program
 from compiler.quantize.calibrate import Observers
@@ -27,6 +27,9 @@ from compiler.targets import Target
 Dims = Annotated[list[str] | None, typer.Option("--dim", metavar="NAME=VALUE", help="Fix a dynamic dimension.")]
 Shapes = Annotated[
     list[str] | None, typer.Option("--shape", metavar="INPUT=1,3,224,224", help="Fix the shape of an input.")
+]
+Values = Annotated[
+    list[str] | None, typer.Option("--value", metavar="INPUT=VALUE", help="Fix what an input holds: sr=16000.")
 ]
 TargetName = Annotated[
     str, typer.Option("--target", help="Edge TPU and its link: usb3, usb2, pcie, devboard or a .toml file.")
@@ -88,6 +91,7 @@ def build(
     ] = 0.0,
     dim: Dims = None,
     shape: Shapes = None,
+    value: Values = None,
     target: TargetName = "usb3",
     host: HostName = "pi5",
     tpus: Tpus = 1,
@@ -121,6 +125,7 @@ def build(
     options = building.Options(
         dims=_dims(dim),
         shapes=_shapes(shape),
+        values=_values(value),
         target=target,
         wishes=_wishes(tpus, objective, place or _default_place(model), pin, cut, host),
         calibration=calibration,
@@ -151,7 +156,7 @@ def build(
             manifest = language.build(model, output, options, settings, step)
         report.show_language(out, manifest)
         report.show_compilation(out, manifest)
-        wrote(output, f"; `generate {visible(str(output))} PROMPT` continues a text")
+        wrote(output, f"; `generate {one_line(str(output))} PROMPT` continues a text")
         return
     if "rotate_stream" in options.also:
         raise OptionError(f"{model}: --with rotate_stream is for language models")
@@ -179,6 +184,7 @@ def inspect(
     ] = None,
     dim: Dims = None,
     shape: Shapes = None,
+    value: Values = None,
     target: TargetName = "usb3",
     host: HostName = "pi5",
     tpus: Tpus = 1,
@@ -195,7 +201,9 @@ def inspect(
     if frontends.recognises(path):
         raise OptionError(f"{path}: `plan` shows what is predicted of a language model; `inspect` takes its bundle")
     wishes = _wishes(tpus, objective, place or "tpu", pin, cut, host)
-    options = building.Options(dims=_dims(dim), shapes=_shapes(shape), target=target, wishes=wishes)
+    options = building.Options(
+        dims=_dims(dim), shapes=_shapes(shape), values=_values(value), target=target, wishes=wishes
+    )
     planned = path.is_dir() or path.suffix == ".tflite"
     if planned and options != building.Options():
         raise OptionError(f"{path}: is planned already; options of the plan are for .onnx files")
@@ -253,6 +261,7 @@ def plan(
     pin: Pins = None,
     dim: Dims = None,
     shape: Shapes = None,
+    value: Values = None,
     context: Context = language.Options.context,
     chunk: Chunk = language.Options.chunk,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
@@ -264,7 +273,9 @@ def plan(
     if frontends.recognises(model):
         number = 1 if tpus == "1..8" else _counts(tpus)[0]
         wishes = _wishes(number, "latency", place or "auto", pin, None, host)
-        options = building.Options(dims=_dims(dim), shapes=_shapes(shape), target=target, wishes=wishes)
+        options = building.Options(
+            dims=_dims(dim), shapes=_shapes(shape), values=_values(value), target=target, wishes=wishes
+        )
         _refuse_for_language(options)
         with progress_bars() as step:
             done = step("predicting", 6)
@@ -279,7 +290,7 @@ def plan(
         return
     place = place or "tpu"
     counts = _counts(tpus)
-    options = building.Options(dims=_dims(dim), shapes=_shapes(shape), target=target)
+    options = building.Options(dims=_dims(dim), shapes=_shapes(shape), values=_values(value), target=target)
     with progress_bars() as step:
         lowered = building.rewrite(building.read(model, options, step), options, step)
         done = step("cutting into segments", len(counts))
@@ -348,6 +359,7 @@ def _refuse_for_language(options: building.Options) -> None:
     for name in (
         "dims",
         "shapes",
+        "values",
         "image",
         "min_sqnr",
         "accuracy",
@@ -362,6 +374,7 @@ def _refuse_for_language(options: building.Options) -> None:
             option = {
                 "dims": "--dim",
                 "shapes": "--shape",
+                "values": "--value",
                 "image": "--mean, --std and --size",
                 "observers": "--observer",
             }
@@ -383,7 +396,7 @@ def _write_graphs(program: Program, dot: Path | None, netron: Path | None, sourc
         write(dot, pages.dot(program), sources)
     if netron is not None:
         building.save_graph(program, netron, sources)
-        wrote(netron, f"; `netron {visible(str(netron))}` shows it")
+        wrote(netron, f"; `netron {one_line(str(netron))}` shows it")
 
 
 def _dims(options: list[str] | None) -> dict[str, int]:
@@ -404,6 +417,16 @@ def _shapes(options: list[str] | None) -> dict[str, tuple[int, ...]]:
         if not name or not all(p.isdecimal() and int(p) > 0 for p in parts):
             raise OptionError(f"--shape {option}: write INPUT=1,3,224,224")
         found[name] = tuple(int(p) for p in parts)
+    return found
+
+
+def _values(options: list[str] | None) -> dict[str, str]:
+    found = {}
+    for option in options or ():
+        name, _, value = option.rpartition("=")
+        if not name or not value:
+            raise OptionError(f"--value {option}: write INPUT=VALUE, e.g. --value sr=16000")
+        found[name] = value
     return found
 
 
