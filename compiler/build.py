@@ -103,6 +103,8 @@ def stage(name: str):  # type: ignore[no-untyped-def]
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _FULL:
             raise OutputError(f"stage '{name}' ran out of room: {error.strerror}: free some or set $TMPDIR") from error
+        if isinstance(error, MemoryError):
+            raise ModelError(f"stage '{name}' ran out of memory: take a smaller model, or a larger machine") from error
         raise InternalError(name, f"{type(error).__name__}: {error}") from error
 
 

@@ -75,7 +75,7 @@ def _template(source: str) -> Any:
 
 
 def _refuse(message: Any) -> None:
-    raise RefusalError(str(message))
+    raise RefusalError(" ".join(str(message).split())[:500])
 
 
 def _strftime_now(format_: str) -> str:
