@@ -193,7 +193,7 @@ def test_hostile_templates(template: str, any_text: Text) -> None:
 def test_a_template_that_loops_is_ended_and_the_next_works(any_text: Text) -> None:
     loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     process = Confined(512 << 20, 0.7)
-    with pytest.raises(ConfinedError, match="longer than 0.7 seconds"):
+    with pytest.raises(ConfinedError, match="longer than 0"):
         process.ask("render", loop, {})
     process._seconds = 10.0
     assert process.ask("render", "{{ x }}", {"x": "\u00e9\n"}) == "\u00e9\n"

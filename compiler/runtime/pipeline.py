@@ -103,7 +103,8 @@ class Pipeline:
         self.outputs: list[dict[str, Any]] = program["outputs"]
         self.segments: list[dict[str, Any]] = program["segments"]
         self._types = {i["name"]: (tuple(i["shape"]), np.dtype(i["dtype"])) for i in self.inputs}
-        # Where some of the model is int8, which has no NaN, it would become a number. A language model's caches are ours.
+        # Where some of the model is int8, NaN would become a number. A language model's caches are
+        # our own.
         int8 = any(s["device"] == "tpu" for s in self.segments) and "language" not in bundle.manifest
         self._numbers = {n for n, (_, dtype) in self._types.items() if int8 and dtype.kind == "f"}
         self._gives = [[t["name"] for t in s["outputs"]] for s in self.segments]
