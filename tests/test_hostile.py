@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from gguf import GGUFReader, dequantize
 from onnx import TensorProto, helper
 from PIL import Image
 
 from compiler import importer, onnxfile
-from compiler.errors import ModelError
+from compiler.errors import CalibrationError, ModelError
 from compiler.frontends import gguf, open_source, tokenizer
 from compiler.quantize import samples
 from compiler.runtime import Bundle, RuntimeBundleError, arrays
@@ -190,10 +191,25 @@ def test_bombs_and_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(arrays, "LARGEST", 1 << 20)
     with pytest.raises(arrays.ArrayError, match="holds 3 MiB of arrays; 1 MiB are the most"):
         arrays.read(path)
+    np.savez(tmp_path / "b.npz", x=np.zeros((50, 3, 16, 16), np.float32))
+    np.savez(tmp_path / "c.npz", x=np.zeros((300, 3, 16, 16), np.float32))
+    inputs = [ir.Value(name="x", shape=ir.Shape((1, 3, 16, 16)), type=ir.TensorType(ir.DataType.FLOAT))]
+    assert len(samples.load(tmp_path / "c.npz", inputs, samples.ImageOptions())) == 300
+    path.unlink()
+    with pytest.raises(CalibrationError, match=r"c\.npz: holds"):
+        samples.load(tmp_path, inputs, samples.ImageOptions())
     os.mkfifo(tmp_path / "fifo.npy")
     for special in (tmp_path / "fifo.npy", Path("/dev/zero"), tmp_path):
         with pytest.raises(arrays.ArrayError, match="regular file"):
             arrays.read(special)
+
+
+def test_special_files_as_models(tmp_path: Path, run_cli: Cli) -> None:
+    for name in ("m.tflite", "m_edgetpu.tflite", "m.onnx", "m.gguf"):
+        os.mkfifo(tmp_path / name)
+        for command in ("inspect", "check") if name == "m.tflite" else ("inspect",):
+            code, _, err = run_cli(command, tmp_path / name)
+            assert code == 2 and "Traceback" not in err, name
 
 
 def test_arrays_are_what_numpy_reads(tmp_path: Path) -> None:
