@@ -107,6 +107,8 @@ def stage(name: str):  # type: ignore[no-untyped-def]
         if isinstance(error, OSError) and files.ran_full(error):
             why = error.strerror or error
             raise OutputError(f"stage '{name}' ran out of room: {why}: free some or set $TMPDIR") from error
+        if isinstance(error, MemoryError):
+            raise ModelError(f"stage '{name}' ran out of memory: take a smaller model, or a larger machine") from error
         raise InternalError(name, f"{type(error).__name__}: {error}") from error
 
 

@@ -16,7 +16,7 @@ from flatbuffers import number_types as types
 from flatbuffers.table import Table
 
 from compiler.errors import ModelError
-from compiler.legality import op_name, tflite_file, unpacked
+from compiler.legality import file_bytes, op_name, tflite_file, unpacked
 
 _CUSTOM = "edgetpu-custom-op"
 _KINDS = ("stand-alone", "caching", "execution")
@@ -60,7 +60,7 @@ class Package:
 def read(path: Path) -> tuple[list[Package], Counter[str]]:
     """(packages, operators left on the CPU) of a compiled file. Raises ModelError for any other."""
     with tflite_file(path, "a compiled TFLite model"):
-        model = unpacked(path.read_bytes())
+        model = unpacked(file_bytes(path))
         operators = [o for graph in model.subgraphs for o in graph.operators]
         named = [(op_name(model.operatorCodes[o.opcodeIndex]), o) for o in operators]
         packages = [package(bytes(o.customOptions)) for name, o in named if name == f"CUSTOM:{_CUSTOM}"]

@@ -17,11 +17,13 @@ from ai_edge_litert import schema_py_generated as schema
 
 from compiler import ir as cir
 from compiler.emit.tflite import Writer
-from compiler.errors import ModelError
+from compiler.errors import ModelError, first_line
 from compiler.ops import BUILTINS, lookup
 from compiler.ops.rules import OpInfo, TensorInfo, judge
 from compiler.quantize.scales import Quant
 from compiler.targets import Layer, Target
+
+LARGEST = 2 << 30  # bytes of a TFLite file, whose offsets have 32 bits with a sign
 
 
 def refusal(node: ir.Node, target: Target) -> str | None:
@@ -147,13 +149,22 @@ def check(path: Path, target: Target) -> list[dict[str, str | None]]:
 def read(path: Path) -> list[OpInfo]:
     """The operators of the main subgraph of a TFLite file."""
     with tflite_file(path, "a TFLite model"):
-        data = path.read_bytes()
+        data = file_bytes(path)
         if data[4:8] != b"TFL3":
             raise ValueError("it has no TFL3 mark")
         model = unpacked(data)
         graph = model.subgraphs[0]
         infos = [_tensor(t, index, model.buffers) for index, t in enumerate(graph.tensors)]
         return [_op(o, model.operatorCodes, infos) for o in graph.operators]
+
+
+def file_bytes(path: Path) -> bytes:
+    """The content of a TFLite file. Raises ModelError for what is no regular file, or larger than the format allows."""
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file")
+    if path.stat().st_size > LARGEST:
+        raise ModelError(f"{path}: larger than {LARGEST >> 30} GiB, which no TFLite file is")
+    return path.read_bytes()
 
 
 def unpacked(data: bytes) -> Any:
@@ -166,10 +177,12 @@ def tflite_file(path: Path, kind: str) -> Iterator[None]:
     """Whatever fails while the file is read means that it cannot be, or is not of that kind. Raises ModelError."""
     try:
         yield
+    except ModelError:
+        raise
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
     except Exception as error:
-        raise ModelError(f"{path}: not {kind}: {error}") from error
+        raise ModelError(f"{path}: not {kind}: {first_line(error)}") from error
 
 
 _NAMES = {v: k for k, v in vars(schema.BuiltinOperator).items() if not k.startswith("_")}

@@ -134,7 +134,7 @@ def build(
         min_sqnr=None if min_sqnr is None else _finite("--min-sqnr", min_sqnr),
         accuracy=accuracy,
         tokenizer=tokenizer,
-        keep_float=_finite("--keep-float", keep_float) / 100,
+        keep_float=keep_float / 100,
         without=_steps("--without", without, building.ACCURACY),
         also=_steps("--with", also, building.OPTIONAL),
         check_passes=check_passes,

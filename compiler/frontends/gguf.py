@@ -75,7 +75,7 @@ class _Cursor:
         if kind not in _NUMBERS:
             raise ValueError(f"a value of type {kind}")
         dtype = np.dtype(_NUMBERS[kind])
-        return self.take(count * dtype.itemsize).view(dtype).tolist()  # type: ignore[no-any-return]
+        return self.take(count * dtype.itemsize).view(dtype).tolist()
 
     def u32(self) -> int:
         return int(self.numbers(4, 1)[0])

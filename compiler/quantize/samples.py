@@ -64,7 +64,7 @@ def load(path: Path | None, inputs: Sequence[ir.Value], options: ImageOptions, s
     if not path.exists():
         raise CalibrationError(f"{path}: no such file or folder")
     if path.is_file():
-        return Samples(_from_file(path, inputs))
+        return Samples(_from_files([path], inputs))
     if not path.is_dir():
         raise CalibrationError(f"{path}: neither a file nor a folder")
     files = sorted(p for p in path.iterdir() if p.is_file())
@@ -75,22 +75,27 @@ def load(path: Path | None, inputs: Sequence[ir.Value], options: ImageOptions, s
         return Samples([lambda p=p: {str(value.name): _image(p, value, options)} for p in images])  # type: ignore[misc]
     if not saved:
         raise CalibrationError(f"{path}: holds no .npz, .npy or image files")
-    return Samples([load for p in saved for load in _from_file(p, inputs)])
+    return Samples(_from_files(saved, inputs))
 
 
-def _from_file(path: Path, inputs: Sequence[ir.Value]) -> list[Callable[[], Sample]]:
-    if path.suffix not in (".npz", ".npy"):
-        raise CalibrationError(f"{path}: not an .npz or .npy file")
-    try:
-        loaded = arrays.read(path)
-    except ArrayError as error:
-        raise CalibrationError(f"{path}: {error}") from error
-    if isinstance(loaded, np.ndarray):
-        if len(inputs) != 1:
-            names = ", ".join(f"'{v.name}'" for v in inputs)
-            raise CalibrationError(f"{path}: one array for {len(inputs)} inputs ({names}): use an .npz file")
-        loaded = {str(inputs[0].name): loaded}
-    return split_arrays(loaded, inputs, str(path))
+def _from_files(paths: Sequence[Path], inputs: Sequence[ir.Value]) -> list[Callable[[], Sample]]:
+    """The samples of files, which together hold no more than one may."""
+    room, loaders = arrays.largest(), []
+    for path in paths:
+        if path.suffix not in (".npz", ".npy"):
+            raise CalibrationError(f"{path}: not an .npz or .npy file")
+        try:
+            loaded = arrays.read(path, room)
+        except ArrayError as error:
+            raise CalibrationError(f"{path}: {error}") from error
+        if isinstance(loaded, np.ndarray):
+            if len(inputs) != 1:
+                names = ", ".join(f"'{v.name}'" for v in inputs)
+                raise CalibrationError(f"{path}: one array for {len(inputs)} inputs ({names}): use an .npz file")
+            loaded = {str(inputs[0].name): loaded}
+        room -= sum(array.nbytes for array in loaded.values())
+        loaders += split_arrays(loaded, inputs, str(path))
+    return loaders
 
 
 def split_arrays(arrays: Sample, inputs: Sequence[ir.Value], where: str) -> list[Callable[[], Sample]]:

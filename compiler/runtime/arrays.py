@@ -27,17 +27,21 @@ class ArrayError(ValueError):
     """What is wrong with a file of arrays, to be read behind its name."""
 
 
-def read(path: Path) -> np.ndarray | dict[str, np.ndarray]:
-    """The array of an .npy file, or the arrays of an .npz file by name. Raises ArrayError."""
+def read(path: Path, most: int | None = None) -> np.ndarray | dict[str, np.ndarray]:
+    """The array of an .npy file, or the arrays of an .npz file by name: `most` bytes, else `largest()`.
+
+    Raises ArrayError.
+    """
+    most = largest() if most is None else most
     if path.exists() and not path.is_file():
         raise ArrayError("is not a regular file")
     try:
         with path.open("rb") as file:
             if file.read(len(npy.MAGIC_PREFIX)) != npy.MAGIC_PREFIX:
-                return _read_zip(file)
+                return _read_zip(file, most)
             file.seek(0)
             size = path.stat().st_size
-            _check_total(size)
+            _check_total(size, most)
             return _read_array(file, size)
     except ArrayError:
         raise
@@ -57,11 +61,11 @@ def largest() -> int:
     return min(LARGEST, memory // 2)
 
 
-def _read_zip(file: IO[bytes]) -> dict[str, np.ndarray]:
+def _read_zip(file: IO[bytes], most: int) -> dict[str, np.ndarray]:
     arrays = {}
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
-        _check_total(sum(member.file_size for member in members))
+        _check_total(sum(member.file_size for member in members), most)
         for member in members:
             name = member.filename.removesuffix(".npy")
             with archive.open(member) as stream:
@@ -72,9 +76,9 @@ def _read_zip(file: IO[bytes]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _check_total(size: int) -> None:
-    if size > largest():
-        raise ArrayError(f"holds {size >> 20} MiB of arrays; {largest() >> 20} MiB are the most that is read")
+def _check_total(size: int, most: int) -> None:
+    if size > most:
+        raise ArrayError(f"holds {size >> 20} MiB of arrays; {most >> 20} MiB are the most that is read")
 
 
 def _read_array(stream: IO[bytes], size: int) -> np.ndarray:
@@ -88,15 +92,14 @@ def _read_array(stream: IO[bytes], size: int) -> np.ndarray:
     wanted, found = math.prod(shape) * dtype.itemsize, size - stream.tell()
     if min(shape, default=0) < 0 or wanted != found:
         raise ArrayError(f"claims shape {_shown(shape)} {dtype}, but {found} bytes of data follow")
-    data = np.empty(wanted, np.uint8)
-    view, at = memoryview(data), 0
+    data, at = bytearray(wanted), 0
     while at < wanted:
         part = stream.read(min(_CHUNK, wanted - at))
         if not part:
             raise ArrayError("is truncated")
-        view[at : at + len(part)] = part
+        data[at : at + len(part)] = part
         at += len(part)
-    return data.view(dtype).reshape(shape, order="F" if fortran else "C")
+    return np.ndarray(shape, dtype, data, order="F" if fortran else "C")
 
 
 def _shown(shape: tuple[int, ...]) -> str:

@@ -54,7 +54,7 @@ class RefusalError(Exception):
 
 def render(source: str, values: dict[str, Any]) -> str:
     """A chat template's text, in the environment that transformers gives to templates."""
-    return _template(source).render(**values)  # type: ignore[no-any-return]
+    return _template(source).render(**values)
 
 
 _TEMPLATES: dict[str, Any] = {}
@@ -75,7 +75,7 @@ def _template(source: str) -> Any:
 
 
 def _refuse(message: Any) -> None:
-    raise RefusalError(str(message))
+    raise RefusalError(" ".join(str(message).split())[:500])
 
 
 def _strftime_now(format_: str) -> str:

@@ -217,8 +217,9 @@ class Pipeline:
                 raise ValueError(
                     f"input '{name}' is {list(array.shape)} {array.dtype}; the model takes {list(shape)} {dtype}"
                 )
-            values[name] = array.astype(dtype, copy=False)
-            if dtype.kind == "f" and name not in self._nan_inputs and np.isnan(array.min(initial=0)):
+            with np.errstate(over="ignore"):  # infinity is taken as the largest number
+                values[name] = array.astype(dtype, copy=False)
+            if dtype.kind == "f" and name not in self._nan_inputs and np.isnan(values[name].min(initial=0)):
                 raise ValueError(f"input '{name}' {list(shape)} holds NaN; replace it before the model runs")
         return values
 
