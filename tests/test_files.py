@@ -227,6 +227,12 @@ def test_standard_output_that_takes_nothing(small_bundle: Path) -> None:
         assert len(ran.stderr.splitlines()) == 1
 
 
+def test_names_cannot_break_or_colour_a_line(tmp_path: Path, run_cli: Cli) -> None:
+    code, _, err = run_cli("inspect", tmp_path / "a\n\x1b[31mred\udcff.onnx")
+    assert code == 2 and len(err.strip().splitlines()) == 1 and "\x1b" not in err
+    assert r"a\n\x1b[31mred\udcff.onnx" in err
+
+
 def test_closed_standard_output(small_bundle: Path) -> None:
     line = ["sh", "-c", '"$@" >&-', "sh", sys.executable, "-m", "compiler", "inspect", small_bundle, "--json"]
     ran = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)

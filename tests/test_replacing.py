@@ -347,6 +347,21 @@ def test_a_replacement_that_fails_leaves_the_old_bundle(
     assert [p.name for p in output.parent.iterdir()] == ["b"]
 
 
+def test_a_bundle_in_a_layer_of_an_image_stays(
+    output: Path, small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """overlayfs renames no folder of a lower layer."""
+
+    def crosses(one: Path, other: Path) -> bool:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(folders, "exchange", crosses)
+    with pytest.raises(OutputError, match="layer"):
+        replaced(output, small_bundle)
+    Bundle.open(output)
+    assert [p.name for p in output.parent.iterdir()] == ["b"]
+
+
 def test_compile_keeps_what_is_not_the_bundles(output: Path, edgetpu_compiler: Path, run_cli: Cli) -> None:
     (output / "notes.txt").write_text("mine")
     left = output / "segments" / "01-01234567_edgetpu.tflite.tmp"  # of a compilation that was killed
