@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import json
 import os
@@ -69,7 +70,18 @@ def folder(path: Path, force: bool, sources: Iterable[Path] = ()) -> Iterator[Pa
             if place.is_dir():
                 made.chmod(stat.S_IMODE(place.stat().st_mode))
             _refuse(path, place, force, sources)  # what came there while we built
-            folders.replace(made, place)
+            _replace(path, made, place)
+
+
+def _replace(path: Path, made: Path, place: Path) -> None:
+    try:
+        folders.replace(made, place)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        raise OutputError(
+            f"{path}: cannot be renamed, as what lies in a layer of a container's image: remove it or name another"
+        ) from error
 
 
 @contextmanager

@@ -74,7 +74,7 @@ def write_text(path: Path, text: str, sources: Iterable[Path] = ()) -> None:
 
 def is_stdout(path: Path) -> bool:
     """Whether standard output is what is written at `path`, so that nothing else may be printed there."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, AttributeError):  # closed, or no file
         return os.path.samestat(path.stat(), os.fstat(sys.stdout.fileno()))
     return False
 

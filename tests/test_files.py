@@ -217,6 +217,28 @@ def test_weights_beside_a_graph_are_not_those_of_another(small_model: Path, tmp_
         assert run_cli("inspect", small_model, "--netron", tmp_path / "other.onnx")[0] == 0
 
 
+def test_standard_output_that_takes_nothing(small_bundle: Path) -> None:
+    """What is buffered until the end, and what is not."""
+    for options in (["--json"], []):
+        line = [sys.executable, "-m", "compiler", "inspect", small_bundle, *options]
+        with Path("/dev/full").open("wb") as full:
+            ran = subprocess.run(line, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert ran.returncode == 2 and ran.stderr.startswith("error E-OUTPUT: standard output"), ran.stderr
+        assert len(ran.stderr.splitlines()) == 1
+
+
+def test_names_cannot_break_or_colour_a_line(tmp_path: Path, run_cli: Cli) -> None:
+    code, _, err = run_cli("inspect", tmp_path / "a\n\x1b[31mred\udcff.onnx")
+    assert code == 2 and len(err.strip().splitlines()) == 1 and "\x1b" not in err
+    assert r"a\n\x1b[31mred\udcff.onnx" in err
+
+
+def test_closed_standard_output(small_bundle: Path) -> None:
+    line = ["sh", "-c", '"$@" >&-', "sh", sys.executable, "-m", "compiler", "inspect", small_bundle, "--json"]
+    ran = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+
+
 def test_standard_output(samples: Path, small_bundle: Path, tmp_path: Path) -> None:
     """Into a pipe and into a file: nothing else is printed between the bytes."""
     line = [sys.executable, "-m", "compiler", "run", small_bundle, "-i", samples, "-o", "/dev/stdout"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -16,9 +17,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks import kills
-from compiler import bundle, contents, files
+from compiler import bundle, contents, files, toolchain
 from compiler.errors import OutputError
 from compiler.runtime import Bundle, RuntimeBundleError, folders
+from compiler.runtime import bundle as runtime_bundle
 from compiler.runtime.bundle import MANIFEST_VERSION
 from tests.conftest import Cli
 
@@ -294,6 +296,28 @@ def test_kills_at_any_call(
     assert kills.left(output) == []
 
 
+def test_a_bundle_that_is_replaced_as_it_is_read(
+    output: Path, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reader gets the new one, and no word of changed files."""
+    new = changed(small_bundle, tmp_path / "new")
+    segment = Bundle.open(new).files()[0]
+    (new / segment["path"]).write_bytes(b"other bytes")
+    text = (new / "manifest.json").read_text()
+    digest = bundle.sha256(new / segment["path"])
+    (new / "manifest.json").write_text(text.replace(segment["sha256"], digest))
+    digests = runtime_bundle.sha256
+
+    def replacing(path: Path) -> str:
+        monkeypatch.setattr(runtime_bundle, "sha256", digests)
+        with bundle.folder(output, True) as made:
+            shutil.copytree(new, made, dirs_exist_ok=True)
+        return digests(path)
+
+    monkeypatch.setattr(runtime_bundle, "sha256", replacing)
+    assert Bundle.open(output).manifest["model"]["file"] == "another.onnx"
+
+
 def test_without_exchange_the_old_bundle_is_found(
     output: Path, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: Cli
 ) -> None:
@@ -347,6 +371,21 @@ def test_a_replacement_that_fails_leaves_the_old_bundle(
     assert [p.name for p in output.parent.iterdir()] == ["b"]
 
 
+def test_a_bundle_in_a_layer_of_an_image_stays(
+    output: Path, small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """overlayfs renames no folder of a lower layer."""
+
+    def crosses(one: Path, other: Path) -> bool:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(folders, "exchange", crosses)
+    with pytest.raises(OutputError, match="layer"):
+        replaced(output, small_bundle)
+    Bundle.open(output)
+    assert [p.name for p in output.parent.iterdir()] == ["b"]
+
+
 def test_compile_keeps_what_is_not_the_bundles(output: Path, edgetpu_compiler: Path, run_cli: Cli) -> None:
     (output / "notes.txt").write_text("mine")
     left = output / "segments" / "01-01234567_edgetpu.tflite.tmp"  # of a compilation that was killed
@@ -361,6 +400,38 @@ def test_compile_keeps_what_is_not_the_bundles(output: Path, edgetpu_compiler: P
     assert run_cli(*line)[0] == 0
     assert Bundle.open(output).files() == first
     assert contents.strangers(output, contents.manifest_of(output)) == ["notes.txt"]
+
+
+def test_compile_killed_at_any_call(
+    output: Path, compiled_segment: bytes, tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bundle is whole each time, with or without what was compiled; the next compilation leaves nothing else."""
+    made = tmp_path / "01_edgetpu.tflite"
+    made.write_bytes(compiled_segment)
+
+    def compiled(_: object, groups: list[list[Path]], *__: object) -> dict[Path, toolchain.Compiled]:
+        files_of_all = itertools.chain.from_iterable(groups)
+        return {file: toolchain.Compiled(made, "16.0", 1, 0, ()) for file in files_of_all}
+
+    monkeypatch.setattr(toolchain.Session, "compile", compiled)
+
+    def work() -> None:
+        toolchain.compile_bundle(output, toolchain.Tool(("none",)), lambda *_: lambda: None)
+
+    original = tmp_path / "original"
+    shutil.copytree(output, original)
+    seen, code, moment = set(), -signal.SIGKILL, 1
+    while code == -signal.SIGKILL:
+        code = kills.ended(kills.fork(work, moment))
+        seen.add(any(len(s["files"]) > 1 for s in Bundle.open(output).manifest["segments"]))
+        shutil.rmtree(output)
+        shutil.copytree(original, output)
+        moment += 5
+    assert code == 0 and moment > 50 and seen == {False, True}
+    assert kills.ended(kills.fork(work, moment // 2)) == -signal.SIGKILL
+    assert kills.ended(kills.fork(work)) == 0
+    assert kills.left(output) == []
+    assert contents.strangers(output, contents.manifest_of(output)) == []
 
 
 def test_compile_without_room_changes_nothing(

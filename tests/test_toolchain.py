@@ -181,7 +181,7 @@ def test_compile_later_is_whole_at_any_time(
     monkeypatch.setenv("STANDIN_COMPILER", "stream")
     before = (path / "manifest.json").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(bundles, "write_manifest", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+        patch.setattr(bundles, "write_manifest", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")))
         code, _, err = run_cli("compile", path)
         assert code == 2 and "No space left" in err
     assert (path / "manifest.json").read_bytes() == before

@@ -13,13 +13,16 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
+from compiler import files
 from compiler.cli.common import err
-from compiler.errors import CompilerError, OptionError, one_line
+from compiler.errors import CompilerError, OptionError, OutputError, one_line
 
 app = typer.Typer(
     help="Compile ONNX models into verified bundles of int8 segments for Coral Edge TPUs and the host.",
@@ -60,6 +63,23 @@ def _terminated(number: int, _frame: Any) -> None:
     sys.exit(128 + number)
 
 
+@contextmanager
+def _standard_output() -> Iterator[None]:
+    """Raises OutputError where what was printed does not fit its disk."""
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:  # as where it was closed
+                sys.stdout.flush()
+    except OSError as error:
+        if error.filename is not None or not files.ran_full(error):
+            raise
+        # Python would try again at its end, and fail with other words.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OutputError(f"standard output: cannot be written: {error.strerror}") from error
+
+
 def main() -> None:
     """Run the command line; errors become one line and an exit code."""
     signal.signal(signal.SIGTERM, _terminated)
@@ -68,7 +88,8 @@ def main() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it prints stacks of what we then say in a line
     try:
-        app()
+        with _standard_output():
+            app()
     except CompilerError as error:
         err.print(f"[bold red]error[/] {error.code}: {escape(one_line(str(error)))}", highlight=False, soft_wrap=True)
         if error.exit_code == 70:

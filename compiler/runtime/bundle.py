@@ -37,6 +37,16 @@ class Bundle:
     def open(cls, path: str | Path, check: bool = True) -> Bundle:
         """Read the manifest; with `check`, compare every file with its sha256. Raises RuntimeBundleError."""
         path = Path(path)
+        folder = _identity(path)
+        try:
+            return cls._read(path, check)
+        except RuntimeBundleError:
+            if _identity(path) == folder:
+                raise
+        return cls.open(path, check)  # a build replaced it as we read
+
+    @classmethod
+    def _read(cls, path: Path, check: bool) -> Bundle:
         try:
             str(path).encode()
         except UnicodeEncodeError as error:
@@ -97,6 +107,14 @@ class Bundle:
                 raise RuntimeBundleError(f"{file}: changed since the bundle was built: build the bundle again")
         except (OSError, RuntimeError) as error:
             raise RuntimeBundleError(f"{self.path}: '{entry['path']}' cannot be read: {error}") from error
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def restore(path: Path) -> None:
