@@ -40,7 +40,7 @@ from compiler.runtime.text import Flow, Text
 
 T = TypeVar("T")
 
-# Characters of a text that is tokenized beside longer ones, so that it need not wait for them.
+# Characters up to which a text is read beside longer ones, so that it need not wait for them.
 SHORT = 1 << 14
 
 
@@ -60,12 +60,13 @@ class Line:
 
     def __init__(self, name: str, waiting: int | None = None) -> None:
         self._thread = ThreadPoolExecutor(1, name)
-        self._waiting, self._inside = waiting, 0
+        self._waiting, self._inside, self.refused = waiting, 0, 0
 
     async def run(self, function: Callable[..., T], *arguments: Any) -> T:
         """The result of a function. Raises BusyError."""
         if self._waiting is not None and self._inside > self._waiting:
-            raise BusyError(f"{self._waiting} texts are waiting already")
+            self.refused += 1
+            raise BusyError(f"{self._waiting} long texts are waiting already")
         self._inside += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
@@ -74,13 +75,17 @@ class Line:
 
 
 class Reading:
-    """Tokenizes texts away from the event loop; short ones do not wait for long ones."""
+    """Parses and tokenizes away from the event loop; short requests do not wait for long ones."""
 
     def __init__(self, waiting: int) -> None:
-        self._short, self._long = Line("short texts", waiting), Line("long texts", waiting)
+        self._short, self._long = Line("short texts"), Line("long texts", waiting)
+
+    @property
+    def refused(self) -> int:
+        return self._long.refused
 
     async def run(self, size: int, function: Callable[..., T], *arguments: Any) -> T:
-        """The result of a function that reads a text of `size` characters. Raises BusyError."""
+        """The result of a function that reads `size` characters. Raises BusyError."""
         line = self._short if size <= SHORT else self._long
         return await line.run(function, *arguments)
 
@@ -98,6 +103,8 @@ class Web:
         key = self.key
         if key is not None and not (key.isascii() and key.isprintable() and key.split() == [key]):
             raise ValueError("the API key must be printable ASCII without spaces, and not empty")
+
+        self.reading = Reading(self.limits.waiting)
 
     def app(self, routes: Sequence[Route], close: Callable[[], None]) -> Starlette:
         @asynccontextmanager
@@ -141,7 +148,7 @@ class Web:
         except TimeoutError as error:
             raise HTTPException(408, f"the request took longer than {self.limits.body_seconds:g} s to come") from error
         with _bad_requests():
-            return asked.body(bytes(data))
+            return await self.reading.run(len(data), asked.body, bytes(data))
 
     async def models(self, http: HttpRequest) -> Response:
         self.authorize(http)
@@ -196,7 +203,6 @@ class EmbeddingServer:
     def __init__(self, web: Web, embedder: Embedder) -> None:
         self.web, self.embedder = web, embedder
         self.counters, self.active = EmbeddingCounters(), 0
-        self._reading = Reading(web.limits.waiting)
         self._model = Line("model")
 
     def app(self) -> Starlette:
@@ -216,7 +222,7 @@ class EmbeddingServer:
         return _prometheus(
             [
                 ("requests_total", "counter", c.requests),
-                ("requests_refused_total", "counter", c.refused),
+                ("requests_refused_total", "counter", c.refused + self.web.reading.refused),
                 ("requests_cancelled_total", "counter", c.cancelled),
                 ("requests_failed_total", "counter", c.failed),
                 ("texts_total", "counter", c.texts),
@@ -251,7 +257,7 @@ class EmbeddingServer:
     async def _make(self, http: HttpRequest, made: _Embeddings, size: int) -> bool:
         """Make all embeddings; False where the client went away."""
         with _bad_requests():
-            await self._reading.run(size, made.read)
+            await self.web.reading.run(size, made.read)
         try:
             while not await http.is_disconnected():
                 if not await self._model.run(made.step):
@@ -343,7 +349,6 @@ class Server:
 
     def __init__(self, web: Web, text: Text, batcher: Batcher) -> None:
         self.web, self.text, self.batcher = web, text, batcher
-        self.reading = Reading(web.limits.waiting)
         self.writing = Line("answers")
 
     def app(self) -> Starlette:
@@ -360,7 +365,7 @@ class Server:
         with _bad_requests():
             wanted, messages = asked.wanted(body, self.web.limits.tokens), asked.messages(body)
             size = sum(len(m["content"]) for m in messages)
-            tokens = await self.reading.run(size, self.text.conversation, messages)
+            tokens = await self.web.reading.run(size, self.text.conversation, messages)
         return await self._answer(http, tokens, wanted, "chat.completion")
 
     async def _complete(self, http: HttpRequest) -> Response:
@@ -368,7 +373,7 @@ class Server:
         with _bad_requests():
             wanted, prompt = asked.wanted(body, self.web.limits.tokens), asked.prompt(body, self.batcher.model.context)
             if isinstance(prompt, str):
-                prompt = await self.reading.run(len(prompt), self.text.encode, prompt)
+                prompt = await self.web.reading.run(len(prompt), self.text.encode, prompt)
         return await self._answer(http, prompt, wanted, "text_completion")
 
     async def _answer(self, http: HttpRequest, tokens: list[int], wanted: asked.Wanted, kind: str) -> Response:
@@ -435,7 +440,7 @@ class Server:
         return _prometheus(
             [
                 ("requests_total", "counter", c.requests),
-                ("requests_refused_total", "counter", c.refused),
+                ("requests_refused_total", "counter", c.refused + self.web.reading.refused),
                 ("requests_cancelled_total", "counter", c.cancelled),
                 ("requests_failed_total", "counter", c.failed),
                 ("prompt_tokens_total", "counter", c.prompt_tokens),
