@@ -15,7 +15,7 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -42,6 +42,7 @@ T = TypeVar("T")
 
 # Characters up to which a text is read beside longer ones, so that it need not wait for them.
 SHORT = 1 << 14
+OVERHEAD = 16  # characters that a message or a text counts beside its own
 
 
 @dataclass(frozen=True)
@@ -243,7 +244,8 @@ class EmbeddingServer:
         self.counters.requests += 1
         made = _Embeddings(self.embedder, texts)
         try:
-            if not await self._make(http, made, sum(map(len, texts))):
+            size = sum(len(text) + OVERHEAD for text in texts)
+            if not await self._make(http, made, size):
                 self.counters.cancelled += 1
                 self._left(made)
                 return Response(status_code=499)
@@ -292,7 +294,8 @@ class _Answer:
         self._writing = server.writing
         self._flow = Flow(server.text, wanted.stops)
         self._request = Request(tokens, wanted.limit, wanted.sampling, self._emit)
-        self._over, self._error = False, None
+        self._over = False
+        self._error: Exception | None = None
         self.prompt, self.count, self.finish = len(tokens), 0, "length"
         server.batcher.submit(self._request)
 
@@ -364,7 +367,7 @@ class Server:
         body = await self.web.body(http)
         with _bad_requests():
             wanted, messages = asked.wanted(body, self.web.limits.tokens), asked.messages(body)
-            size = sum(len(m["content"]) for m in messages)
+            size = sum(len(m["role"]) + len(m["content"]) + OVERHEAD for m in messages)
             tokens = await self.web.reading.run(size, self.text.conversation, messages)
         return await self._answer(http, tokens, wanted, "chat.completion")
 
@@ -448,7 +451,7 @@ class Server:
                 ("requests_active", "gauge", self.batcher.active),
                 ("requests_waiting", "gauge", self.batcher.queued),
             ],
-            sorted(c.first_token),
+            _quantiles(c.first_token),
         )
 
 
@@ -470,20 +473,25 @@ async def _joined(answer: _Answer) -> str:
     return "".join([part async for part in answer.parts()])
 
 
-def _prometheus(rows: Iterable[tuple[str, str, int]], first_token: Sequence[float] | None = None) -> Response:
-    lines = []
+def _prometheus(rows: Iterable[tuple[str, str, int]], lines: Sequence[str] = ()) -> Response:
+    found = []
     for name, kind, value in rows:
-        lines += [f"# TYPE coral_bundle_{name} {kind}", f"coral_bundle_{name} {value}"]
-    if first_token is not None:
-        lines.append("# TYPE coral_bundle_first_token_seconds summary")
-    for share in (0.5, 0.95) if first_token else ():
-        seconds = first_token[min(len(first_token) - 1, int(share * len(first_token)))]
-        lines.append(f'coral_bundle_first_token_seconds{{quantile="{share}"}} {seconds:.6f}')
-    return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
+        found += [f"# TYPE coral_bundle_{name} {kind}", f"coral_bundle_{name} {value}"]
+    return PlainTextResponse("\n".join([*found, *lines]) + "\n", media_type="text/plain; version=0.0.4")
+
+
+def _quantiles(seconds: Sequence[float]) -> list[str]:
+    """What Prometheus reads of the seconds to the first token."""
+    times = sorted(seconds)
+    lines = ["# TYPE coral_bundle_first_token_seconds summary"]
+    for share in (0.5, 0.95) if times else ():
+        found = times[min(len(times) - 1, int(share * len(times)))]
+        lines.append(f'coral_bundle_first_token_seconds{{quantile="{share}"}} {found:.6f}')
+    return lines
 
 
 @contextlib.contextmanager
-def _bad_requests() -> Any:
+def _bad_requests() -> Iterator[None]:
     """What the client asked wrongly, and what there is no room for."""
     try:
         yield
