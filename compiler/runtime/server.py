@@ -281,6 +281,7 @@ class EmbeddingServer:
             found = base64.b64encode(vector.tobytes()).decode() if kind == "base64" else vector.tolist()
             entry = json.dumps({"object": "embedding", "index": index, "embedding": found})
             yield f", {entry}" if index else entry
+            await asyncio.sleep(0)  # a reader that keeps up would never let others have the loop
         usage = {"prompt_tokens": made.count, "total_tokens": made.count}
         yield f'], "model": {json.dumps(self.web.name)}, "usage": {json.dumps(usage)}}}'
 
