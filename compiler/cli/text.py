@@ -144,7 +144,7 @@ def serve(
         server.app(),
         http=Patient,
         ws="none",
-        limit_concurrency=CONNECTIONS,
+        limit_concurrency=CONNECTIONS + 1,  # the number that is refused
         host=address,
         port=port,
         log_level="warning",

@@ -196,7 +196,7 @@ class Batcher:
 
         The step that failed appended nothing, and a repeated one writes the same place of the cache.
         """
-        found = {}
+        found: dict[int, np.ndarray] = {}
         for index, token in tokens.items():
             try:
                 found |= self.model.decode({index: token})

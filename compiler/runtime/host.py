@@ -80,14 +80,14 @@ class HostSegment:
             else:
                 binding.bind_cpu_input(name, np.ascontiguousarray(array))
         taken = {name: lent.get(self._in_place.get(name, "")) for name in self._outputs}
-        for name, array in taken.items():
-            if array is None:
+        for name, own in taken.items():
+            if own is None:
                 binding.bind_output(name)
             else:
-                binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+                binding.bind_output(name, "cpu", 0, np.float32, own.shape, own.ctypes.data)
         self._session.run_with_iobinding(binding)
         values = zip(taken.values(), binding.get_outputs(), strict=True)
-        return [value.numpy() if array is None else array for array, value in values]
+        return [value.numpy() if own is None else own for own, value in values]
 
     def _check(self, name: str, array: np.ndarray) -> None:
         """A pointer says nothing of what lies behind it."""

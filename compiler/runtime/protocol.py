@@ -30,21 +30,21 @@ class Patient(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._until = _ended(self._until)
-        self._unread = _ended(self._unread)
+        _end(self._until)
+        _end(self._unread)
 
     def pause_writing(self) -> None:
         """More of an answer waits than the transport takes."""
         super().pause_writing()
-        _ended(self._unread)
+        _end(self._unread)
         self._unread = self.loop.call_later(UNREAD_SECONDS, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._unread = _ended(self._unread)
+        _end(self._unread)
 
     def _wait(self) -> None:
-        _ended(self._until)
+        _end(self._until)
         self._until = self.loop.call_later(HEAD_SECONDS, self._expire)
 
     def _expire(self) -> None:
@@ -57,6 +57,6 @@ class Patient(H11Protocol):
         self._until = self.loop.call_later(UNREAD_SECONDS, self.transport.abort)
 
 
-def _ended(timer: asyncio.TimerHandle | None) -> None:
+def _end(timer: asyncio.TimerHandle | None) -> None:
     if timer is not None:
         timer.cancel()

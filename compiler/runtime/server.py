@@ -15,7 +15,7 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -40,8 +40,9 @@ from compiler.runtime.text import Flow, Text
 
 T = TypeVar("T")
 
-# Characters of a text that is tokenized beside longer ones, so that it need not wait for them.
+# Characters up to which a text is read beside longer ones, so that it need not wait for them.
 SHORT = 1 << 14
+OVERHEAD = 16  # characters that a message or a text counts beside its own
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,13 @@ class Line:
 
     def __init__(self, name: str, waiting: int | None = None) -> None:
         self._thread = ThreadPoolExecutor(1, name)
-        self._waiting, self._inside = waiting, 0
+        self._waiting, self._inside, self.refused = waiting, 0, 0
 
     async def run(self, function: Callable[..., T], *arguments: Any) -> T:
         """The result of a function. Raises BusyError."""
         if self._waiting is not None and self._inside > self._waiting:
-            raise BusyError(f"{self._waiting} texts are waiting already")
+            self.refused += 1
+            raise BusyError(f"{self._waiting} long texts are waiting already")
         self._inside += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
@@ -74,13 +76,17 @@ class Line:
 
 
 class Reading:
-    """Tokenizes texts away from the event loop; short ones do not wait for long ones."""
+    """Parses and tokenizes away from the event loop; short requests do not wait for long ones."""
 
     def __init__(self, waiting: int) -> None:
-        self._short, self._long = Line("short texts", waiting), Line("long texts", waiting)
+        self._short, self._long = Line("short texts"), Line("long texts", waiting)
+
+    @property
+    def refused(self) -> int:
+        return self._long.refused
 
     async def run(self, size: int, function: Callable[..., T], *arguments: Any) -> T:
-        """The result of a function that reads a text of `size` characters. Raises BusyError."""
+        """The result of a function that reads `size` characters. Raises BusyError."""
         line = self._short if size <= SHORT else self._long
         return await line.run(function, *arguments)
 
@@ -98,6 +104,8 @@ class Web:
         key = self.key
         if key is not None and not (key.isascii() and key.isprintable() and key.split() == [key]):
             raise ValueError("the API key must be printable ASCII without spaces, and not empty")
+
+        self.reading = Reading(self.limits.waiting)
 
     def app(self, routes: Sequence[Route], close: Callable[[], None]) -> Starlette:
         @asynccontextmanager
@@ -141,7 +149,7 @@ class Web:
         except TimeoutError as error:
             raise HTTPException(408, f"the request took longer than {self.limits.body_seconds:g} s to come") from error
         with _bad_requests():
-            return asked.body(bytes(data))
+            return await self.reading.run(len(data), asked.body, bytes(data))
 
     async def models(self, http: HttpRequest) -> Response:
         self.authorize(http)
@@ -196,7 +204,6 @@ class EmbeddingServer:
     def __init__(self, web: Web, embedder: Embedder) -> None:
         self.web, self.embedder = web, embedder
         self.counters, self.active = EmbeddingCounters(), 0
-        self._reading = Reading(web.limits.waiting)
         self._model = Line("model")
 
     def app(self) -> Starlette:
@@ -216,7 +223,7 @@ class EmbeddingServer:
         return _prometheus(
             [
                 ("requests_total", "counter", c.requests),
-                ("requests_refused_total", "counter", c.refused),
+                ("requests_refused_total", "counter", c.refused + self.web.reading.refused),
                 ("requests_cancelled_total", "counter", c.cancelled),
                 ("requests_failed_total", "counter", c.failed),
                 ("texts_total", "counter", c.texts),
@@ -237,7 +244,8 @@ class EmbeddingServer:
         self.counters.requests += 1
         made = _Embeddings(self.embedder, texts)
         try:
-            if not await self._make(http, made, sum(map(len, texts))):
+            size = sum(len(text) + OVERHEAD for text in texts)
+            if not await self._make(http, made, size):
                 self.counters.cancelled += 1
                 self._left(made)
                 return Response(status_code=499)
@@ -251,7 +259,7 @@ class EmbeddingServer:
     async def _make(self, http: HttpRequest, made: _Embeddings, size: int) -> bool:
         """Make all embeddings; False where the client went away."""
         with _bad_requests():
-            await self._reading.run(size, made.read)
+            await self.web.reading.run(size, made.read)
         try:
             while not await http.is_disconnected():
                 if not await self._model.run(made.step):
@@ -273,6 +281,7 @@ class EmbeddingServer:
             found = base64.b64encode(vector.tobytes()).decode() if kind == "base64" else vector.tolist()
             entry = json.dumps({"object": "embedding", "index": index, "embedding": found})
             yield f", {entry}" if index else entry
+            await asyncio.sleep(0)  # a reader that keeps up would never let others have the loop
         usage = {"prompt_tokens": made.count, "total_tokens": made.count}
         yield f'], "model": {json.dumps(self.web.name)}, "usage": {json.dumps(usage)}}}'
 
@@ -286,7 +295,8 @@ class _Answer:
         self._writing = server.writing
         self._flow = Flow(server.text, wanted.stops)
         self._request = Request(tokens, wanted.limit, wanted.sampling, self._emit)
-        self._over, self._error = False, None
+        self._over = False
+        self._error: Exception | None = None
         self.prompt, self.count, self.finish = len(tokens), 0, "length"
         server.batcher.submit(self._request)
 
@@ -343,7 +353,6 @@ class Server:
 
     def __init__(self, web: Web, text: Text, batcher: Batcher) -> None:
         self.web, self.text, self.batcher = web, text, batcher
-        self.reading = Reading(web.limits.waiting)
         self.writing = Line("answers")
 
     def app(self) -> Starlette:
@@ -359,8 +368,8 @@ class Server:
         body = await self.web.body(http)
         with _bad_requests():
             wanted, messages = asked.wanted(body, self.web.limits.tokens), asked.messages(body)
-            size = sum(len(m["content"]) for m in messages)
-            tokens = await self.reading.run(size, self.text.conversation, messages)
+            size = sum(len(m["role"]) + len(m["content"]) + OVERHEAD for m in messages)
+            tokens = await self.web.reading.run(size, self.text.conversation, messages)
         return await self._answer(http, tokens, wanted, "chat.completion")
 
     async def _complete(self, http: HttpRequest) -> Response:
@@ -368,7 +377,7 @@ class Server:
         with _bad_requests():
             wanted, prompt = asked.wanted(body, self.web.limits.tokens), asked.prompt(body, self.batcher.model.context)
             if isinstance(prompt, str):
-                prompt = await self.reading.run(len(prompt), self.text.encode, prompt)
+                prompt = await self.web.reading.run(len(prompt), self.text.encode, prompt)
         return await self._answer(http, prompt, wanted, "text_completion")
 
     async def _answer(self, http: HttpRequest, tokens: list[int], wanted: asked.Wanted, kind: str) -> Response:
@@ -435,7 +444,7 @@ class Server:
         return _prometheus(
             [
                 ("requests_total", "counter", c.requests),
-                ("requests_refused_total", "counter", c.refused),
+                ("requests_refused_total", "counter", c.refused + self.web.reading.refused),
                 ("requests_cancelled_total", "counter", c.cancelled),
                 ("requests_failed_total", "counter", c.failed),
                 ("prompt_tokens_total", "counter", c.prompt_tokens),
@@ -443,7 +452,7 @@ class Server:
                 ("requests_active", "gauge", self.batcher.active),
                 ("requests_waiting", "gauge", self.batcher.queued),
             ],
-            sorted(c.first_token),
+            _quantiles(c.first_token),
         )
 
 
@@ -465,20 +474,25 @@ async def _joined(answer: _Answer) -> str:
     return "".join([part async for part in answer.parts()])
 
 
-def _prometheus(rows: Iterable[tuple[str, str, int]], first_token: Sequence[float] | None = None) -> Response:
-    lines = []
+def _prometheus(rows: Iterable[tuple[str, str, int]], lines: Sequence[str] = ()) -> Response:
+    found = []
     for name, kind, value in rows:
-        lines += [f"# TYPE coral_bundle_{name} {kind}", f"coral_bundle_{name} {value}"]
-    if first_token is not None:
-        lines.append("# TYPE coral_bundle_first_token_seconds summary")
-    for share in (0.5, 0.95) if first_token else ():
-        seconds = first_token[min(len(first_token) - 1, int(share * len(first_token)))]
-        lines.append(f'coral_bundle_first_token_seconds{{quantile="{share}"}} {seconds:.6f}')
-    return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
+        found += [f"# TYPE coral_bundle_{name} {kind}", f"coral_bundle_{name} {value}"]
+    return PlainTextResponse("\n".join([*found, *lines]) + "\n", media_type="text/plain; version=0.0.4")
+
+
+def _quantiles(seconds: Sequence[float]) -> list[str]:
+    """What Prometheus reads of the seconds to the first token."""
+    times = sorted(seconds)
+    lines = ["# TYPE coral_bundle_first_token_seconds summary"]
+    for share in (0.5, 0.95) if times else ():
+        found = times[min(len(times) - 1, int(share * len(times)))]
+        lines.append(f'coral_bundle_first_token_seconds{{quantile="{share}"}} {found:.6f}')
+    return lines
 
 
 @contextlib.contextmanager
-def _bad_requests() -> Any:
+def _bad_requests() -> Iterator[None]:
     """What the client asked wrongly, and what there is no room for."""
     try:
         yield
