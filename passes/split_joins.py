@@ -58,10 +58,15 @@ def _rewrite(node: ir.Node, b: cir.Builder, target: Target) -> bool:
 
 def _is_only_cut(x: ir.Value, axis: int) -> bool:
     """Whether all that reads a value are parts of it along one axis, none of them twice."""
-    spans = [span for reader in cir.consumers(x) for span in _spans(reader) or [None]]
-    if x.is_graph_output() or any(span is None or span.axis != axis for span in spans):
+    if x.is_graph_output():
         return False
-    return sum(span.end - span.begin for span in spans if span is not None) <= cir.shape(x)[axis]
+    taken = 0
+    for reader in cir.consumers(x):
+        spans = _spans(reader)
+        if not spans or spans[0].axis != axis:
+            return False
+        taken += sum(span.end - span.begin for span in spans)
+    return taken <= cir.shape(x)[axis]
 
 
 def _leads_to_layer(x: ir.Value, target: Target) -> bool:
