@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import onnx_ir as ir
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from compiler.cost import Cost, of_node
 from compiler.partition import Wishes, partition
 from compiler.targets import Host, Layer, fits
-from tests.partition.graphs import BLOCK, SMALL, check_borders, model_of
+from tests.partition.graphs import BLOCK, SMALL, chain, check_borders, model_of
 from tests.passes.golden import weight
 
 HOST = Host.load()
@@ -80,6 +81,33 @@ def test_bytes_promise_more_than_tiles_take_in_some_of_these_cases() -> None:
     assert SMALL.tiles * SMALL.tile_bytes == 5 * BLOCK
     promised = [best(heads(s), s, t, False) < best(heads(s), s, t, True) * 0.999 for s, t in CASES]
     assert sum(promised) >= 3
+
+
+@pytest.mark.parametrize("widths", [(16, 128, 16, 64, 16), (16, 64, 16, 128, 16)])
+def test_nodes_move_across_borders_where_less_room_finds_no_better_plan(widths: tuple[int, ...]) -> None:
+    """Tiles of a block and nine tenths: one is lost in each. Runs of a chain are segments."""
+    target = replace(SMALL, tiles=4, tile_bytes=BLOCK * 19 // 10)
+    model = chain(widths)
+    nodes = list(model.graph)
+    costs = [of_node(node, target, HOST, True) for node in nodes]
+    layers = [cost.parameters[0] for cost in costs]
+    found = float("inf")
+    for choice in itertools.product(range(2), repeat=len(nodes)):
+        seconds = sum(cost.tpu for cost in costs)
+        for index, tpu in enumerate(choice):
+            if index == 0 or choice[index - 1] != tpu:
+                seconds += target.invoke + widths[index] / target.down
+            if index + 1 == len(nodes) or choice[index + 1] != tpu:
+                seconds += widths[index + 1] / target.up
+        for tpu in set(choice):
+            own = [layer for layer, place in zip(layers, choice, strict=True) if place == tpu]
+            kept = sorted(own, key=lambda layer: layer.bytes)
+            while kept and not fits([layer.layer for layer in kept], target):
+                seconds += kept.pop().stream
+        found = min(found, seconds)
+    plan = partition(model, target, Wishes(tpus=2))
+    check_borders(plan, model.graph)
+    assert plan.latency == pytest.approx(found, rel=1e-6)
 
 
 def _layer(size: int) -> Layer:
