@@ -63,8 +63,11 @@ def _skip(node: ir.Node, b: cir.Builder) -> list[ir.Value]:
     else:
         bias = cir.arg(node, 3)
         y = b.op("LayerNormalization", [total, gain, *([bias] if bias is not None else [])], attributes)
-    if len(node.outputs) > 3:
-        ir.convenience.replace_all_uses_with(node.outputs[3], total, replace_graph_outputs=True)
+    if len(node.outputs) > 3 and node.outputs[3].name:
+        given = node.outputs[3]
+        ir.convenience.replace_all_uses_with(given, total, replace_graph_outputs=True)
+        # The sum may be an output of the model, whose name users know.
+        given.name, total.name = f"{given.name}/replaced", given.name
     return [y]
 
 
