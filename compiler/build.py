@@ -23,6 +23,7 @@ from compiler.emit.onnx_tf import Lowered
 from compiler.errors import (
     CompilerError,
     InternalError,
+    ModelError,
     OutputError,
     QualityError,
     ToolchainError,
