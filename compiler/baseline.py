@@ -36,7 +36,7 @@ FILE, FIXED, IMPORTED = "file", "fixed shapes", "imported"
 # Samples on which file and import are held against each other.
 CHECKED = 4
 # How far outputs may be apart: the norm of the difference, as a share of the norm; of integers, the share that differ.
-TOLERANCE = 1e-4
+TOLERANCE = 1e-5
 # The import computes in float32 what the file rounds to float16 after each operator.
 HALF_TOLERANCE = 0.05
 # Some models blow rounding up: inputs that differ by this much, relatively, show how far it goes.

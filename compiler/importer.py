@@ -218,6 +218,7 @@ def _modern(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     if OLDEST_OPSET <= opset <= newest:
         return proto
     if opset < OLDEST_OPSET:
+        _check_slopes(proto.graph, path, opset)
         try:
             proto = onnx.load(path)  # the converter wants the weights
             return onnx.version_converter.convert_version(proto, OLDEST_OPSET)
@@ -227,6 +228,20 @@ def _modern(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         why = ""
     wanted = f"opsets {OLDEST_OPSET} to {newest} are supported, and older ones that can be raised"
     raise ModelError(f"{path}: opset {opset}; {wanted}{why}: export it again")
+
+
+def _check_slopes(graph: onnx.GraphProto, path: Path, opset: int) -> None:
+    """PRelu had slopes per channel before it had numpy's broadcasting, which ONNX's converter does not know.
+
+    Raises ModelError.
+    """
+    sizes = {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "PRelu" and sizes.get(node.input[1], 0) != 1:
+            name = node.name or node.output[0]
+            raise ModelError(
+                f"{path}: PRelu '{name}' of opset {opset} has slopes per channel: export in opset 7 or newer"
+            )
 
 
 def _quoted(names: object) -> str:

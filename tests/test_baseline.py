@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 
 from compiler import baseline, importer, upgrade
 from compiler import build as building
-from compiler.errors import InternalError
+from compiler.errors import InternalError, ModelError
 from compiler.quantize import samples as sampling
 from compiler.runtime import Bundle, Pipeline
 from tests.conftest import Cli, save
@@ -77,6 +77,37 @@ def test_files_that_onnxruntime_does_not_run(tmp_path: Path) -> None:
     found = quality(save(tmp_path / "m.onnx", proto))
     assert found["baseline"] == "imported" and "evaluator agrees" in found["baseline_note"]
     assert "Could not find an implementation for Clip(6)" in found["baseline_note"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "weights", "words"),
+    [
+        ([node("Relu")], {}, None),
+        ([node("Add", "x", "b", broadcast=1)], {"b": np.ones(4, np.float32)}, "evaluator agrees"),
+        ([node("Mul", "x", "b", broadcast=1, axis=0)], {"b": np.ones(2, np.float32)}, "evaluator does not run it"),
+        ([node("AveragePool", kernel_shape=[3], pads=[1, 1])], {}, "evaluator does NOT agree"),
+    ],
+    ids=["relu", "add", "mul", "pool"],
+)
+def test_opsets_before_7(nodes: list[onnx.NodeProto], weights: Any, words: str | None, tmp_path: Path) -> None:
+    """What onnxruntime lacks is compared with the import, and what ONNX's evaluator says of it is said.
+
+    The evaluator counts padding in the averages of opset 6, which "does not support including pad" (ONNX's converter).
+    """
+    proto = model(nodes, (2, 3, 4), weights, opset=6)
+    proto.graph.input.extend(helper.make_tensor_value_info(n, FLOAT, a.shape) for n, a in weights.items())
+    found = compared(save(tmp_path / "m.onnx", proto))
+    if words is None:
+        assert found == baseline.Baseline("file", found.results)
+    else:
+        assert found.kind == "imported" and words in found.note
+
+
+def test_slopes_per_channel_before_opset_7(tmp_path: Path) -> None:
+    """Converted, they would be broadcast along the last axis."""
+    proto = model([node("PRelu", "x", "s")], (2, 4, 4), {"s": np.ones(4, np.float32)}, opset=6)
+    with pytest.raises(ModelError, match="PRelu 'y' of opset 6 has slopes per channel: export in opset 7"):
+        importer.load(save(tmp_path / "m.onnx", proto))
 
 
 def test_an_import_that_the_evaluator_does_not_confirm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
