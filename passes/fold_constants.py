@@ -11,8 +11,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript import optimizer
 
-from compiler import ir as cir
 from compiler import constants, shapes
+from compiler import ir as cir
 from compiler.targets import Target
 
 # Up to this many bytes a folded constant is kept.
