@@ -1,4 +1,4 @@
-"""Random models of all opsets, types and structures: bundles compute what onnxruntime computes of the untouched file."""
+"""Random models of all opsets, types and structures: bundles give what onnxruntime gives for the file itself."""
 
 from __future__ import annotations
 
