@@ -61,7 +61,6 @@ def load(
     except Exception as error:
         raise ModelError(f"{path}: not a valid ONNX model: {first_line(error)}") from error
     _check_inference(model.graph)
-    _check_maps(model.graph)
     fixed_values.fix(model, values or {}, shapes or {})
     free = {name: shape for name, shape in (shapes or {}).items() if name not in (values or {})}
     _fix_inputs(model, dict(dims or {}), free)
@@ -87,6 +86,7 @@ def read_file(path: Path) -> ir.Model:
     if not proto.HasField("graph") or not proto.graph.output or not proto.opset_import:
         raise ModelError(f"{path}: not an ONNX model: it has no graph with outputs and an opset")
     onnxfile.check(proto, path)
+    _check_maps(proto.graph)
     proto = _modern(proto, path)
     if proto.graph.sparse_initializer:
         name = proto.graph.sparse_initializer[0].values.name
@@ -146,13 +146,12 @@ def _check_inference(graph: ir.Graph) -> None:
             raise ModelError(f"Dropout '{name}' is in training mode: export the model again after model.eval()")
 
 
-def _check_maps(graph: ir.Graph) -> None:
+def _check_maps(graph: onnx.GraphProto) -> None:
     """skl2onnx ends classifiers in dictionaries, by default. Raises ModelError."""
-    for node in graph:
+    for node in graph.node:
         if node.op_type == "ZipMap":
-            raise ModelError(
-                f"ZipMap '{cir.origin(node)}' gives dictionaries, which bundles do not have: export with zipmap=False"
-            )
+            name = node.name or node.output[0]
+            raise ModelError(f"ZipMap '{name}' gives dictionaries, which bundles do not have: export with zipmap=False")
 
 
 def _fix_inputs(model: ir.Model, dims: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> None:

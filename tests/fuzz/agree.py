@@ -1,4 +1,4 @@
-"""What must hold of a model of tests/fuzz/recipes.py: the bundle computes what onnxruntime computes of the untouched file."""
+"""What must hold of a model of tests/fuzz/recipes.py: its bundle gives what onnxruntime gives for the file itself."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ class Outcome:
         return self.status not in ("agrees", "refused", "redrawn")
 
 
-class Hang(Exception):
+class HangError(Exception):
     """Something took longer than it may."""
 
 
 @contextmanager
 def limited(seconds: int) -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Hang(f"more than {seconds} s")
+        raise HangError(f"more than {seconds} s")
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.alarm(seconds)
@@ -93,7 +93,7 @@ def _outcome(path: Path, folder: Path, place: Place, samples: Any, wanted: Any, 
             building.build(path, folder / "bundle", options)
             pipeline = Pipeline(Bundle.open(folder / "bundle"))
             got = [pipeline.run(sample) for sample in samples]
-    except Hang as error:
+    except HangError as error:
         return Outcome("hang", f"{place}: {error}")
     except CompilerError as error:
         clean = error.exit_code == 2 and "\n" not in str(error)
@@ -139,8 +139,8 @@ def _difference(got: Array, want: Array) -> str:
 def _rounded_agree(
     path: Path, options: building.Options, samples: Any, got: Any, wanted: Any, jumps: set[str]
 ) -> Outcome:
-    """Of outputs in float in front of which nothing jumps: as near as rounding alone would be, or good enough. Of all: the
-    type; and the shape, where nothing jumps."""
+    """Floats in front of which nothing jumps are as near as rounding alone would be, or good enough. All have the right
+    type, and the right shape where nothing jumps."""
     judged = []
     for ours, theirs in zip(got, wanted, strict=True):
         for name, want in theirs.items():

@@ -1,9 +1,9 @@
 """Random valid models, grown node by node: each node runs on onnxruntime by itself as soon as it is drawn.
 
 What onnxruntime refuses is thrown away, so that recipes (tests/fuzz/recipes.py) may draw attributes and operands freely
-and need not know shapes of results. Every tensor is computed twice, the second time from values that are nudged by about
-a float's rounding: where that changes an integer, a shape, or much of a float, the node is thrown away as well. Two
-correct implementations therefore agree on every model.
+and need not know shapes of results. Every tensor is computed twice, the second time from values that are nudged by
+about a float's rounding: where that changes an integer, a shape, or much of a float, the node is thrown away as well.
+Two correct implementations therefore agree on every model.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Tensor:
         return self.arrays[0].shape
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """A node that onnxruntime does not take, or whose results do not serve."""
 
 
@@ -84,10 +84,10 @@ class Graph:
         return self.random.random() < share
 
     def pick(self, wanted: Callable[[Tensor], bool] = lambda tensor: True) -> str:
-        """The name of a tensor, rather one of the last. Raises Refused where none is as wanted."""
+        """The name of a tensor, rather one of the last. Raises RefusedError where none is as wanted."""
         names = [name for name, tensor in self.open.items() if tensor.is_tensor and wanted(tensor)]
         if not names:
-            raise Refused("no operand")
+            raise RefusedError("no operand")
         return self.random.choice(names[-4:] if self.chance(0.6) else names)
 
     def of_kind(self, kinds: str, rank: int | None = None, least: int = 0) -> str:
@@ -123,7 +123,7 @@ class Graph:
     def add(
         self, op_type: str, inputs: Sequence[str], outputs: int = 1, domain: str = "", **attributes: Any
     ) -> list[str]:
-        """A node, if onnxruntime takes it. Raises Refused."""
+        """A node, if onnxruntime takes it. Raises RefusedError."""
         names = [f"{self.prefix}t{len(self.open)}_{i}" for i in range(outputs)]
         name = f"{op_type}_{names[0]}" if self.chance(0.9) else ""
         attributes = {key: value for key, value in attributes.items() if value is not None}
@@ -149,11 +149,11 @@ class Graph:
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
         try:
             session = open_session(model.SerializeToString())
-            found = {name: value for name, value in zip(names, session.get_outputs(), strict=True)}
+            found = dict(zip(names, session.get_outputs(), strict=True))
             rows = [_feed(session, operands, held, i, False, names) for i in range(SAMPLES)]
             nudged = [_feed(session, operands, held, i, True, names) for i in range(SAMPLES)]
         except Exception as error:
-            raise Refused(str(error)) from error
+            raise RefusedError(str(error)) from error
         jumps = any(tensor.jumps for tensor in operands.values()) or any(
             inner.op_type in JUMPS for inner in all_nodes(node, self.functions)
         )
@@ -197,32 +197,32 @@ def _feed(
 
 
 def _check(arrays: list[Array], nudged: list[Array]) -> None:
-    """Raises Refused for results that are too large, not finite, or that a nudge changes."""
+    """Raises RefusedError for results that are too large, not finite, or that a nudge changes."""
     for array, moved in zip(arrays, nudged, strict=True):
         if isinstance(array, list):
             if len(array) != len(moved):
-                raise Refused("jumps")
+                raise RefusedError("jumps")
             _check(array, moved)
         elif array is None or moved is None:
             if array is not moved:
-                raise Refused("jumps")
+                raise RefusedError("jumps")
         else:
             _check_array(np.asarray(array), np.asarray(moved))
 
 
 def _check_array(array: np.ndarray, moved: np.ndarray) -> None:
     if array.shape != moved.shape or array.size > LARGEST or array.dtype.kind not in "fiub":
-        raise Refused("size, or jumps")
+        raise RefusedError("size, or jumps")
     if array.dtype.kind != "f":
         if not np.array_equal(array, moved):
-            raise Refused("jumps")
+            raise RefusedError("jumps")
         return
     if not array.size:
         return
     if not np.isfinite(array).all() or not np.isfinite(moved).all() or np.abs(array).max() > BOUND:
-        raise Refused("large")
+        raise RefusedError("large")
     if np.abs(array - moved).max() > STABLE[array.dtype.char] * max(np.abs(array).max(), 1e-3):
-        raise Refused("unstable")
+        raise RefusedError("unstable")
 
 
 def _type(value: ort.NodeArg, arrays: list[Array]) -> onnx.TypeProto:
@@ -241,7 +241,7 @@ def _type(value: ort.NodeArg, arrays: list[Array]) -> onnx.TypeProto:
         return helper.make_sequence_type_proto(inner)
     if name.startswith("optional(tensor"):
         return helper.make_optional_type_proto(inner)
-    raise Refused(name)
+    raise RefusedError(name)
 
 
 _ELEMENTS = {

@@ -1,5 +1,7 @@
-"""What random models (tests/fuzz/growth.py) are made of. A recipe adds a node, with the operands and attributes that its
-operator has in the model's opset, or raises Refused.
+"""What random models (tests/fuzz/growth.py) are made of.
+
+A recipe adds a node, with the operands and attributes that its operator has in the model's opset, or raises
+RefusedError.
 """
 
 from __future__ import annotations
@@ -12,14 +14,14 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from tests.fuzz.growth import SAMPLES, Graph, Refused, Tensor, free_names
+from tests.fuzz.growth import SAMPLES, Graph, RefusedError, Tensor, free_names
 
 Recipe = Callable[[Graph], object]
 
 # Operators by the opset that brought them.
 UNARY = {
-    7: "Abs Neg Exp Sqrt Log Reciprocal Floor Ceil Sigmoid Tanh Relu Elu Selu Softplus Softsign HardSigmoid LeakyRelu Sin Cos "
-    "Tan Atan Asin Identity",
+    7: "Abs Neg Exp Sqrt Log Reciprocal Floor Ceil Sigmoid Tanh Relu Elu Selu Softplus Softsign HardSigmoid LeakyRelu "
+    "Sin Cos Tan Atan Asin Identity",
     9: "Sinh Cosh Asinh Atanh Sign Erf Shrink IsNaN",
     10: "ThresholdedRelu IsInf",
     11: "Round",
@@ -120,10 +122,7 @@ def negate(g: Graph) -> None:
 def where(g: Graph) -> None:
     x = g.pick()
     shape = g.open[x].shape
-    if g.chance(0.5):
-        condition = g.constant(g.rng.integers(0, 2, shape), bool)
-    else:
-        condition = g.of_kind("b")
+    condition = g.constant(g.rng.integers(0, 2, shape), bool) if g.chance(0.5) else g.of_kind("b")
     g.add("Where", [condition, x, _partner(g, x)])
 
 
@@ -286,7 +285,7 @@ def split(g: Graph) -> None:
     axis = g.random.randrange(len(shape))
     size = shape[axis]
     if size < 2:
-        raise Refused("small")
+        raise RefusedError("small")
     first = g.random.randint(0 if g.chance(0.1) else 1, size - 1)
     uneven = [first, size - first]
     if g.chance(0.5) and (size % 2 == 0 or g.opset >= 18):
@@ -675,7 +674,7 @@ def sequence(g: Graph) -> None:
 def from_sequence(g: Graph) -> None:
     names = [n for n, t in g.open.items() if isinstance(t.arrays[0], list) and t.arrays[0]]
     if not names:
-        raise Refused("no sequence")
+        raise RefusedError("no sequence")
     name = g.random.choice(names)
     kind = g.random.choice(["At", "At", "Length", "Insert", "Erase", "Concat", "Map"])
     at = g.constant(g.random.choice([0, -1]), np.int64)
@@ -722,7 +721,7 @@ def _grow(g: Graph, steps: int) -> None:
             try:
                 draw(g)(g)
                 break
-            except Refused:
+            except RefusedError:
                 continue
 
 
@@ -812,7 +811,7 @@ def scan(g: Graph) -> None:
     x = g.of_kind("f", least=2)
     tensor = g.open[x]
     if not tensor.shape[0] or g.opset < 9:
-        raise Refused("nothing to scan")
+        raise RefusedError("nothing to scan")
     body = g.inner(f"{g.prefix}scan{len(g.open)}_")
     state, row = f"{body.prefix}state", f"{body.prefix}row"
     start = g.constant(g.rng.standard_normal(tensor.shape[1:]), tensor.dtype)
@@ -832,7 +831,7 @@ def scan(g: Graph) -> None:
 def function(g: Graph) -> None:
     """A function of the model around a few nodes; what they read becomes its inputs."""
     if g.depth or g.opset < 8:
-        raise Refused("functions stand in models")
+        raise RefusedError("functions stand in models")
     body = g.inner(f"f{len(g.functions)}_{len(g.open)}_")
     x = g.of_kind("f")
     body.add(g.random.choice(["Tanh", "Neg"]), [x])
@@ -848,7 +847,7 @@ def function(g: Graph) -> None:
     g.functions.append(helper.make_function("local", name, reads, [out], nodes, imports))
     try:
         g.add(name, reads, domain="local")
-    except Refused:
+    except RefusedError:
         g.functions.pop()
         raise
 
