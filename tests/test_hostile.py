@@ -246,7 +246,7 @@ def png(width: int, height: int) -> bytes:
     ("name", "content", "message"),
     [
         ("a.png", png(13000, 13000), "13000 x 13000 pixels"),
-        ("a.png", png(2**31 - 1, 2**31 - 1), "not an image"),
+        ("a.png", png(2**31 - 1, 2**31 - 1), "more than 64,000,000 pixels"),
         ("a.png", png(0, 0), "not an image"),
         ("a.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n", "not an image"),
         ("a.webp", b"RIFF\xff\xff\xff\x7fWEBPVP8 " + b"\xff" * 100, "not an image"),
