@@ -19,11 +19,11 @@ from gguf import GGUFReader, dequantize
 from onnx import TensorProto, helper
 from PIL import Image
 
-from compiler import importer, onnxfile
+from compiler import importer, language, legality, onnxfile
 from compiler.errors import CalibrationError, ModelError
-from compiler.frontends import gguf, open_source, tokenizer
+from compiler.frontends import architecture, gguf, huggingface, open_source, tokenizer
 from compiler.quantize import samples
-from compiler.runtime import Bundle, RuntimeBundleError, arrays
+from compiler.runtime import Bundle, RuntimeBundleError, arrays, bundle, child, confined
 from tests.conftest import Cli
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "language.gguf"
@@ -246,7 +246,7 @@ def png(width: int, height: int) -> bytes:
     ("name", "content", "message"),
     [
         ("a.png", png(13000, 13000), "13000 x 13000 pixels"),
-        ("a.png", png(2**31 - 1, 2**31 - 1), "not an image"),
+        ("a.png", png(2**31 - 1, 2**31 - 1), "more than 64,000,000 pixels"),
         ("a.png", png(0, 0), "not an image"),
         ("a.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n", "not an image"),
         ("a.webp", b"RIFF\xff\xff\xff\x7fWEBPVP8 " + b"\xff" * 100, "not an image"),
@@ -523,15 +523,39 @@ def test_hostile_manifests(place: tuple[str | int, ...], value: object, message:
     assert "\n" not in str(caught.value)
 
 
-def test_a_language_model_needs_its_logits_and_tokens(small_bundle: Path, tmp_path: Path) -> None:
-    from compiler.runtime.bundle import _broken_language
-
-    language: dict[str, Any] = {"slots": 2, "programs": {}, "tokenizer": {"begin": None, "ends": [7]}}
+def test_a_language_model_needs_its_logits_and_tokens() -> None:
+    settings: dict[str, Any] = {"slots": 2, "programs": {}, "tokenizer": {"begin": None, "ends": [7]}}
     manifest: dict[str, Any] = {"outputs": [{"shape": None}]}
-    assert "no program" in str(_broken_language(manifest, language))
-    language["slots"] = 1
-    assert "logits" in str(_broken_language(manifest, language))
+    assert "no program" in str(bundle._broken_language(manifest, settings))
+    settings["slots"] = 1
+    assert "logits" in str(bundle._broken_language(manifest, settings))
     manifest["outputs"][0]["shape"] = [1, 1, 7]
-    assert "token 7 is none of 7" in str(_broken_language(manifest, language))
+    assert "token 7 is none of 7" in str(bundle._broken_language(manifest, settings))
     manifest["outputs"][0]["shape"] = [1, 1, 8]
-    assert _broken_language(manifest, language) is None
+    assert bundle._broken_language(manifest, settings) is None
+
+
+def test_documented_limits() -> None:
+    found = (Path(__file__).parent.parent / "docs" / "security.md").read_text()
+    limits = {
+        f"{onnxfile.MOST_NODES:,} nodes and {onnxfile.MOST_NODE_BYTES >> 30} GiB",
+        f"subgraphs {onnxfile.MOST_DEPTH} deep",
+        f"{gguf.MOST_FIELDS:,} fields",
+        f"{gguf.MOST_STRINGS:,} strings or {gguf.LARGEST_ARRAY:,} numbers",
+        f"{tokenizer.LONGEST_PIECE} characters, {tokenizer.MOST_CHARACTERS:,} in all",
+        f"{architecture.MOST_LAYERS} layers; other sizes of {architecture.LARGEST_SIZE:,}",
+        f"{huggingface.LARGEST_TEXT >> 20} MiB of config.json",
+        f"{huggingface.LARGEST_HEADER >> 20} MiB of a safetensors header",
+        f"{confined.MOST_DEFINITION >> 20} MiB of tokenizer.json",
+        f"{language.LARGEST_TEXT >> 20} MiB of text to calibrate on",
+        f"{confined.TOKENIZER_SECONDS:g} seconds, {confined.TOKENIZER_BYTES >> 30} GiB, "
+        f"{child.MOST_TOKENS_PER_BYTE} tokens for a byte",
+        f"{confined.TEMPLATE_SECONDS:g} seconds, {confined.TEMPLATE_BYTES >> 20} MiB, "
+        f"{confined.MOST_ANSWER >> 20} MiB of text",
+        f"{arrays.LARGEST >> 30} GiB of arrays",
+        f"images of {samples.MOST_PIXELS:,} pixels",
+        f"| TFLite | {legality.LARGEST >> 30} GiB |",
+        f"| manifests | {bundle.MANIFEST_BYTES >> 20} MiB; 64 dimensions of {2**31 - 1:,}; "
+        f"inputs of {bundle.INPUT_BYTES >> 30} GiB |",
+    }
+    assert not [limit for limit in limits if limit not in found]

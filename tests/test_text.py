@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from compiler.errors import ModelError
 from compiler.frontends import gguf
-from compiler.runtime import confined
+from compiler.runtime import child, confined
 from compiler.runtime.bundle import Bundle, RuntimeBundleError
 from compiler.runtime.confined import Confined, ConfinedError
 from compiler.runtime.text import Text, TextError
@@ -219,3 +219,9 @@ def test_a_tokenizer_with_more_tokens_than_the_model(tmp_path: Path) -> None:
     small = replace(source, architecture=replace(source.architecture, vocabulary=300))
     with pytest.raises(ModelError, match="the model knows 300"):
         language.encode(small, "The following statement")
+
+
+def test_old_sandboxes_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "OLDEST_JINJA", (99,))
+    with pytest.raises(ImportError, match="leaks"):
+        child.render("{{ 1 }}", {})

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from compiler.errors import CompilerError, ModelError, first_line
-from compiler.frontends.architecture import Architecture, Source, Weight, check_sizes
+from compiler.frontends.architecture import Architecture, Source, Tokenizer, Weight, check_sizes
 from compiler.frontends.tokenizer import from_gguf
 
 # Architectures, and whether their rotary embedding turns neighbours.
@@ -50,7 +50,7 @@ def read(path: Path) -> Source:
     except Exception as error:
         raise ModelError(f"{path}: not a GGUF file, or a truncated one ({first_line(error)})") from error
     try:
-        return Source(_architecture(path, fields), weights, from_gguf(fields))
+        return Source(_architecture(path, fields), weights, _tokenizer(path, fields))
     except CompilerError:
         raise
     except KeyError as error:
@@ -132,6 +132,13 @@ def _metadata(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, _Entry]]:
         raise ValueError(f"alignment {alignment!r} is no power of two")
     start = -(-cursor.at // alignment) * alignment
     return fields, {name: (dims, kind, start + offset) for name, (dims, kind, offset) in entries.items()}
+
+
+def _tokenizer(path: Path, fields: Mapping[str, Any]) -> Tokenizer:
+    try:
+        return from_gguf(fields)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
 
 
 def _architecture(path: Path, fields: Mapping[str, Any]) -> Architecture:

@@ -40,6 +40,12 @@ def from_gguf(fields: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer in the metadata of a GGUF file. Raises ModelError for kinds that are not supported."""
     tokens, kind = list(fields["tokenizer.ggml.tokens"]), fields["tokenizer.ggml.model"]
     types = list(fields.get("tokenizer.ggml.token_type", [1] * len(tokens)))
+    unknown = fields.get("tokenizer.ggml.unknown_token_id", 0)
+    if len(types) != len(tokens) or not 0 <= unknown < len(tokens):
+        raise ModelError(
+            f"its tokenizer has {len(tokens)} tokens, {len(types)} types of tokens, and {unknown} as unknown: "
+            "convert the model again"
+        )
     if kind == "gpt2":
         library = _byte_level(fields, tokens)
     elif kind == "llama":

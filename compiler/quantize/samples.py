@@ -182,6 +182,8 @@ def _pixels(path: Path, tall: int, wide: int, channels: int) -> np.ndarray:
             image = file.convert("L" if channels == 1 else "RGB").resize((wide, tall), Image.Resampling.BILINEAR)
     except CalibrationError:
         raise
+    except Image.DecompressionBombError as error:
+        raise CalibrationError(f"{path}: more than {MOST_PIXELS:,} pixels are not read: make it smaller") from error
     except Exception as error:  # decoders fail in too many ways to list
         raise CalibrationError(f"{path}: not an image that can be read ({first_line(error)})") from error
     return np.asarray(image, np.float32).reshape(tall, wide, channels) / np.float32(255)

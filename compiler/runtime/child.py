@@ -46,6 +46,7 @@ def try_tokenizer(definition: str) -> None:
     if len(tokens) > MOST_TOKENS_PER_BYTE * len(TRIAL.encode()):
         raise ValueError(f"it makes {len(tokens)} tokens of {len(TRIAL.encode())} bytes")
     tokenizer.decode(tokens)
+    tokenizer.decode_batch([[token] for token in tokenizer.get_vocab().values()])
 
 
 class RefusalError(Exception):
@@ -58,12 +59,17 @@ def render(source: str, values: dict[str, Any]) -> str:
 
 
 _TEMPLATES: dict[str, Any] = {}
+# Templates run code of theirs in the sandboxes of older ones: CVE-2025-27516, CVE-2024-56326.
+OLDEST_JINJA = (3, 1, 6)
 
 
 def _template(source: str) -> Any:
     if source not in _TEMPLATES:
         import jinja2.sandbox
 
+        if _version("jinja2") < OLDEST_JINJA:
+            wanted = ".".join(map(str, OLDEST_JINJA))
+            raise ImportError(f"the sandbox of this jinja2 leaks: pip install 'jinja2>={wanted}'")
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
@@ -72,6 +78,12 @@ def _template(source: str) -> Any:
         environment.filters["tojson"] = _tojson
         _TEMPLATES[source] = environment.from_string(source)
     return _TEMPLATES[source]
+
+
+def _version(package: str) -> tuple[int, ...]:
+    from importlib.metadata import version
+
+    return tuple(int(part) for part in version(package).split(".")[:3] if part.isdecimal())
 
 
 def _refuse(message: Any) -> None:

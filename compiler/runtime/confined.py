@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +74,24 @@ def _check_size(size: int) -> None:
 
 def encode(tokenizer: Any, text: str, add_special_tokens: bool = True) -> list[int]:
     """The tokens of a text. Raises ConfinedError where the library has none for it."""
-    try:
+    with _panics():
         # Unlike `encode`, this lets other threads run meanwhile.
         (encoding,) = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return list(encoding.ids)
+
+
+def decode(tokenizer: Any, tokens: Sequence[int]) -> str:
+    """The text of tokens, without control tokens. Raises ConfinedError where the library has none for them."""
+    with _panics():
+        return str(tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+
+@contextlib.contextmanager
+def _panics() -> Iterator[None]:
+    try:
+        yield
     except BaseException as error:
-        # A panic of the Rust library is no Exception; as text that it cannot take it is none of ours either.
+        # A panic of the Rust library is no Exception; here it means a text that it cannot take.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise ConfinedError(first_line(error)) from error

@@ -45,7 +45,11 @@ class Text:
         return self._begun(self._encode(self._tokenizer, text))
 
     def decode(self, tokens: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
+        """The text of tokens, without control tokens. Raises TextError."""
+        try:
+            return confined.decode(self._tokenizer, tokens)
+        except ConfinedError as error:
+            raise TextError(f"the tokenizer has no text for the tokens: {error}") from error
 
     def stream(self, tokens: Iterable[int], stops: Sequence[str] = ()) -> Iterator[str]:
         """The text of tokens as soon as it is settled; ends in front of the first of `stops`."""
