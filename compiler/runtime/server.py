@@ -104,7 +104,6 @@ class Web:
         key = self.key
         if key is not None and not (key.isascii() and key.isprintable() and key.split() == [key]):
             raise ValueError("the API key must be printable ASCII without spaces, and not empty")
-
         self.reading = Reading(self.limits.waiting)
 
     def app(self, routes: Sequence[Route], close: Callable[[], None]) -> Starlette:
