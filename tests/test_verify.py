@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 
 from compiler import build as building
 from compiler import verdict
-from compiler.difference import Difference
+from compiler.difference import Channels, Difference
 from compiler.verify import Values
 from tests.conftest import Cli, save
 
@@ -106,6 +106,23 @@ def test_lost_detections_are_a_finding() -> None:
     assert "AP@50 0.52, recall 0.50" in found["finding"]
 
 
+def test_detections_that_cannot_be_compared_are_a_finding() -> None:
+    boxes = {"outputs": ["y"], "float": 2, "bundle": 2, "recall": None, "ap50": None}
+    (found,) = verdict.findings({"outputs": {"y": entry()}, "detections": boxes})
+    assert found["kind"] == "unsure" and "finds 2" in found["finding"]
+
+
+@pytest.mark.parametrize(("ratio", "count"), [(1.05, 0), (2.8, 1)])
+def test_a_language_model_far_from_its_float_model(ratio: float, count: int) -> None:
+    figures = {"ratio": ratio, "bundle": 23.0 * ratio, "float": 23.0}
+    manifest = {
+        "quality": {"perplexity": figures},
+        "prediction": {"place": "tpu"},
+        "outputs": [{"name": "logits"}],
+    }
+    assert len(verdict.of_language(manifest)) == count
+
+
 @pytest.mark.parametrize(
     ("few", "many", "counted"),
     [(2, 64, {"slice": "[:, 0:4]", "bundle": 2, "float": 256}), (64, 64, None)],
@@ -114,7 +131,7 @@ def test_few_values_are_counted(few: int, many: int, counted: dict[str, Any] | N
     """4 channels of 64 values each, of which the bundle has `few` different ones in all."""
     want = np.arange(4 * many, dtype=np.float32).reshape(1, 4, many)
     got = want % few
-    difference, values = Difference(1), Values()
+    difference, values = Difference(Channels(1)), Values()
     difference.add(got, want)
     values.add(got, want)
     assert values.report(difference).get("distinct") == counted
