@@ -63,24 +63,34 @@ def _bad_boxes(found: Mapping[str, Any]) -> list[str]:
 
 
 def _bad(entry: Mapping[str, Any]) -> list[str]:
-    reasons = []
-    top, text, mask = (entry.get(key) for key in ("top1_agreement", "text", "mask_iou"))
-    if top is not None and top < LEAST_AGREEMENT:
-        reasons.append(f"the same class in {top:.0%} only")
-    if text is not None and text["equal"] < LEAST_AGREEMENT * text["lines"]:
-        reasons.append(text_text(text))
-    if mask is not None and mask < LEAST_AGREEMENT:
-        reasons.append(mask_text(mask))
+    good, reasons = _read_off(entry)
+    figures = []
     if hardly_varies(entry):
         if entry["plain_sqnr_db"] < LEAST_DB:
-            reasons.append(f"{entry['plain_sqnr_db']:.1f} dB")
+            figures.append(f"{entry['plain_sqnr_db']:.1f} dB")
     elif entry["sqnr_db"] < LEAST_DB:
-        reasons.append(f"{entry['sqnr_db']:.1f} dB{part(entry)}")
+        figures.append(f"{entry['sqnr_db']:.1f} dB{part(entry)}")
     if entry["cosine"] < LEAST_COSINE:
-        reasons.append(f"cosine {entry['cosine']:.4f}")
+        figures.append(f"cosine {entry['cosine']:.4f}")
+    reasons += figures
     if reasons and "distinct" in entry:
         reasons.append(distinct_text(entry["distinct"]))
-    return reasons
+    # What is read off may still be right; on other samples it need not be.
+    return [*reasons, *(f"though {text}" for text in good)] if reasons else []
+
+
+def _read_off(entry: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """(what is read off an output and agrees, what does not)."""
+    good: list[str] = []
+    bad: list[str] = []
+    top, text, mask = (entry.get(key) for key in ("top1_agreement", "text", "mask_iou"))
+    if top is not None:
+        (good if top >= LEAST_AGREEMENT else bad).append(classes_text(top))
+    if text is not None:
+        (good if text["equal"] >= LEAST_AGREEMENT * text["lines"] else bad).append(text_text(text))
+    if mask is not None:
+        (good if mask >= LEAST_AGREEMENT else bad).append(mask_text(mask))
+    return good, bad
 
 
 def _unsure(entry: Mapping[str, Any]) -> str:
@@ -105,6 +115,10 @@ def detections_text(found: Mapping[str, Any]) -> str:
         f"detections AP@50 {found['ap50']:.2f}, recall {found['recall']:.2f}: {found['bundle']} boxes beside "
         f"{found['float']} of the float model"
     )
+
+
+def classes_text(found: float) -> str:
+    return f"the same class in {found:.0%}"
 
 
 def text_text(found: Mapping[str, Any]) -> str:

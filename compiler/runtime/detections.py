@@ -136,6 +136,8 @@ class Corners:
     def candidates(self, arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
         boxes = arrays[self.boxes].reshape(-1, 4).astype(np.float64)
         scores = arrays[self.scores].astype(np.float64)
+        if not len(boxes):
+            return boxes, np.zeros((0, 1))
         if self.labels is None:
             scores = scores.reshape(len(boxes), -1)
             return boxes, scores[:, 1:] if self.background else scores
