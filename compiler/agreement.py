@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler import ir as cir
+from compiler.difference import Channels
 from compiler.runtime import detections
 from compiler.runtime.detections import Detections, Head
 
@@ -111,19 +112,15 @@ class Boxes:
         self.truth.append(detections.detect(self.head, want))
 
     def report(self) -> dict[str, Any]:
-        """Empty where the float model finds too little to tell."""
+        """`recall` and `ap50` are null where the float model finds too little to tell."""
         total = sum(map(len, self.truth))
-        if total < LEAST_FOUND:
-            return {}
         shown = [one.above(detections.LEAST_SCORE) for one in self.found]
+        entry: dict[str, Any] = {"outputs": list(self.head.outputs), "float": total, "bundle": sum(map(len, shown))}
+        if total < LEAST_FOUND:
+            return entry | {"recall": None, "ap50": None}
         hits = sum(int(matches(one, true).sum()) for one, true in zip(shown, self.truth, strict=True))
-        return {
-            "outputs": list(self.head.outputs),
-            "float": total,
-            "bundle": sum(map(len, shown)),
-            "recall": round(hits / total, 4),
-            "ap50": round(average_precision(self.found, self.truth), 4),
-        }
+        precision = average_precision(self.found, self.truth)
+        return entry | {"recall": round(hits / total, 4), "ap50": round(precision, 4)}
 
 
 Reading = Classes | Text | Mask | Boxes
@@ -172,16 +169,17 @@ def _reading(name: str, shown: list[np.ndarray], scores: int | None, from_number
     return Classes(name, axis) if certain or named else None
 
 
-def channel_axes(read: Sequence[Reading]) -> dict[str, int]:
-    """The axis of channels of each output whose kind is known."""
-    found = {}
+def known_channels(read: Sequence[Reading]) -> dict[str, Channels]:
+    """The channels of each output whose kind is known."""
+    found: dict[str, Channels] = {}
     for reading in read:
         if isinstance(reading, Boxes):
-            found |= dict.fromkeys(reading.head.outputs, reading.head.axis)
+            channels = Channels(reading.head.axis, reading.head.splits)
+            found |= dict.fromkeys(reading.head.outputs, channels)
         elif isinstance(reading, Text):
-            found[reading.output] = -1
+            found[reading.output] = Channels(-1)
         elif isinstance(reading, Classes):
-            found[reading.output] = reading.axis
+            found[reading.output] = Channels(reading.axis)
     return found
 
 

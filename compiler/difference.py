@@ -60,13 +60,14 @@ class _Axis:
     energy: np.ndarray
     noise: np.ndarray
     peak: np.ndarray
+    low: np.ndarray
 
     @classmethod
     def of(cls, axis: int, want: np.ndarray, valid: np.ndarray) -> _Axis:
         others = tuple(i for i in range(want.ndim) if i != axis)
         count = valid.sum(axis=others)
         shift = want.sum(axis=others) / np.maximum(count, 1)
-        return cls(axis, shift, *(np.zeros(want.shape[axis]) for _ in range(6)))
+        return cls(axis, shift, *(np.zeros(want.shape[axis]) for _ in range(7)))
 
     def add(self, got: np.ndarray, want: np.ndarray, valid: np.ndarray) -> None:
         others = tuple(i for i in range(want.ndim) if i != self.axis)
@@ -78,6 +79,7 @@ class _Axis:
         self.energy += (want**2).sum(axis=others)
         self.noise += ((got - want) ** 2).sum(axis=others)
         self.peak = np.maximum(self.peak, np.abs(want).max(axis=others, initial=0))
+        self.low = np.minimum(self.low, want.min(axis=others, initial=0))
 
     @property
     def variation(self) -> np.ndarray:
@@ -100,16 +102,23 @@ class _Axis:
         return 1 - (within / (count - size)) / ((within + between) / max(count - 1, 1))
 
 
+@dataclass(frozen=True)
+class Channels:
+    """What is known of a tensor's channels: their axis, and at which of them parts of another kind begin."""
+
+    axis: int
+    splits: tuple[int, ...] = ()
+
+
 class Difference:
     """Accumulates the difference between a tensor and its float reference over samples.
 
-    `axis` is that of the channels where it is known; else it is the axis whose means explain most.
+    Where nothing is `known` of its channels, they are along the axis whose means explain most, and parts go by size.
     """
 
-    def __init__(self, axis: int | None = None) -> None:
-        self.axis = axis
+    def __init__(self, known: Channels | None = None) -> None:
+        self.known = known
         self.signal = self.noise = self.product = self.energy = self.largest = 0.0
-        self.low, self.high = math.inf, -math.inf
         self._axes: list[_Axis] | None = None
 
     def add(self, got: np.ndarray, want: np.ndarray) -> None:
@@ -132,13 +141,11 @@ class Difference:
         self.product += float((got * want).sum())
         self.energy += float((got**2).sum())
         self.largest = max(self.largest, float(np.abs(error).max(initial=0)))
-        self.low = min(self.low, float(want.min(initial=math.inf)))
-        self.high = max(self.high, float(want.max(initial=-math.inf)))
         self._add_axes(got, want, ~alike)
 
     def _add_axes(self, got: np.ndarray, want: np.ndarray, valid: np.ndarray) -> None:
         if self._axes is None:
-            axes = channel_axes(want.shape) if self.axis is None else (self.axis % want.ndim,)
+            axes = channel_axes(want.shape) if self.known is None else (self.known.axis % want.ndim,)
             self._axes = [_Axis.of(axis, want, valid) for axis in axes]
         # An axis whose size depends on data has no channels.
         self._axes = [a for a in self._axes if _fits(a, want)]
@@ -177,17 +184,14 @@ class Difference:
         return round(self.product / norm, 6) if norm else float(self.signal == self.energy)
 
     def parts(self) -> tuple[int, list[np.ndarray]] | None:
-        """(axis of the channels, their indices in parts of similar magnitude); None for a tensor without channels.
-
-        Values that all lie in [0, 1] have one unit, however rare some of them are: they are one part.
-        """
+        """(axis of the channels, their indices by parts); None for a tensor without channels."""
         channels = self._channels
         if channels is None:
             return None
-        every = np.arange(len(channels.peak))
-        if self.low >= 0 and self.high <= 1 + 1e-6:
-            return channels.axis, [every]
-        return channels.axis, parts_by_size(channels.peak)
+        if self.known is not None and self.known.splits:
+            return channels.axis, np.split(np.arange(len(channels.peak)), self.known.splits)
+        shares = (channels.low >= 0) & (channels.peak <= 1 + 1e-6)
+        return channels.axis, parts_by_size(channels.peak, shares)
 
     def _parts(self) -> list[tuple[float, np.ndarray]]:
         """(SQNR, channels) of the parts that vary."""
@@ -269,11 +273,12 @@ def channel_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (1, last)
 
 
-def parts_by_size(peaks: np.ndarray) -> list[np.ndarray]:
+def parts_by_size(peaks: np.ndarray, shares: np.ndarray) -> list[np.ndarray]:
     """Indices of channels [K], in parts whose largest magnitudes are more than APART times apart, largest first.
 
     Channels that are always zero go with the smallest. A part of small values that has less than LEAST_PART of the
-    channels joins the next larger one.
+    channels joins the next larger one. So do channels that lie in [0, 1], as `shares` says [K], where those of the next
+    larger part do: they have one unit, however rare what they tell is.
     """
     order = np.argsort(-peaks, kind="stable")
     alive = order[peaks[order] > 0]
@@ -284,7 +289,8 @@ def parts_by_size(peaks: np.ndarray) -> list[np.ndarray]:
     found[-1] = np.concatenate([found[-1], order[peaks[order] == 0]])
     parts = [found[0]]
     for part in found[1:]:
-        if len(part) < LEAST_PART * len(peaks):
+        one_unit = shares[part].all() and shares[parts[-1]].all()
+        if one_unit or len(part) < LEAST_PART * len(peaks):
             parts[-1] = np.concatenate([parts[-1], part])
         else:
             parts.append(part)

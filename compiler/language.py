@@ -23,7 +23,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler import build as building
-from compiler import bundle, html
+from compiler import bundle, html, verdict
 from compiler import ir as cir
 from compiler.errors import CalibrationError, ModelError, OptionError
 from compiler.frontends import Source, decoder, open_source
@@ -110,6 +110,8 @@ def build(
             manifest["quality"] |= verify(
                 LanguageModel(bundle.load(folder), stream=False), source, rows[-HELD_OUT:], report
             )
+            if warnings := verdict.of_language(manifest):
+                manifest["quality"]["warnings"] = warnings
             bundle.write_manifest(folder, manifest)
             (folder / "report.html").write_text(html.page(manifest), encoding="utf-8")
     return manifest

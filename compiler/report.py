@@ -214,13 +214,13 @@ def show_quality(console: Console, quality: Mapping[str, Any]) -> None:
 def _outputs(outputs: Mapping[str, Any]) -> Table:
     """A line for each output."""
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
-    table.add_column("output", no_wrap=True, overflow="ellipsis", min_width=8)
+    table.add_column("output", no_wrap=True)
     for name in ("SQNR dB", "varies", "worst part", "dB", "plain dB", "cosine", "max error"):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", no_wrap=name != "worst part")
     for name, entry in outputs.items():
         worst = entry.get("worst")
         table.add_row(
-            escape(short(name)),
+            escape(short(name, 16)),
             figure(entry["sqnr_db"]),
             f"{entry['variation']:.1%}",
             "" if worst is None else escape(worst["slice"]),
@@ -241,7 +241,7 @@ def _readings(quality: Mapping[str, Any]) -> list[str]:
     for name, entry in quality.get("outputs", {}).items():
         texts = []
         if "top1_agreement" in entry:
-            texts.append(f"the same class in {entry['top1_agreement']:.0%}")
+            texts.append(verdict.classes_text(entry["top1_agreement"]))
         if "text" in entry:
             texts.append(verdict.text_text(entry["text"]))
         if "mask_iou" in entry:

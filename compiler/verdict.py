@@ -15,6 +15,9 @@ FEW_SAMPLES = 32
 # An output that varies by less, as a share of its size, cannot be judged: a good int8 result is off by 1% of the size.
 LEAST_VARIATION = 0.03
 
+# A language model's perplexity beside the float model's.
+MOST_PERPLEXITY = 1.1
+
 Quality = Mapping[str, Any]
 
 
@@ -30,7 +33,21 @@ def findings(quality: Quality) -> list[dict[str, str]]:
             found.append({"kind": "bad", "output": name, "finding": "; ".join(reasons)})
         elif hardly_varies(entry):
             found.append({"kind": "unsure", "output": name, "finding": _unsure(entry)})
+        elif boxes is not None and name == boxes["outputs"][0] and boxes["ap50"] is None:
+            found.append({"kind": "unsure", "output": name, "finding": detections_text(boxes)})
     return found
+
+
+def of_language(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The warnings of a language model: one where its perplexity is far above the float model's."""
+    found = manifest["quality"]["perplexity"]
+    if found["ratio"] <= MOST_PERPLEXITY:
+        return []
+    finding = f"perplexity {found['bundle']:.4g} beside {found['float']:.4g} in float"
+    tries = "--with rotate_outputs --with second_row or --place auto"
+    advice = f"try {tries}" if manifest["prediction"]["place"] == "tpu" else "try --calibration with text of your kind"
+    where = {"output": manifest["outputs"][0]["name"], "segment": None, "node": None}
+    return [{"kind": "bad", "finding": finding, "advice": advice} | where]
 
 
 def hardly_varies(entry: Mapping[str, Any]) -> bool:
@@ -40,29 +57,40 @@ def hardly_varies(entry: Mapping[str, Any]) -> bool:
 
 
 def _bad_boxes(found: Mapping[str, Any]) -> list[str]:
-    good = min(found["ap50"], found["recall"]) >= LEAST_AGREEMENT
+    told = found["ap50"] is not None
+    good = not told or min(found["ap50"], found["recall"]) >= LEAST_AGREEMENT
     return [] if good else [detections_text(found)]
 
 
 def _bad(entry: Mapping[str, Any]) -> list[str]:
-    reasons = []
-    top, text, mask = (entry.get(key) for key in ("top1_agreement", "text", "mask_iou"))
-    if top is not None and top < LEAST_AGREEMENT:
-        reasons.append(f"the same class in {top:.0%} only")
-    if text is not None and text["equal"] < LEAST_AGREEMENT * text["lines"]:
-        reasons.append(text_text(text))
-    if mask is not None and mask < LEAST_AGREEMENT:
-        reasons.append(mask_text(mask))
+    good, reasons = _read_off(entry)
+    figures = []
     if hardly_varies(entry):
         if entry["plain_sqnr_db"] < LEAST_DB:
-            reasons.append(f"{entry['plain_sqnr_db']:.1f} dB")
+            figures.append(f"{entry['plain_sqnr_db']:.1f} dB")
     elif entry["sqnr_db"] < LEAST_DB:
-        reasons.append(f"{entry['sqnr_db']:.1f} dB{part(entry)}")
+        figures.append(f"{entry['sqnr_db']:.1f} dB{part(entry)}")
     if entry["cosine"] < LEAST_COSINE:
-        reasons.append(f"cosine {entry['cosine']:.4f}")
+        figures.append(f"cosine {entry['cosine']:.4f}")
+    reasons += figures
     if reasons and "distinct" in entry:
         reasons.append(distinct_text(entry["distinct"]))
-    return reasons
+    # What is read off may still be right; on other samples it need not be.
+    return [*reasons, *(f"though {text}" for text in good)] if reasons else []
+
+
+def _read_off(entry: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """(what is read off an output and agrees, what does not)."""
+    good: list[str] = []
+    bad: list[str] = []
+    top, text, mask = (entry.get(key) for key in ("top1_agreement", "text", "mask_iou"))
+    if top is not None:
+        (good if top >= LEAST_AGREEMENT else bad).append(classes_text(top))
+    if text is not None:
+        (good if text["equal"] >= LEAST_AGREEMENT * text["lines"] else bad).append(text_text(text))
+    if mask is not None:
+        (good if mask >= LEAST_AGREEMENT else bad).append(mask_text(mask))
+    return good, bad
 
 
 def _unsure(entry: Mapping[str, Any]) -> str:
@@ -81,10 +109,16 @@ def part(entry: Mapping[str, Any]) -> str:
 
 
 def detections_text(found: Mapping[str, Any]) -> str:
+    if found["ap50"] is None:
+        return f"detections cannot be compared: the float model finds {found['float']} in the held-out samples"
     return (
         f"detections AP@50 {found['ap50']:.2f}, recall {found['recall']:.2f}: {found['bundle']} boxes beside "
         f"{found['float']} of the float model"
     )
+
+
+def classes_text(found: float) -> str:
+    return f"the same class in {found:.0%}"
 
 
 def text_text(found: Mapping[str, Any]) -> str:
@@ -110,7 +144,7 @@ def advice(manifest: Mapping[str, Any], kind: str, node: str | None) -> str:
     if quality["calibration"] == "random":
         return "give real samples with --calibration: random ones say little"
     if kind == "unsure":
-        return "give samples with --calibration that differ more, at least 32"
+        return "give samples with --calibration that show more, at least 32"
     tries = [f"--pin '{node}=host'"] if node is not None else []
     if quality["calibration_samples"] < FEW_SAMPLES:
         tries.append(f"more samples than {quality['calibration_samples']}")

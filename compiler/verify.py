@@ -12,7 +12,7 @@ import numpy as np
 
 from compiler import files
 from compiler import ir as cir
-from compiler.agreement import Boxes, channel_axes, readings
+from compiler.agreement import Boxes, known_channels, readings
 from compiler.difference import Difference, slice_text
 from compiler.program import Program
 from compiler.quantize.calibrate import batches
@@ -100,7 +100,7 @@ class _Outputs:
 
     def __init__(self, held_out: HeldOut) -> None:
         self._read = readings(held_out.layers, held_out.expected, held_out.samples)
-        self._axes = channel_axes(self._read)
+        self._known = known_channels(self._read)
         self._differences: dict[str, Difference] = {}
         self._values: dict[str, Values] = defaultdict(Values)
         self._embeddings: dict[str, Embeddings] = defaultdict(Embeddings)
@@ -109,7 +109,7 @@ class _Outputs:
         for name, array in results.items():
             if isinstance(array, np.ndarray | np.generic) and array.dtype.kind == "f":
                 got, want = np.asarray(array), np.asarray(wanted[name])
-                self._differences.setdefault(name, Difference(self._axes.get(name))).add(got, want)
+                self._differences.setdefault(name, Difference(self._known.get(name))).add(got, want)
                 self._values[name].add(got, want)
                 mask = sample.get("attention_mask")
                 if mask is not None and got.ndim == 3 and mask.shape == got.shape[:2] == (1, mask.size):
@@ -125,10 +125,10 @@ class _Outputs:
             found["embeddings"] = {name: e.report() for name, e in self._embeddings.items()}
         for reading in self._read:
             figures = reading.report()
-            if not isinstance(reading, Boxes):
-                outputs[reading.output] |= figures
-            elif figures:
+            if isinstance(reading, Boxes):
                 found["detections"] = figures
+            else:
+                outputs[reading.output] |= figures
         return found
 
 

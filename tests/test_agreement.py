@@ -162,4 +162,4 @@ def test_a_detector_that_finds_nothing_is_not_judged() -> None:
     assert want.shape[2] == CELLS
     (reading,) = kinds([{"y": want}])
     reading.add({"y": want}, {"y": want}, PICTURE)
-    assert reading.report() == {}
+    assert reading.report() == {"outputs": ["y"], "float": 0, "bundle": 0, "recall": None, "ap50": None}

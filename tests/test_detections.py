@@ -87,6 +87,13 @@ def test_corners_with_scores() -> None:
     assert set(detect(head, labelled).classes) == {5}
 
 
+@pytest.mark.parametrize("head", [Corners("boxes", "scores"), Corners("boxes", "scores", "labels")])
+def test_nothing_is_found_where_there_is_nothing(head: Corners) -> None:
+    """As suppression inside a model gives it: no rows at all."""
+    arrays = {"boxes": np.zeros((0, 4)), "scores": np.zeros(0), "labels": np.zeros(0, np.int64)}
+    assert len(detect(head, arrays)) == 0
+
+
 @pytest.mark.parametrize(
     "outputs",
     [

@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from compiler.difference import PERFECT_DB, Difference, channel_axes, parts_by_size, slice_text
+from compiler.difference import PERFECT_DB, Channels, Difference, channel_axes, parts_by_size, slice_text
 
 
-def difference(pairs: list[tuple[object, object]], axis: int | None = None) -> Difference:
-    found = Difference(axis)
+def difference(pairs: list[tuple[object, object]], known: Channels | None = None) -> Difference:
+    found = Difference(known)
     for got, want in pairs:
         found.add(np.asarray(got, np.float32), np.asarray(want, np.float32))
     return found
@@ -93,7 +93,7 @@ def test_the_worst_channel_is_named_in_a_part_that_is_one() -> None:
     want = np.tile([8.0, -8.0], (1, 4, 8, 4))
     got = want.copy()
     got[0, 2] += 8  # as much as it varies: 0 dB
-    found = difference([(got, want)], axis=1)
+    found = difference([(got, want)], Channels(1))
     assert found.worst() == {"slice": "[:, 2]", "sqnr_db": 0.0}
     assert found.sqnr_db == round(10 * math.log10(4), 2)
 
@@ -155,7 +155,7 @@ def test_channels_are_where_means_differ(axis: int) -> None:
 
 def test_parts_are_more_than_four_times_apart() -> None:
     def parts(*peaks: float) -> list[list[int]]:
-        return [part.tolist() for part in parts_by_size(np.array(peaks))]
+        return [part.tolist() for part in parts_by_size(np.array(peaks), np.zeros(len(peaks), bool))]
 
     assert parts(300, 200, 1, 0.5) == [[0, 1], [2, 3]]
     assert parts(4, 1, 4, 1) == [[0, 1, 2, 3]]
@@ -166,6 +166,19 @@ def test_parts_are_more_than_four_times_apart() -> None:
     # One quiet channel of nine is no part, two of nine are.
     assert parts(*[5.0] * 8, 1) == [[*range(9)]]
     assert parts(*[5.0] * 7, 1, 1) == [[*range(7)], [7, 8]]
+
+
+def test_channels_in_0_to_1_are_one_part() -> None:
+    """Boxes, scores of classes that are found, and of one that hardly is."""
+    peaks = np.array([320, 320, 320, 320, 0.9, 0.8, 0.01])
+    found = parts_by_size(peaks, peaks <= 1)
+    assert [part.tolist() for part in found] == [[0, 1, 2, 3], [4, 5, 6]]
+
+
+def test_known_parts_are_kept() -> None:
+    _, want = boxes_and_scores()
+    _, parts = difference([(want, want)], Channels(1, (2, 5))).parts() or (0, [])
+    assert [part.tolist() for part in parts] == [[0, 1], [2, 3, 4], [5]]
 
 
 def test_slices_are_pythons() -> None:

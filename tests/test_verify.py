@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 
 from compiler import build as building
 from compiler import verdict
-from compiler.difference import Difference
+from compiler.difference import Channels, Difference
 from compiler.verify import Values
 from tests.conftest import Cli, save
 
@@ -83,9 +83,10 @@ def entry(**figures: object) -> dict[str, Any]:
         ({"sqnr_db": 14.9}, "bad", "14.9 dB"),
         ({"sqnr_db": -3.0, "worst": {"slice": "[:, 4:22]", "sqnr_db": -3.0}}, "bad", "-3.0 dB at [:, 4:22]"),
         ({"cosine": 0.97}, "bad", "cosine 0.9700"),
-        ({"top1_agreement": 0.12}, "bad", "the same class in 12% only"),
+        ({"top1_agreement": 0.12}, "bad", "the same class in 12%"),
         ({"top1_agreement": 0.9}, None, ""),
         ({"text": {"lines": 16, "equal": 9, "character_error": 0.036}}, "bad", "9 of 16 texts"),
+        ({"sqnr_db": 13.0, "mask_iou": 0.99}, "bad", "13.0 dB; though masks overlap by 99%"),
         ({"mask_iou": 0.5}, "bad", "masks overlap by 50%"),
         ({"sqnr_db": None, "variation": 0.0}, "unsure", "does not vary"),
         ({"sqnr_db": None, "variation": 0.0, "plain_sqnr_db": 3.0}, "bad", "3.0 dB"),
@@ -106,6 +107,23 @@ def test_lost_detections_are_a_finding() -> None:
     assert "AP@50 0.52, recall 0.50" in found["finding"]
 
 
+def test_detections_that_cannot_be_compared_are_a_finding() -> None:
+    boxes = {"outputs": ["y"], "float": 2, "bundle": 2, "recall": None, "ap50": None}
+    (found,) = verdict.findings({"outputs": {"y": entry()}, "detections": boxes})
+    assert found["kind"] == "unsure" and "finds 2" in found["finding"]
+
+
+@pytest.mark.parametrize(("ratio", "count"), [(1.05, 0), (2.8, 1)])
+def test_a_language_model_far_from_its_float_model(ratio: float, count: int) -> None:
+    figures = {"ratio": ratio, "bundle": 23.0 * ratio, "float": 23.0}
+    manifest = {
+        "quality": {"perplexity": figures},
+        "prediction": {"place": "tpu"},
+        "outputs": [{"name": "logits"}],
+    }
+    assert len(verdict.of_language(manifest)) == count
+
+
 @pytest.mark.parametrize(
     ("few", "many", "counted"),
     [(2, 64, {"slice": "[:, 0:4]", "bundle": 2, "float": 256}), (64, 64, None)],
@@ -114,7 +132,7 @@ def test_few_values_are_counted(few: int, many: int, counted: dict[str, Any] | N
     """4 channels of 64 values each, of which the bundle has `few` different ones in all."""
     want = np.arange(4 * many, dtype=np.float32).reshape(1, 4, many)
     got = want % few
-    difference, values = Difference(1), Values()
+    difference, values = Difference(Channels(1)), Values()
     difference.add(got, want)
     values.add(got, want)
     assert values.report(difference).get("distinct") == counted

@@ -157,6 +157,7 @@ def build(
         report.show_language(out, manifest)
         report.show_compilation(out, manifest)
         wrote(output, f"; `generate {one_line(str(output))} PROMPT` continues a text")
+        report.show_warnings(out, manifest["quality"])
         return
     if "rotate_stream" in options.also:
         raise OptionError(f"{model}: --with rotate_stream is for language models")
@@ -230,6 +231,7 @@ def inspect(
         return
     if "language" in plan:
         report.show_language(out, plan)
+        report.show_warnings(out, plan["quality"])
         return
     report.show_plan(out, plan)
     if "quality" in plan:

@@ -69,6 +69,11 @@ class Yolo:
         """The axis of coordinates and scores."""
         return 2 if self.rows else 1
 
+    @property
+    def splits(self) -> tuple[int, ...]:
+        """Where along that axis coordinates end, and objectness."""
+        return (4, 5) if self.objectness else (4,)
+
     def candidates(self, arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
         """(boxes [N, 4], scores [N, C])."""
         values = arrays[self.output][0].astype(np.float64)
@@ -96,9 +101,8 @@ class PicoDet:
     def outputs(self) -> tuple[str, ...]:
         return (*self.scores, *self.distances)
 
-    @property
-    def axis(self) -> int:
-        return 2
+    axis = 2
+    splits = ()
 
     def candidates(self, arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
         scores = np.concatenate([arrays[name][0] for name in self.scores]).astype(np.float64)
@@ -122,9 +126,8 @@ class Corners:
     labels: str | None = None
     background: bool = False
 
-    @property
-    def axis(self) -> int:
-        return -1
+    axis = -1
+    splits = ()
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -133,6 +136,8 @@ class Corners:
     def candidates(self, arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
         boxes = arrays[self.boxes].reshape(-1, 4).astype(np.float64)
         scores = arrays[self.scores].astype(np.float64)
+        if not len(boxes):
+            return boxes, np.zeros((0, 1))
         if self.labels is None:
             scores = scores.reshape(len(boxes), -1)
             return boxes, scores[:, 1:] if self.background else scores
