@@ -86,6 +86,7 @@ def test_existing_bundle_is_kept_without_force(small_model: Path, tmp_path: Path
     assert sorted(p.name for p in tmp_path.iterdir()) == ["b", "small.onnx"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_killed_build_leaves_nothing(number: int, tmp_path: Path, small_model: Path, run_cli: Cli) -> None:
     """After SIGTERM at once; after SIGKILL when the next build of that bundle starts."""

@@ -16,7 +16,7 @@ from compiler.targets import Host, Target
 from fixtures import networks
 
 GROUNDTRUTH = Path(__file__).parents[2] / "shared" / "groundtruth"
-needs_groundtruth = pytest.mark.skipif(not GROUNDTRUTH.is_dir(), reason="the public models are not here")
+needs_groundtruth = pytest.mark.skipif(not GROUNDTRUTH.is_dir(), reason="needs ../shared/groundtruth")
 
 
 def convolution(size: int, inputs: int, outputs: int, kernel: int) -> OpInfo:

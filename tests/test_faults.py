@@ -45,6 +45,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> int:
     return int(build(model, folder / "b", 0).stdout)
 
 
+@pytest.mark.slow
 def test_killed_at_any_stage(stages: int, small_bundle: Path, tmp_path: Path, run_cli: Cli) -> None:
     assert stages > 6
     model, output = save(tmp_path / "m.onnx", small_network()), tmp_path / "b"
@@ -102,6 +103,7 @@ def test_interrupted_behind_the_planner(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
 
 
+@pytest.mark.slow
 def test_two_builds_into_one_folder(tmp_path: Path) -> None:
     model, output = save(tmp_path / "m.onnx", small_network()), tmp_path / "b"
     command = [sys.executable, "-m", "compiler", "build", str(model), "-o", str(output), "--force"]

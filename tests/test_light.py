@@ -13,6 +13,7 @@ from fixtures import light
 TARGET = Target.load()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", light.NAMES)
 def test_network(name: str, tmp_path: Path) -> None:
     model = light.generate(name, tmp_path / "model.onnx")
@@ -31,6 +32,7 @@ def test_network(name: str, tmp_path: Path) -> None:
     assert operators <= {"Transpose", "Reshape", "Softmax", "LRN"}
 
 
+@pytest.mark.slow
 def test_largest_layer_of_vgg_comes_out_as_tiles(tmp_path: Path) -> None:
     """25088 x 4096 is 103 MB: tiles of 1024 x 6272, 6.1 MiB each."""
     options = building.Options()

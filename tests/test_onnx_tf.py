@@ -41,6 +41,7 @@ def sqnr(bundle: Path) -> float:
     return float(quality["outputs"]["y"]["plain_sqnr_db"])
 
 
+@pytest.mark.slow
 def test_segments_of_other_scales_fit_together(
     sidecar: Path, small_model: Path, samples: Path, tmp_path: Path, run_cli: Cli
 ) -> None:
@@ -59,6 +60,7 @@ def test_segments_of_other_scales_fit_together(
     assert sqnr(tmp_path / "b") > sqnr(tmp_path / "a") - 6 > 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trouble", "why"),
     [("fail", "is not implemented"), ("float", "not all of what it made is int8"), ("hang", "no end")],

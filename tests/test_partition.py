@@ -38,11 +38,13 @@ def check_contract(made: Program) -> None:
     assert set(made.model.graph.outputs) <= known
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["densenet121", "inception_v1", "inception_v2", "shufflenet"])
 def test_contract(name: str, tmp_path: Path) -> None:
     check_contract(program(light.generate(name, tmp_path / "m.onnx")))
 
 
+@pytest.mark.slow
 def test_contract_when_tiled(tmp_path: Path) -> None:
     made = program(demo.generate(tmp_path)[0])
     check_contract(made)

@@ -64,6 +64,7 @@ def test_shares_add_up_and_are_shown(run_cli: Cli, encoder: tuple[Path, Path]) -
     assert "Share of the error" in out
 
 
+@pytest.mark.slow
 def test_keep_float_buys_accuracy_within_its_budget(run_cli: Cli, encoder: tuple[Path, Path]) -> None:
     plain, _ = built(run_cli, encoder)
     manifest, out = built(run_cli, encoder, "--keep-float", "60")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -27,9 +28,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.testclient import TestClient
 
-from compiler import build as building
-from compiler import language
-from compiler.partition import Wishes
 from compiler.runtime import Bundle
 from compiler.runtime.batching import Batcher, BusyError, Request
 from compiler.runtime.embedding import Embedder
@@ -39,7 +37,7 @@ from compiler.runtime.protocol import HEAD_SECONDS
 from compiler.runtime.sampling import Sampling
 from compiler.runtime.server import EmbeddingServer, Limits, Web
 from compiler.runtime.text import Text
-from tests.conftest import Cli
+from tests.conftest import LANGUAGE, Cli
 
 ROOT = Path(__file__).parent.parent
 MAX_BODY = 1_100_000
@@ -50,7 +48,6 @@ NULLABLE = (
     *("stop", "stream", "stream_options", "n", "best_of", "presence_penalty", "frequency_penalty", "logprobs"),
     *("logit_bias", "suffix", "echo", "tools", "response_format", "user"),
 )
-SETTINGS = language.Options(context=160, chunk=32, slots=3)
 
 
 @dataclass(frozen=True)
@@ -61,9 +58,9 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(language_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     path = tmp_path_factory.mktemp("served") / "manual.bundle"
-    language.build(ROOT / "fixtures/language.gguf", path, building.Options(wishes=Wishes(place="host")), SETTINGS)
+    shutil.copytree(language_bundle, path)
     command = [
         sys.executable,
         "-m",
@@ -420,7 +417,7 @@ def test_a_full_queue_refuses(served: Served) -> None:
     for _ in range(taken):
         assert ended.acquire(timeout=30)
     with pytest.raises(ValueError, match="tokens"):
-        batcher.submit(Request([1] * 160, 1, Sampling(), lambda t: None))
+        batcher.submit(Request([1] * LANGUAGE.context, 1, Sampling(), lambda t: None))
     batcher.close()
     assert batcher.counters.refused == refused
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from compiler import build as building
 from compiler import language
 from compiler.partition import Wishes
@@ -12,6 +14,7 @@ from tests.soak import soak
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "language.gguf"
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_and_memory_is_flat(small_bundle: Path, tmp_path: Path) -> None:
     options = building.Options(wishes=Wishes(place="host"))
     language.build(FIXTURE, tmp_path / "l", options, language.Options(context=96, chunk=32, slots=3))

@@ -30,7 +30,7 @@ NAMES = {
 }
 
 
-@pytest.mark.skipif(not LOGS.is_dir(), reason="no public logs at hand")
+@pytest.mark.skipif(not LOGS.is_dir(), reason="needs ../shared/groundtruth")
 def test_public_logs_are_read() -> None:
     """Versions 1, 2, 14, 15 and 16; one of them was typed off a screen, without some units."""
     for want in json.loads((LOGS.parent / "logs.json").read_text()):
@@ -141,6 +141,7 @@ def test_build_compiles(small_model: Path, tmp_path: Path, edgetpu_compiler: Pat
     assert "edgetpu_compiler 16.0.384591198 took 2 of 2 segments" in out
 
 
+@pytest.mark.slow
 def test_a_refused_segment_is_cut_until_the_culprit_is_alone(
     small_model: Path, tmp_path: Path, edgetpu_compiler: Path, run_cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,6 +158,7 @@ def test_a_refused_segment_is_cut_until_the_culprit_is_alone(
     assert np.array_equal(*results)  # int8 borders within one segment change nothing
 
 
+@pytest.mark.slow
 def test_what_is_not_as_planned_is_told(
     small_model: Path, tmp_path: Path, edgetpu_compiler: Path, run_cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +171,7 @@ def test_what_is_not_as_planned_is_told(
     assert "at each run, planned were none" in out
 
 
+@pytest.mark.slow
 def test_compile_later_is_whole_at_any_time(
     small_bundle: Path, tmp_path: Path, edgetpu_compiler: Path, run_cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:

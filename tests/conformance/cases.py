@@ -18,6 +18,7 @@ from onnx import numpy_helper
 from compiler import build as building
 from compiler.difference import Difference
 from compiler.errors import CalibrationError, CompilerError
+from compiler.partition import Wishes
 from compiler.runtime import Bundle, Pipeline
 
 with warnings.catch_warnings():
@@ -26,6 +27,8 @@ with warnings.catch_warnings():
 
 # "constant" are the node tests with the values of all inputs but the first in the model, as weights are.
 KINDS = ("node", "constant", "pytorch-converted", "pytorch-operator", "simple")
+# How well graphs are cut is tested elsewhere: a short search is enough for what must be right of any cut.
+BRIEF = Wishes(seconds=0.1)
 LEAST_DB = 20.0  # of outputs behind an int8 segment; those of the host are held to ONNX's own tolerances
 
 
@@ -93,10 +96,10 @@ def outcome(case: Any, folder: Path) -> Outcome:
     inputs = None if found is None else _arrays(names, found[0])
     try:
         try:
-            building.build(path, output, building.Options(calibration=_saved(inputs, folder)))
+            building.build(path, output, building.Options(calibration=_saved(inputs, folder), wishes=BRIEF))
         except CalibrationError:
             inputs = None
-            building.build(path, output, building.Options())
+            building.build(path, output, building.Options(wishes=BRIEF))
     except CompilerError as error:
         if error.exit_code != 2 or "\n" in str(error):
             raise

@@ -187,6 +187,7 @@ WANTED = {
 SPELT_OUT = {"Erf", "Tanh", "Pow", "Sqrt", "Reciprocal", "ReduceMean", "IsNaN"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WANTED)
 def test_real_exports(name: str, tmp_path: Path) -> None:
     options = building.Options(check_passes=True, also=frozenset({"rotate_outputs", "second_row"}))

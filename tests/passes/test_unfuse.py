@@ -323,6 +323,7 @@ def test_attention_with_a_cache_is_left_alone(tmp_path: Path) -> None:
     assert [n.op_type for n in model.graph] == ["Attention"]
 
 
+@pytest.mark.slow
 def test_a_real_export_has_its_products_on_the_edge_tpu(tmp_path: Path) -> None:
     """A BERT of two layers, exported by torch.onnx and fused by onnxruntime's optimizer."""
     rng = np.random.default_rng(0)
