@@ -82,3 +82,13 @@ def test_boxes_and_scores_each_have_steps_of_their_own(one_layer: bool, tmp_path
     assert off[:DISTANCES].max() < 1  # pixels of 512
     assert off[DISTANCES:].max() < 0.03  # of a score; joined, they are off by 0.3 and have two values
     assert len(np.unique(got[:, DISTANCES:])) > 100
+
+
+def test_without_these_steps_scores_have_at_most_two_values(tmp_path: Path) -> None:
+    path = save(tmp_path / "m.onnx", detector(one_layer=False))
+    samples = np.random.default_rng(1).standard_normal((8, 3, CELLS, CELLS)).astype(np.float32)
+    np.savez(tmp_path / "c.npz", x=samples)
+    without = frozenset({"keep_tails", "split_joins"})
+    building.build(path, tmp_path / "b", building.Options(calibration=tmp_path / "c.npz", without=without))
+    got = Pipeline(Bundle.open(tmp_path / "b")).run({"x": samples[:1]})["y"]
+    assert len(np.unique(got[:, DISTANCES:])) <= 2
