@@ -1,9 +1,10 @@
-# `make demo` installs, builds two bundles and runs them; `make test` passes every check.
+# `make demo` installs, builds two bundles and runs them; `make test` passes every check, `make test-fast` those that
+# take a minute and a half together.
 PYTHON ?= python3
 PYTEST_JOBS ?= 2
 RUN := .venv/bin/python
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-fast lint clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
@@ -26,6 +27,9 @@ lint: .venv/installed
 
 test: .venv/installed lint
 	$(RUN) -m pytest -n $(PYTEST_JOBS)
+
+test-fast: .venv/installed
+	$(RUN) -m pytest -n $(PYTEST_JOBS) -m "not slow"
 
 clean:
 	rm -rf .venv demo build *.egg-info

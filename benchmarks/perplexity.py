@@ -30,7 +30,6 @@ from compiler.partition.partition import PartitionOptions, PlacePolicy
 from compiler.partition.program import Program
 from compiler.quantize import samples as sampling
 from compiler.runtime import Pipeline
-from compiler.runtime.onnx_segment import CACHE
 
 SEQUENCES, LENGTH, CHUNK = 8, 512, 128
 
@@ -61,20 +60,18 @@ def float_logits(source: Source, rows: list[np.ndarray]) -> list[np.ndarray]:
         ]
 
 
-def bundle_logits(program: Program, rows: list[np.ndarray]) -> list[np.ndarray]:
+def bundle_logits(program: Program, layers: int, rows: list[np.ndarray]) -> list[np.ndarray]:
     found = []
     with tempfile.TemporaryDirectory() as made:
         segments = bundle.write_segments({"": program}, Path(made))[""]
         pipeline = Pipeline(
             bundle.Bundle(Path(made), {}), 2, building.program_entry(program, segments)
         )
-        cache = {
-            i["name"]: np.zeros(i["shape"], np.float32)
-            for i in pipeline.inputs
-            if i["name"].startswith(CACHE)
-        }
+        updates = decoder.in_place(layers)
+        shapes = {i["name"]: i["shape"] for i in pipeline.inputs}
         for row in rows:
             parts = []
+            cache = {name: np.zeros(shapes[name], np.float32) for name in updates.values()}
             for begin in range(0, LENGTH, CHUNK):
                 end = begin + CHUNK
                 feeds = {
@@ -85,6 +82,7 @@ def bundle_logits(program: Program, rows: list[np.ndarray]) -> list[np.ndarray]:
                 values = {**feeds, **cache}
                 for index in range(len(pipeline.segments)):
                     values.update(pipeline.run_segment(index, values))
+                cache = {name: values[output] for output, name in updates.items()}
                 parts.append(values["logits"][0])
             found.append(np.concatenate(parts))
     return found
@@ -125,7 +123,7 @@ def main() -> None:
     if options.naive:
         programs["naive int8"] = ("tpu", {"without": frozenset(building.ACCURACY)})
     for name, (place, steps) in programs.items():
-        logits = bundle_logits(compiled(source, place, **steps), rows)
+        logits = bundle_logits(compiled(source, place, **steps), source.architecture.layers, rows)
         found = perplexity(logits, rows)
         pairs = (
             pair for both in zip(logits, wanted, strict=True) for pair in zip(*both, strict=True)

@@ -4,6 +4,7 @@ CompilerError                     one line for the user, exit code 2
 ├── OptionError          E-OPTION       an option that does not fit the model or the machine
 ├── ModelError           E-MODEL        the ONNX file is broken, unsafe or not fixed enough to build
 ├── CalibrationError     E-CALIBRATION  samples that do not fit the model
+├── InputError           E-INPUT        arrays to run a bundle on that do not fit it, or hold NaN
 ├── BundleError          E-BUNDLE       a bundle that is damaged, edited or of another version
 ├── DeviceError          E-DEVICE       a segment failed and no other device may run it
 ├── ToolchainError       E-TOOLCHAIN    edgetpu_compiler is not there, or cannot be run
@@ -13,6 +14,12 @@ InternalError            E-INTERNAL     our own bug: names the stage, exit code 
 """
 
 from __future__ import annotations
+
+import unicodedata
+
+# Unicode's control characters, formatting (which turns the direction of text), surrogates,
+# separators of lines.
+_UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 class CompilerError(Exception):
@@ -32,6 +39,10 @@ class ModelError(CompilerError):
 
 class CalibrationError(CompilerError):
     code = "E-CALIBRATION"
+
+
+class InputError(CompilerError):
+    code = "E-INPUT"
 
 
 class BundleError(CompilerError):
@@ -63,6 +74,19 @@ class InternalError(CompilerError):
     def __init__(self, stage: str, detail: str) -> None:
         super().__init__(f"stage '{stage}' failed: {detail}")
         self.stage = stage
+
+
+def visible(text: str) -> str:
+    """Text from files with control characters made visible, so that they do not command the
+    terminal."""
+    return "".join(
+        c if c == "\n" or unicodedata.category(c) not in _UNSEEN else ascii(c)[1:-1] for c in text
+    )
+
+
+def one_line(text: str) -> str:
+    """As `visible`, with breaks of lines made visible too."""
+    return visible(text).replace("\n", "\\n")
 
 
 def first_line(error: BaseException) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from compiler.graph import is_current
+from compiler.graph import is_current, is_raised
 from compiler.targets import Target
 from passes import (
     cancel_reshapes,
@@ -18,6 +18,7 @@ from passes import (
     keep_gates,
     keep_scales,
     keep_spectra,
+    keep_tails,
     lower,
     normalise_linears,
     recognise_attention,
@@ -30,6 +31,7 @@ from passes import (
     second_row,
     shuffle_channels,
     split_gates,
+    split_joins,
     split_means,
     tile_matmul,
     unfuse,
@@ -49,28 +51,41 @@ def _current(run: Pass) -> Pass:
     return guarded
 
 
+def _raised(run: Pass) -> Pass:
+    """For a pass that reads operators: a model where they have their old form and meaning is left
+    alone."""
+
+    def guarded(model: ir.Model, target: Target) -> None:
+        if is_raised(model):
+            run(model, target)
+
+    return guarded
+
+
 PASSES: tuple[tuple[str, Pass], ...] = (
     ("fold_constants", fold_constants.run),
     ("unfuse", _current(unfuse.run)),
-    ("keep_scales", keep_scales.run),
+    ("keep_scales", _raised(keep_scales.run)),
     ("recognise_gelu", _current(recognise_gelu.run)),
     ("recognise_hard_swish", _current(recognise_hard_swish.run)),
     ("recognise_norms", _current(recognise_norms.run)),
     ("recognise_rotary", _current(recognise_rotary.run)),
     ("recognise_attention", _current(recognise_attention.run)),
-    ("keep_gates", keep_gates.run),
-    ("keep_spectra", keep_spectra.run),
-    ("fold_affine", fold_affine.run),
-    ("shuffle_channels", shuffle_channels.run),
-    ("split_gates", split_gates.run),
-    ("lower", lower.run),
-    ("cancel_transposes", cancel_transposes.run),
-    ("fold_flatten", fold_flatten.run),
-    ("cancel_reshapes", cancel_reshapes.run),
-    ("split_means", split_means.run),
-    ("rotate_rows", rotate_rows.run),
-    ("rotate_outputs", rotate_outputs.run),
-    ("normalise_linears", normalise_linears.run),
-    ("second_row", second_row.run),
-    ("tile_matmul", tile_matmul.run),
+    ("keep_gates", _raised(keep_gates.run)),
+    ("keep_spectra", _raised(keep_spectra.run)),
+    ("fold_affine", _raised(fold_affine.run)),
+    ("shuffle_channels", _raised(shuffle_channels.run)),
+    ("split_gates", _raised(split_gates.run)),
+    ("lower", _raised(lower.run)),
+    ("split_joins", _raised(split_joins.run)),
+    ("cancel_transposes", _raised(cancel_transposes.run)),
+    ("fold_flatten", _raised(fold_flatten.run)),
+    ("cancel_reshapes", _raised(cancel_reshapes.run)),
+    ("split_means", _raised(split_means.run)),
+    ("rotate_rows", _raised(rotate_rows.run)),
+    ("rotate_outputs", _raised(rotate_outputs.run)),
+    ("normalise_linears", _raised(normalise_linears.run)),
+    ("second_row", _raised(second_row.run)),
+    ("tile_matmul", _raised(tile_matmul.run)),
+    ("keep_tails", _raised(keep_tails.run)),
 )

@@ -18,6 +18,7 @@ from compiler.graph import (
     attribute_of,
     constant_of,
     element_count,
+    float32_nodes,
     input_at,
     is_constant,
     is_static,
@@ -40,7 +41,7 @@ class Affine:
 
 def run(model: ir.Model, target: Target) -> None:
     names = Names(model.graph)
-    for node in list(model.graph):
+    for node in float32_nodes(model.graph):
         if node.graph is None or affine(node) is None:
             continue
         last = only_consumer(node.outputs[0])

@@ -5,30 +5,30 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 
 import numpy as np
-import onnx
-import onnx.reference
 import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript import optimizer
 
+from compiler import constants
 from compiler.graph import (
     HOST_REASON,
-    IR_VERSION,
-    OPSET,
     Builder,
     Names,
     all_activations,
-    array_of,
     attribute_of,
+    bodies,
     element_count,
     is_constant,
+    is_raised,
     is_static,
     replace_node,
     shape_of,
     values_read,
 )
+from compiler.importer import shapes
 from compiler.targets import Target
 
 # Up to this many bytes a folded constant is kept.
@@ -45,29 +45,38 @@ _KEPT = {
     "DequantizeLinear",
     "QuantizeLinear",
 }
-_SEQUENCES = {
-    "SequenceConstruct",
-    "SequenceEmpty",
-    "SequenceErase",
-    "SequenceInsert",
-    "SequenceMap",
-    "SplitToSequence",
-}
 
 
 def run(model: ir.Model, target: Target) -> None:
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     infer_shapes(model)
-    # An operator that the folder cannot evaluate stays; what is infinite or not a number is so at
-    # run time too.
+    if not is_raised(model):  # what evaluates knows the newest meaning of each operator
+        _keep_outputs(model)
+        tidy(model)
+        return
+    while _fold(model):
+        infer_shapes(model)
+    # Sequences, branches and symbolic shapes. Its evaluation of operators is another than
+    # onnxruntime's.
     with contextlib.suppress(RuntimeError), np.errstate(all="ignore"):
-        optimizer.fold_constants(model, input_size_limit=LARGEST, output_size_limit=LARGEST)
+        optimizer.fold_constants(model, should_fold=lambda node: False)
+    _forget_branches(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     infer_shapes(model)
     while _fold(model):  # a folded shape may make other shapes known
         infer_shapes(model)
     _keep_outputs(model)
     tidy(model)
+
+
+def _forget_branches(model: ir.Model) -> None:
+    """The branch of an If that is never taken no longer reads anything."""
+    nodes = set(model.graph.all_nodes())
+    for graph in model.graphs():
+        for value in ir.convenience.create_value_mapping(graph).values():
+            for user, index in list(value.uses()):
+                if user not in nodes:
+                    user.replace_input_with(index, None)
 
 
 def _keep_outputs(model: ir.Model) -> None:
@@ -94,65 +103,64 @@ def tidy(model: ir.Model) -> None:
 
 
 def infer_shapes(model: ir.Model) -> None:
-    """ONNX's shape inference; a shape that was unknown is inferred afresh."""
+    """Infers all shapes; one that was unknown is inferred afresh."""
     for value in model.graph.initializers.values():
         if value.const_value is not None:  # folding may have left a shape of symbols
             value.shape = ir.Shape(list(value.const_value.shape))  # type: ignore[arg-type]
     for value in all_activations(model.graph):
         if not is_static(value) and not value.is_graph_input():
             value.shape = None
-    common.ShapeInferencePass()(model)
-    for node in model.graph:
-        if node.op_type in _SEQUENCES and node.domain == "":
-            node.outputs[0].type = node.outputs[0].shape = (
-                None  # the pass takes sequences for tensors
-            )
+    shapes.infer(model)
 
 
 def _fold(model: ir.Model) -> bool:
-    """Evaluate what onnxscript leaves, such as ConstantOfShape. Returns whether there was anything."""
-    names, folded = Names(model.graph), False
-    for node in list(model.graph):
-        arrays = _value(node)
-        if arrays is None or any(v.is_graph_output() for v in node.outputs):
-            continue
+    """Evaluate what depends on constants, and on shapes that are known. Returns whether there was
+    anything."""
+    known: dict[ir.Value, np.ndarray] = {}
+    nodes = []
+    inside: set[ir.Value] = set()
+    for node in model.graph:
+        shape = _shape(node)
+        if shape is not None:
+            known[node.outputs[0]] = shape
+        elif _is_foldable(node) and all(
+            is_constant(v) or v in inside or v in known for v in values_read(node)
+        ):
+            nodes.append(node)
+            inside.update(node.outputs)
+    found = known | constants.evaluate(model, nodes, known)
+    small = {value for value, array in found.items() if array.nbytes <= LARGEST}
+    replaced = [
+        node
+        for node in [*(v.producer() for v in known), *nodes]
+        if node and small.issuperset(node.outputs)
+    ]
+    names = Names(model.graph)
+    for node in replaced:
         b = Builder(model, names, node)
-        replace_node(
-            node, [b.const(a, str(v.name)) for a, v in zip(arrays, node.outputs, strict=True)]
-        )
-        folded = True
-    return folded
+        replace_node(node, [b.const(found[v], str(v.name)) for v in node.outputs])
+    tidy(model)
+    return bool(replaced)
 
 
-def _value(node: ir.Node) -> list[np.ndarray] | None:
-    """The outputs of a node that depends on nothing but constants, or on a shape that is known."""
-    if node.domain or node.op_type in _KEPT or any(v.name == "" for v in node.outputs):
+def _shape(node: ir.Node) -> np.ndarray | None:
+    """What Shape and Size give where the shape is known."""
+    if node.domain or node.op_type not in ("Shape", "Size") or node.outputs[0].is_graph_output():
         return None
-    if node.op_type == "Shape" and is_static(node.inputs[0]):
-        begin, end = attribute_of(node, "start", 0), attribute_of(node, "end")
-        return [np.array(shape_of(node.inputs[0])[begin:end], np.int64)]
-    if node.op_type == "Size" and is_static(node.inputs[0]):
-        return [np.array(element_count(node.inputs[0]), np.int64)]  # type: ignore[arg-type]
-    if not node.inputs or not all(is_constant(v) for v in values_read(node)):
+    if not is_static(node.inputs[0]):
         return None
-    return _evaluate(node)
+    shape = shape_of(node.inputs[0])
+    if node.op_type == "Size":
+        return np.array(math.prod(shape), np.int64)
+    return np.array(shape[attribute_of(node, "start", 0) : attribute_of(node, "end")], np.int64)
 
 
-def _evaluate(node: ir.Node) -> list[np.ndarray] | None:
-    graph = onnx.GraphProto(name="one")
-    graph.node.append(ir.serde.serialize_node(node))
-    feeds = {str(v.name): array_of(v) for v in values_read(node)}
-    graph.input.extend(ir.serde.serialize_value(v) for v in values_read(node))
-    graph.output.extend(onnx.ValueInfoProto(name=v.name) for v in node.outputs)
-    opset = node.graph.opset_imports.get("", OPSET) if isinstance(node.graph, ir.Graph) else OPSET
-    proto = onnx.ModelProto(ir_version=IR_VERSION, graph=graph)
-    proto.opset_import.append(onnx.helper.make_opsetid("", opset))
-    try:
-        with np.errstate(all="ignore"):
-            results = onnx.reference.ReferenceEvaluator(proto).run(None, feeds)
-    except Exception:
-        return None  # it stays, for onnxruntime to evaluate
-    plain = all(
-        isinstance(r, np.ndarray | np.generic) and np.asarray(r).nbytes <= LARGEST for r in results
-    )
-    return [np.asarray(r) for r in results] if plain else None
+def _is_foldable(node: ir.Node) -> bool:
+    """Whether a node may be evaluated: the same each time, not too large, and no output of the
+    model."""
+    inner = [n for graph in bodies(node) for n in graph.all_nodes()]
+    if any(n.domain or n.op_type in _KEPT for n in [node, *inner]):
+        return False
+    if any(not v.name or v.is_graph_output() for v in node.outputs):
+        return False
+    return all(element_count(v) <= LARGEST for v in node.outputs if is_static(v))

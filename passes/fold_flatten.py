@@ -15,6 +15,7 @@ from compiler.graph import (
     Builder,
     Names,
     consumers_of,
+    float32_nodes,
     key_of,
     operator_name,
     produced_by,
@@ -28,7 +29,7 @@ from passes.fold_constants import tidy
 
 def run(model: ir.Model, target: Target) -> None:
     names = Names(model.graph)
-    for node in list(model.graph):
+    for node in float32_nodes(model.graph):
         if key_of(node) == ("", "Reshape") and produced_by(node.inputs[0], "Transpose") is not None:
             _fold(node, Builder(model, names, node))
     tidy(model)

@@ -20,6 +20,7 @@ from compiler.graph import (
     attribute_of,
     axis_of,
     constant_of,
+    float32_nodes,
     input_at,
     is_constant,
     key_of,
@@ -38,7 +39,7 @@ def run(model: ir.Model, target: Target) -> None:
         return
     dialect.declare(model)
     names = Names(model.graph)
-    for node in list(model.graph):
+    for node in float32_nodes(model.graph):
         if key_of(node) == ("", "DequantizeLinear") and all(is_constant(v) for v in node.inputs):
             _fold(node, Builder(model, names, node))
         elif key_of(node) == ("", "DequantizeLinear") and _is_pair(node):

@@ -13,7 +13,9 @@ from compiler.graph import (
     Builder,
     Names,
     activations_of,
+    float32_nodes,
     is_static,
+    shape_of,
 )
 from compiler.ops import RefuseError, dialect, lookup
 from compiler.targets import Target
@@ -23,7 +25,7 @@ from passes.fold_constants import tidy
 def run(model: ir.Model, target: Target) -> None:
     dialect.declare(model)
     names = Names(model.graph)
-    for node in list(model.graph):
+    for node in float32_nodes(model.graph):
         operator = lookup(node)
         if (
             operator is None
@@ -50,6 +52,8 @@ def _check(node: ir.Node, opset: int) -> None:
             raise RefuseError(
                 f"its attribute '{newer[0]}' is newer than opset {OPSET}, which is lowered here"
             )
+    if not activations_of(node):
+        raise RefuseError("it reads constants only")
     for value in [
         *activations_of(node),
         *(v for v in node.outputs if v.name and (v.uses() or v.is_graph_output())),
@@ -58,6 +62,8 @@ def _check(node: ir.Node, opset: int) -> None:
             raise RefuseError(
                 f"the shape of '{value.name}' depends on data; the Edge TPU needs static shapes"
             )
+        if 0 in shape_of(value):
+            raise RefuseError(f"tensor '{value.name}' has no elements")
     result = node.outputs[0]
     if (
         result.dtype is not None

@@ -21,6 +21,7 @@ from compiler.graph import (
     attribute_of,
     axis_of,
     constant_of,
+    float32_nodes,
     is_constant,
     is_static,
     key_of,
@@ -35,7 +36,7 @@ from passes.fold_constants import tidy
 
 def run(model: ir.Model, target: Target) -> None:
     names = Names(model.graph)
-    for node in list(model.graph):
+    for node in float32_nodes(model.graph):
         if key_of(node) == ("", "MatMul"):
             _attend(node, Builder(model, names, node))
     tidy(model)

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from compiler.graph import (
     Builder,
     Names,
+    float32_nodes,
     is_near,
     key_of,
     only_consumer,
@@ -29,7 +30,7 @@ from passes.fold_constants import tidy
 
 def run(model: ir.Model, target: Target) -> None:
     names = Names(model.graph)
-    for node in list(model.graph):
+    for node in float32_nodes(model.graph):
         if key_of(node) in (("", "Erf"), ("", "Tanh")):
             _gelu(node, model, names)
     tidy(model)

@@ -16,6 +16,7 @@ from compiler.graph import (
     Builder,
     Names,
     attribute_of,
+    float32_nodes,
     is_constant,
     is_near,
     produced_by,
@@ -31,10 +32,10 @@ _GATE = {"alpha": 1 / 6, "beta": 0.5}
 
 def run(model: ir.Model, target: Target) -> None:
     names = Names(model.graph)
-    for node in list(model.graph):
+    for node in float32_nodes(model.graph):
         if node.op_type == "Clip" and bounds(node) == (0, 6):
             _of_clip(node, model, names)
-    for node in list(model.graph):
+    for node in float32_nodes(model.graph):
         if node.op_type == "HardSigmoid" and all(
             is_near(attribute_of(node, k, 0), v) for k, v in _GATE.items()
         ):

@@ -16,6 +16,7 @@ from compiler.graph import (
     Names,
     attribute_of,
     constant_of,
+    float32_nodes,
     infer_node,
     input_at,
     ints_of,
@@ -33,7 +34,7 @@ from passes.fold_constants import tidy
 def run(model: ir.Model, target: Target) -> None:
     common.AddDefaultAttributesPass()(model)
     names = Names(model.graph)
-    for node in list(model.graph):
+    for node in float32_nodes(model.graph):
         if key_of(node) == ("", "BatchNormalization"):
             _norm_of_batches(node, Builder(model, names, node))
     rewrite(model, pattern_rewrite_rules=RULES)

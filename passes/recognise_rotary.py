@@ -18,6 +18,7 @@ from compiler.graph import (
     attribute_of,
     axis_of,
     constant_of,
+    float32_nodes,
     input_at,
     ints_of,
     is_static,
@@ -37,7 +38,7 @@ Halves = dict[tuple[ir.Value, int], ir.Value]
 def run(model: ir.Model, target: Target) -> None:
     names = Names(model.graph)
     halves: Halves = {}
-    for node in list(model.graph):
+    for node in float32_nodes(model.graph):
         if key_of(node) == ("", "Add"):
             _rotate(node, Builder(model, names, node), halves)
     tidy(model)

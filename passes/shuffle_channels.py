@@ -12,6 +12,7 @@ import onnx_ir as ir
 from compiler.graph import (
     Builder,
     Names,
+    float32_nodes,
     is_static,
     key_of,
     produced_by,
@@ -26,7 +27,7 @@ from passes.fold_constants import tidy
 
 def run(model: ir.Model, target: Target) -> None:
     names = Names(model.graph)
-    for node in list(model.graph):
+    for node in float32_nodes(model.graph):
         groups = _groups(node)
         if groups is None:
             continue

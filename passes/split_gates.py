@@ -15,6 +15,7 @@ from compiler.graph import (
     HOST_REASON,
     Builder,
     Names,
+    float32_nodes,
     input_at,
     is_constant,
     is_static,
@@ -28,7 +29,7 @@ _MAKERS = ("Conv", "ConvTranspose")
 
 def run(model: ir.Model, target: Target) -> None:
     names = Names(model.graph)
-    for node in list(model.graph):
+    for node in float32_nodes(model.graph):
         if node.op_type == "Sigmoid" and HOST_REASON not in node.metadata_props and _is_gate(node):
             b = Builder(model, names, node)
             x = node.inputs[0]

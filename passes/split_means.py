@@ -12,6 +12,7 @@ from compiler.graph import (
     DIALECT,
     Builder,
     Names,
+    float32_nodes,
     input_at,
     is_constant,
     is_static,
@@ -24,7 +25,7 @@ from compiler.targets import Target
 
 def run(model: ir.Model, target: Target) -> None:
     names = Names(model.graph)
-    for node in list(model.graph):
+    for node in float32_nodes(model.graph):
         factor = _factor(node, target.mean_positions)
         if factor > 1:
             b = Builder(model, names, node)

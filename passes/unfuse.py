@@ -19,6 +19,7 @@ from compiler.graph import (
     Builder,
     Names,
     attribute_of,
+    float32_nodes,
     infer_node,
     input_at,
     is_static,
@@ -38,7 +39,7 @@ def run(model: ir.Model, target: Target) -> None:
     if not any(key_of(node) in _RULES for node in model.graph):
         return
     names = Names(model.graph)
-    for node in list(model.graph):
+    for node in float32_nodes(model.graph):
         rule = _RULES.get(key_of(node))
         if rule is None:
             if any(
@@ -77,8 +78,11 @@ def _skip(node: ir.Node, b: Builder) -> list[ir.Value]:
         y = b.op(
             "LayerNormalization", [total, gain, *([bias] if bias is not None else [])], attributes
         )
-    if len(node.outputs) > 3:
-        ir.convenience.replace_all_uses_with(node.outputs[3], total, replace_graph_outputs=True)
+    if len(node.outputs) > 3 and node.outputs[3].name:
+        given = node.outputs[3]
+        ir.convenience.replace_all_uses_with(given, total, replace_graph_outputs=True)
+        # The sum may be an output of the model, whose name users know.
+        given.name, total.name = f"{given.name}/replaced", given.name
     return [y]
 
 

@@ -15,6 +15,7 @@ from onnx import helper, numpy_helper
 
 from compiler import cli
 from compiler.driver import build as building
+from compiler.driver import language
 from compiler.partition.partition import PartitionOptions
 
 
@@ -101,6 +102,38 @@ def compiled_segment(small_bundle: Path, tmp_path_factory: pytest.TempPathFactor
         [sys.executable, source, "--out_dir", out, segment], check=True, capture_output=True
     )
     return (out / "01_edgetpu.tflite").read_bytes()
+
+
+LANGUAGE = language.Options(context=200, chunk=32, slots=3)
+
+
+@pytest.fixture(scope="session")
+def language_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small language model of the fixtures, all of it on the host. Copy it to change it."""
+    path = tmp_path_factory.mktemp("language") / "language.bundle"
+    source = Path(__file__).parent.parent / "fixtures" / "language.gguf"
+    language.build(
+        source, path, building.Options(partitioning=PartitionOptions(place="host")), LANGUAGE
+    )
+    return path
+
+
+# Fixtures that build a language model, which takes longer than most tests.
+SLOW_FIXTURES = {"language_bundle", "tpu"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says how many tests were skipped because public data are not beside the repository."""
+    skipped = terminalreporter.getreports("skipped")
+    count = sum("../shared" in str(report.longrepr) for report in skipped)
+    if count:
+        terminalreporter.write_line(f"{count} tests skipped: they need ../shared")
 
 
 Cli = Callable[..., tuple[int, str, str]]

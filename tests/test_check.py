@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,9 +14,9 @@ import passes
 from compiler.checks.pass_checks import TOLERANCE, Checker
 from compiler.driver import build as building
 from compiler.errors import InternalError
-from compiler.graph import Builder, Names, array_of
+from compiler.graph import OPSET, Builder, Names, array_of
 from compiler.targets import Target
-from tests.conftest import Cli, save
+from tests.conftest import Cli, save, small_network
 
 
 def double(model: ir.Model, target: Target) -> None:
@@ -44,6 +45,98 @@ def test_broken_pass(
     with pytest.raises(InternalError, match=words) as caught:
         building.lower(building.read(small_model, options), options)
     assert caught.value.stage == "broken"
+
+
+def blank(model: ir.Model, target: Target) -> None:
+    """Makes the second convolution's weights something else than numbers."""
+    node = next(n for n in model.graph if n.op_type == "Conv" and n.name == "second")
+    b = Builder(model, Names(model.graph), node)
+    node.replace_input_with(1, b.const(array_of(node.inputs[1]) * np.float32(np.nan), "blank"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("opset", [17, OPSET])
+@pytest.mark.parametrize("broken", [double, blank])
+def test_inner_tensors_are_held_too(
+    broken: passes.Pass, opset: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proto = small_network()
+    proto.opset_import[0].version, proto.ir_version = opset, 10
+    monkeypatch.setattr(passes, "PASSES", (("broken", broken),))
+    options = building.Options(check_passes=True)
+    with pytest.raises(InternalError, match="'c2' differs"):
+        building.lower(building.read(save(tmp_path / "m.onnx", proto), options), options)
+
+
+def _scaled_output(model: ir.Model) -> None:
+    """Multiplies the last layer's weights."""
+    node = next(n for n in model.graph if n.op_type == "FullyConnected")
+    weight = node.inputs[1]
+    assert weight is not None
+    b = Builder(model, Names(model.graph), node)
+    node.replace_input_with(1, b.const(array_of(weight) * 2, "doubled"))
+
+
+@pytest.mark.parametrize("name", ["separate", "balance", "equalise"])
+def test_steps_behind_the_passes(
+    name: str, small_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What separates scales, balances and equalises is held to the same as passes are."""
+    run = getattr(building, name)
+
+    def broken(*arguments: Any) -> Any:
+        found = run(*arguments)
+        _scaled_output(arguments[0])
+        return found
+
+    monkeypatch.setattr(building, name, broken)
+    monkeypatch.setattr(building, "balanced", lambda program: {"any": None})
+    if name != "balance":
+        monkeypatch.setattr(building, "balance", lambda *_: {})
+    else:
+        monkeypatch.setattr(building, "balance", lambda model, *_: _scaled_output(model) or {})
+    with pytest.raises(InternalError, match=r"tensor '\w+' differs") as caught:
+        building.build(
+            small_model, small_model.with_suffix(".b"), building.Options(check_passes=True)
+        )
+    assert caught.value.stage == name
+
+
+def test_equalised_activations_are_no_alarm(tmp_path: Path) -> None:
+    """One channel is a thousand times smaller than the others; its factor shows inside, and not at
+    the end."""
+    rng = np.random.default_rng(0)
+    proto = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 23]> g (float[1,8,6,6] x) => (float[1,8,6,6] y)'
+        " { c = Conv (x, w) r = Relu (c) y = Conv (r, v) }"
+    )
+    small = rng.normal(size=(8, 8, 1, 1))
+    small[3] /= 1000
+    arrays = {"w": small, "v": rng.normal(size=(8, 8, 1, 1))}
+    proto.graph.initializer.extend(
+        onnx.numpy_helper.from_array(a.astype(np.float32), n) for n, a in arrays.items()
+    )
+    path = save(tmp_path / "m.onnx", proto)
+    options = building.Options(check_passes=True, keep_float=0.5)
+    seen: list[set[str]] = []
+    check = Checker.check
+
+    def watched(self: Checker, name: str, model: ir.Model, scaled: Any = ()) -> None:
+        check(self, name, model, scaled)
+        seen.append(set(scaled))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checker, "check", watched)
+        building.build(path, tmp_path / "b", options)
+    assert any(seen)
+
+
+def test_outputs_are_held_against_the_file(tmp_path: Path) -> None:
+    """Not only against the import: a checker of another file's import says so at the first step."""
+    path = save(tmp_path / "m.onnx", small_network())
+    model = building.read(path, building.Options())
+    double(model, Target.load())
+    with pytest.raises(InternalError, match="'y' differs"):
+        Checker(model, 0, path).check("import", model)
 
 
 def test_internal_errors_exit_with_70(

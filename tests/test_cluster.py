@@ -37,6 +37,7 @@ def inputs(count: int) -> list[dict[str, np.ndarray]]:
     return [{"x": rng.standard_normal((1, 3, 16, 16)).astype(np.float32)} for _ in range(count)]
 
 
+@pytest.mark.slow
 def test_same_results_over_nodes_and_after_one_is_lost(cluster: Any, small_bundle: Path) -> None:
     bundle = Bundle.open(small_bundle)
     pipeline = Pipeline(bundle)

@@ -91,6 +91,7 @@ def kitchen(tmp_path: Path, edgetpu_compiler: Path, monkeypatch: pytest.MonkeyPa
     return tmp_path
 
 
+@pytest.mark.slow
 def test_commands_of_the_cookbook(kitchen: Path, run_cli: Cli) -> None:
     commands = re.findall(r"^\$ python -m compiler (.*)$", PAGE, re.MULTILINE)
     assert len(commands) > 15

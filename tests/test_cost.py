@@ -17,7 +17,7 @@ from fixtures import networks
 
 GROUNDTRUTH = Path(__file__).parents[2] / "shared" / "groundtruth"
 needs_groundtruth = pytest.mark.skipif(
-    not GROUNDTRUTH.is_dir(), reason="the public models are not here"
+    not GROUNDTRUTH.is_dir(), reason="needs ../shared/groundtruth"
 )
 
 

@@ -169,6 +169,17 @@ def shown(low: float, high: float) -> ChannelStats:
         ("c = Conv (x, a) y = Sigmoid (c)", -SIGMOID_END, SIGMOID_END),
         ("c = Conv (x, a) g = Sigmoid (c) m = Mul (c, g) y = Add (m, c)", -50.0, 50.0),
         ("c = Conv (x, a) y = Relu (c)", -50.0, 50.0),
+        (
+            "c = Conv (x, a) m = MaxPool <kernel_shape = [2, 2]> (c) y = Sigmoid (m)",
+            -SIGMOID_END,
+            SIGMOID_END,
+        ),
+        ("c = Conv (x, a) j = Concat <axis = 3> (c, c) y = Sigmoid (j)", -SIGMOID_END, SIGMOID_END),
+        (
+            "c = Conv (x, a) j = Concat <axis = 3> (c, c) s = Sigmoid (j) y = Add (s, j)",
+            -50.0,
+            50.0,
+        ),
     ],
 )
 def test_ranges_end_where_gates_close(body: str, low: float, high: float, tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> int:
     return int(build(model, folder / "b", 0).stdout)
 
 
+@pytest.mark.slow
 def test_killed_at_any_stage(stages: int, small_bundle: Path, tmp_path: Path, run_cli: Cli) -> None:
     assert stages > 6
     model, output = save(tmp_path / "m.onnx", small_network()), tmp_path / "b"
@@ -84,6 +85,30 @@ def test_full_disk(room: int, small_bundle: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["b", "m.onnx"]
 
 
+INTERRUPTED = """
+import os, signal, sys
+from compiler import build as building
+from compiler import cli
+def lower_elsewhere(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+    return {}
+building.lower_elsewhere = lower_elsewhere
+sys.argv = ["compiler", "build", *sys.argv[1:], "--tpus", "2"]
+cli.main()
+"""
+
+
+def test_interrupted_behind_the_planner(tmp_path: Path) -> None:
+    """Ctrl-C ends in order and leaves nothing, also after OR-Tools, which would take the signal for
+    itself."""
+    model, output = save(tmp_path / "m.onnx", small_network()), tmp_path / "b"
+    command = [sys.executable, "-c", INTERRUPTED, str(model), "-o", str(output)]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 130, ran.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+
+
+@pytest.mark.slow
 def test_two_builds_into_one_folder(tmp_path: Path) -> None:
     model, output = save(tmp_path / "m.onnx", small_network()), tmp_path / "b"
     command = [sys.executable, "-m", "compiler", "build", str(model), "-o", str(output), "--force"]

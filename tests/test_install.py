@@ -28,6 +28,7 @@ print(interpreter_module().__name__, *sorted({m.split(".")[0] for m in sys.modul
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("extra", "interpreter"),
     [("device", "ai_edge_litert"), ("device-tflite-runtime", "tflite_runtime")],

@@ -22,32 +22,30 @@ from compiler.frontends.architecture import Weight
 from compiler.frontends.rotate import rotate
 from compiler.graph import HOST_REASON
 from compiler.graph.reference import Reference
-from compiler.partition.partition import PartitionOptions, PlacePolicy
+from compiler.partition.partition import PartitionOptions
 from compiler.runtime import RuntimeBundleError
 from compiler.runtime.language import LanguageModel
 from compiler.runtime.sampling import Sampler, Sampling
 from compiler.runtime.text import Text, TextError
-from tests.conftest import Cli
+from tests.conftest import LANGUAGE, Cli
 
 MODEL = Path(__file__).parent.parent / "fixtures" / "language.gguf"
 PROMPT = "The following statement"
-SETTINGS = language.Options(context=200, chunk=32, slots=3)
+SETTINGS = LANGUAGE
 
 
-def built(folder: Path, place: PlacePolicy) -> Path:
-    options = building.Options(partitioning=PartitionOptions(place=place))
-    language.build(MODEL, folder / "b", options, SETTINGS)
-    return folder / "b"
-
-
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built(tmp_path_factory.mktemp("host"), "host")
+@pytest.fixture
+def host(language_bundle: Path) -> Path:
+    return language_bundle
 
 
 @pytest.fixture(scope="module")
 def tpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built(tmp_path_factory.mktemp("tpu"), "tpu")
+    path = tmp_path_factory.mktemp("tpu") / "b"
+    language.build(
+        MODEL, path, building.Options(partitioning=PartitionOptions(place="tpu")), SETTINGS
+    )
+    return path
 
 
 def float_greedy(tokens: list[int], count: int) -> list[int]:
@@ -63,6 +61,7 @@ def float_greedy(tokens: list[int], count: int) -> list[int]:
     return text[len(tokens) :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["host", "tpu"])
 def test_quality_and_text(place: str, request: pytest.FixtureRequest) -> None:
     path = request.getfixturevalue(place)
@@ -113,6 +112,7 @@ def test_a_rotated_stream_computes_the_same() -> None:
     )  # embeddings are float16
 
 
+@pytest.mark.slow
 def test_a_rotated_stream_leaves_one_rotation_to_each_layer(tmp_path: Path) -> None:
     source = open_source(MODEL)
     counts = []
@@ -247,7 +247,7 @@ def test_commands(host: Path, tmp_path: Path, run_cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keep", "message"), [(100, "not a GGUF file"), (900_000, "not a GGUF file")]
+    ("keep", "message"), [(100, "not a GGUF file"), (900_000, "do not fit the file")]
 )
 def test_truncated_gguf(keep: int, message: str, tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(MODEL.read_bytes()[:keep])
@@ -347,6 +347,7 @@ def huggingface(source: decoder.Source, folder: Path) -> None:
 EXPORTS = Path(__file__).parent.parent / "fixtures" / "exports"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exporter", ["optimum", "genai", "torch"])
 def test_exported_decoders_build_and_write(exporter: str, tmp_path: Path, run_cli: Cli) -> None:
     """Reading compares each with the export itself on onnxruntime; here they go on to text."""
@@ -402,6 +403,7 @@ print(list(model.generate([5, 6, 7, 8], 6, Sampling())), resident() - before)
 """
 
 
+@pytest.mark.slow
 def test_a_bundle_runs_in_less_memory_than_its_weights(tmp_path: Path) -> None:
     """The same tokens, with far less memory, of a model of 34 million weights; the rest of memory
     is measured too."""

@@ -14,6 +14,7 @@ RUNTIME_MAY_IMPORT = {"numpy", "onnxruntime", "compiler"}
 FILES_MAY_IMPORT = {
     "text.py": {"tokenizers", "jinja2"},
     "server.py": {"starlette"},
+    "guard.py": {"starlette"},
     "embedding.py": {"tokenizers"},
     "cluster.py": {"ray"},
     "protocol.py": {"h11", "uvicorn"},

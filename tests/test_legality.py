@@ -83,7 +83,7 @@ def test_check_of_what_is_no_tflite(tmp_path: Path, run_cli: Cli) -> None:
     assert run_cli("check", tmp_path / "none.tflite")[0] == 2
 
 
-at_hand = pytest.mark.skipif(not GROUNDTRUTH.is_dir(), reason="no compiled models at hand")
+at_hand = pytest.mark.skipif(not GROUNDTRUTH.is_dir(), reason="needs ../shared/groundtruth")
 
 
 @at_hand

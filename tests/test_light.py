@@ -13,6 +13,7 @@ from fixtures import light
 TARGET = Target.load()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", light.NAMES)
 def test_network(name: str, tmp_path: Path) -> None:
     model = light.generate(name, tmp_path / "model.onnx")
@@ -20,9 +21,10 @@ def test_network(name: str, tmp_path: Path) -> None:
     model.unlink()
     quality = manifest["quality"]
     last = list(quality["segments"].values())[-1]
-    # The scores that the Edge TPU gives. Softmax behind them turns absolute errors into relative
-    # ones: its SQNR is reported too, and depends on how peaked the few held-out samples are.
-    assert last["cumulative_sqnr_db"] >= 20
+    # The scores that the Edge TPU gives, in the plain sense: for two samples of noise they hardly
+    # vary. Softmax behind them turns absolute errors into relative ones: its SQNR depends on how
+    # peaked the few held-out samples are.
+    assert last["cumulative_plain_sqnr_db"] >= 20
     assert quality["outputs"].keys() == {o["name"] for o in manifest["outputs"]}
     for segment in manifest["segments"]:
         if segment["device"] == "tpu":
@@ -33,6 +35,7 @@ def test_network(name: str, tmp_path: Path) -> None:
     assert operators <= {"Transpose", "Reshape", "Softmax", "LRN"}
 
 
+@pytest.mark.slow
 def test_largest_layer_of_vgg_comes_out_as_tiles(tmp_path: Path) -> None:
     """25088 x 4096 is 103 MB: tiles of 1024 x 6272, 6.1 MiB each."""
     options = building.Options()

@@ -40,9 +40,10 @@ def sidecar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def sqnr(bundle: Path) -> float:
     quality = json.loads((bundle / "manifest.json").read_text())["quality"]
-    return float(quality["outputs"]["y"]["sqnr_db"])
+    return float(quality["outputs"]["y"]["plain_sqnr_db"])
 
 
+@pytest.mark.slow
 def test_segments_of_other_scales_fit_together(
     sidecar: Path, small_model: Path, samples: Path, tmp_path: Path, run_cli: Cli
 ) -> None:
@@ -69,6 +70,7 @@ def test_segments_of_other_scales_fit_together(
     assert sqnr(tmp_path / "b") > sqnr(tmp_path / "a") - 6 > 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trouble", "why"),
     [

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
 from compiler.driver import build as building
@@ -38,11 +40,13 @@ def check_contract(made: Program) -> None:
     assert set(made.model.graph.outputs) <= known
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["densenet121", "inception_v1", "inception_v2", "shufflenet"])
 def test_contract(name: str, tmp_path: Path) -> None:
     check_contract(program(light.generate(name, tmp_path / "m.onnx")))
 
 
+@pytest.mark.slow
 def test_contract_when_tiled(tmp_path: Path) -> None:
     made = program(demo.generate(tmp_path)[0])
     check_contract(made)
@@ -63,3 +67,27 @@ def test_host_reasons(tmp_path: Path) -> None:
         "LOCAL_RESPONSE_NORMALIZATION" in reasons["normalise"]
         and "probability" in reasons["softmax"]
     )
+
+
+@pytest.mark.parametrize(("filters", "device"), [(1, "host"), (2, "tpu")])
+def test_later_segments_that_move_more_than_they_multiply(
+    filters: int, device: str, tmp_path: Path
+) -> None:
+    """Behind rows of a softmax, as distances of boxes are read off: one filter multiplies each
+    value once."""
+    text = f"""
+    <ir_version: 10, opset_import: ["" : 20]>
+    g (float[1,3,8,8] x) => (float[1,{filters},8,8] y) {{
+        c = Conv (x, w)
+        s = Softmax <axis = 1> (c)
+        y = Conv (s, v)
+    }}"""
+    proto = onnx.parser.parse_model(text)
+    arrays = {
+        "w": np.ones((16, 3, 1, 1), np.float32),
+        "v": np.ones((filters, 16, 1, 1), np.float32),
+    }
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(a, n) for n, a in arrays.items())
+    made = program(save(tmp_path / "m.onnx", proto))
+    placements = {origin_of(n): p for n, p in made.plan.placements.items() if n.op_type == "Conv2D"}
+    assert [p.device for p in placements.values()] == ["tpu", device]

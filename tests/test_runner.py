@@ -232,3 +232,23 @@ def test_bad_inputs_are_refused_before_anything_runs(bundle: Bundle) -> None:
 def test_devices_that_are_not_there(bundle: Bundle, devices: str) -> None:
     with pytest.raises(DeviceChoiceError, match=devices or "auto"):
         Runner(bundle, devices)
+
+
+def test_a_runner_does_not_survive_a_fork(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Runner(bundle, "cpu") as runner:
+        runner.submit(inputs(1)[0]).result()
+        monkeypatch.setattr("compiler.runtime.runner.os.getpid", lambda: -1)
+        with pytest.raises(RuntimeError, match="forked"):
+            runner.submit(inputs(1)[0])
+        assert runner.run(inputs(1)[0])["y"].shape == (1, 10)
+
+
+def test_nan_is_refused_and_infinity_taken(bundle: Bundle) -> None:
+    x = inputs(1)[0]["x"]
+    with Runner(bundle, "cpu") as runner:
+        for wrong in (np.nan, -np.nan):
+            spoilt = x.copy()
+            spoilt[0, 1, 2, 3] = wrong
+            with pytest.raises(ValueError, match="'x' holds NaN"):
+                runner.run({"x": spoilt})
+        assert np.isfinite(runner.run({"x": np.full_like(x, -np.inf)})["y"]).all()

@@ -67,6 +67,7 @@ def test_shares_add_up_and_are_shown(run_cli: Cli, encoder: tuple[Path, Path]) -
     assert "Share of the error" in out
 
 
+@pytest.mark.slow
 def test_keep_float_buys_accuracy_within_its_budget(
     run_cli: Cli, encoder: tuple[Path, Path]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -27,21 +28,44 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.testclient import TestClient
 
-from compiler.driver import build as building
-from compiler.driver import language
-from compiler.partition.partition import PartitionOptions
 from compiler.runtime import Bundle
 from compiler.runtime.batching import Batcher, BusyError, Request
 from compiler.runtime.embedding import Embedder
+from compiler.runtime.guard import Access
 from compiler.runtime.language import LanguageModel
 from compiler.runtime.protocol import HEAD_SECONDS
 from compiler.runtime.sampling import Sampling
 from compiler.runtime.server import EmbeddingServer, Limits, Web
 from compiler.runtime.text import Text
-from tests.conftest import Cli
+from tests.conftest import LANGUAGE, Cli
 
 ROOT = Path(__file__).parent.parent
-SETTINGS = language.Options(context=160, chunk=32, slots=3)
+MAX_BODY = 1_100_000
+JSON = {"Content-Type": "application/json"}
+KEY = {"Authorization": "Bearer secret"}
+NULLABLE = (
+    *(
+        "max_tokens",
+        "max_completion_tokens",
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+        "repetition_penalty",
+        "seed",
+    ),
+    *(
+        "stop",
+        "stream",
+        "stream_options",
+        "n",
+        "best_of",
+        "presence_penalty",
+        "frequency_penalty",
+        "logprobs",
+    ),
+    *("logit_bias", "suffix", "echo", "tools", "response_format", "user"),
+)
 
 
 @dataclass(frozen=True)
@@ -52,14 +76,9 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(language_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     path = tmp_path_factory.mktemp("served") / "manual.bundle"
-    language.build(
-        ROOT / "fixtures/language.gguf",
-        path,
-        building.Options(partitioning=PartitionOptions(place="host")),
-        SETTINGS,
-    )
+    shutil.copytree(language_bundle, path)
     command = [
         sys.executable,
         "-m",
@@ -71,7 +90,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "--waiting",
         "8",
         "--max-body",
-        "20000",
+        str(MAX_BODY),
     ]
     environment = {**os.environ, "CORAL_BUNDLE_API_KEY": "secret", "COLUMNS": "200"}
     with subprocess.Popen(
@@ -166,13 +185,13 @@ def test_models_health_and_metrics(served: Served) -> None:
 
 
 def test_bad_requests_are_refused_in_one_line(served: Served) -> None:
-    url, key = f"{served.url}/v1/completions", {"Authorization": "Bearer secret"}
+    url, key = f"{served.url}/v1/completions", KEY | JSON
     assert httpx.post(url, json={"prompt": "x"}).status_code == 401
     assert (
         httpx.post(url, json={"prompt": "x"}, headers={"Authorization": "Bearer wrong"}).status_code
         == 401
     )
-    assert httpx.post(url, content=b"x" * 30_000, headers=key).status_code == 413
+    assert httpx.post(url, content=b"x" * (MAX_BODY + 1), headers=key).status_code == 413
     for body, word in (
         (b"{", "JSON"),
         (b"[]", "object"),
@@ -188,6 +207,29 @@ def test_bad_requests_are_refused_in_one_line(served: Served) -> None:
         ({"prompt": "x", "stop": [1]}, "stop"),
         ({"prompt": "x", "logprobs": 3}, "logprobs"),
         ({"prompt": "x", "seed": -1}, "seed"),
+        ({"prompt": "x", "seed": 1 << 64}, "seed"),
+        ({"prompt": [-1]}, "prompt"),
+        ({"prompt": [1 << 70]}, "prompt"),
+        ({"prompt": [1] * 100_000}, "prompt"),
+        ({"prompt": [True]}, "prompt"),
+        ({"prompt": "\ud800"}, "surrogate"),
+        ({"prompt": "x", "stop": ["\udfff"]}, "surrogate"),
+        (b'{"prompt": "\xed\xa0\x80"}', "UTF-8"),
+        (b'{"prompt": "x", "temperature": NaN}', "temperature"),
+        (b'{"prompt": "x", "temperature": Infinity}', "temperature"),
+        (b'{"prompt": "x", "repetition_penalty": -1e999}', "repetition_penalty"),
+        (b'{"prompt": "x", "max_tokens": ' + b"9" * 5000 + b"}", "JSON"),
+        ({"prompt": "x", "max_tokens": 10**300}, "max_tokens"),
+        ({"prompt": "x", "max_tokens": 1.5}, "max_tokens"),
+        ({"prompt": "x", "max_completion_tokens": -1}, "max_completion_tokens"),
+        ({"prompt": "x", "top_k": -(10**30)}, "top_k"),
+        ({"prompt": "x", "top_k": 2.5}, "top_k"),
+        ({"prompt": "x", "presence_penalty": 1}, "presence_penalty"),
+        ({"prompt": "x", "best_of": 1 << 40}, "best_of"),
+        ({"prompt": "x", "stop": ["a"] * 17}, "stop"),
+        ({"prompt": "x", "stop": 0}, "stop"),
+        ({"prompt": "x", "stream": "yes"}, "stream"),
+        ({"prompt": "x", "stream_options": 1}, "stream_options"),
     ):
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         answer = httpx.post(url, content=content, headers=key)
@@ -197,6 +239,214 @@ def test_bad_requests_are_refused_in_one_line(served: Served) -> None:
         )
     with pytest.raises(openai.BadRequestError, match="messages"):
         served.client.chat.completions.create(model="m", messages=[])
+
+
+def post(served: Served, body: dict[str, Any], path: str = "completions") -> httpx.Response:
+    return httpx.post(
+        f"{served.url}/v1/{path}", content=json.dumps(body), headers=KEY | JSON, timeout=60
+    )
+
+
+def test_null_is_as_good_as_nothing(served: Served) -> None:
+    body: dict[str, Any] = dict.fromkeys(NULLABLE)
+    answer = post(served, body | {"prompt": "The import"})
+    assert answer.status_code == 200, answer.text
+    ended = answer.json()["choices"][0]["finish_reason"] == "stop"
+    assert ended or answer.json()["usage"]["completion_tokens"] > 100  # to the end of the context
+    body = {
+        "prompt": "The import",
+        "max_completion_tokens": None,
+        "max_tokens": 3,
+        "temperature": 0,
+    }
+    assert post(served, body).json()["usage"]["completion_tokens"] == 3
+    chat = {
+        "messages": [{"role": "user", "content": "A class", "name": None}],
+        "max_tokens": 3,
+        "stop": None,
+    }
+    assert post(served, chat, "chat/completions").status_code == 200
+    chat["messages"] = [{"role": "user", "content": "\udc00"}]
+    assert post(served, chat, "chat/completions").status_code == 400
+
+
+def test_odd_requests_harm_nobody(served: Served) -> None:
+    wanted = {p: greedy(served.bundle, p, 40) for p in ("The import", "A class")}
+    got: dict[str, str] = {}
+
+    def ask(prompt: str) -> None:
+        made = served.client.completions.create(
+            model="manual", prompt=prompt, max_tokens=40, temperature=0
+        )
+        got[prompt] = made.choices[0].text
+
+    threads = [threading.Thread(target=ask, args=(p,)) for p in wanted]
+    for thread in threads:
+        thread.start()
+    for temperature in (1e-308, 5e-324, 2):
+        body = {
+            "prompt": "x",
+            "max_tokens": 4,
+            "temperature": temperature,
+            "repetition_penalty": 10,
+            "min_p": 1e-320,
+        }
+        assert post(served, body).status_code == 200
+    for thread in threads:
+        thread.join()
+    assert got == wanted
+
+
+def test_long_prompts_do_not_hold_up_the_others(served: Served) -> None:
+    words = " ".join(f"w{index}" for index in range(140_000))
+    prompts = [f"{number} {words}"[:1_000_000] for number in range(10)]
+    found: list[int] = []
+
+    def ask(prompt: str) -> None:
+        found.append(post(served, {"prompt": prompt}).status_code)
+
+    threads = [threading.Thread(target=ask, args=(p,)) for p in prompts]
+    began, worst = time.monotonic(), 0.0
+    for thread in threads:
+        thread.start()
+    with httpx.Client() as client:
+        while any(thread.is_alive() for thread in threads):
+            asked = time.monotonic()
+            assert client.get(f"{served.url}/health", timeout=60).status_code == 200
+            worst = max(worst, time.monotonic() - asked)
+    took = time.monotonic() - began
+    # Read on the event loop, they would hold it for all that time; one of them alone must not
+    # either.
+    assert worst < max(0.5, took / 8), (worst, took)
+    assert len(found) == 10 and set(found) <= {400, 429} and found.count(400) >= 9
+
+
+def test_only_requests_that_are_meant_for_this_server_are_served(served: Served) -> None:
+    url, body = f"{served.url}/v1/completions", json.dumps({"prompt": "x", "max_tokens": 1})
+    port = served.url.rpartition(":")[2]
+    for headers, status in (
+        ({}, 200),
+        ({"Host": "localhost"}, 200),
+        ({"Host": "LOCALHOST.:80"}, 200),
+        ({"Host": "[::1]:1"}, 200),
+        ({"Host": "evil.example"}, 421),
+        ({"Host": "127.0.0.1.evil.example"}, 421),
+        ({"Host": "localhost:80:80"}, 421),
+        ({"Host": "10.0.0.1"}, 421),
+        ({"Host": ""}, 421),
+        ({"Origin": f"http://127.0.0.1:{port}"}, 200),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "http://127.0.0.1:1"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://evil.example", "Host": "evil.example"}, 421),
+        ({"Content-Type": "application/json; charset=utf-8"}, 200),
+        ({"Content-Type": "text/plain"}, 415),
+        ({"Content-Type": "text/plain; application/json"}, 415),
+        ({"Content-Type": ""}, 415),
+    ):
+        answer = httpx.post(url, content=body, headers=KEY | JSON | headers)
+        assert answer.status_code == status, (headers, answer.text)
+        assert status == 200 or answer.json()["error"]["code"] == status
+    assert httpx.get(f"{served.url}/health", headers={"Host": "evil.example"}).status_code == 421
+    assert httpx.options(url, headers={"Origin": "http://evil.example"}).status_code == 403
+
+
+def exchanged(served: Served, sent: bytes) -> bytes:
+    """All that the server answers to some bytes, until it closes the connection."""
+    host, port = served.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as raw:
+        raw.sendall(sent)
+        found = bytearray()
+        while part := raw.recv(65536):
+            found += part
+    return bytes(found)
+
+
+def test_requests_whose_length_is_ambiguous_are_refused(served: Served) -> None:
+    head = b"Host: localhost\r\nContent-Type: application/json\r\nAuthorization: Bearer secret\r\n"
+    second = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    chunked, body = b"Transfer-Encoding: chunked\r\n", b"0\r\n\r\n"
+    for sent in (
+        b"POST /v1/completions HTTP/1.1\r\n" + head + chunked + b"Content-Length: 5\r\n\r\n" + body,
+        b"POST /v1/completions HTTP/1.1\r\n"
+        + head
+        + b"Content-Length: 5\r\n"
+        + chunked
+        + b"\r\n"
+        + body,
+        b"GET /health HTTP/1.1\r\n" + head + chunked + b"Content-Length: 0\r\n\r\n" + body,
+        b"POST /v1/completions HTTP/1.0\r\n" + head + chunked + b"\r\n" + body,
+        b"POST /v1/completions HTTP/1.1\r\n"
+        + head
+        + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n"
+        + body,
+        b"POST /v1/completions HTTP/1.1\r\n"
+        + head
+        + b"Transfer-Encoding: gzip, chunked\r\n\r\n"
+        + body,
+        b"GET /health HTTP/1.1\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n",
+    ):
+        answer = exchanged(served, sent + second)
+        # One answer, and the connection ends: what follows is no request.
+        assert answer.startswith(b"HTTP/1.1 400 ") and answer.count(b"HTTP/1.1 ") == 1, (
+            sent,
+            answer,
+        )
+
+
+def test_access() -> None:
+    everywhere = Access.of("0.0.0.0", ["Pi.local"])
+    for host in ("192.168.1.7:8000", "[fe80::1]", "pi.local", "localhost"):
+        assert everywhere.knows(host), host
+    for host in (
+        "evil.example",
+        "1.2.3",
+        "127.1",
+        "",
+        None,
+        "a b",
+        "[::1",
+        "pi.local.evil.example",
+    ):
+        assert not everywhere.knows(host), host
+    assert Access.of("::1").knows("[0:0::1]:8000") and not Access.of("::1").knows("[::2]")
+    assert Access.of("10.0.0.5").knows("10.0.0.5") and not Access.of("10.0.0.5").knows("10.0.0.6")
+    for host in ("a b", "pi.local:80", "http://pi.local", ""):
+        with pytest.raises(ValueError, match="host"):
+            Access.of("127.0.0.1", [host])
+    for origin in ("example.org", "null", "*", "https://example.org/path"):
+        with pytest.raises(ValueError, match="origin"):
+            Access.of("127.0.0.1", [], [origin])
+
+
+def test_an_origin_that_is_allowed(tmp_path: Path) -> None:
+    page = {"Origin": "https://app.example"}
+    web = Web("m", access=Access.of("127.0.0.1", origins=["https://app.example/"]))
+    client = TestClient(web.app([], lambda: None), base_url="http://localhost")
+    assert (
+        client.get("/v1/models", headers=page).headers["access-control-allow-origin"]
+        == "https://app.example"
+    )
+    wanted = {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization, content-type",
+    }
+    assert client.options("/v1/models", headers=page | wanted).status_code == 200
+    assert client.get("/v1/models", headers={"Origin": "https://other.example"}).status_code == 403
+
+
+def test_options_that_would_leave_the_door_open(
+    served: Served, run_cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in ("", " ", "secret\n", "sécret"):
+        monkeypatch.setenv("CORAL_BUNDLE_API_KEY", key)
+        code, _, err = run_cli("serve", served.bundle)
+        assert code == 2 and "API key" in err, (key, err)
+    monkeypatch.delenv("CORAL_BUNDLE_API_KEY")
+    for options in (["--api-key", ""], ["--allow-host", "http://pi"], ["--allow-origin", "pi"]):
+        code, _, err = run_cli("serve", served.bundle, *options)
+        assert code == 2 and len(err.strip().splitlines()) == 1, err
 
 
 def test_a_client_that_leaves_frees_its_slot(served: Served) -> None:
@@ -240,7 +490,8 @@ def test_half_a_request_does_not_block_others(served: Served) -> None:
     host, port = served.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as slow:
         slow.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\nContent-Length: 100\r\n\r\n{"
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer secret\r\n"
+            b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
         )
         assert httpx.get(f"{served.url}/health", timeout=5).status_code == 200
 
@@ -266,7 +517,7 @@ def test_a_full_queue_refuses(served: Served) -> None:
     for _ in range(taken):
         assert ended.acquire(timeout=30)
     with pytest.raises(ValueError, match="tokens"):
-        batcher.submit(Request([1] * 160, 1, Sampling(), lambda t: None))
+        batcher.submit(Request([1] * LANGUAGE.context, 1, Sampling(), lambda t: None))
     batcher.close()
     assert batcher.counters.refused == refused
 
@@ -318,7 +569,7 @@ def test_embeddings(tmp_path: Path, run_cli: Cli) -> None:
     embedder = Embedder(Bundle.open(tmp_path / "m.bundle"))
     server = EmbeddingServer(Web("small"), embedder)
     client = openai.OpenAI(
-        base_url="http://test/v1",
+        base_url="http://localhost/v1",
         api_key="none",
         http_client=TestClient(server.app()),
         max_retries=0,

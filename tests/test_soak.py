@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from compiler.driver import build as building
 from compiler.driver import language
 from compiler.partition.partition import PartitionOptions
@@ -12,6 +14,7 @@ from tests.soak import soak
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "language.gguf"
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_and_memory_is_flat(small_bundle: Path, tmp_path: Path) -> None:
     options = building.Options(partitioning=PartitionOptions(place="host"))
     language.build(

@@ -31,7 +31,7 @@ NAMES = {
 }
 
 
-@pytest.mark.skipif(not LOGS.is_dir(), reason="no public logs at hand")
+@pytest.mark.skipif(not LOGS.is_dir(), reason="needs ../shared/groundtruth")
 def test_public_logs_are_read() -> None:
     """Versions 1, 2, 14, 15 and 16; one of them was typed off a screen, without some units."""
     for want in json.loads((LOGS.parent / "logs.json").read_text()):
@@ -157,6 +157,7 @@ def test_build_compiles(
     assert "edgetpu_compiler 16.0.384591198 took 2 of 2 segments" in out
 
 
+@pytest.mark.slow
 def test_a_refused_segment_is_cut_until_the_culprit_is_alone(
     small_model: Path,
     tmp_path: Path,
@@ -177,6 +178,7 @@ def test_a_refused_segment_is_cut_until_the_culprit_is_alone(
     assert np.array_equal(*results)  # int8 borders within one segment change nothing
 
 
+@pytest.mark.slow
 def test_what_is_not_as_planned_is_told(
     small_model: Path,
     tmp_path: Path,
@@ -193,6 +195,7 @@ def test_what_is_not_as_planned_is_told(
     assert "at each run, planned were none" in out
 
 
+@pytest.mark.slow
 def test_compile_later_is_whole_at_any_time(
     small_bundle: Path,
     tmp_path: Path,
@@ -212,7 +215,7 @@ def test_compile_later_is_whole_at_any_time(
         patch.setattr(
             bundles,
             "write_manifest",
-            lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")),
+            lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")),
         )
         code, _, err = run_cli("compile", path)
         assert code == 2 and "No space left" in err

@@ -1,35 +1,21 @@
-"""What is said of the difference between two results."""
+"""A bundle is run against the float model, and what is bad about it is said."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from onnx import helper, numpy_helper
 
-from compiler.checks.verify import PERFECT_DB, Difference
+from compiler.checks import verdict
+from compiler.checks.difference import Channels, Difference
+from compiler.checks.verify import Values
 from compiler.driver import build as building
-from tests.conftest import save
-
-
-def difference(got: object, want: object) -> Difference:
-    found = Difference()
-    found.add(np.asarray(got, np.float32), np.asarray(want, np.float32))
-    return found
-
-
-def test_equal_results_have_no_noise() -> None:
-    assert difference([1, 2], [1, 2]).sqnr_db == PERFECT_DB
-    assert difference([np.inf, np.nan], [np.inf, np.nan]).sqnr_db == PERFECT_DB
-
-
-@pytest.mark.parametrize(
-    ("got", "want"), [([3, 4], [3]), ([3], [3, 4]), ([[3], [4]], [[3, 0, 0]]), ([3, 4], [[3]])]
-)
-def test_what_one_lacks_is_an_error(got: object, want: object) -> None:
-    found = difference(got, want)
-    assert found.noise == 16 and found.largest == 4
+from tests.conftest import Cli, save
 
 
 def test_numbers_are_samples_and_outputs_too(tmp_path: Path) -> None:
@@ -45,3 +31,135 @@ def test_numbers_are_samples_and_outputs_too(tmp_path: Path) -> None:
     np.savez(data, x=np.ones((8, 1, 4), np.float32), s=np.arange(8, dtype=np.float32))
     manifest = building.build(model, tmp_path / "b", building.Options(calibration=data))
     assert manifest["quality"]["outputs"]["y"]["sqnr_db"] > 100
+
+
+@pytest.fixture
+def saturated(tmp_path: Path) -> tuple[Path, Path]:
+    """A layer whose held-out samples, every fourth, are fifty times larger than those that set its
+    ranges."""
+    rng = np.random.default_rng(0)
+    weight = numpy_helper.from_array(rng.standard_normal((16, 8)).astype(np.float32), "w")
+    node = helper.make_node("Gemm", ["x", "w"], ["y"], name="dense")
+    x, y = (
+        helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, s])
+        for n, s in (("x", 16), ("y", 8))
+    )
+    graph = helper.make_graph([node], "g", [x], [y], [weight])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    samples = rng.standard_normal((32, 1, 16)).astype(np.float32)
+    samples[3::4] *= 50
+    np.savez(tmp_path / "samples.npz", x=samples)
+    return save(tmp_path / "m.onnx", proto), tmp_path / "samples.npz"
+
+
+def test_a_bad_result_says_so(saturated: tuple[Path, Path], tmp_path: Path, run_cli: Cli) -> None:
+    """Exit code 0, and a line that names the output, the segment and node to look at, and what to
+    try."""
+    model, samples = saturated
+    options = ("--calibration", samples, "--without", "normalise_linears")
+    code, out, _ = run_cli("build", model, *options, "-o", tmp_path / "b")
+    assert code == 0
+    (warning,) = json.loads((tmp_path / "b" / "manifest.json").read_text())["quality"]["warnings"]
+    assert warning["kind"] == "bad" and warning["output"] == "y" and warning["node"] == "dense"
+    last = out[out.index("BAD RESULT") :]
+    for part in (
+        "output 'y'",
+        "dB",
+        f"segment {warning['segment']}, node 'dense'",
+        "--pin 'dense=host'",
+    ):
+        assert part in last
+    assert "more samples than 24" in last
+    code, out, _ = run_cli("inspect", tmp_path / "b")
+    assert code == 0 and "BAD RESULT" in out
+    assert "Bad result" in (tmp_path / "b" / "report.html").read_text()
+    code, _, err = run_cli("build", model, *options, "-o", tmp_path / "c", "--min-sqnr", 20)
+    assert code == 2 and "output 'y'" in err and not (tmp_path / "c").exists()
+
+
+def test_one_sample_cannot_pass_a_gate(
+    saturated: tuple[Path, Path], tmp_path: Path, run_cli: Cli
+) -> None:
+    model, samples = saturated
+    np.savez(samples, x=np.load(samples)["x"][0])
+    options = ("--calibration", samples, "-o", tmp_path / "b")
+    code, _, err = run_cli("build", model, *options, "--min-sqnr", 1)
+    assert code == 2 and "one held-out sample" in err
+    code, out, _ = run_cli("build", model, *options)
+    assert code == 0 and "UNSURE" in out and "does not vary" in out and "BAD" not in out
+
+
+def entry(**figures: object) -> dict[str, Any]:
+    return {
+        "sqnr_db": 30.0,
+        "variation": 0.9,
+        "plain_sqnr_db": 31.0,
+        "cosine": 0.999,
+        "max_error": 0.1,
+    } | figures
+
+
+@pytest.mark.parametrize(
+    ("figures", "kind", "text"),
+    [
+        ({}, None, ""),
+        ({"sqnr_db": 14.9}, "bad", "14.9 dB"),
+        (
+            {"sqnr_db": -3.0, "worst": {"slice": "[:, 4:22]", "sqnr_db": -3.0}},
+            "bad",
+            "-3.0 dB at [:, 4:22]",
+        ),
+        ({"cosine": 0.97}, "bad", "cosine 0.9700"),
+        ({"top1_agreement": 0.12}, "bad", "the same class in 12%"),
+        ({"top1_agreement": 0.9}, None, ""),
+        ({"text": {"lines": 16, "equal": 9, "character_error": 0.036}}, "bad", "9 of 16 texts"),
+        ({"sqnr_db": 13.0, "mask_iou": 0.99}, "bad", "13.0 dB; though masks overlap by 99%"),
+        ({"mask_iou": 0.5}, "bad", "masks overlap by 50%"),
+        ({"sqnr_db": None, "variation": 0.0}, "unsure", "does not vary"),
+        ({"sqnr_db": None, "variation": 0.0, "plain_sqnr_db": 3.0}, "bad", "3.0 dB"),
+        ({"sqnr_db": 5.0, "variation": 0.02}, "unsure", "varies by 2.00%"),
+        ({"sqnr_db": 25.0, "variation": 0.02}, None, ""),
+        ({"sqnr_db": 200.0, "variation": 0.0}, None, ""),
+    ],
+)
+def test_findings(figures: dict[str, Any], kind: str | None, text: str) -> None:
+    found = verdict.findings({"outputs": {"y": entry(**figures)}})
+    assert [f["kind"] for f in found] == ([] if kind is None else [kind])
+    assert text in "".join(f["finding"] for f in found)
+
+
+def test_lost_detections_are_a_finding() -> None:
+    boxes = {"outputs": ["y"], "float": 100, "bundle": 50, "recall": 0.5, "ap50": 0.52}
+    (found,) = verdict.findings({"outputs": {"y": entry()}, "detections": boxes})
+    assert "AP@50 0.52, recall 0.50" in found["finding"]
+
+
+def test_detections_that_cannot_be_compared_are_a_finding() -> None:
+    boxes = {"outputs": ["y"], "float": 2, "bundle": 2, "recall": None, "ap50": None}
+    (found,) = verdict.findings({"outputs": {"y": entry()}, "detections": boxes})
+    assert found["kind"] == "unsure" and "finds 2" in found["finding"]
+
+
+@pytest.mark.parametrize(("ratio", "count"), [(1.05, 0), (2.8, 1)])
+def test_a_language_model_far_from_its_float_model(ratio: float, count: int) -> None:
+    figures = {"ratio": ratio, "bundle": 23.0 * ratio, "float": 23.0}
+    manifest = {
+        "quality": {"perplexity": figures},
+        "prediction": {"place": "tpu"},
+        "outputs": [{"name": "logits"}],
+    }
+    assert len(verdict.of_language(manifest)) == count
+
+
+@pytest.mark.parametrize(
+    ("few", "many", "counted"),
+    [(2, 64, {"slice": "[:, 0:4]", "bundle": 2, "float": 256}), (64, 64, None)],
+)
+def test_few_values_are_counted(few: int, many: int, counted: dict[str, Any] | None) -> None:
+    """4 channels of 64 values each, of which the bundle has `few` different ones in all."""
+    want = np.arange(4 * many, dtype=np.float32).reshape(1, 4, many)
+    got = want % few
+    difference, values = Difference(Channels(1)), Values()
+    difference.add(got, want)
+    values.add(got, want)
+    assert values.report(difference).get("distinct") == counted

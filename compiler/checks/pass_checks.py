@@ -1,11 +1,20 @@
-"""Checks every pass: the model is still valid and computes what the imported one computes."""
+"""Checks every step that changes the graph: the model is still valid and computes what the imported
+one computes.
+
+Its outputs are held against those of the user's file, which onnxruntime reads by itself, where it
+runs that.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from compiler.checks import baseline
 from compiler.errors import InternalError
 from compiler.graph import all_activations
 from compiler.graph.reference import Reference
@@ -21,25 +30,41 @@ NUDGE, MOST = 1e-6, 10
 
 
 class Checker:
-    """Holds the imported model's own results on random inputs."""
+    """Holds the imported model's own results on random inputs, and for its outputs those of the
+    file in `path`."""
 
-    def __init__(self, original: ir.Model, seed: int) -> None:
+    def __init__(self, original: ir.Model, seed: int, path: Path | None = None) -> None:
         self.sample = random_sample(original.graph.inputs, seed)
-        values = [v for v in all_activations(original.graph) if v.dtype is not None]
+        self.scaled: set[str] = set()
         rng = np.random.default_rng(seed)
-        with Reference(original, values) as reference:
-            self.wanted = reference.run(self.sample)
-            nudged = reference.run(
-                {name: _nudged(array, rng) for name, array in self.sample.items()}
-            )
+        with Reference(original, list(all_activations(original.graph))) as reference:
+            found = reference.run(self.sample)
+            self.wanted = {
+                name: array for name, array in found.items() if isinstance(array, np.ndarray)
+            }
+            nudged = reference.run(baseline.nudge(self.sample, rng, NUDGE))
         self.allowed = {
             name: max(TOLERANCE, MOST * error)
             for name, wanted in self.wanted.items()
             if (error := _error(nudged[name], wanted)) < np.inf
         }
+        if path is not None:
+            self._take_file(path, original)
 
-    def check(self, name: str, model: ir.Model) -> None:
-        """Raises InternalError that names the pass and the first tensor that differs."""
+    def _take_file(self, path: Path, original: ir.Model) -> None:
+        least = baseline.tolerance(original)
+        for name, array in baseline.outputs(path, original, self.sample).items():
+            if isinstance(array, np.ndarray):
+                self.wanted[name] = array
+                self.allowed[name] = max(self.allowed.get(name, TOLERANCE), least)
+
+    def check(self, name: str, model: ir.Model, scaled: Collection[str] = ()) -> None:
+        """Raises InternalError that names the step and the first tensor that differs.
+
+        Tensors in `scaled` may from here on: they were multiplied by factors that their readers
+        undo.
+        """
+        self.scaled.update(scaled)
         try:
             if all(
                 v.shape is not None for v in model.graph.outputs
@@ -47,33 +72,36 @@ class Checker:
                 common.CheckerPass()(model)
         except Exception as error:
             raise InternalError(name, f"the model is not valid after this pass: {error}") from error
-        shared = [v for v in all_activations(model.graph) if v.name in self.wanted]
+        shared = [
+            v
+            for v in all_activations(model.graph)
+            if v.name in self.wanted and v.name not in self.scaled
+        ]
         with Reference(model, shared) as reference:
             found = reference.run(self.sample)
-        for value in shared:
-            if value.name not in found:
+        for tensor in (str(value.name) for value in shared):
+            if not isinstance(found.get(tensor), np.ndarray):
                 continue
-            off = _error(found[value.name], self.wanted[value.name])
-            if off > self.allowed.get(str(value.name), TOLERANCE):
+            off = _error(found[tensor], self.wanted[tensor])
+            if off > self.allowed.get(tensor, TOLERANCE):
                 raise InternalError(
-                    name, f"tensor '{value.name}' differs from the original by {off:.1e}"
+                    name, f"tensor '{tensor}' differs from the original by {off:.1e}"
                 )
 
 
-def _nudged(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Floats with relative noise, other numbers as they are."""
-    if array.dtype.kind != "f":
-        return array
-    return (array * (1 + NUDGE * rng.standard_normal(array.shape))).astype(array.dtype)
-
-
 def _error(got: np.ndarray, want: np.ndarray) -> float:
-    """Largest difference relative to the largest value; infinite where shapes differ."""
+    """Largest difference relative to the largest value; infinite where shapes differ, or what is
+    not finite."""
     if got.shape != want.shape:
         return float("inf")
     if got.dtype.kind not in "fiu" or not got.size:
         return 0.0 if np.array_equal(got, want) else float("inf")
-    with np.errstate(invalid="ignore"):
-        difference = np.nan_to_num(np.abs(got.astype(np.float64) - want.astype(np.float64)))
-        scale = np.nan_to_num(np.abs(want.astype(np.float64)), posinf=0).max()
-    return float(difference.max() / max(scale, 1e-6))
+    got, want = got.astype(np.float64), want.astype(np.float64)
+    finite = np.isfinite(want)
+    if (
+        not np.array_equal(got[~finite], want[~finite], equal_nan=True)
+        or not np.isfinite(got[finite]).all()
+    ):
+        return float("inf")
+    difference, scale = np.abs(got - want)[finite], np.abs(want[finite])
+    return float(difference.max(initial=0) / max(scale.max(initial=0), 1e-6))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 import onnx_ir as ir
 
+from compiler.checks.difference import Difference
 from compiler.graph import all_activations, origin_of, shape_of
 from compiler.graph.reference import Reference
 from compiler.partition.program import Program
@@ -27,8 +28,8 @@ def shares(
     samples: Iterable[Sample],
     progress: Callable[[], None] = lambda: None,
 ) -> dict[int, float]:
-    """The share of each TPU segment in the noise of the model's float outputs, relative to their
-    signal."""
+    """The share of each TPU segment in the noise of the model's float outputs, relative to how much
+    these vary."""
     segments = [s for s in program.plan.segments if s.device == "tpu"]
     outputs = {s.index: [str(v.name) for v in s.outputs] for s in segments}
     noisy = [v for s in segments for v in s.outputs]
@@ -37,7 +38,8 @@ def shares(
     }
     silent = {f"{v.name}/noise": np.zeros(shape_of(v), np.float32) for v in noisy}
     ends = [str(v.name) for v in program.model.graph.outputs if v.dtype == ir.DataType.FLOAT]
-    pipeline, found = Pipeline(bundle), dict.fromkeys(outputs, 0.0)
+    pipeline = Pipeline(bundle)
+    differences = {index: {name: Difference() for name in ends} for index in outputs}
     with Reference(*_injected(program.model, noisy, boundaries)) as reference:
         for sample in samples:
             clean = reference.run(
@@ -52,15 +54,15 @@ def shares(
                     for n in names
                 }
                 disturbed = reference.run({**sample, **silent, **noise}, ends)
-                found[index] += sum(_relative(disturbed[n], clean[n]) for n in ends)
+                for name, difference in differences[index].items():
+                    difference.add(disturbed[name], clean[name])
             progress()
+    found = {
+        index: sum(d.relative_noise for d in by_end.values())
+        for index, by_end in differences.items()
+    }
     total = sum(found.values()) or 1.0
     return {index: round(noise / total, 4) for index, noise in found.items()}
-
-
-def _relative(got: np.ndarray, want: np.ndarray) -> float:
-    signal = float(np.sum(want.astype(np.float64) ** 2))
-    return float(np.sum((got.astype(np.float64) - want) ** 2)) / (signal or 1.0)
 
 
 def _injected(

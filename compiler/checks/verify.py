@@ -3,15 +3,18 @@ segment."""
 
 from __future__ import annotations
 
-import math
-import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from compiler import files
+from compiler.checks.agreement import Boxes, known_channels, readings
+from compiler.checks.difference import Difference, slice_text
+from compiler.graph import origin_of
 from compiler.graph.reference import Reference
 from compiler.partition.program import Program
 from compiler.quantize.calibrate import batches
@@ -19,77 +22,9 @@ from compiler.quantize.samples import Sample
 from compiler.runtime import Bundle, Pipeline
 from compiler.runtime.pipeline import convert
 
-# A perfect match has no noise; JSON has no infinity.
-PERFECT_DB = 200.0
-# What an infinity on one side only counts as, and the most that counts: far off, but with a square
-# that float64 holds.
-HUGE = 1e100
-
-
-class Difference:
-    """Accumulates the difference between a tensor and its float reference over samples."""
-
-    def __init__(self) -> None:
-        self.signal = self.noise = self.product = self.energy = self.largest = 0.0
-        self.agree = self.count = 0
-
-    def add(self, got: np.ndarray, want: np.ndarray) -> None:
-        """Where the float model itself gives NaN or infinity, the same is right; elsewhere they are
-        an error.
-
-        So is what one of them lacks, where the shape depends on data.
-        """
-        if got.shape != want.shape:
-            got, want = _same_shape(got, want)
-        a, b = got.astype(np.float64).reshape(-1), want.astype(np.float64).reshape(-1)
-        alike = ~np.isfinite(b) & ((a == b) | (np.isnan(a) & np.isnan(b)))
-        a[alike] = b[alike] = 0
-        a, b = (np.clip(np.nan_to_num(array), -HUGE, HUGE) for array in (a, b))
-        self.signal += float(b @ b)
-        self.noise += float((a - b) @ (a - b))
-        self.product += float(a @ b)
-        self.energy += float(a @ a)
-        self.largest = max(self.largest, float(np.abs(a - b).max(initial=0)))
-        if a.size:
-            self.agree += int(np.argmax(a)) == int(np.argmax(b))
-            self.count += 1
-
-    @property
-    def sqnr_db(self) -> float:
-        """Signal to quantization noise, 10 log10(sum want^2 / sum (got - want)^2), at most
-        PERFECT_DB."""
-        if self.noise == 0:
-            return PERFECT_DB
-        if self.signal == 0:
-            return -PERFECT_DB
-        return round(
-            float(np.clip(10 * math.log10(self.signal / self.noise), -PERFECT_DB, PERFECT_DB)), 2
-        )
-
-    @property
-    def cosine(self) -> float:
-        norm = math.sqrt(self.signal) * math.sqrt(self.energy)
-        return round(self.product / norm, 6) if norm else float(self.signal == self.energy)
-
-    def report(self, classes: bool) -> dict[str, Any]:
-        entry = {
-            "sqnr_db": self.sqnr_db,
-            "cosine": self.cosine,
-            "max_error": float(f"{self.largest:.6g}"),
-        }
-        return entry | (
-            {"top1_agreement": round(self.agree / self.count, 4)} if classes and self.count else {}
-        )
-
-
-def _same_shape(got: np.ndarray, want: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both with zeros behind what they have, along each axis."""
-    if got.ndim != want.ndim:
-        got, want = got.reshape(-1), want.reshape(-1)
-    most = np.maximum(got.shape, want.shape)
-    return np.pad(got, [(0, n) for n in most - got.shape]), np.pad(
-        want, [(0, n) for n in most - want.shape]
-    )
+# Values of an output that are counted, and when few of them are worth a word.
+MOST_VALUES = 1 << 20
+FEW_VALUES, MANY_MORE = 32, 8
 
 
 class Embeddings:
@@ -126,100 +61,204 @@ def _ranks(vectors: np.ndarray) -> np.ndarray:
     return np.argsort(np.argsort(pairs)).astype(np.float64)
 
 
-def verify(
-    bundle: Bundle,
-    program: Program,
-    samples: Iterable[Sample],
-    expected: Iterable[Sample],
-    progress: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
-    """Compares with `expected`, what the model as imported gives for `samples`.
+class Values:
+    """How many different values an output takes, of as many as fit `MOST_VALUES`."""
 
-    Measures each output, and each TPU segment fed with float inputs (its own loss) and in the
-    pipeline. The float model and the bundle are not in memory at the same time: what the one gives
-    waits on disk for the other. Nor are all borders, which onnxruntime keeps until a run ends.
+    def __init__(self) -> None:
+        self.kept: list[tuple[np.ndarray, np.ndarray]] = []
+        self.room = MOST_VALUES
+
+    def add(self, got: np.ndarray, want: np.ndarray) -> None:
+        if got.shape == want.shape and want.size <= self.room:
+            self.kept.append((got, want))
+            self.room -= want.size
+
+    def report(self, difference: Difference) -> dict[str, Any]:
+        """`distinct` of the part with the fewest, where float has many more than the bundle."""
+        parts = difference.parts()
+        if parts is None or not self.kept:
+            return {}
+        axis, channels = parts
+        got, want = (np.stack([np.atleast_1d(pair[i]) for pair in self.kept]) for i in (0, 1))
+        counted = []
+        for part in channels:
+            few, many = (len(np.unique(array.take(part, axis + 1))) for array in (got, want))
+            if few <= FEW_VALUES and many >= MANY_MORE * few:
+                counted.append((few, many, slice_text(axis, part)))
+        if not counted:
+            return {}
+        few, many, where = min(counted)
+        return {"distinct": {"slice": where, "bundle": few, "float": many}}
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a bundle is verified with: `samples`, what the float model gives for them (`expected`),
+    and what `agreement.scored` finds in the model as its user wrote it (`layers`)."""
+
+    samples: Sequence[Sample]
+    expected: Sequence[Mapping[str, Any]]
+    layers: Mapping[str, int] = field(default_factory=dict)
+
+
+class _Outputs:
+    """Compares the outputs of a model: their figures, and what a user reads off them."""
+
+    def __init__(self, held_out: HeldOut) -> None:
+        self._read = readings(held_out.layers, held_out.expected, held_out.samples)
+        self._known = known_channels(self._read)
+        self._differences: dict[str, Difference] = {}
+        self._values: dict[str, Values] = defaultdict(Values)
+        self._embeddings: dict[str, Embeddings] = defaultdict(Embeddings)
+
+    def add(self, results: Mapping[str, Any], wanted: Mapping[str, Any], sample: Sample) -> None:
+        for name, array in results.items():
+            if isinstance(array, np.ndarray | np.generic) and array.dtype.kind == "f":
+                got, want = np.asarray(array), np.asarray(wanted[name])
+                self._differences.setdefault(name, Difference(self._known.get(name))).add(got, want)
+                self._values[name].add(got, want)
+                mask = sample.get("attention_mask")
+                if (
+                    mask is not None
+                    and got.ndim == 3
+                    and mask.shape == got.shape[:2] == (1, mask.size)
+                ):
+                    self._embeddings[name].add(got, want, mask)
+        for reading in self._read:
+            reading.add(results, wanted, sample)
+
+    def report(self) -> dict[str, Any]:
+        """`outputs`, and `embeddings` and `detections` of models that give such."""
+        outputs = {
+            name: d.report() | self._values[name].report(d) for name, d in self._differences.items()
+        }
+        found: dict[str, Any] = {"outputs": outputs}
+        if self._embeddings:
+            found["embeddings"] = {name: e.report() for name, e in self._embeddings.items()}
+        for reading in self._read:
+            figures = reading.report()
+            if isinstance(reading, Boxes):
+                found["detections"] = figures
+            else:
+                outputs[reading.output] |= figures
+        return found
+
+
+def verify(
+    bundle: Bundle, program: Program, held_out: HeldOut, progress: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """Measures each output, and each TPU segment fed with float inputs (its own loss) and in the
+    pipeline.
+
+    The float model and the bundle are not in memory at the same time: what the one gives at the
+    borders of segments waits on disk for the other. Nor are all borders, which onnxruntime keeps
+    until a run ends.
     """
-    outputs: dict[str, Difference] = defaultdict(Difference)
-    embeddings: dict[str, Embeddings] = defaultdict(Embeddings)
-    own: dict[int, Difference] = defaultdict(Difference)
-    total: dict[int, Difference] = defaultdict(Difference)
-    tpu = [s for s in program.plan.segments if s.device == "tpu"]
-    boundaries = {
-        str(v.name): v for s in tpu for v in [*s.inputs, *s.outputs] if not v.is_graph_input()
-    }
-    samples, count = list(samples), 0
-    with tempfile.TemporaryDirectory(prefix="verify-") as folder:
-        saved = {name: f"{i}.npy" for i, name in enumerate(boundaries)}
-        for names in batches(boundaries):
-            with Reference(program.model, [boundaries[n] for n in names]) as inner:
-                for index, sample in enumerate(samples):
-                    for name, array in inner.run(sample, names).items():
-                        np.save(Path(folder) / f"{index}.{saved[name]}", array)
+    outputs = _Outputs(held_out)
+    own: dict[int, dict[str, Difference]] = {}
+    total: dict[int, dict[str, Difference]] = {}
+    with files.temporary("verify") as folder:
+        boundaries = _Borders(program, folder.path)
+        boundaries.save(held_out.samples)
         pipeline = Pipeline(bundle)
-        for number, (sample, wanted) in enumerate(zip(samples, expected, strict=True)):
-            values: dict[str, np.ndarray] = dict(pipeline.check_inputs(sample))
+        for number, (sample, wanted) in enumerate(
+            zip(held_out.samples, held_out.expected, strict=True)
+        ):
+            reached: dict[str, np.ndarray] = dict(pipeline.check_inputs(sample))
             for index, segment in enumerate(pipeline.segments):
-                pipeline.advance(index, values)
+                pipeline.advance(index, reached)
                 if segment["device"] == "tpu":
                     around = [t["name"] for t in [*segment["inputs"], *segment["outputs"]]]
-                    floats = {
-                        n: np.load(Path(folder) / f"{number}.{saved[n]}")
-                        if n in saved
-                        else sample[n]
-                        for n in around
-                    }
+                    floats = {name: boundaries.load(number, name, sample) for name in around}
                     alone = pipeline.run_segment(index, floats)
-                    _compare(segment, alone, floats, own[index])
-                    _compare(segment, values, floats, total[index])
-            for name, array in pipeline.results(values).items():
-                if isinstance(array, np.ndarray | np.generic) and array.dtype.kind == "f":
-                    outputs[name].add(np.asarray(array), np.asarray(wanted[name]))
-                    mask = sample.get("attention_mask")
-                    if (
-                        mask is not None
-                        and array.ndim == 3
-                        and mask.shape == array.shape[:2] == (1, mask.size)
-                    ):
-                        embeddings[name].add(array, wanted[name], mask)
-            count += 1
+                    _compare(segment, alone, floats, own.setdefault(index, {}))
+                    _compare(segment, reached, floats, total.setdefault(index, {}))
+            outputs.add(pipeline.results(reached), wanted, sample)
             progress()
-    shapes = {o["name"]: o["shape"] for o in pipeline.outputs}
-    return {
-        "samples": count,
-        "outputs": {name: d.report(is_classifier(shapes[name])) for name, d in outputs.items()},
-        **(
-            {"embeddings": {name: e.report() for name, e in embeddings.items()}}
-            if embeddings
-            else {}
-        ),
-        "segments": {
-            str(i): {"sqnr_db": own[i].sqnr_db, "cumulative_sqnr_db": total[i].sqnr_db}
-            for i in sorted(own)
-        },
-    }
+    segments = {str(i): _segment(own[i], total[i]) for i in sorted(own)}
+    return {"samples": len(held_out.samples), **outputs.report(), "segments": segments}
+
+
+class _Borders:
+    """What the float model gives between segments, on disk."""
+
+    def __init__(self, program: Program, folder: Path) -> None:
+        tpu = [s for s in program.plan.segments if s.device == "tpu"]
+        crossing = [v for s in tpu for v in [*s.inputs, *s.outputs] if not v.is_graph_input()]
+        self._values = {str(v.name): v for v in crossing}
+        self._model = program.model
+        self._folder = folder
+        self._numbers = {name: index for index, name in enumerate(self._values)}
+
+    def save(self, samples: Sequence[Sample]) -> None:
+        for names in batches(self._values):
+            with Reference(self._model, [self._values[n] for n in names]) as inner:
+                for index, sample in enumerate(samples):
+                    for name, array in inner.run(sample, names).items():
+                        np.save(self._path(index, name), array)
+
+    def load(self, number: int, name: str, sample: Sample) -> np.ndarray:
+        """A tensor of the float model for the sample with this number; the sample's own where it is
+        an input."""
+        if name not in self._numbers:
+            return sample[name]
+        array: np.ndarray = np.load(self._path(number, name))
+        return array
+
+    def _path(self, number: int, name: str) -> Path:
+        return self._folder / f"{number}.{self._numbers[name]}.npy"
 
 
 def _compare(
     segment: Mapping[str, Any],
     got: Mapping[str, np.ndarray],
     want: Mapping[str, np.ndarray],
-    difference: Difference,
+    differences: dict[str, Difference],
 ) -> None:
     for tensor in segment["outputs"]:
         name = tensor["name"]
-        difference.add(convert(got[name], {**tensor, "dtype": "float32"}), want[name])
+        ours = convert(got[name], {**tensor, "dtype": "float32"})
+        differences.setdefault(name, Difference()).add(ours, want[name])
 
 
-def is_classifier(shape: list[int] | None) -> bool:
-    """One row of scores: a single dimension above one, of at least two."""
-    wide = [d for d in shape or () if d is None or d > 1]
-    return len(wide) == 1
+def _segment(own: Mapping[str, Difference], total: Mapping[str, Difference]) -> dict[str, Any]:
+    """The worst output of a segment counts."""
+    alone = [d.sqnr_db for d in own.values()]
+    reached = [d.sqnr_db for d in total.values()]
+    return {
+        "sqnr_db": min((db for db in alone if db is not None), default=None),
+        "cumulative_sqnr_db": min((db for db in reached if db is not None), default=None),
+        "cumulative_plain_sqnr_db": min(d.plain_sqnr_db for d in total.values()),
+    }
 
 
 def worst_segment(quality: Mapping[str, Any]) -> tuple[str, float] | None:
-    """(index, SQNR) of the TPU segment that loses most by itself."""
-    segments = quality["segments"]
-    if not segments:
+    """(index, SQNR) of the TPU segment that loses most by itself, of those where the samples vary
+    enough to tell."""
+    told = {i: s["sqnr_db"] for i, s in quality["segments"].items() if s["sqnr_db"] is not None}
+    if not told:
         return None
-    index = min(segments, key=lambda i: segments[i]["sqnr_db"])
-    return index, segments[index]["sqnr_db"]
+    index = min(told, key=lambda i: told[i])
+    return index, told[index]
+
+
+def worst_node(program: Program, segment: int, samples: Iterable[Sample]) -> str | None:
+    """The source node of a segment whose result its scale suits least: float values, rounded to the
+    scale alone."""
+    (part,) = (s for s in program.plan.segments if s.index == segment)
+    values = {
+        str(v.name): v for node in part.nodes for v in node.outputs if str(v.name) in program.quants
+    }
+    differences: dict[str, Difference] = defaultdict(Difference)
+    for names in batches(values):
+        with Reference(program.model, [values[n] for n in names]) as inner:
+            for sample in samples:
+                for name, array in inner.run(sample, names).items():
+                    quant = program.quants[name]
+                    differences[name].add(quant.dequantize(quant.quantize(array)), array)
+    figures = {name: d.sqnr_db for name, d in differences.items()}
+    told = {name: db for name, db in figures.items() if db is not None}
+    if not told:
+        return None
+    producer = values[min(told, key=lambda name: told[name])].producer()
+    return None if producer is None else origin_of(producer)

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import io
 import logging
 import os
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
+from compiler import files
 from compiler.cli.common import err
-from compiler.errors import CompilerError, OptionError
+from compiler.errors import CompilerError, OptionError, OutputError, one_line
 
 app = typer.Typer(
     help="Compile ONNX models into verified bundles of int8 segments for Coral Edge TPUs and the host.",
@@ -66,18 +70,38 @@ def _terminated(number: int, _frame: Any) -> None:
     sys.exit(128 + number)
 
 
+@contextmanager
+def _standard_output() -> Iterator[None]:
+    """Raises OutputError where what was printed does not fit its disk."""
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:  # as where it was closed
+                sys.stdout.flush()
+    except OSError as error:
+        if error.filename is not None or not files.ran_full(error):
+            raise
+        # Python would try again at its end, and fail with other words.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OutputError(f"standard output: cannot be written: {error.strerror}") from error
+
+
 def main() -> None:
     """Run the command line; errors become one line and an exit code."""
     signal.signal(signal.SIGTERM, _terminated)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger("onnx_ir").setLevel(
         logging.ERROR
     )  # it prints stacks of what we then say in a line
     try:
-        app()
+        with _standard_output():
+            app()
     except CompilerError as error:
         err.print(
-            f"[bold red]error[/] {error.code}: {escape(str(error))}",
+            f"[bold red]error[/] {error.code}: {escape(one_line(str(error)))}",
             highlight=False,
             soft_wrap=True,
         )
@@ -85,8 +109,8 @@ def main() -> None:
             err.print(
                 "This is a bug of the compiler; please report it with the model and the lines below."
             )
-            traceback.print_exc()
+            err.print(traceback.format_exc(), highlight=False, markup=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        err.print("interrupted; nothing was written")
+        err.print("interrupted")
         sys.exit(130)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -18,13 +18,26 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.segment import Segment
 
-from compiler.errors import BundleError, DeviceError, OptionError, OutputError
+from compiler import files
+from compiler.errors import BundleError, DeviceError, OptionError, one_line, visible
 from compiler.runtime import Bundle, RuntimeBundleError, SegmentError
 from compiler.runtime.devices import DeviceChoiceError
 
-out = Console()
-err = Console(stderr=True)
+
+class Terminal(Console):
+    """A console that shows the control characters of what it prints, and does not obey them."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+
+out = Terminal()
+err = Terminal(stderr=True)
 
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
 Devices = Annotated[
@@ -66,12 +79,21 @@ def open_bundle(path: Path) -> Bundle:
         return Bundle.open(path)
 
 
-def write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
-    out.print(f"Wrote {escape(str(path))}.")
+def write(path: Path, text: str, sources: Sequence[Path] = ()) -> None:
+    """Write a file that the user asked for; `sources` are what the command reads. Raises
+    OutputError."""
+    files.write_text(path, text, sources)
+    wrote(path)
+
+
+def wrote(path: Path, more: str = "") -> None:
+    console = err if files.is_stdout(path) else out
+    console.print(f"Wrote {escape(one_line(str(path)) + more)}.", highlight=False, soft_wrap=True)
+
+
+def needed(bundle: Bundle) -> list[Path]:
+    """The files of a bundle that no output may take the place of."""
+    return [bundle.path / name for name in ("manifest.json", *(e["path"] for e in bundle.files()))]
 
 
 @contextmanager

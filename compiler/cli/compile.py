@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
-from compiler import frontends
-from compiler.cli.common import err, out, progress_bars, write
+from compiler import files, frontends
+from compiler.cli.common import err, needed, out, progress_bars, write, wrote
 from compiler.device import legality
 from compiler.device import measure as measuring
 from compiler.driver import build as building
 from compiler.driver import language
 from compiler.emit import bundle
-from compiler.errors import OptionError, ToolchainError
+from compiler.errors import OptionError, ToolchainError, one_line
 from compiler.partition.partition import PartitionOptions
 from compiler.partition.program import Program
 from compiler.quantize.calibrate import Observers
@@ -35,6 +35,10 @@ Dims = Annotated[
 Shapes = Annotated[
     list[str] | None,
     typer.Option("--shape", metavar="INPUT=1,3,224,224", help="Fix the shape of an input."),
+]
+Values = Annotated[
+    list[str] | None,
+    typer.Option("--value", metavar="INPUT=VALUE", help="Fix what an input holds: sr=16000."),
 ]
 TargetName = Annotated[
     str,
@@ -145,6 +149,7 @@ def build(
     ] = 0.0,
     dim: Dims = None,
     shape: Shapes = None,
+    value: Values = None,
     target: TargetName = "usb3",
     host: HostName = "pi5",
     tpus: Tpus = 1,
@@ -167,7 +172,7 @@ def build(
     check_passes: Annotated[
         bool, typer.Option("--check-passes", help="Run the model after each pass.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of random calibration data.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of random calibration data.")] = 0,
     lowering: Annotated[
         str,
         typer.Option(
@@ -184,6 +189,7 @@ def build(
     options = building.Options(
         dims=_dims(dim),
         shapes=_shapes(shape),
+        values=_values(value),
         target=target,
         partitioning=_partition_options(
             tpus, objective, place or _default_place(model), pin, cut, host
@@ -191,7 +197,7 @@ def build(
         calibration=calibration,
         image=ImageOptions(_floats("--mean", mean), _floats("--std", std), _size(size)),
         observers=Observers.parse(observer or ()),
-        min_sqnr=min_sqnr,
+        min_sqnr=None if min_sqnr is None else _finite("--min-sqnr", min_sqnr),
         accuracy=accuracy,
         tokenizer=tokenizer,
         keep_float=keep_float / 100,
@@ -218,9 +224,8 @@ def build(
             manifest = language.build(model, output, options, settings, step)
         tables.show_language(out, manifest)
         tables.show_compilation(out, manifest)
-        out.print(
-            f"Wrote {escape(str(output))}. `generate {escape(str(output))} PROMPT` continues a text."
-        )
+        wrote(output, f"; `generate {one_line(str(output))} PROMPT` continues a text")
+        tables.show_warnings(out, manifest["quality"])
         return
     if "rotate_stream" in options.also:
         raise OptionError(f"{model}: --with rotate_stream is for language models")
@@ -236,8 +241,10 @@ def build(
         manifest = building.build(model, output, options, step)
     tables.show_plan(out, manifest)
     tables.show_quality(out, manifest["quality"])
+    tables.show_baseline(out, manifest["quality"])
     tables.show_compilation(out, manifest)
-    out.print(f"Wrote {escape(str(output))}.")
+    wrote(output)
+    tables.show_warnings(out, manifest["quality"])
 
 
 def inspect(
@@ -257,6 +264,7 @@ def inspect(
     ] = None,
     dim: Dims = None,
     shape: Shapes = None,
+    value: Values = None,
     target: TargetName = "usb3",
     host: HostName = "pi5",
     tpus: Tpus = 1,
@@ -270,13 +278,18 @@ def inspect(
 
     Of a compiled *_edgetpu.tflite file, show its executables and what is cached and streamed.
     """
+    bundle.restore(path)
     if frontends.recognises(path):
         raise OptionError(
             f"{path}: `plan` shows what is predicted of a language model; `inspect` takes its bundle"
         )
     partitioning = _partition_options(tpus, objective, place or "tpu", pin, cut, host)
     options = building.Options(
-        dims=_dims(dim), shapes=_shapes(shape), target=target, partitioning=partitioning
+        dims=_dims(dim),
+        shapes=_shapes(shape),
+        values=_values(value),
+        target=target,
+        partitioning=partitioning,
     )
     planned = path.is_dir() or path.suffix == ".tflite"
     if planned and options != building.Options():
@@ -284,33 +297,33 @@ def inspect(
     if (planned and (dot or netron)) or (path.suffix == ".tflite" and html):
         raise OptionError(f"{path}: --dot and --netron take .onnx files, --html those and bundles")
     if path.suffix == ".tflite":
-        packages, on_cpu = darwinn.read(path)
-        if as_json:
-            print(
-                json.dumps({"packages": [asdict(p) for p in packages], "on_cpu": on_cpu}, indent=1)
-            )
-        else:
-            tables.show_compiled(out, path.name, packages, on_cpu)
+        _show_compiled(path, as_json)
         return
     if path.is_dir():
-        plan = bundle.load(path).manifest
+        found = bundle.load(path)
+        plan, sources = found.manifest, needed(found)
     else:
         with progress_bars() as step:
             program = building.lower(building.read(path, options, step), options, step)
-        plan = building.summary(program, path)
-        _write_graphs(program, dot, netron)
+        plan, sources = building.summary(program, path), [path]
+        _write_graphs(program, dot, netron, [path])
+        if any(graph is not None and files.is_stdout(graph) for graph in (dot, netron)):
+            return
     if html is not None:
-        write(html, pages.page(plan))
+        write(html, pages.page(plan), sources)
         return
     if as_json:
         print(json.dumps(plan, indent=1))
         return
     if "language" in plan:
         tables.show_language(out, plan)
+        tables.show_warnings(out, plan["quality"])
         return
     tables.show_plan(out, plan)
     if "quality" in plan:
         tables.show_quality(out, plan["quality"])
+        tables.show_baseline(out, plan["quality"])
+        tables.show_warnings(out, plan["quality"])
 
 
 def check(
@@ -338,6 +351,7 @@ def plan(
     pin: Pins = None,
     dim: Dims = None,
     shape: Shapes = None,
+    value: Values = None,
     context: Context = language.Options.context,
     chunk: Chunk = language.Options.chunk,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
@@ -352,7 +366,11 @@ def plan(
         number = 1 if tpus == "1..8" else _counts(tpus)[0]
         partitioning = _partition_options(number, "latency", place or "auto", pin, None, host)
         options = building.Options(
-            dims=_dims(dim), shapes=_shapes(shape), target=target, partitioning=partitioning
+            dims=_dims(dim),
+            shapes=_shapes(shape),
+            values=_values(value),
+            target=target,
+            partitioning=partitioning,
         )
         _refuse_for_language(options)
         with progress_bars() as step:
@@ -368,7 +386,9 @@ def plan(
         return
     place = place or "tpu"
     counts = _counts(tpus)
-    options = building.Options(dims=_dims(dim), shapes=_shapes(shape), target=target)
+    options = building.Options(
+        dims=_dims(dim), shapes=_shapes(shape), values=_values(value), target=target
+    )
     with progress_bars() as step:
         lowered = building.rewrite(building.read(model, options, step), options, step)
         done = step("cutting into segments", len(counts))
@@ -402,7 +422,7 @@ def compile_(
     with progress_bars() as step:
         manifest = toolchain.compile_bundle(path, tool, step)
     tables.show_compilation(out, manifest)
-    out.print(f"Wrote {escape(str(path))}.")
+    wrote(path)
 
 
 def toolchain_(
@@ -418,7 +438,7 @@ def toolchain_(
     with progress_bars() as step:
         step("installing onnx-tf", 1)
         place = onnx_tf.install(python)
-    out.print(f"Wrote {escape(str(place))}.")
+    wrote(place)
 
 
 def measure(
@@ -427,7 +447,8 @@ def measure(
 ) -> None:
     """Measure this machine's CPU with onnxruntime and write what `--host` takes."""
     text = measuring.measure(threads)
-    out.print(text, highlight=False, markup=False, end="")
+    if not files.is_stdout(output):
+        out.print(text, highlight=False, markup=False, end="")
     write(output, text)
 
 
@@ -441,6 +462,7 @@ def _refuse_for_language(options: building.Options) -> None:
     for name in (
         "dims",
         "shapes",
+        "values",
         "image",
         "min_sqnr",
         "accuracy",
@@ -455,6 +477,7 @@ def _refuse_for_language(options: building.Options) -> None:
             option = {
                 "dims": "--dim",
                 "shapes": "--shape",
+                "values": "--value",
                 "image": "--mean, --std and --size",
                 "observers": "--observer",
             }
@@ -465,12 +488,22 @@ def _refuse_for_language(options: building.Options) -> None:
         raise OptionError("--cut: is for .onnx files")
 
 
-def _write_graphs(program: Program, dot: Path | None, netron: Path | None) -> None:
+def _show_compiled(path: Path, as_json: bool) -> None:
+    packages, on_cpu = darwinn.read(path)
+    if as_json:
+        print(json.dumps({"packages": [asdict(p) for p in packages], "on_cpu": on_cpu}, indent=1))
+    else:
+        tables.show_compiled(out, path.name, packages, on_cpu)
+
+
+def _write_graphs(
+    program: Program, dot: Path | None, netron: Path | None, sources: Sequence[Path]
+) -> None:
     if dot is not None:
-        write(dot, pages.dot(program))
+        write(dot, pages.dot(program), sources)
     if netron is not None:
-        building.save_graph(program, netron)
-        out.print(f"Wrote {escape(str(netron))}; `netron {escape(str(netron))}` shows it.")
+        building.save_graph(program, netron, sources)
+        wrote(netron, f"; `netron {one_line(str(netron))}` shows it")
 
 
 def _dims(options: list[str] | None) -> dict[str, int]:
@@ -493,6 +526,16 @@ def _shapes(options: list[str] | None) -> dict[str, tuple[int, ...]]:
         if not name or not all(p.isdecimal() and int(p) > 0 for p in parts):
             raise OptionError(f"--shape {option}: write INPUT=1,3,224,224")
         found[name] = tuple(int(p) for p in parts)
+    return found
+
+
+def _values(options: list[str] | None) -> dict[str, str]:
+    found = {}
+    for option in options or ():
+        name, _, value = option.rpartition("=")
+        if not name or not value:
+            raise OptionError(f"--value {option}: write INPUT=VALUE, e.g. --value sr=16000")
+        found[name] = value
     return found
 
 
@@ -546,6 +589,12 @@ def _floats(option: str, text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise OptionError(f"{option} {text}: write numbers separated by commas") from error
+
+
+def _finite(option: str, number: float) -> float:
+    if not math.isfinite(number):
+        raise OptionError(f"{option} {number}: give a finite number")
+    return number
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,20 +12,25 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from compiler import files
 from compiler.cli.common import (
     Devices,
     OnLoss,
     Threads,
     device_errors,
+    err,
+    needed,
     notices,
     open_bundle,
     out,
     progress_bars,
+    wrote,
 )
-from compiler.errors import CalibrationError, OptionError, OutputError
-from compiler.runtime import Runner
+from compiler.errors import InputError, OptionError
+from compiler.runtime import Runner, arrays
 from compiler.runtime import bench as benching
 from compiler.runtime import doctor as doctoring
+from compiler.runtime.arrays import ArrayError
 from compiler.runtime.devices import ON_LOSS
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red", "none": "dim"}
@@ -58,10 +62,12 @@ def run(
                 results.append(result)
                 done()
     stacked = {o["name"]: _stack([r[o["name"]] for r in results]) for o in runner.pipeline.outputs}
-    _save(output, stacked)
+    with files.output(output, [source, *needed(loaded)]) as file:
+        np.savez(file, **stacked)  # type: ignore[arg-type]
+    console = err if files.is_stdout(output) else out
     for name, array in stacked.items():
-        out.print(f"{escape(name)}: {list(array.shape)} {array.dtype}", highlight=False)
-    out.print(f"Wrote {escape(str(output))}.")
+        console.print(f"{escape(name)}: {list(array.shape)} {array.dtype}", highlight=False)
+    wrote(output)
 
 
 def bench(
@@ -158,34 +164,18 @@ def _samples(source: Path, runner: Runner) -> list[dict[str, np.ndarray]]:
         raise OptionError(f"{runner.bundle.path}: is a language model: `generate` runs it")
     pipeline = runner.pipeline
     try:
-        loaded = np.load(source, allow_pickle=False)
-        arrays = (
-            {pipeline.inputs[0]["name"]: loaded}
-            if isinstance(loaded, np.ndarray)
-            else dict(loaded.items())
-        )
-    except (OSError, ValueError, EOFError) as error:
-        raise CalibrationError(f"{source}: cannot be read as numpy arrays: {error}") from error
+        loaded = arrays.read(source)
+    except ArrayError as error:
+        raise InputError(f"{source}: {error}") from error
     try:
-        return pipeline.samples(arrays)
+        return pipeline.samples(
+            {pipeline.inputs[0]["name"]: loaded} if isinstance(loaded, np.ndarray) else loaded
+        )
     except ValueError as error:
-        raise CalibrationError(f"{source}: {error}") from error
+        raise InputError(f"{source}: {error}") from error
 
 
 def _stack(arrays: list[np.ndarray]) -> np.ndarray:
     if len(arrays) == 1:
         return arrays[0]
     return np.concatenate(arrays) if arrays[0].ndim and len(arrays[0]) == 1 else np.stack(arrays)
-
-
-def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write beside the place and rename, so that nothing half-written is left."""
-    made = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with made.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        made.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        made.unlink(missing_ok=True)

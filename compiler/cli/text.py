@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from compiler.runtime.language import LanguageModel
 from compiler.runtime.sampling import Sampling
 from compiler.runtime.text import Text
 
+KEY_VARIABLE = "CORAL_BUNDLE_API_KEY"
+
 Temperature = Annotated[
     float, typer.Option(help="0 takes the likeliest token, more draws more freely.")
 ]
@@ -31,7 +34,7 @@ MinP = Annotated[
     typer.Option(help="Draw from those with at least this share of the likeliest's probability."),
 ]
 Penalty = Annotated[float, typer.Option(help="Above 1: tokens of the text become less likely.")]
-Seed = Annotated[int | None, typer.Option(help="Draws the same tokens again.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Draws the same tokens again.")]
 Stop = Annotated[list[str] | None, typer.Option(help="End in front of this text. May be repeated.")]
 Stats = Annotated[bool, typer.Option("--stats", help="Print tokens per second to standard error.")]
 
@@ -118,10 +121,21 @@ def serve(
     ] = 32,
     api_key: Annotated[
         str | None,
-        typer.Option(envvar="CORAL_BUNDLE_API_KEY", help="Clients must send it as a bearer token."),
+        typer.Option(envvar=KEY_VARIABLE, help="Clients must send it as a bearer token."),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="A name that clients may call this server by. May be repeated."),
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Pages of this origin may ask, as https://example.org. May be repeated."),
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")] = 4096,
     max_body: Annotated[int, typer.Option(min=1024, help="Bytes of a request at most.")] = 1 << 20,
+    max_texts: Annotated[
+        int, typer.Option(min=1, help="Texts of a request for embeddings at most.")
+    ] = 2048,
     devices: Devices = "auto",
     threads: Threads = 2,
 ) -> None:
@@ -130,11 +144,19 @@ def serve(
 
     from compiler.runtime.batching import Batcher
     from compiler.runtime.embedding import Embedder
-    from compiler.runtime.protocol import HeadTimeoutProtocol
+    from compiler.runtime.guard import Access
+    from compiler.runtime.protocol import CONNECTIONS, HeadTimeoutProtocol
     from compiler.runtime.server import EmbeddingServer, Limits, Server, Web
 
+    # The command line takes an empty variable for none.
+    key = os.environ.get(KEY_VARIABLE) if api_key is None else api_key
+    limits = Limits(max_body, max_tokens, texts=max_texts, waiting=waiting)
+    try:
+        access = Access.of(address, allow_host or (), allow_origin or ())
+        web = Web(path.name.removesuffix(".bundle"), key, limits, access)
+    except ValueError as error:
+        raise OptionError(f"serve: {error}") from error
     loaded = open_bundle(path)
-    web = Web(path.name.removesuffix(".bundle"), api_key, Limits(max_body, max_tokens))
     server: Server | EmbeddingServer
     with device_errors():
         if "language" in loaded.manifest:
@@ -150,6 +172,8 @@ def serve(
     config = uvicorn.Config(
         server.app(),
         http=HeadTimeoutProtocol,
+        ws="none",
+        limit_concurrency=CONNECTIONS + 1,  # the number that is refused
         host=address,
         port=port,
         log_level="warning",
@@ -161,7 +185,7 @@ def serve(
         listening.listen(config.backlog)  # before we say so
     except (OSError, SystemExit) as error:
         raise OptionError(f"--address {address} --port {port}: cannot be listened on") from error
-    place = f"http://{address}:{listening.getsockname()[1]}"
+    place = f"http://{f'[{address}]' if ':' in address else address}:{listening.getsockname()[1]}"
     out.print(f"Serving {escape(web.name)} on {place} {what}; Ctrl-C ends it.", soft_wrap=True)
     uvicorn.Server(config).run([listening])
 
@@ -169,10 +193,11 @@ def serve(
 @contextmanager
 def _text_errors() -> Iterator[None]:
     """A text that the model cannot take is the user's to change."""
-    try:
-        yield
-    except ValueError as error:
-        raise OptionError(str(error)) from error
+    with device_errors():
+        try:
+            yield
+        except ValueError as error:
+            raise OptionError(str(error)) from error
 
 
 @dataclass(frozen=True)

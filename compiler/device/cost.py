@@ -107,7 +107,7 @@ def on_host(node: ir.Node, host: Host, int8: bool = False) -> float:
         moved = 2 * cache + 4 * sum(element_count(v) for v in values if len(shape_of(v)) < 4)
     elif int8 and node.domain == DIALECT and is_constant(input_at(node, 1)):
         moved = sum(element_count(v) * (1 if is_constant(v) else 4) for v in values)
-    elif node.op_type == "Gather":
+    elif node.op_type == "Gather" and is_static(node.outputs[0]):
         moved = 8 * element_count(node.outputs[0])
     else:
         moved = 4 * sum(map(element_count, values))

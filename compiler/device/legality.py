@@ -17,7 +17,7 @@ import onnx_ir as ir
 from ai_edge_litert import schema_py_generated as schema
 
 from compiler.emit.tflite import Writer
-from compiler.errors import ModelError
+from compiler.errors import ModelError, first_line
 from compiler.graph import (
     HOST_REASON,
     LOWERING_REASON,
@@ -32,6 +32,8 @@ from compiler.ops.rules import OpInfo, TensorInfo, judge
 from compiler.quantize.scales import Quant
 from compiler.targets import Layer, Target
 
+LARGEST = 2 << 30  # bytes of a TFLite file, whose offsets have 32 bits with a sign
+
 
 def refusal(node: ir.Node, target: Target) -> str | None:
     """Why the Edge TPU does not run this node as it stands; None where it does."""
@@ -42,9 +44,13 @@ def refusal(node: ir.Node, target: Target) -> str | None:
         return node.metadata_props.get(
             LOWERING_REASON, f"the Edge TPU has no {operator_name(node)}"
         )
+    if not activations_of(node):
+        return "it reads constants only"
     for value in [*activations_of(node), *node.outputs]:
         if not is_static(value):
             return f"the shape of '{value.name}' depends on data; the Edge TPU needs static shapes"
+        if 0 in shape_of(value):
+            return f"tensor '{value.name}' has no elements"
         if value.dtype != ir.DataType.FLOAT:
             name = value.dtype.name.lower() if value.dtype else "unknown"
             return f"tensor '{value.name}' is {name}; the Edge TPU computes on int8 made from float"
@@ -57,7 +63,14 @@ def refusal(node: ir.Node, target: Target) -> str | None:
 def drafted(node: ir.Node) -> list[OpInfo]:
     """The TFLite operators that would be written for a node; none for one that stays in ONNX."""
     operator = lookup(node)
-    if operator is None or operator.emit is None or HOST_REASON in node.metadata_props:
+    if (
+        operator is None
+        or operator.emit is None
+        or HOST_REASON in node.metadata_props
+        or not activations_of(node)
+    ):
+        return []
+    if not all(is_static(v) for v in [*activations_of(node), *node.outputs]):
         return []
     draft = Draft()
     operator.emit(node, draft)
@@ -169,13 +182,23 @@ def check(path: Path, target: Target) -> list[dict[str, str | None]]:
 def read(path: Path) -> list[OpInfo]:
     """The operators of the main subgraph of a TFLite file."""
     with tflite_file(path, "a TFLite model"):
-        data = path.read_bytes()
+        data = file_bytes(path)
         if data[4:8] != b"TFL3":
             raise ValueError("it has no TFL3 mark")
         model = unpacked(data)
         graph = model.subgraphs[0]
         infos = [_tensor(t, index, model.buffers) for index, t in enumerate(graph.tensors)]
         return [_op(o, model.operatorCodes, infos) for o in graph.operators]
+
+
+def file_bytes(path: Path) -> bytes:
+    """The content of a TFLite file. Raises ModelError for what is no regular file, or larger than
+    the format allows."""
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file")
+    if path.stat().st_size > LARGEST:
+        raise ModelError(f"{path}: larger than {LARGEST >> 30} GiB, which no TFLite file is")
+    return path.read_bytes()
 
 
 def unpacked(data: bytes) -> Any:
@@ -189,10 +212,12 @@ def tflite_file(path: Path, kind: str) -> Iterator[None]:
     ModelError."""
     try:
         yield
+    except ModelError:
+        raise
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
     except Exception as error:
-        raise ModelError(f"{path}: not {kind}: {error}") from error
+        raise ModelError(f"{path}: not {kind}: {first_line(error)}") from error
 
 
 _NAMES = {v: k for k, v in vars(schema.BuiltinOperator).items() if not k.startswith("_")}

@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 import passes
-from compiler.checks import sensitivity, verify
+from compiler import files
+from compiler.checks import agreement, sensitivity, verdict, verify
+from compiler.checks.baseline import baseline
 from compiler.checks.pass_checks import Checker
 from compiler.device.legality import refusal
 from compiler.emit import bundle
 from compiler.errors import (
-    CalibrationError,
     CompilerError,
     InternalError,
     ModelError,
     OutputError,
     QualityError,
     ToolchainError,
-    first_line,
 )
-from compiler.graph import activations_around
-from compiler.graph.reference import Reference
+from compiler.graph import activations_around, reference
 from compiler.importer import load as importer
 from compiler.partition.partition import PartitionOptions, halved, partition
 from compiler.partition.program import Program
@@ -45,12 +43,15 @@ from compiler.targets import Target
 from compiler.vendor import edgetpu_compiler, onnx_tf
 from compiler.vendor.onnx_tf import Lowered
 from compiler.view import page
+from passes import fold_constants
 
 # Steps that only serve accuracy, which --without leaves out.
 ACCURACY = (
     "keep_gates",
     "keep_spectra",
+    "keep_tails",
     "split_gates",
+    "split_joins",
     "rotate_rows",
     "normalise_linears",
     "balance",
@@ -61,8 +62,6 @@ ACCURACY = (
 OPTIONAL = ("rotate_outputs", "second_row", "rotate_stream")
 # Samples that --keep-float looks at.
 SENSITIVITY_SAMPLES = 4
-
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 Progress = Callable[[str, int], Callable[[], None]]
 """report(stage, steps) announces a stage and returns what to call after each of its steps."""
@@ -78,6 +77,7 @@ class Options:
 
     dims: Mapping[str, int] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    values: Mapping[str, str] = field(default_factory=dict)
     target: str = "usb3"
     partitioning: PartitionOptions = field(default_factory=PartitionOptions)
     calibration: Path | None = None
@@ -95,6 +95,16 @@ class Options:
     tool: edgetpu_compiler.Tool | None = None
     lowering: tuple[str, ...] = ("direct",)
 
+    def sources(self, model: Path) -> list[Path]:
+        """What a build of `model` may read."""
+        given = (self.calibration, self.tokenizer)
+        return [
+            model,
+            *(p for p in given if p is not None),
+            Path(self.target),
+            Path(self.partitioning.host),
+        ]
+
 
 @contextmanager
 def stage(name: str):  # type: ignore[no-untyped-def]
@@ -104,9 +114,14 @@ def stage(name: str):  # type: ignore[no-untyped-def]
     except (CompilerError, KeyboardInterrupt):
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if isinstance(error, OSError) and files.ran_full(error):
+            why = error.strerror or error
             raise OutputError(
-                f"stage '{name}' ran out of room: {error.strerror}: free some or set $TMPDIR"
+                f"stage '{name}' ran out of room: {why}: free some or set $TMPDIR"
+            ) from error
+        if isinstance(error, MemoryError):
+            raise ModelError(
+                f"stage '{name}' ran out of memory: take a smaller model, or a larger machine"
             ) from error
         raise InternalError(name, f"{type(error).__name__}: {error}") from error
 
@@ -115,13 +130,22 @@ def read(path: Path, options: Options, progress: Progress = silent) -> ir.Model:
     """The model in `path`, checked and normalised."""
     with stage("import"):
         progress("reading the model", 1)
-        return importer.load(path, options.dims, options.shapes)
+        model = importer.load(path, options.dims, options.shapes, options.values)
+        if options.values:
+            # Branches that are never taken go at once: onnxruntime crashes on some whose condition
+            # is constant.
+            fold_constants.run(model, Target.load(options.target))
+        return model
 
 
-def rewrite(model: ir.Model, options: Options, progress: Progress = silent) -> ir.Model:
-    """Run every pass over a model, in place."""
+def rewrite(
+    model: ir.Model, options: Options, progress: Progress = silent, checker: Checker | None = None
+) -> ir.Model:
+    """Run every pass over a model, in place; `checker`, or one of its own where options ask for it,
+    looks on."""
     target = Target.load(options.target)
-    checker = Checker(model, options.seed) if options.check_passes else None
+    if checker is None and options.check_passes:
+        checker = Checker(model, options.seed)
     step = progress("rewriting", len(passes.PASSES))
     for name, run in passes.PASSES:
         if name in options.without or (name in OPTIONAL and name not in options.also):
@@ -135,6 +159,8 @@ def rewrite(model: ir.Model, options: Options, progress: Progress = silent) -> i
     with stage("partition"):
         separate(model, [n for n in model.graph if refusal(n, target) is None])
         common.RemoveUnusedFunctionsPass()(model)
+        if checker is not None:
+            checker.check("separate", model)
     return model
 
 
@@ -162,9 +188,9 @@ def sensitive(
     samples."""
     few = sampling.Samples(samples.loaders[:SENSITIVITY_SAMPLES])
     step = progress("finding what contributes", len(few))
-    with stage("sensitivity"), tempfile.TemporaryDirectory(prefix="sensitivity-") as folder:
-        segments = bundle.write_segments({"": program}, Path(folder))[""]
-        trial = bundle.Bundle(Path(folder), program_entry(program, segments))
+    with stage("sensitivity"), files.temporary("sensitivity") as folder:
+        segments = bundle.write_segments({"": program}, folder.path)[""]
+        trial = bundle.Bundle(folder.path, program_entry(program, segments))
         return sensitivity.kept_in_float(
             program, sensitivity.shares(trial, program, few, step), budget
         )
@@ -174,21 +200,27 @@ def build(
     path: Path, output: Path, options: Options, progress: Progress = silent
 ) -> dict[str, Any]:
     """Build a bundle from the ONNX file `path` in the folder `output`; returns its manifest."""
-    with bundle.folder(output, options.force) as folder:
+    with bundle.folder(output, options.force, options.sources(path)) as folder:
         model = read(path, options, progress)
         importer.check_weights(model.graph)
         samples = sampling.load(
             options.calibration, model.graph.inputs, options.image, options.seed
         )
         calibration, held_out = samples.split()
-        expected = float_results(model, held_out, progress)
-        rewritten = rewrite(model, options, progress)
-        program = quantize(divided(rewritten, options, progress), calibration, options, progress)
+        with stage("float model"):
+            step = progress("running the float model", len(held_out))
+            expected = baseline(path, model, held_out, step)
+        layers = agreement.scored(model.graph)
+        checker = Checker(model, options.seed, path) if options.check_passes else None
+        rewritten = rewrite(model, options, progress, checker)
+        program = replace(divided(rewritten, options, progress), checker=checker)
+        program = quantize(program, calibration, options, progress)
         if options.keep_float:
             kept = tuple(sensitive(program, calibration, options.keep_float, progress))
             partitioning = replace(options.partitioning, kept=kept)
             again = replace(options, partitioning=partitioning)
-            program = quantize(divided(rewritten, again, progress), calibration, options, progress)
+            program = replace(divided(rewritten, again, progress), checker=checker)
+            program = quantize(program, calibration, options, progress)
         lowered = lower_elsewhere(program, calibration, options, progress)
         programs, entries = emit({"": program}, folder, options, progress, lowered)
         program, segments = programs[""], entries[""]
@@ -201,6 +233,7 @@ def build(
                     "calibration": "random" if samples.random else "user",
                     "calibration_samples": len(calibration),
                     "observer": options.observers.default,
+                    **expected.entry(),
                 },
             }
             if options.tokenizer is not None:
@@ -208,7 +241,8 @@ def build(
             bundle.write_manifest(folder, manifest)
         with stage("verify"):
             step = progress("verifying", len(held_out))
-            quality = verify.verify(bundle.load(folder), program, held_out, expected, step)
+            truth = verify.HeldOut(list(held_out), expected.results, layers)
+            quality = verify.verify(bundle.load(folder), program, truth, step)
             if options.accuracy is not None:
                 step = progress("finding what contributes", len(held_out))
                 for index, share in sensitivity.shares(
@@ -216,6 +250,7 @@ def build(
                 ).items():
                     quality["segments"][str(index)]["share"] = share
             manifest["quality"] |= quality
+            warn(manifest, program, held_out)
             bundle.write_manifest(folder, manifest)
             (folder / "report.html").write_text(page.page(manifest), encoding="utf-8")
         gate(quality, options.min_sqnr)
@@ -280,34 +315,6 @@ def emit(
     return found, entries
 
 
-def float_results(
-    model: ir.Model, samples: sampling.Samples, progress: Progress = silent
-) -> list[sampling.Sample]:
-    """What the imported model itself gives, before any pass has touched it.
-
-    Raises ModelError where onnxruntime cannot load it, CalibrationError where it fails on a sample.
-    """
-    step = progress("running the float model", len(samples))
-    results = []
-    try:
-        reference = Reference(model)
-    except CompilerError:
-        raise
-    except Exception as error:
-        raise ModelError(f"onnxruntime cannot run the model: {first_line(error)}") from error
-    with reference:
-        for sample in samples:
-            try:
-                results.append(reference.run(sample))
-            except Exception as error:
-                hint = "; give samples with --calibration" if samples.random else ""
-                raise CalibrationError(
-                    f"the float model fails on a sample: {first_line(error)}{hint}"
-                ) from error
-            step()
-    return results
-
-
 def quantize(
     program: Program, samples: sampling.Samples, options: Options, progress: Progress = silent
 ) -> Program:
@@ -316,6 +323,8 @@ def quantize(
         chosen = {} if "balance" in options.without else balanced(program)
         step = progress("balancing channels", len(samples) if chosen else 0)
         ranges = balance(program.model, list(chosen.values()), samples, step)
+        if program.checker is not None and chosen:
+            program.checker.check("balance", program.model)
     return scaled(program, ranges, samples, options, progress)
 
 
@@ -346,7 +355,9 @@ def scaled(
             )
     if "equalise" not in options.without:
         with stage("equalise"):
-            shown = equalise(program.model, nodes, shown)
+            before, shown = shown, equalise(program.model, nodes, shown)
+            if program.checker is not None:
+                program.checker.check("equalise", program.model, _multiplied(before, shown))
     with stage("calibrate"):
         ranges = ranges | calibrate(program.model, unknown, shown, samples, options.observers)
     with stage("quantize"):
@@ -358,12 +369,33 @@ def scaled(
         return replace(program, quants=assign(nodes, values, ranges), means=means)
 
 
-def save_graph(program: Program, path: Path) -> None:
-    """The lowered graph as ONNX, weights beside it. Raises OutputError."""
-    try:
-        ir.save(program.model, path, external_data=f"{path.name}.data")
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+def _multiplied(before: Mapping[str, ChannelStats], after: Mapping[str, ChannelStats]) -> set[str]:
+    """The activations that equalising multiplied by factors other than 1."""
+    return {
+        name
+        for name, shown in before.items()
+        if not np.array_equal(shown.square, after[name].square)
+    }
+
+
+def save_graph(program: Program, path: Path, sources: Sequence[Path] = ()) -> None:
+    """The lowered graph as ONNX, weights beside it in PATH.data; `sources` are still needed. Raises
+    OutputError."""
+    weights = path.with_name(f"{path.name}.data")
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path}: weights come in a file beside the graph: name a regular file")
+    if weights.exists() and not path.exists():
+        raise OutputError(
+            f"{weights}: is there, without a graph that it could be of: name another file"
+        )
+    with files.temporary("graph") as folder, files.output(path, sources) as file:
+        made = folder.path / path.name
+        reference.save(program.model, made)
+        made_weights = made.with_name(weights.name)
+        if made_weights.exists():
+            with files.output(weights, sources) as weights_file, made_weights.open("rb") as source:
+                shutil.copyfileobj(source, weights_file)
+        file.write(made.read_bytes())
 
 
 def summary(program: Program, path: Path) -> dict[str, Any]:
@@ -384,7 +416,7 @@ def program_entry(program: Program, segments: Sequence[dict[str, Any]]) -> dict[
     """What the manifest says of a program; `segments` are the entries of its segments."""
     graph, quants = program.model.graph, program.quants
     return {
-        "inputs": [bundle.tensor_entry(v, {}, False) for v in graph.inputs],
+        "inputs": [bundle.input_entry(v) for v in graph.inputs],
         "outputs": [
             bundle.tensor_entry(v, quants, False, v in program.made_on_tpu) for v in graph.outputs
         ],
@@ -421,14 +453,41 @@ def prediction(program: Program) -> dict[str, Any]:
     }
 
 
+def warn(manifest: dict[str, Any], program: Program, samples: sampling.Samples) -> None:
+    """Enter what is bad about a bundle into its manifest, with the segment and the node to look at."""
+    quality = manifest["quality"]
+    findings = verdict.findings(quality)
+    if not findings:
+        return
+    worst = verify.worst_segment(quality)
+    segment = None if worst is None else int(worst[0])
+    few = sampling.Samples(samples.loaders[:SENSITIVITY_SAMPLES])
+    node = None if segment is None else verify.worst_node(program, segment, few)
+    where = {"segment": segment, "node": node}
+    quality["warnings"] = [
+        finding | where | {"advice": verdict.advice(manifest, finding["kind"], node)}
+        for finding in findings
+    ]
+
+
 def gate(quality: Mapping[str, Any], least: float | None) -> None:
-    """Raises QualityError where an output is below the SQNR that the user asked for."""
+    """Raises QualityError where an output is below the SQNR that the user asked for, or where one
+    held-out sample cannot tell. An output that is the same for several samples is held to its plain
+    SQNR."""
     if least is None:
         return
     for name, entry in quality["outputs"].items():
-        if entry["sqnr_db"] < least:
+        found = entry["sqnr_db"]
+        if found is None and quality["samples"] == 1:
+            raise QualityError(
+                f"output '{name}': one held-out sample does not show how it varies, so --min-sqnr cannot be told: give "
+                "at least 8 samples with --calibration"
+            )
+        found = entry["plain_sqnr_db"] if found is None else found
+        if found < least:
             worst = verify.worst_segment(quality)
             where = f"; segment {worst[0]} loses most ({worst[1]} dB)" if worst else ""
+            part = verdict.part(entry)
             raise QualityError(
-                f"output '{name}' has {entry['sqnr_db']} dB, --min-sqnr asks for {least}{where}"
+                f"output '{name}'{part} has {found} dB, --min-sqnr asks for {least}{where}"
             )

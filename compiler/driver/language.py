@@ -11,9 +11,10 @@ others. The planner places each by itself.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -22,9 +23,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from compiler.checks import verdict
 from compiler.driver import build as building
 from compiler.emit import bundle
-from compiler.errors import CalibrationError, OptionError
+from compiler.errors import CalibrationError, ModelError, OptionError
 from compiler.frontends import Source, decoder, open_source
 from compiler.frontends.decoder import ProgramShape
 from compiler.frontends.rotate import rotate
@@ -34,6 +36,8 @@ from compiler.partition.partition import PartitionOptions, PlacePolicy
 from compiler.partition.program import Program
 from compiler.quantize import samples as sampling
 from compiler.quantize.balance import balance, known, products
+from compiler.runtime import confined
+from compiler.runtime.confined import ConfinedError
 from compiler.runtime.language import LanguageModel
 from compiler.targets import Target
 from compiler.view import page
@@ -41,6 +45,8 @@ from compiler.view import page
 # Sequences that set the ranges, and others that the bundle is verified on. Of the latter the first
 # `chunk` tokens go through prefill, the rest through decode.
 CALIBRATION, HELD_OUT, DECODED = 48, 8, 48
+# Bytes of a text to calibrate on, of which some thousand tokens are used.
+LARGEST_TEXT = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ def build(
     progress: building.Progress = building.silent,
 ) -> dict[str, Any]:
     """Build a bundle from the language model `path` in the folder `output`; returns its manifest."""
-    with bundle.folder(output, options.force) as folder:
+    with bundle.folder(output, options.force, options.sources(path)) as folder:
         with building.stage("import"):
             progress("reading the model", 1)
             source = open_source(path)
@@ -99,6 +105,7 @@ def build(
         with building.stage("emit"):
             tokenizer = folder / "tokenizer.json"
             tokenizer.write_text(source.tokenizer.definition, encoding="utf-8")
+            declare_cache(segments.values(), decoder.in_place(source.architecture.layers))
             parts = {
                 name: building.program_entry(written[p], segments[p])
                 for name, p in prefixes.items()
@@ -121,6 +128,8 @@ def build(
             manifest["quality"] |= verify(
                 LanguageModel(bundle.load(folder), stream=False), source, rows[-HELD_OUT:], progress
             )
+            if warnings := verdict.of_language(manifest):
+                manifest["quality"]["warnings"] = warnings
             bundle.write_manifest(folder, manifest)
             (folder / "report.html").write_text(page.page(manifest), encoding="utf-8")
     return manifest
@@ -172,6 +181,20 @@ def compiled(
     return found
 
 
+def declare_cache(programs: Iterable[Sequence[dict[str, Any]]], pairs: Mapping[str, str]) -> None:
+    """Say in the entries of segments which outputs may take the memory of which inputs, by output."""
+    for segment in itertools.chain.from_iterable(programs):
+        reads = {t["name"] for t in segment["inputs"]}
+        gives = {t["name"] for t in segment["outputs"]}
+        own = {
+            output: source
+            for output, source in pairs.items()
+            if output in gives and source in reads
+        }
+        if own:
+            segment["in_place"] = own
+
+
 def rotated(source: Source, options: building.Options) -> tuple[Source, building.Options]:
     """The source with a rotated residual stream where options ask for it; its rows are then left
     alone."""
@@ -198,26 +221,36 @@ def sample(graph: ir.Graph, tokens: np.ndarray, form: ProgramShape) -> sampling.
 
 def calibration_rows(source: Source, path: Path | None, language: Options) -> list[np.ndarray]:
     """Rows of tokens to calibrate on and, the last ones, to verify on. Raises CalibrationError."""
-    if path is None:
-        text = manual()
-    else:
-        try:
-            text = path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise CalibrationError(
-                f"{path}: language models are calibrated on UTF-8 text: {error}"
-            ) from error
+    text = manual() if path is None else _text(path)
     tokens = np.array(encode(source, text), np.int64)
     length = min(language.chunk + DECODED, language.context)
     count = CALIBRATION + HELD_OUT
     if len(tokens) < 2 * HELD_OUT * length:
+        what = "Python's manual" if path is None else path
         raise CalibrationError(
-            f"{path}: has {len(tokens)} tokens; give at least {2 * HELD_OUT * length}"
+            f"{what}: has {len(tokens)} tokens; give at least {2 * HELD_OUT * length}"
         )
     starts = np.linspace(0, len(tokens) - length, min(count, len(tokens) // length)).astype(int)
     # Every seventh is held out, so that both kinds come from all of the text.
     order = sorted(range(len(starts)), key=lambda i: (i % 7 == 6, i))
     return [tokens[starts[i] : starts[i] + length] for i in order]
+
+
+def _text(path: Path) -> str:
+    try:
+        if not path.is_file():
+            raise CalibrationError(
+                f"{path}: no such file; language models are calibrated on UTF-8 text"
+            )
+        if path.stat().st_size > LARGEST_TEXT:
+            raise CalibrationError(
+                f"{path}: larger than {LARGEST_TEXT >> 20} MiB: give a part of it"
+            )
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CalibrationError(
+            f"{path}: language models are calibrated on UTF-8 text: {error}"
+        ) from error
 
 
 def manual() -> str:
@@ -226,11 +259,16 @@ def manual() -> str:
 
 
 def encode(source: Source, text: str) -> list[int]:
-    from tokenizers import Tokenizer
-
-    return list(
-        Tokenizer.from_str(source.tokenizer.definition).encode(text, add_special_tokens=False).ids
-    )
+    """The tokens of a text. Raises ModelError for a tokenizer that cannot take it."""
+    name, size = source.architecture.name, source.architecture.vocabulary
+    try:
+        tokenizer = confined.tokenizer(source.tokenizer.definition)
+        tokens = confined.encode(tokenizer, text, add_special_tokens=False)
+    except ConfinedError as error:
+        raise ModelError(f"{name}: its tokenizer cannot be used: {error}") from error
+    if max(tokens, default=0) >= size:
+        raise ModelError(f"{name}: its tokenizer gives token {max(tokens)}, the model knows {size}")
+    return tokens
 
 
 def verify(

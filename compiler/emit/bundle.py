@@ -1,84 +1,170 @@
-"""Writes a bundle: manifest.json and segments/, in a temporary folder that is renamed when all is
-there."""
+"""Writes a bundle: manifest.json and segments/, in a folder of its own that takes its place when
+all is there."""
 
 from __future__ import annotations
 
-import glob
+import errno
 import importlib.metadata
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from compiler.emit import host_segment, tflite
+from compiler import files
+from compiler.emit import contents, host_segment, tflite
 from compiler.emit.store import Store
 from compiler.errors import BundleError, InternalError, OptionError, OutputError
-from compiler.graph import operator_name, origin_of
+from compiler.graph import consumers_of, key_of, operator_name, origin_of
 from compiler.partition.partition import Segment
 from compiler.partition.program import Program
 from compiler.quantize.scales import Quant
-from compiler.runtime import Bundle, RuntimeBundleError, schema
+from compiler.runtime import Bundle, RuntimeBundleError, confined, folders, schema
+from compiler.runtime import bundle as runtime_bundle
 from compiler.runtime.bundle import MANIFEST_VERSION, sha256
+from compiler.runtime.confined import ConfinedError
 from compiler.vendor.onnx_tf import Lowered
 
+_TREES = ("Imputer", "TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor")
+# Operators that give NaN a meaning, and those that hand it on to them.
+_NAN_READERS = {("", "IsNaN"), *(("ai.onnx.ml", name) for name in _TREES)}
+_MOVING = {
+    "Cast",
+    "Concat",
+    "Flatten",
+    "Gather",
+    "Identity",
+    "Reshape",
+    "Slice",
+    "Split",
+    "Squeeze",
+    "Transpose",
+    "Unsqueeze",
+}
 TOOLS = ("onnx", "onnx-ir", "onnxscript", "onnxruntime", "ai-edge-litert", "numpy")
 
 
 @contextmanager
-def folder(path: Path, force: bool) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its place when the block ends well. Raises
-    OutputError."""
-    if path.exists() and not force:
-        raise OutputError(f"{path}: exists already; --force replaces it")
-    if path.exists() and not (path / "manifest.json").is_file():
-        raise OutputError(f"{path}: is not a bundle; --force replaces bundles only")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path)
-        made = Path(
-            tempfile.mkdtemp(prefix=f".{path.name}.building-{os.getpid()}-", dir=path.parent)
-        )
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
-    try:
+def folder(path: Path, force: bool, sources: Iterable[Path] = ()) -> Iterator[Path]:
+    """A new folder that takes the place of `path` once the block has ended well.
+
+    With `force` a bundle at `path` is replaced, in one step; `sources` are what the build reads.
+    Raises OutputError where something else would be lost, where another build is at `path`, and
+    where nothing can be written.
+    """
+    place = _place(path)
+    folders.sweep()
+    with files.writing(path):
+        folders.restore(place)
+    _refuse(path, place, force, sources)
+    with _parents(path, place), _claimed(path, place) as work:
+        _refuse(path, place, force, sources)  # what came there just now
+        made = work / folders.NEW
+        with files.writing(path):
+            made.mkdir()
         yield made
-        made.chmod(0o755)
-        _swap(made, path)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+        with files.writing(path):
+            folders.synchronise(made)
+            if place.is_dir():
+                made.chmod(stat.S_IMODE(place.stat().st_mode))
+            _refuse(path, place, force, sources)  # what came there while we built
+            _replace(path, made, place)
 
 
-def _sweep(path: Path) -> None:
-    """Remove what builds of this bundle left behind that were killed outright."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.building-*"):
-        process = left.name.split(".building-")[1].split("-")[0]
-        if process.isdecimal() and not Path(f"/proc/{process}").exists() and Path("/proc").exists():
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _swap(made: Path, path: Path) -> None:
-    """Put the new folder in the place of the old one, which is lost only when the new one stands."""
-    old = None
+def _replace(path: Path, made: Path, place: Path) -> None:
     try:
-        if path.exists():
-            old = Path(
-                tempfile.mkdtemp(prefix=f".{path.name}.building-{os.getpid()}-", dir=path.parent)
-            )
-            os.rename(path, old / "bundle")
-        os.rename(made, path)
+        folders.replace(made, place)
     except OSError as error:
-        if old is not None and (old / "bundle").exists() and not path.exists():
-            os.rename(old / "bundle", path)
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+        if error.errno != errno.EXDEV:
+            raise
+        raise OutputError(
+            f"{path}: cannot be renamed, as what lies in a layer of a container's image: remove it or name another"
+        ) from error
+
+
+@contextmanager
+def changing(path: Path) -> Iterator[None]:
+    """While the block lasts, no other process builds or compiles the bundle at `path`. Raises
+    OutputError."""
+    folders.sweep()
+    with _claimed(path, _place(path)):
+        yield
+
+
+def _place(path: Path) -> Path:
+    """Where `path` leads, links followed. Raises OutputError for a link that leads nowhere."""
+    with files.writing(path):
+        if path.is_symlink() and not os.path.exists(path):
+            raise OutputError(f"{path}: is a link to {os.readlink(path)}, which is not there")
+        place = os.path.realpath(path)
+    try:
+        place.encode()
+    except UnicodeEncodeError as error:
+        raise OutputError(
+            f"{path}: is not UTF-8, which onnxruntime needs of names: name another folder"
+        ) from error
+    return Path(place)
+
+
+@contextmanager
+def _claimed(path: Path, place: Path) -> Iterator[Path]:
+    with files.writing(path):
+        work = folders.claim(place)
+    with work:
+        yield work.path
+
+
+@contextmanager
+def _parents(path: Path, place: Path) -> Iterator[None]:
+    """Make the folders above; those that were not there go again where nothing comes into them."""
+    missing = [parent for parent in place.parents if not parent.exists()]
+    try:
+        with files.writing(path):
+            place.parent.mkdir(parents=True, exist_ok=True)
+        yield
     finally:
-        if old is not None:
-            shutil.rmtree(old, ignore_errors=True)
+        for parent in missing:
+            with suppress(OSError):
+                parent.rmdir()
+
+
+def _refuse(path: Path, place: Path, force: bool, sources: Iterable[Path]) -> None:
+    """Raises OutputError where the bundle must not take the place of what is there."""
+    with files.writing(path):
+        try:
+            place.lstat()
+        except FileNotFoundError:
+            return
+    if not force:
+        raise OutputError(f"{path}: exists already; --force replaces it")
+    try:
+        manifest = contents.manifest_of(place)
+    except ValueError as error:
+        raise OutputError(
+            f"{path}: is not a bundle: {error}; --force replaces bundles only"
+        ) from error
+    if os.path.ismount(place):
+        raise OutputError(
+            f"{path}: is a mount point, which cannot be replaced: name a folder in it"
+        )
+    with suppress(FileNotFoundError):
+        if Path.cwd().is_relative_to(place):
+            raise OutputError(f"{path}: the current folder lies in it: go elsewhere to replace it")
+    for source in sources:
+        if Path(os.path.realpath(source)).is_relative_to(place):
+            raise OutputError(
+                f"{path}: --force would delete {source}, which the build reads: move it elsewhere"
+            )
+    strange = contents.strangers(place, manifest)
+    if strange:
+        more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
+        raise OutputError(
+            f"{path}: --force would delete '{strange[0]}'{more}, which no build put there: move it elsewhere"
+        )
 
 
 def write_segments(
@@ -142,12 +228,10 @@ def _lowering(lowered: Lowered | None) -> dict[str, Any]:
 def copy_tokenizer(source: Path, path: Path) -> dict[str, Any]:
     """Put a tokenizer.json into the bundle in `path`; returns its entry. Raises OptionError for
     what is none."""
-    from tokenizers import Tokenizer
-
     try:
-        definition = source.read_text("utf-8")
-        Tokenizer.from_str(definition)
-    except Exception as error:
+        definition = confined.read_definition(source)
+        confined.tokenizer(definition)
+    except ConfinedError as error:
         raise OptionError(
             f"--tokenizer {source}: not a tokenizer.json of the tokenizers library: {error}"
         ) from error
@@ -230,6 +314,24 @@ def tensor_entry(
     return entry
 
 
+def input_entry(value: ir.Value) -> dict[str, Any]:
+    """How the manifest says what a model takes; `nan` where the model itself looks for NaN there."""
+    entry = tensor_entry(value, {}, False)
+    return entry | ({"nan": True} if _looks_for_nan(value) else {})
+
+
+def _looks_for_nan(value: ir.Value) -> bool:
+    for reader in consumers_of(value):
+        if key_of(reader) in _NAN_READERS:
+            return True
+        moved = reader.op_type in _MOVING and any(
+            _looks_for_nan(output) for output in reader.outputs
+        )
+        if moved:
+            return True
+    return False
+
+
 def numpy_name(value: ir.Value) -> str:
     return "unknown" if value.dtype is None else str(value.dtype.numpy().name)
 
@@ -238,23 +340,43 @@ def tool_versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in TOOLS}
 
 
-def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
+def write_manifest(path: Path, manifest: dict[str, Any], last: bool = False) -> None:
     """Check a manifest against the schema and write it. Raises InternalError for one that does not
-    hold."""
+    hold.
+
+    The `last` one of a bundle that stands must survive a loss of power; new bundles are
+    synchronised as a whole.
+    """
     manifest = {"manifest_version": MANIFEST_VERSION, **manifest}
     wrong = schema.complaint(manifest)
     if wrong is not None:
         raise InternalError("manifest", wrong)
     made = path / ".manifest.json"
     text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False)
-    made.write_text(text + "\n", encoding="utf-8")
-    made.replace(path / "manifest.json")
-
-
-def load(path: Path) -> Bundle:
-    """A bundle whose manifest holds to the schema and whose files are unchanged. Raises
-    BundleError."""
     try:
-        return Bundle.open(path)
+        made.write_text(text + "\n", encoding="utf-8")
+        if last:
+            folders.sync(made)
+        made.replace(path / "manifest.json")
+        if last:
+            folders.sync(path)
+    except BaseException:
+        made.unlink(missing_ok=True)
+        raise
+
+
+def restore(path: Path) -> None:
+    """Put the old bundle back where a build was killed as it replaced it. Raises BundleError."""
+    try:
+        runtime_bundle.restore(path)
+    except RuntimeBundleError as error:
+        raise BundleError(str(error)) from error
+
+
+def load(path: Path, check: bool = True) -> Bundle:
+    """A bundle whose manifest holds to the schema and, with `check`, whose files are unchanged.
+    Raises BundleError."""
+    try:
+        return Bundle.open(path, check)
     except RuntimeBundleError as error:
         raise BundleError(str(error)) from error

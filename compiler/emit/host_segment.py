@@ -1,9 +1,12 @@
 """Writes the ONNX model of a host segment.
 
 Tensors that come from the Edge TPU arrive as int8 and become float inside; those that only the Edge
-TPU reads leave as int8. Normalised products (passes/normalise_linears.py) that the user wants in
-int8 on the host too become onnxruntime's QGemm, on the very weights that a segment for the Edge TPU
-would have; its float result needs no scale of its own.
+TPU reads leave as int8, each with the sum of its absolute values as float: by that the runtime sees
+NaN, which int8 has not.
+
+Normalised products (passes/normalise_linears.py) that the user wants in int8 on the host too become
+onnxruntime's QGemm, on the very weights that a segment for the Edge TPU would have; its float
+result needs no scale of its own.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from compiler.graph import (
 from compiler.partition.partition import Segment
 from compiler.partition.program import Program
 from compiler.quantize import weights
+from compiler.runtime.onnx_segment import NAN_SUM, NAN_SUMS
 
 CONTRIB = "com.microsoft"
 # Normalised rows as uint8: 1 is 127 steps from zero, as in a segment for the Edge TPU.
@@ -75,6 +79,8 @@ class _Writer:
             if inside:
                 self.change("QuantizeLinear", value, str(value.name), f"{value.name}/int8")
             self.graph.output.append(self.boundary(value, inside))
+        quantized = [value for value in segment.outputs if value in program.quantized_inside]
+        self.graph.output.extend(map(self.nan_sum, quantized))
         proto = onnx.ModelProto(
             ir_version=IR_VERSION, producer_name="coral-bundle", graph=self.graph
         )
@@ -85,6 +91,7 @@ class _Writer:
         for domain, version in sorted((self.domains | model.opset_imports).items()):
             if domain in {*self.domains, ""}:
                 proto.opset_import.append(onnx.helper.make_opsetid(domain, version))
+        onnx.helper.set_model_props(proto, {NAN_SUMS: str(len(quantized))})
         path.write_bytes(proto.SerializeToString(deterministic=True))
         return [path, *(path.parent / name for name in self.files)]
 
@@ -169,6 +176,13 @@ class _Writer:
             [source, scale, self.array(f"{name}/zero_point", np.int8(quant.zero_point))],
             result,
         )
+
+    def nan_sum(self, value: ir.Value) -> onnx.ValueInfoProto:
+        """A number that is NaN where the value holds NaN: ReduceMax passes over some, a plain sum
+        adds infinities."""
+        name = f"{value.name}{NAN_SUM}"
+        self.op("ReduceL1", [str(value.name)], name, keepdims=0)
+        return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ())
 
     def boundary(self, value: ir.Value, quantized: bool) -> onnx.ValueInfoProto:
         if not quantized:

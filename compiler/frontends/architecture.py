@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from compiler.errors import ModelError
+
+# Lists and tables are made of these numbers, which a stranger's file gives.
+MOST_LAYERS = 4096
+LARGEST_SIZE = 1 << 24
+
+
+def check_sizes(where: object, **sizes: int) -> None:
+    """Raises ModelError for a size that no model has."""
+    for name, size in sizes.items():
+        most = {"layers": MOST_LAYERS, "context": 1 << 31}.get(name, LARGEST_SIZE)
+        if not 1 <= size <= most:
+            raise ModelError(f"{where}: {name} is {size}; it must be positive and at most {most}")
 
 
 @dataclass(frozen=True)
@@ -50,12 +63,37 @@ class Architecture:
     rope_factors: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        sizes = ("vocabulary", "width", "layers", "heads", "kv_heads", "head", "hidden", "context")
-        for name in sizes:
-            if getattr(self, name) < 1:
-                raise ModelError(
-                    f"{self.name}: {name} is {getattr(self, name)}; it must be positive"
-                )
+        sizes = (
+            "vocabulary",
+            "width",
+            "layers",
+            "heads",
+            "kv_heads",
+            "head",
+            "hidden",
+            "context",
+            "rotary",
+        )
+        check_sizes(self.name, **{name: getattr(self, name) for name in sizes})
+        if len(self.bases) != self.layers or len(self.windows) != self.layers:
+            raise ModelError(
+                f"{self.name}: {len(self.bases)} kinds of layers for {self.layers} layers"
+            )
+        if self.rotary > self.head or self.rotary % 2:
+            raise ModelError(
+                f"{self.name}: rotary embedding of {self.rotary} in heads of {self.head}"
+            )
+        numbers = (
+            self.epsilon,
+            self.embedding_scale,
+            *self.bases,
+            *self.rope_factors,
+            self.attention_scale or 1.0,
+        )
+        if min(self.windows) < 0 or not all(0 < number < math.inf for number in numbers):
+            raise ModelError(
+                f"{self.name}: its epsilon, scales, rotary bases and factors must be positive, its window not negative"
+            )
         if self.head % 16:
             raise ModelError(
                 f"{self.name}: heads of {self.head}; onnxruntime's attention takes multiples of 16"
@@ -68,7 +106,8 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """`definition` is the JSON of Hugging Face's tokenizers library."""
+    """`definition` is the JSON of Hugging Face's tokenizers library; `begin` and `ends` are tokens
+    of the model."""
 
     definition: str
     begin: int | None
@@ -86,6 +125,15 @@ class Source:
     weights: Mapping[str, Weight]
     tokenizer: Tokenizer
     rotation: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        size = self.architecture.vocabulary
+        for token in (self.tokenizer.begin, *self.tokenizer.ends):
+            if token is not None and not 0 <= token < size:
+                name = self.architecture.name
+                raise ModelError(
+                    f"{name}: token {token} begins or ends texts, but the model has {size} tokens"
+                )
 
     def weight(self, name: str, *shape: int) -> Weight:
         """A weight of a known shape. Raises ModelError."""

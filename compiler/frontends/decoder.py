@@ -47,6 +47,12 @@ def write(source: Source, program_shape: ProgramShape) -> ir.Model:
     return _Writer(source, program_shape).model()
 
 
+def in_place(layers: int) -> dict[str, str]:
+    """By output the input that it is an update of, and whose memory it may take."""
+    names = [f"{index}.{kind}" for index in range(layers) for kind in ("key", "value")]
+    return {f"present.{name}": f"cache.{name}" for name in names}
+
+
 class _Writer:
     def __init__(self, source: Source, program_shape: ProgramShape) -> None:
         self.source, self.program_shape, self.a = source, program_shape, source.architecture

@@ -13,12 +13,15 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from compiler.errors import ModelError
-from compiler.frontends.architecture import Architecture, Source, Tokenizer, Weight
+from compiler.errors import ModelError, first_line
+from compiler.frontends.architecture import Architecture, Source, Tokenizer, Weight, check_sizes
+from compiler.runtime import confined
+from compiler.runtime.confined import ConfinedError
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
 GEMMA = "gemma3_text"
 LARGEST_HEADER = 100 << 20  # the limit of the safetensors library
+LARGEST_TEXT = 16 << 20  # of config.json and its like
 _TYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 _NAMES = {
@@ -62,7 +65,7 @@ def read(folder: Path) -> Source:
 
 def configuration(folder: Path) -> dict[str, Any]:
     """config.json of a family that is supported. Raises ModelError."""
-    config = _json(folder / "config.json")
+    config = read_json(folder / "config.json")
     family = config.get("model_type")
     if family not in SUPPORTED:
         raise ModelError(f"{folder}: model type '{family}'; supported are {', '.join(SUPPORTED)}")
@@ -73,14 +76,29 @@ def architecture(folder: Path, config: Mapping[str, Any]) -> Architecture:
     """What config.json says of the model. Raises ModelError."""
     try:
         return _architecture(folder, config, config["model_type"] == GEMMA)
-    except (KeyError, TypeError, ValueError) as error:
+    except ModelError:
+        raise
+    except Exception as error:  # numbers and texts of strangers fail in too many ways to list
         raise ModelError(f"{folder / 'config.json'}: cannot be understood ({error!r})") from error
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_text(path: Path) -> str:
+    """The text of a small file. Raises ModelError."""
     try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        if not path.is_file():
+            raise ModelError(f"{path}: no such file")
+        if path.stat().st_size > LARGEST_TEXT:
+            raise ModelError(f"{path}: larger than {LARGEST_TEXT >> 20} MiB")
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path}: cannot be read as text: {error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises ModelError."""
+    try:
+        found = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(found, dict):
         raise ModelError(f"{path}: is not a JSON object")
@@ -91,7 +109,9 @@ def _architecture(folder: Path, config: Mapping[str, Any], gemma: bool) -> Archi
     layers, heads, width = (
         int(config[k]) for k in ("num_hidden_layers", "num_attention_heads", "hidden_size")
     )
+    check_sizes(folder, layers=layers, heads=heads, width=width)
     head = int(config.get("head_dim") or width // heads)
+    check_sizes(folder, head=head)
     rope = config.get("rope_parameters") or {}
     kinds = config.get("layer_types") or ["full_attention"] * layers
     sliding = config.get("use_sliding_window", True)
@@ -145,6 +165,10 @@ def _llama3(scaling: Mapping[str, Any], base: float, head: int) -> tuple[float, 
         float(scaling[k]) for k in ("factor", "low_freq_factor", "high_freq_factor")
     )
     waves = 2 * math.pi * base ** (np.arange(0, head, 2) / head)
+    if not (factor > 0 and high > low):
+        raise ValueError(
+            f"its rotary scaling has factor {factor}, and frequency factors {low} to {high}"
+        )
     smooth = np.clip(
         (float(scaling["original_max_position_embeddings"]) / waves - low) / (high - low), 0, 1
     )
@@ -176,26 +200,34 @@ def _safetensors(path: Path) -> dict[str, Weight]:
         try:
             header = json.loads(file.read(length))
             entries = {
-                n: (e["dtype"], tuple(e["shape"]), e["data_offsets"])
-                for n, e in header.items()
-                if n != "__metadata__"
+                name: _entry(entry) for name, entry in header.items() if name != "__metadata__"
             }
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"{path}: its header cannot be read ({error})") from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ModelError(f"{path}: its header cannot be read ({first_line(error)})") from error
     return {name: _mapped(path, name, entry, 8 + length, size) for name, entry in entries.items()}
 
 
-def _mapped(
-    path: Path, name: str, entry: tuple[str, tuple[int, ...], list[int]], start: int, size: int
-) -> Weight:
-    kind, shape, (begin, end) = entry
+# Of a tensor: its type, its shape, and where it begins and ends behind the header.
+_Entry = tuple[str, tuple[int, ...], int, int]
+
+
+def _entry(entry: Mapping[str, Any]) -> _Entry:
+    """Raises ValueError for numbers that are none."""
+    kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    numbers = [*shape, *offsets]
+    if len(offsets) != 2 or len(shape) > 8 or not all(type(n) is int and n >= 0 for n in numbers):
+        raise ValueError(f"a tensor has shape {shape} at {offsets}")
+    return str(kind), tuple(shape), *offsets
+
+
+def _mapped(path: Path, name: str, entry: _Entry, start: int, size: int) -> Weight:
+    kind, shape, begin, end = entry
     if kind not in _TYPES:
         raise ModelError(f"{path}: weights '{name}' are {kind}; supported are {', '.join(_TYPES)}")
     dtype = np.dtype(_TYPES[kind])
     if (
         not shape
-        or begin < 0
-        or start + end > size
+        or not begin < end <= size - start
         or end - begin != math.prod(shape) * dtype.itemsize
     ):
         raise ModelError(
@@ -209,25 +241,30 @@ def tokenizer(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ModelError(f"{folder}: has no tokenizer.json; save the tokenizer in the fast format")
-    extra = (
-        _json(folder / "tokenizer_config.json")
-        if (folder / "tokenizer_config.json").is_file()
-        else {}
-    )
-    generation = (
-        _json(folder / "generation_config.json")
-        if (folder / "generation_config.json").is_file()
-        else {}
-    )
+    extra = _optional(folder / "tokenizer_config.json")
+    generation = _optional(folder / "generation_config.json")
     ends = generation.get("eos_token_id", config.get("eos_token_id"))
     begin = config.get("bos_token_id")
+    for token in [*(ends if isinstance(ends, list) else [ends]), begin]:
+        if token is not None and type(token) is not int:
+            raise ModelError(
+                f"{folder}: eos_token_id {ends!r} or bos_token_id {begin!r} is no number of a token"
+            )
     template = extra.get("chat_template")
     if (folder / "chat_template.jinja").is_file():
-        template = (folder / "chat_template.jinja").read_text("utf-8")
+        template = read_text(folder / "chat_template.jinja")
+    try:
+        definition = confined.read_definition(path)
+    except ConfinedError as error:
+        raise ModelError(f"{path}: cannot be read: {error}") from error
     return Tokenizer(
-        definition=path.read_text("utf-8"),
+        definition=definition,
         begin=begin,
-        ends=tuple(ends) if isinstance(ends, list) else () if ends is None else (int(ends),),
+        ends=tuple(e for e in (ends if isinstance(ends, list) else [ends]) if e is not None),
         add_begin=bool(extra.get("add_bos_token", False)),
         chat_template=template if isinstance(template, str) else None,
     )
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}

@@ -9,7 +9,6 @@ configuration does not say, and is refused.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,10 +57,9 @@ def recognises(path: Path) -> bool:
         return True
     try:
         return (
-            json.loads((folder / "config.json").read_text("utf-8"))["model_type"]
-            in huggingface.SUPPORTED
+            huggingface.read_json(folder / "config.json").get("model_type") in huggingface.SUPPORTED
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except ModelError:
         return False
 
 
@@ -179,7 +177,7 @@ def _genai(folder: Path, model: ir.Model) -> tuple[Architecture, dict[str, Any]]
     """The architecture of a model of onnxruntime-genai's builder: its configuration, and what its
     operators say."""
     try:
-        config = json.loads((folder / GENAI).read_text("utf-8"))["model"]
+        config = huggingface.read_json(folder / GENAI)["model"]
         own = config["decoder"]
         heads, layers = int(own["num_attention_heads"]), int(own["num_hidden_layers"])
         kv_heads, head = int(own["num_key_value_heads"]), int(own["head_size"])
@@ -188,7 +186,7 @@ def _genai(folder: Path, model: ir.Model) -> tuple[Architecture, dict[str, Any]]
             int(config["vocab_size"]),
             int(config["context_length"]),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ModelError(f"{folder / GENAI}: cannot be understood ({error!r})") from error
     attention = [n for n in model.graph if n.op_type == "GroupQueryAttention"]
     norm = next(

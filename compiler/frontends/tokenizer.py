@@ -30,6 +30,11 @@ _PATTERNS = {
 }
 _DIGITS = {"smollm"}  # every digit is a token of its own
 _CONTROL, _USER = 3, 4  # token types of GGUF
+_ENDS = {"<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|endoftext|>"}
+# Some files of Gemma have these as the user's own tokens, which they are not.
+_TURNS = {"<start_of_turn>", "<end_of_turn>"}
+# Characters of a SentencePiece token, and of all: every way to cut each in two is tried.
+LONGEST_PIECE, MOST_CHARACTERS = 512, 8 << 20
 
 
 def from_gguf(fields: Mapping[str, Any]) -> Tokenizer:
@@ -37,6 +42,12 @@ def from_gguf(fields: Mapping[str, Any]) -> Tokenizer:
     supported."""
     tokens, kind = list(fields["tokenizer.ggml.tokens"]), fields["tokenizer.ggml.model"]
     types = list(fields.get("tokenizer.ggml.token_type", [1] * len(tokens)))
+    unknown = fields.get("tokenizer.ggml.unknown_token_id", 0)
+    if len(types) != len(tokens) or not 0 <= unknown < len(tokens):
+        raise ModelError(
+            f"its tokenizer has {len(tokens)} tokens, {len(types)} types of tokens, and {unknown} as unknown: "
+            "convert the model again"
+        )
     if kind == "gpt2":
         library = _byte_level(fields, tokens)
     elif kind == "llama":
@@ -44,24 +55,21 @@ def from_gguf(fields: Mapping[str, Any]) -> Tokenizer:
     else:
         raise ModelError(f"tokenizer '{kind}' is not supported; 'gpt2' and 'llama' are")
     special = [
-        AddedToken(t, special=k == _CONTROL, normalized=False)
+        AddedToken(t, special=k == _CONTROL or t in _TURNS, normalized=False)
         for t, k in zip(tokens, types, strict=True)
         if k in (_CONTROL, _USER)
     ]
     library.add_tokens(special)
     library.add_special_tokens([t for t in special if t.special])
     ends = {fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")} - {None}
-    ends |= {
-        i
-        for i, t in enumerate(tokens)
-        if t in ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|endoftext|>")
-    }
+    ends |= {i for i, t in enumerate(tokens) if t in _ENDS}
+    template = fields.get("tokenizer.chat_template")
     return Tokenizer(
         definition=library.to_str(),
         begin=fields.get("tokenizer.ggml.bos_token_id"),
         ends=tuple(sorted(int(e) for e in ends if e is not None)),
         add_begin=bool(fields.get("tokenizer.ggml.add_bos_token", kind == "llama")),
-        chat_template=fields.get("tokenizer.chat_template"),
+        chat_template=template if isinstance(template, str) else None,
     )
 
 
@@ -72,6 +80,10 @@ def _byte_level(fields: Mapping[str, Any], tokens: list[str]) -> Library:
             f"its tokenizer cuts text as '{pre}', which is not supported: {', '.join(_PATTERNS)} are"
         )
     merges = [tuple(m.split(" ", 1)) for m in fields["tokenizer.ggml.merges"]]
+    if any(len(pair) != 2 for pair in merges):
+        raise ModelError(
+            "its tokenizer has a merge that is not two tokens: convert the model again"
+        )
     library = Library(
         models.BPE(
             {t: i for i, t in enumerate(tokens)},
@@ -90,6 +102,16 @@ def _byte_level(fields: Mapping[str, Any], tokens: list[str]) -> Library:
 def _sentencepiece(fields: Mapping[str, Any], tokens: list[str]) -> Library:
     """SentencePiece's BPE: pairs merge in the order of the scores of what they make."""
     scores = list(fields["tokenizer.ggml.scores"])
+    if len(scores) != len(tokens):
+        raise ModelError(
+            f"its tokenizer has {len(tokens)} tokens and {len(scores)} scores: convert the model again"
+        )
+    lengths = [len(token) for token in tokens]
+    if max(lengths, default=0) > LONGEST_PIECE or sum(lengths) > MOST_CHARACTERS:
+        raise ModelError(
+            f"its tokenizer has a token of {max(lengths)} characters, and {sum(lengths)} in all; "
+            f"{LONGEST_PIECE} and {MOST_CHARACTERS} are the most"
+        )
     index = {t: i for i, t in enumerate(tokens)}
     pairs = []
     for token, rank in index.items():

@@ -156,7 +156,8 @@ class Builder:
         if shape_of(value) == tuple(new):
             return value
         target = self.const(np.asarray(new, np.int64), f"{value.name}/shape")
-        return self.op("Reshape", [value, target])
+        empty = {"allowzero": 1} if 0 in new else {}
+        return self.op("Reshape", [value, target], empty)
 
     def transpose(self, value: ir.Value, perm: Sequence[int]) -> ir.Value:
         if list(perm) == sorted(perm):

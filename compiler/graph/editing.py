@@ -53,7 +53,7 @@ def replace_node(
     for old, new in zip(list(node.outputs), values, strict=True):
         rename = new in made
         if old.is_graph_output() and (not rename or new.is_graph_output()):
-            new, rename = _identity(graph, node, new), True  # noqa: PLW2901
+            new, rename = _identity(graph, node, old, new), True  # noqa: PLW2901
         name = old.name
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
         if rename:
@@ -61,11 +61,12 @@ def replace_node(
     graph.remove(node, safe=True)
 
 
-def _identity(graph: ir.Graph, node: ir.Node, value: ir.Value) -> ir.Value:
+def _identity(graph: ir.Graph, node: ir.Node, old: ir.Value, value: ir.Value) -> ir.Value:
+    """A copy of `value` in front of the node whose output `old` it replaces."""
     made = ir.node("Identity", [value], num_outputs=1)
     made.metadata_props[ORIGIN] = origin_of(node)
     out = made.outputs[0]
-    out.name, out.shape, out.type = f"{value.name}/copy", value.shape, value.type
+    out.name, out.shape, out.type = f"{old.name}/copy", value.shape, value.type
     made.name = out.name
     graph.insert_before(node, made)
     return out

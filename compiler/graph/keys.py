@@ -7,18 +7,25 @@ import onnx_ir as ir
 
 DIALECT = "edgetpu"
 OPSET = 23
+RAISED = 21  # from here on, operators have the form that they have in OPSET
 IR_VERSION = 11
 ORIGIN = "edgetpu.origin"
 LOWERING_REASON = "edgetpu.reason"  # why a lowering left a node in ONNX
 HOST_REASON = "edgetpu.host"  # why a pass keeps a node on the host although the TPU has it
+WIDENED = "edgetpu.widened"  # of a model: the file computes in float16
 BALANCED = "edgetpu.balanced"  # on the Mul that undoes what the weights of a normalised product are divided by
 
 Shape = tuple[int, ...]
 
 
 def is_current(model: ir.Model) -> bool:
-    """Whether a model has the operators that passes write; the importer cannot raise every opset."""
+    """Whether a model has all operators that passes write; the importer cannot raise every opset."""
     return model.graph.opset_imports.get("", OPSET) >= OPSET
+
+
+def is_raised(model: ir.Model) -> bool:
+    """Whether the operators of a model have the form and the meaning that passes and rules know."""
+    return model.graph.opset_imports.get("", OPSET) >= RAISED
 
 
 def key_of(node: ir.Node) -> tuple[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+from compiler import files
 from compiler.errors import OutputError
 
 Arrays = Mapping[str, np.ndarray]
@@ -24,13 +24,8 @@ class Reference:
     """
 
     def __init__(self, model: ir.Model, extra: Sequence[ir.Value] = ()) -> None:
-        try:
-            self._folder = tempfile.TemporaryDirectory(prefix="reference-")
-        except OSError as error:
-            raise OutputError(
-                f"no temporary folder can be made: {error.strerror or error}: set $TMPDIR"
-            ) from error
-        path = Path(self._folder.name) / "model.onnx"
+        self._folder = files.temporary("reference")
+        path = self._folder.path / "model.onnx"
         graph = model.graph
         known = {id(v) for v in graph.outputs}
         added = [v for v in extra if id(v) not in known and not v.is_graph_input()]
@@ -41,16 +36,9 @@ class Reference:
         finally:
             while len(graph.outputs) > count:
                 graph.outputs.pop()  # a deleted slice would leave the values marked as outputs
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        # Layout optimizations would copy the weights of every convolution.
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        options.enable_cpu_mem_arena = False
-        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-        options.add_session_config_entry("session.disable_prepacking", "1")
-        # The float model is what the graph says, not what onnxruntime would make int8 of it.
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-        self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.session = ort.InferenceSession(
+            path, session_options(), providers=["CPUExecutionProvider"]
+        )
         self.names = [o.name for o in self.session.get_outputs()]
         self.inputs = [i.name for i in self.session.get_inputs()]
 
@@ -70,7 +58,21 @@ class Reference:
         trace: TracebackType | None,
     ) -> None:
         del self.session
-        self._folder.cleanup()
+        self._folder.close()
+
+
+def session_options() -> ort.SessionOptions:
+    """How float models run: as the graph says, with weights in memory once."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    # Layout optimizations would copy the weights of every convolution.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.enable_cpu_mem_arena = False
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    # The float model is what the graph says, not what onnxruntime would make int8 of it.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return options
 
 
 def save(model: ir.Model, path: Path) -> None:

@@ -82,3 +82,13 @@ def input_at(node: ir.Node, index: int) -> ir.Value | None:
 def axis_of(axis: int, rank: int) -> int:
     """A non-negative axis."""
     return axis + rank if axis < 0 else axis
+
+
+def bodies(node: ir.Node) -> list[ir.Graph]:
+    """The graphs that a node holds: branches, the body of a loop."""
+    found: list[ir.Graph] = []
+    for attribute in node.attributes.values():
+        found += {"GRAPH": [attribute.value], "GRAPHS": attribute.value}.get(
+            attribute.type.name, []
+        )
+    return found

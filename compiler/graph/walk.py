@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import onnx_ir as ir
 
 from compiler.graph.keys import key_of
-from compiler.graph.values import is_constant
+from compiler.graph.values import bodies, is_constant
 
 
 def activations_of(node: ir.Node) -> list[ir.Value]:
@@ -44,18 +44,32 @@ def all_activations(graph: ir.Graph) -> Iterator[ir.Value]:
         yield from (v for v in node.outputs if v.name)
 
 
+def float32_nodes(graph: ir.Graph) -> list[ir.Node]:
+    """The nodes of a graph without those that compute on other kinds of float: passes write
+    constants in float32."""
+    return [
+        n
+        for n in graph
+        if not any(_is_other_float(v) for v in [*n.inputs, *n.outputs] if v is not None)
+    ]
+
+
+def _is_other_float(value: ir.Value) -> bool:
+    return (
+        value.dtype is not None
+        and value.dtype.is_floating_point()
+        and value.dtype != ir.DataType.FLOAT
+    )
+
+
 def values_read(node: ir.Node) -> list[ir.Value]:
     """Every value of the graph that a node needs, those that its subgraphs capture included; each
     once."""
     found = dict.fromkeys(v for v in node.inputs if v is not None)
-    for attribute in node.attributes.values():
-        graphs = {"GRAPH": [attribute.value], "GRAPHS": attribute.value}.get(
-            attribute.type.name, []
-        )
-        for graph in graphs:
-            local = set(graph.inputs) | set(graph.initializers.values())
-            for inner in graph:
-                found.update(dict.fromkeys(v for v in values_read(inner) if v not in local))
-                local.update(inner.outputs)
-            found.update(dict.fromkeys(v for v in graph.outputs if v not in local))
+    for graph in bodies(node):
+        local = set(graph.inputs) | set(graph.initializers.values())
+        for inner in graph:
+            found.update(dict.fromkeys(v for v in values_read(inner) if v not in local))
+            local.update(inner.outputs)
+        found.update(dict.fromkeys(v for v in graph.outputs if v not in local))
     return list(found)

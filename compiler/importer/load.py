@@ -5,7 +5,7 @@ Weights stay in their files; nothing in here copies them.
 
 from __future__ import annotations
 
-import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,13 +15,14 @@ import onnx.version_converter
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from onnx_ir.passes import common
-from onnxscript import version_converter
 
+from compiler import values as fixed_values
 from compiler.errors import ModelError, OptionError, first_line
 from compiler.graph import (
+    HOST_REASON,
     IR_VERSION,
-    OPSET,
     ORIGIN,
+    WIDENED,
     all_activations,
     input_at,
     is_current,
@@ -30,9 +31,11 @@ from compiler.graph import (
     scalar_of,
     shape_of,
 )
-from compiler.importer import onnxfile
+from compiler.importer import onnxfile, shapes, upgrade
 
 OLDEST_OPSET = 7
+# Of an input: what numpy and onnxruntime take.
+MOST_DIMENSIONS, MOST_ELEMENTS = 64, 1 << 31
 # Weights of fewer bytes are read at once: shapes and axes, which passes look at.
 SMALL = 4096
 
@@ -50,12 +53,15 @@ def load(
     path: Path,
     dims: Mapping[str, int] | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
+    values: Mapping[str, str] | None = None,
+    *,
+    widen: bool = True,
 ) -> ir.Model:
     """Read, check and normalise the model in `path`.
 
-    `dims` fixes symbolic dimensions by name, `shapes` whole inputs by name. Raises ModelError for a
-    file that is broken, unsafe or still dynamic, OptionError for names that the model does not
-    have.
+    `dims` fixes symbolic dimensions by name, `shapes` whole inputs by name, `values` what inputs
+    hold; without `widen`, float16 stays. Raises ModelError for a file that is broken, unsafe or
+    still dynamic, OptionError for names that the model does not have.
     """
     model = read_file(path)
     _check_defined(model.graph)
@@ -64,18 +70,25 @@ def load(
         common.InlinePass()(model)
         common.RemoveInitializersFromInputsPass()(model)
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        name_nodes(
+            model.graph
+        )  # before any is replaced, so that all keep the name of what they come from
+        upgrade.replace_deprecated(model)
         _check_valid(model)
     except Exception as error:
         raise ModelError(f"{path}: not a valid ONNX model: {first_line(error)}") from error
     _check_inference(model.graph)
-    _fix_inputs(model, dict(dims or {}), dict(shapes or {}))
+    fixed_values.fix(model, values or {}, shapes or {})
+    free = {name: shape for name, shape in (shapes or {}).items() if name not in (values or {})}
+    _fix_inputs(model, dict(dims or {}), free)
     _upgrade(model)
     _rename(
         model,
         ("com.microsoft", _SIMPLIFIED),
         ("", "RMSNormalization" if is_current(model) else _SIMPLIFIED),
     )
-    _widen(model)
+    if widen:
+        _widen(model)
     name_nodes(model.graph)
     model.ir_version = max(model.ir_version or 0, IR_VERSION)
     return model
@@ -95,6 +108,8 @@ def read_file(path: Path) -> ir.Model:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
     if not proto.HasField("graph") or not proto.graph.output or not proto.opset_import:
         raise ModelError(f"{path}: not an ONNX model: it has no graph with outputs and an opset")
+    onnxfile.check(proto, path)
+    _check_maps(proto.graph)
     proto = _modern(proto, path)
     if proto.graph.sparse_initializer:
         name = proto.graph.sparse_initializer[0].values.name
@@ -104,7 +119,6 @@ def read_file(path: Path) -> ir.Model:
     except Exception as error:
         raise ModelError(f"{path}: not a valid ONNX model: {first_line(error)}") from error
     ir.external_data.set_base_dir(model.graph, path.resolve().parent)
-    _check_external_data(model, path)
     _unpack(model.graph)
     return model
 
@@ -132,32 +146,8 @@ def _wrong_size(value: ir.Value) -> ModelError:
     )
 
 
-def _check_external_data(model: ir.Model, path: Path) -> None:
-    """External weights must be regular files below the model's folder and long enough."""
-    folder = path.resolve().parent
-    for graph in [model.graph, *model.graph.subgraphs()]:
-        for value in graph.initializers.values():
-            tensor = value.const_value
-            if not isinstance(tensor, ir.ExternalTensor):
-                continue
-            place = (folder / tensor.location).resolve()
-            where = f"{path}: weights of '{value.name}'"
-            if not place.is_relative_to(folder):
-                raise ModelError(
-                    f"{where} lie outside the model's folder ({tensor.location}): move them beside it"
-                )
-            if not place.is_file():
-                raise ModelError(
-                    f"{where} are in '{tensor.location}', which does not exist: put it beside the model"
-                )
-            if place.stat().st_size < (tensor.offset or 0) + (tensor.length or tensor.nbytes):
-                raise ModelError(
-                    f"{where}: '{tensor.location}' is shorter than the model says: copy it again"
-                )
-
-
 def _rename(model: ir.Model, old: tuple[str, str], new: tuple[str, str]) -> None:
-    for node in model.graph:
+    for node in model.graph.all_nodes():
         if key_of(node) == old:
             node.domain, node.op_type = new
 
@@ -184,6 +174,16 @@ def _check_inference(graph: ir.Graph) -> None:
             name = origin_of(node)
             raise ModelError(
                 f"Dropout '{name}' is in training mode: export the model again after model.eval()"
+            )
+
+
+def _check_maps(graph: onnx.GraphProto) -> None:
+    """skl2onnx ends classifiers in dictionaries, by default. Raises ModelError."""
+    for node in graph.node:
+        if node.op_type == "ZipMap":
+            name = node.name or node.output[0]
+            raise ModelError(
+                f"ZipMap '{name}' gives dictionaries, which bundles do not have: export with zipmap=False"
             )
 
 
@@ -229,15 +229,7 @@ def _fix_inputs(model: ir.Model, dims: dict[str, int], shapes: dict[str, tuple[i
             f"some dimensions are not fixed; the Edge TPU needs static shapes: add {wanted}"
         )
     for value in inputs.values():
-        name = (
-            value.dtype.name
-            if isinstance(value.type, ir.TensorType) and value.dtype is not None
-            else "not a tensor"
-        )
-        if name not in _INPUT_TYPES:
-            raise ModelError(
-                f"input '{value.name}' is {name.lower()}; bundles take tensors of numpy's own types"
-            )
+        _check_input(value)
     for value in model.graph.outputs:
         if isinstance(value.type, ir.OptionalType):
             raise ModelError(
@@ -248,9 +240,31 @@ def _fix_inputs(model: ir.Model, dims: dict[str, int], shapes: dict[str, tuple[i
         value.shape = fixed_inputs.get(value)
 
 
+def _check_input(value: ir.Value) -> None:
+    """Raises ModelError for an input that no array can be."""
+    name = (
+        value.dtype.name
+        if isinstance(value.type, ir.TensorType) and value.dtype is not None
+        else "not a tensor"
+    )
+    if name not in _INPUT_TYPES:
+        raise ModelError(
+            f"input '{value.name}' is {name.lower()}; bundles take tensors of numpy's own types"
+        )
+    shape = shape_of(value)
+    if len(shape) > MOST_DIMENSIONS:
+        raise ModelError(
+            f"input '{value.name}' has {len(shape)} dimensions; {MOST_DIMENSIONS} are supported"
+        )
+    if math.prod(shape) > MOST_ELEMENTS:
+        raise ModelError(
+            f"input '{value.name}' {list(shape)} has more than 2^31 elements: give a smaller --shape"
+        )
+
+
 def _fixed(dim: int | ir.SymbolicDim, dims: Mapping[str, int]) -> int | str | None:
     if isinstance(dim, int):
-        return dim
+        return dim if dim >= 0 else None  # some exporters write -1 for what is dynamic
     return dims.get(str(dim.value), dim.value) if dim.value is not None else None
 
 
@@ -258,10 +272,13 @@ def _modern(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     """The model in an opset that onnxruntime takes. Raises ModelError for one that is too old or
     too new."""
     newest = onnx.defs.onnx_opset_version()
+    for entry in proto.opset_import:
+        entry.domain = "" if entry.domain == "ai.onnx" else entry.domain
     opset = {o.domain: o.version for o in proto.opset_import}.get("", newest)
     if OLDEST_OPSET <= opset <= newest:
         return proto
     if opset < OLDEST_OPSET:
+        _check_slopes(proto.graph, path, opset)
         try:
             proto = onnx.load(path)  # the converter wants the weights
             return onnx.version_converter.convert_version(proto, OLDEST_OPSET)
@@ -273,6 +290,21 @@ def _modern(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     raise ModelError(f"{path}: opset {opset}; {wanted}{why}: export it again")
 
 
+def _check_slopes(graph: onnx.GraphProto, path: Path, opset: int) -> None:
+    """PRelu had slopes per channel before it had numpy's broadcasting, which ONNX's converter does
+    not know.
+
+    Raises ModelError.
+    """
+    sizes = {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "PRelu" and sizes.get(node.input[1], 0) != 1:
+            name = node.name or node.output[0]
+            raise ModelError(
+                f"{path}: PRelu '{name}' of opset {opset} has slopes per channel: export in opset 7 or newer"
+            )
+
+
 def _quoted(names: object) -> str:
     return ", ".join(f"'{n}'" for n in sorted(names))  # type: ignore[call-overload]
 
@@ -280,24 +312,18 @@ def _quoted(names: object) -> str:
 def _upgrade(model: ir.Model) -> None:
     """Raise the opset to 23, so that each operator has one form.
 
-    A model that the converters cannot raise keeps its opset: its nodes then run on the host, where
-    onnxruntime knows their old meaning.
+    A model that cannot be raised keeps its opset, and all its nodes run on the host: passes and
+    rules of operators speak of newer ones, onnxruntime knows the old meaning.
     """
-    version = model.graph.opset_imports.get("", OPSET)
-    batched = version < 9 and any(
-        node.op_type == "Scan" for node in model.graph
-    )  # which no converter knows
-    if version >= OPSET or batched:
-        return
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)
-    steps = [18, OPSET] if version < 18 else [OPSET]
-    for target in steps:
-        version_converter.ConvertVersionPass(target_version=target, fallback=True)(model)
-    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    why = upgrade.upgrade(model)
+    if why is not None:
+        for node in model.graph:
+            node.metadata_props[HOST_REASON] = f"the model keeps its opset: {why}"
 
 
 def _widen(model: ir.Model) -> None:
-    """Compute in float32 what the model computes in float16; its inputs and outputs stay float16.
+    """Compute in float32 what the model computes in float16; its inputs and outputs keep their
+    types.
 
     Calibration and host segments then need one float type only, and lose nothing.
     """
@@ -307,7 +333,13 @@ def _widen(model: ir.Model) -> None:
         graph.subgraphs()
     ):
         return
-    common.ShapeInferencePass()(model)
+    shapes.infer(model)
+    if any(
+        v.dtype == half and not isinstance(v.type, ir.TensorType) for v in all_activations(graph)
+    ):
+        return  # sequences, whose operators take one type
+    model.metadata_props[WIDENED] = "float16"
+    halves = {v for v in graph.outputs if v.dtype == half and not v.is_graph_input()}
     for value in graph.initializers.values():
         tensor = value.const_value
         if tensor is not None and tensor.dtype == half:
@@ -322,7 +354,7 @@ def _widen(model: ir.Model) -> None:
         if value.dtype == half:
             _cast_input(graph, value)
     for index, value in enumerate(list(graph.outputs)):
-        if value.dtype == single and value.producer() is not None:
+        if value in halves:
             graph.outputs[index] = _cast_output(graph, value)
 
 
@@ -335,7 +367,7 @@ def _lazy_float32(tensor: ir.TensorProtocol) -> ir.LazyTensor:
 
 def _widen_attributes(node: ir.Node) -> None:
     """Cast and its like name a type; ConstantOfShape and Constant hold a tensor."""
-    for name in ("to", "dtype", "output_dtype", "stash_type"):
+    for name in ("to", "dtype", "output_dtype", "output_datatype", "stash_type"):
         attribute = node.attributes.get(name)
         if attribute is not None and attribute.value == ir.DataType.FLOAT16:
             node.attributes[name] = ir.AttrInt64(name, ir.DataType.FLOAT.value)
@@ -391,7 +423,7 @@ def _check_valid(model: ir.Model) -> None:
     """ONNX's own checker; it insists on shapes of outputs, which many exporters leave out and
     inference fills in."""
     if any(v.shape is None for v in model.graph.outputs):
-        common.ShapeInferencePass()(model)
+        shapes.infer(model)
     bare = [v for v in model.graph.outputs if v.shape is None]
     for value in bare:
         value.shape = ir.Shape([])

@@ -7,8 +7,9 @@ no further than to find these places; the rest is left to protobuf itself.
 
 from __future__ import annotations
 
+import math
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import onnx
@@ -24,6 +25,11 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 ByteRange = tuple[int, int]
 
+# Nodes, and bytes that they take in the file, of a model whose functions are all written out.
+MOST_NODES, MOST_NODE_BYTES = 200_000, 1 << 30
+MOST_DEPTH = 100
+_LONGEST_NAME = 4096  # of a file, on Linux
+
 
 def load(path: Path, smallest: int) -> onnx.ModelProto:
     """The model in a file; of the main graph's weights those of `smallest` bytes and more are
@@ -36,6 +42,140 @@ def load(path: Path, smallest: int) -> onnx.ModelProto:
         for tensor in _apart(data, graph, _INITIALIZER, model.graph):
             _add_tensor(data, tensor, model.graph.initializer.add(), own, smallest)
     return model
+
+
+def check(model: onnx.ModelProto, path: Path) -> None:
+    """Raises ModelError for external data that are not whole in regular files below the model's
+    folder, and for functions that make too many nodes. Where data lie is then written down without
+    detours and links."""
+    _check_functions(model, path)
+    folder, sizes = path.resolve().parent, dict[str, tuple[str, int]]()
+    for graph_nodes, initializers in _graphs(model):
+        for tensor in (*initializers, *_tensors(graph_nodes)):
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                try:
+                    _settle(tensor, folder, sizes)
+                except ModelError as error:
+                    raise ModelError(f"{path}: weights of '{tensor.name}' {error}") from error
+
+
+# The nodes of a graph or a function, and its initializers.
+_Body = tuple[Sequence[onnx.NodeProto], Sequence[onnx.TensorProto]]
+
+
+def _graphs(model: onnx.ModelProto) -> Iterator[_Body]:
+    bodies: list[_Body] = [(model.graph.node, model.graph.initializer)]
+    bodies += [(function.node, ()) for function in model.functions]
+    while bodies:
+        body = bodies.pop()
+        yield body
+        for node in body[0]:
+            bodies += [(graph.node, graph.initializer) for graph in _subgraphs(node)]
+
+
+def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        yield from (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs
+
+
+def _tensors(nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+
+
+def _settle(tensor: onnx.TensorProto, folder: Path, sizes: dict[str, tuple[str, int]]) -> None:
+    """Writes down where external data lie. `sizes` are the files that were looked at. Raises
+    ModelError."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    if location not in sizes:
+        sizes[location] = _find(location, folder)
+    name, size = sizes[location]
+    try:
+        offset, length = (int(entries.get(key) or 0) for key in ("offset", "length"))
+        wanted = math.prod(tensor.dims) * ir.DataType(tensor.data_type).bitwidth
+    except (ValueError, TypeError) as error:
+        raise ModelError(
+            "have a type, an offset or a length that cannot be read: export again"
+        ) from error
+    if min([offset, length, *tensor.dims], default=0) < 0:
+        raise ModelError(
+            f"have negative sizes {list(tensor.dims)}, offset {offset} or length {length}: export again"
+        )
+    if size < offset + (length or -(-wanted // 8)):
+        raise ModelError(
+            f"end behind the end of '{location}', which is shorter than the model says: copy it again"
+        )
+    del tensor.external_data[:]
+    for key, value in (
+        ("location", name),
+        ("offset", offset),
+        *((("length", length),) if "length" in entries else ()),
+    ):
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def _find(location: str, folder: Path) -> tuple[str, int]:
+    """(the path of a file below the model's folder, its size). Raises ModelError."""
+    shown = location if len(location) < 100 else location[:97] + "..."
+    if "\0" in location or not 0 < len(location) < _LONGEST_NAME:
+        raise ModelError(f"are in {shown!r}, which is no name of a file: export again")
+    try:
+        place = (folder / location).resolve()
+        outside, there = not place.is_relative_to(folder), place.is_file()
+        size = place.stat().st_size if there and not outside else 0
+    except (OSError, RuntimeError) as error:
+        raise ModelError(
+            f"are in {shown!r}, which cannot be read: put it beside the model"
+        ) from error
+    if outside:
+        raise ModelError(f"lie outside the model's folder ({shown!r}): move them beside it")
+    if not there:
+        raise ModelError(f"are in {shown!r}, which does not exist: put it beside the model")
+    return place.relative_to(folder).as_posix(), size
+
+
+def _check_functions(model: onnx.ModelProto, path: Path) -> None:
+    """Counts the nodes that functions make before anybody makes them."""
+    functions = {(f.domain, f.name, f.overload): f for f in model.functions}
+    if not functions:
+        return
+    # Of a function: its nodes and their bytes with all that it calls written out; None while that
+    # is counted.
+    known: dict[tuple[str, str, str], tuple[int, int] | None] = {}
+
+    def expanded(nodes: Sequence[onnx.NodeProto], depth: int) -> tuple[int, int]:
+        if depth > MOST_DEPTH:
+            raise ModelError(f"{path}: functions and subgraphs are more than {MOST_DEPTH} deep")
+        count = size = 0
+        for node in nodes:
+            more = called((node.domain, node.op_type, node.overload), depth) or (1, node.ByteSize())
+            inner = [expanded(graph.node, depth + 1) for graph in _subgraphs(node)]
+            count += more[0] + sum(number for number, _ in inner)
+            size += more[1]
+        return count, size
+
+    def called(key: tuple[str, str, str], depth: int) -> tuple[int, int] | None:
+        if key not in functions:
+            return None
+        if key in known and known[key] is None:
+            raise ModelError(
+                f"{path}: function '{key[1]}' calls itself: export the model without functions"
+            )
+        if key not in known:
+            known[key] = None
+            known[key] = expanded(functions[key].node, depth + 1)
+        return known[key]
+
+    count, size = expanded(model.graph.node, 0)
+    if count > MOST_NODES or size > MOST_NODE_BYTES:
+        raise ModelError(
+            f"{path}: its functions written out are {count} nodes of {size >> 20} MiB; "
+            f"{MOST_NODES} of {MOST_NODE_BYTES >> 20} MiB are the most"
+        )
 
 
 def read_lazily(tensor: ir.ExternalTensor) -> ir.LazyTensor:

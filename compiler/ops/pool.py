@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,11 +33,17 @@ LARGEST_PADDING = 4
 _NON_NEGATIVE = {"Relu", "Sigmoid", "Softmax", "Clip"}
 
 
+def _declared(node: ir.Node, nhwc: ir.Value) -> Window:
+    """The pooling window with the pads that the node declares, or that auto_pad stands for."""
+    _, height, width, _ = shape_of(nhwc)
+    kernel = tuple(attribute_of(node, "kernel_shape"))
+    return window(node, height, width, kernel if len(kernel) == 2 else (1, *kernel))
+
+
 def _window(node: ir.Node, nhwc: ir.Value) -> Window:
     """The pooling window, its pads extended to what ceil_mode asks for."""
     _, height, width, _ = shape_of(nhwc)
-    kernel = tuple(attribute_of(node, "kernel_shape"))
-    win = window(node, height, width, kernel if len(kernel) == 2 else (1, *kernel))
+    win = _declared(node, nhwc)
     if set(win.dilations) != {1}:
         raise RefuseError(
             f"its dilations are {list(win.dilations)}; pooling on the Edge TPU has none"
@@ -59,9 +66,10 @@ def _window(node: ir.Node, nhwc: ir.Value) -> Window:
 
 def _counts_padding(node: ir.Node) -> bool:
     """Whether an average divides by padding too; what ceil_mode adds never counts."""
-    return bool(attribute_of(node, "count_include_pad", 0)) and any(
-        attribute_of(node, "pads", (0,))
-    )
+    padded = any(attribute_of(node, "pads", (0,))) or attribute_of(
+        node, "auto_pad", "NOTSET"
+    ).startswith("SAME")
+    return bool(attribute_of(node, "count_include_pad", 0)) and padded
 
 
 def _attributes(win: Window) -> dict[str, tuple[int, ...]]:
@@ -112,10 +120,11 @@ def lower_average(node: ir.Node, b: Builder) -> None:
     original = shape_of(nhwc)
     win = _window(node, nhwc)
     include = _counts_padding(node)
+    pads = _declared(node, nhwc).pads if include else (0, 0, 0, 0)
     if (not any(win.pads)) or (not include and tflite_pads(win, nhwc)):
         y = b.op("AveragePool2D", [nhwc], _attributes(win), DIALECT)
     else:
-        counted = _counts(node, original, win, include)
+        counted = _counts(original, win, pads)
         nhwc, plain = _zero_padded(b, nhwc, win)
         y = b.op("AveragePool2D", [nhwc], _attributes(plain), DIALECT)
         if not np.all(counted == 1):
@@ -123,14 +132,15 @@ def lower_average(node: ir.Node, b: Builder) -> None:
     b.replace(unimage(b, y, len(shape_of(x))))
 
 
-def _counts(node: ir.Node, shape: Shape, win: Window, include: bool) -> np.ndarray:
-    """Kernel area over the pixels that ONNX divides by, per output pixel [1, H, W, 1]."""
-    declared = tuple(attribute_of(node, "pads", (0,) * 4)) if include else (0, 0, 0, 0)
+def _counts(shape: Shape, win: Window, counted: Sequence[int]) -> np.ndarray:
+    """Kernel area over the pixels that ONNX divides by, per output pixel [1, H, W, 1].
+
+    `counted` are the pads (top, left, bottom, right) whose pixels count.
+    """
     lengths = []
     for axis in range(2):
         real, before = shape[1 + axis], win.pads[axis]
-        low = -declared[axis] if include else 0
-        high = real + (declared[axis + len(declared) // 2] if include else 0)
+        low, high = -counted[axis], real + counted[axis + 2]
         outputs = (real + before + win.pads[axis + 2] - win.kernel[axis]) // win.strides[axis] + 1
         begins = np.arange(outputs) * win.strides[axis] - before
         ends = np.minimum(begins + win.kernel[axis], high)

@@ -252,24 +252,36 @@ class _Task:
         return None
 
     def _give_idle(self) -> None:
-        """Give to the host what stands between host nodes, multiplies nothing, and was not asked
-        for."""
+        """Give to the host what stands between host nodes, multiplies (nearly) nothing, and was not
+        asked for."""
         while not self.free:
             units, problem = self.problem()
             sides = [time_ < math.inf for time_ in problem.tpu]
             turns = planner.alternate(problem, range(problem.count), sides)
             rows = [[n for i in members for n in units[i]] for side, members in turns if side]
-            idle = [
-                n
-                for r in rows
-                if not (any(self.costs[n].macs for n in r) or self.pinned & {*r})
-                for n in r
-            ]
+            idle: dict[ir.Node, str] = {}
+            for place, nodes in enumerate(rows):
+                reason = None if self.pinned & {*nodes} else self._idle(nodes, first=place == 0)
+                if reason is not None:
+                    idle |= dict.fromkeys(nodes, reason)
             if not idle:
                 return
-            for node in idle:
-                reason = "its segment would multiply nothing: the way to the Edge TPU and back costs more"
+            for node, reason in idle.items():
                 self.placements[node] = Placement("host", reason)
+
+    def _idle(self, nodes: Sequence[ir.Node], first: bool) -> str | None:
+        """Why a segment of these nodes would be of no use."""
+        macs = sum(self.costs[n].macs for n in nodes)
+        if not macs:
+            return "its segment would multiply nothing: the way to the Edge TPU and back costs more"
+        if first:
+            return None  # it is what the user wants to have on the Edge TPU
+        segment = Segment(0, 0, list(nodes))
+        _boundaries(segment, self.users, self.outputs)
+        moved = sum(map(element_count, [*segment.inputs, *segment.outputs]))
+        if macs > moved:
+            return None
+        return f"its segment would multiply {macs} times and move {moved} values between host nodes"
 
     def final_placements(self, plan: Plan) -> dict[ir.Node, Placement]:
         """Where the planner was free, its reason too."""

@@ -53,6 +53,9 @@ def _solver(seconds: float) -> cp_model.CpSolver:
     solver = cp_model.CpSolver()
     solver.parameters.max_deterministic_time = seconds
     solver.parameters.num_workers = 1
+    # Else it takes Ctrl-C for itself and leaves it without a handler: the process then ends
+    # uncleaned.
+    solver.parameters.catch_sigint_signal = False
     # Of the counted work, probing took the most on graphs of a hundred nodes and more, and gave the
     # least.
     solver.parameters.cp_model_probing_level = 0

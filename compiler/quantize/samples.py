@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,17 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from compiler.errors import CalibrationError
+from compiler.errors import CalibrationError, first_line
 from compiler.graph import attribute_of, consumers_of, is_constant, shape_of
+from compiler.runtime import arrays
+from compiler.runtime.arrays import ArrayError
 from compiler.runtime.pipeline import stacked
 
 Sample = dict[str, np.ndarray]
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+# Pixels of an image, also after resizing: in Pillow 4 bytes each.
+MOST_PIXELS = 64_000_000
 RANDOM_SAMPLES = 8
 
 
@@ -65,35 +71,40 @@ def load(
     if not path.exists():
         raise CalibrationError(f"{path}: no such file or folder")
     if path.is_file():
-        return Samples(_from_file(path, inputs))
+        return Samples(_from_files([path], inputs))
+    if not path.is_dir():
+        raise CalibrationError(f"{path}: neither a file nor a folder")
     files = sorted(p for p in path.iterdir() if p.is_file())
     images = [p for p in files if p.suffix.lower() in IMAGES]
-    arrays = [p for p in files if p.suffix in (".npz", ".npy")]
-    if images and not arrays:
+    saved = [p for p in files if p.suffix in (".npz", ".npy")]
+    if images and not saved:
         value = _image_input(path, inputs)
         return Samples([lambda p=p: {str(value.name): _image(p, value, options)} for p in images])  # type: ignore[misc]
-    if not arrays:
+    if not saved:
         raise CalibrationError(f"{path}: holds no .npz, .npy or image files")
-    return Samples([load for p in arrays for load in _from_file(p, inputs)])
+    return Samples(_from_files(saved, inputs))
 
 
-def _from_file(path: Path, inputs: Sequence[ir.Value]) -> list[Callable[[], Sample]]:
-    if path.suffix not in (".npz", ".npy"):
-        raise CalibrationError(f"{path}: not an .npz or .npy file")
-    try:
-        loaded = np.load(path, allow_pickle=False)
+def _from_files(paths: Sequence[Path], inputs: Sequence[ir.Value]) -> list[Callable[[], Sample]]:
+    """The samples of files, which together hold no more than one may."""
+    room, loaders = arrays.largest(), []
+    for path in paths:
+        if path.suffix not in (".npz", ".npy"):
+            raise CalibrationError(f"{path}: not an .npz or .npy file")
+        try:
+            loaded = arrays.read(path, room)
+        except ArrayError as error:
+            raise CalibrationError(f"{path}: {error}") from error
         if isinstance(loaded, np.ndarray):
             if len(inputs) != 1:
                 names = ", ".join(f"'{v.name}'" for v in inputs)
                 raise CalibrationError(
                     f"{path}: one array for {len(inputs)} inputs ({names}): use an .npz file"
                 )
-            arrays = {str(inputs[0].name): loaded}
-        else:
-            arrays = {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, EOFError) as error:
-        raise CalibrationError(f"{path}: cannot be read as numpy arrays: {error}") from error
-    return split_arrays(arrays, inputs, str(path))
+            loaded = {str(inputs[0].name): loaded}
+        room -= sum(array.nbytes for array in loaded.values())
+        loaders += split_arrays(loaded, inputs, str(path))
+    return loaders
 
 
 def split_arrays(
@@ -133,9 +144,13 @@ def _stacked(array: np.ndarray, value: ir.Value, where: str) -> tuple[np.ndarray
         raise CalibrationError(
             f"{what}: the model takes {list(shape)}, or several stacked along the first axis"
         )
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise CalibrationError(f"{what}: holds NaN or infinity")
-    return found.astype(dtype, copy=False), len(found)
+    with np.errstate(over="ignore"):
+        found = found.astype(dtype, copy=False)
+    if found.dtype.kind == "f" and not np.isfinite(found).all():
+        raise CalibrationError(
+            f"{what}: holds NaN, infinity, or what is infinite as {np.dtype(dtype).name}"
+        )
+    return found, len(found)
 
 
 def _image_input(path: Path, inputs: Sequence[ir.Value]) -> ir.Value:
@@ -147,8 +162,6 @@ def _image_input(path: Path, inputs: Sequence[ir.Value]) -> ir.Value:
 
 
 def _image(path: Path, value: ir.Value, options: ImageOptions) -> np.ndarray:
-    from PIL import Image, UnidentifiedImageError
-
     shape = shape_of(value)
     last = shape[-1] in (1, 3) and shape[1] not in (1, 3)
     channels, height, width = (shape[3], shape[1], shape[2]) if last else shape[1:]
@@ -157,29 +170,57 @@ def _image(path: Path, value: ir.Value, options: ImageOptions) -> np.ndarray:
         raise CalibrationError(
             f"--size {tall},{wide}: smaller than the input of the model, {height},{width}"
         )
+    if tall * wide > MOST_PIXELS:
+        raise CalibrationError(f"--size {tall},{wide}: more than {MOST_PIXELS:,} pixels")
     if channels not in (1, 3):
         raise CalibrationError(
             f"{path}: the model takes {channels} channels, images have 1 or 3: use .npz files"
         )
-    if (
-        any(len(numbers) not in (1, channels) for numbers in (options.mean, options.std))
-        or 0 in options.std
-    ):
-        raise CalibrationError(f"--mean and --std: give 1 or {channels} numbers, and no --std of 0")
-    try:
-        with Image.open(path) as file:
-            image = file.convert("L" if channels == 1 else "RGB").resize(
-                (wide, tall), Image.Resampling.BILINEAR
-            )
-            pixels = np.asarray(image, np.float32).reshape(tall, wide, channels) / np.float32(255)
-    except (OSError, UnidentifiedImageError) as error:
-        raise CalibrationError(f"{path}: not an image that can be read") from error
+    _check_numbers(options, channels)
+    pixels = _pixels(path, tall, wide, channels)
     top, left = (tall - height) // 2, (wide - width) // 2
     pixels = pixels[top : top + height, left : left + width]
     array = (pixels - np.array(options.mean, np.float32)) / np.array(options.std, np.float32)
     return np.ascontiguousarray(array if last else array.transpose(2, 0, 1))[None].astype(
         np.float32
     )
+
+
+def _check_numbers(options: ImageOptions, channels: int) -> None:
+    for numbers in (options.mean, options.std):
+        if len(numbers) not in (1, channels) or not np.isfinite(numbers).all():
+            raise CalibrationError(f"--mean and --std: give 1 or {channels} finite numbers")
+    if 0 in options.std:
+        raise CalibrationError("--std 0: images cannot be divided by 0")
+
+
+def _pixels(path: Path, tall: int, wide: int, channels: int) -> np.ndarray:
+    """An image [tall, wide, channels] in [0, 1]."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is lower
+            file = Image.open(path, formats=FORMATS)
+        with file:
+            if file.width * file.height > MOST_PIXELS:
+                raise CalibrationError(
+                    f"{path}: {file.width} x {file.height} pixels; at most {MOST_PIXELS:,} are read: make it smaller"
+                )
+            image = file.convert("L" if channels == 1 else "RGB").resize(
+                (wide, tall), Image.Resampling.BILINEAR
+            )
+    except CalibrationError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise CalibrationError(
+            f"{path}: more than {MOST_PIXELS:,} pixels are not read: make it smaller"
+        ) from error
+    except Exception as error:  # decoders fail in too many ways to list
+        raise CalibrationError(
+            f"{path}: not an image that can be read ({first_line(error)})"
+        ) from error
+    return np.asarray(image, np.float32).reshape(tall, wide, channels) / np.float32(255)
 
 
 def random_sample(inputs: Sequence[ir.Value], seed: int) -> Sample:

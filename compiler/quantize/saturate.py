@@ -4,7 +4,8 @@
     Sigmoid, Tanh    far out, their int8 results are the first or the last
 
 int8 saturates there by itself, so that its steps serve the values that matter: the input of a hard
-swish from -250 to 185 needs its range from -3 on.
+swish from -250 to 185 needs its range from -3 on. What only moves values, as a Reshape or a Concat,
+shares one scale with what it reads, and so the same ends.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler.graph import (
+    activations_around,
     activations_of,
     constant_of,
     consumers_of,
@@ -34,6 +36,19 @@ _GRID = np.linspace(-64, 0, 64 * 64 + 1)
 # Written as LOGISTIC.
 _SIGMOIDS = ("Sigmoid", *GELU_GATES)
 _ENDS = {**dict.fromkeys(_SIGMOIDS, SIGMOID_END), "Tanh": TANH_END}
+# What gives values on as they are, or the largest of them: ends of its results are ends of what it
+# reads.
+_PASSING = {
+    "Concat",
+    "Identity",
+    "MaxPool2D",
+    "Requantize",
+    "Reshape",
+    "Slice",
+    "Split",
+    "Transpose",
+}
+EVERYTHING = (-np.inf, np.inf)
 
 Function = Callable[[np.ndarray], np.ndarray]
 
@@ -45,10 +60,13 @@ def saturated(
     `nodes`."""
     nodes = list(nodes)
     inside, found = set(nodes), dict(stats)
-    for value in dict.fromkeys(v for n in nodes for v in activations_of(n)):
+    ends: dict[ir.Value, tuple[float, float]] = {}
+    for value in reversed(
+        activations_around(nodes)
+    ):  # readers first, so that ends are known behind changes of layout
         name, readers = str(value.name), consumers_of(value)
-        if name in stats and not value.is_graph_output() and inside.issuperset(readers):
-            low, high = _ends(value, readers, stats)
+        if name in stats and readers and not value.is_graph_output() and inside.issuperset(readers):
+            low, high = ends[value] = _ends(value, readers, stats, ends)
             seen = stats[name]
             found[name] = replace(
                 seen, low=np.clip(seen.low, low, high), high=np.clip(seen.high, low, high)
@@ -57,10 +75,16 @@ def saturated(
 
 
 def _ends(
-    x: ir.Value, readers: list[ir.Node], stats: Mapping[str, ChannelStats]
+    x: ir.Value,
+    readers: list[ir.Node],
+    stats: Mapping[str, ChannelStats],
+    ends: Mapping[ir.Value, tuple[float, float]],
 ) -> tuple[float, float]:
     """(lowest, highest) value of x that matters."""
     kinds = {node.op_type for node in readers}
+    if kinds.issubset(_PASSING):
+        behind = [ends.get(value, EVERYTHING) for node in readers for value in node.outputs]
+        return min(low for low, _ in behind), max(high for _, high in behind)
     if len(kinds) == 1 and (end := _ENDS.get(kinds.pop())) is not None:
         return -end, end
     for product in readers:
@@ -68,7 +92,7 @@ def _ends(
         if function is not None and str(product.outputs[0].name) in stats:
             low, high = stats[str(product.outputs[0].name)].range
             return _closed(function, SLACK * (high - low) / 255), np.inf
-    return -np.inf, np.inf
+    return EVERYTHING
 
 
 def _gated(product: ir.Node, x: ir.Value, readers: list[ir.Node]) -> Function | None:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from compiler.runtime import folders
 from compiler.runtime.devices import Cpu, Device, DeviceError, Executable, edge_tpus
 
 RESOURCE = "edgetpu"
@@ -29,13 +30,14 @@ class _Worker:
     none."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="coral-bundle-")
+        folders.sweep()  # Ray kills its actors outright
+        self._folder = folders.temporary("worker")
         self._locks: list[Any] = []
         self._device = self._free() or Cpu(1)
         self._opened: dict[int, Executable] = {}
 
     def open(self, segment: dict[str, Any], files: dict[str, bytes]) -> int:
-        folder = Path(self._folder.name)
+        folder = self._folder.path
         for name, data in files.items():
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)

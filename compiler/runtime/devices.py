@@ -73,7 +73,7 @@ class Cpu(Device):
         try:
             if segment["device"] == "tpu":
                 return TFLiteSegment(path, self.threads)
-            return HostSegment(path, self.threads, self.alone)
+            return HostSegment(path, self.threads, self.alone, segment.get("in_place"))
         except (ValueError, RuntimeError) as error:
             raise RuntimeBundleError(f"{path}: cannot be loaded: {error}") from error
 

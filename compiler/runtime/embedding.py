@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from compiler.runtime import confined
 from compiler.runtime.bundle import Bundle, RuntimeBundleError
+from compiler.runtime.confined import ConfinedError
 from compiler.runtime.devices import Device, Fleet
 from compiler.runtime.pipeline import Pipeline
 
@@ -27,8 +29,6 @@ class Embedder:
     def __init__(
         self, bundle: Bundle, threads: int = 2, devices: str | Sequence[Device] = "cpu"
     ) -> None:
-        from tokenizers import Tokenizer
-
         entry: dict[str, Any] | None = bundle.manifest.get("tokenizer")
         names = {i["name"] for i in bundle.manifest["inputs"]}
         if entry is None or "input_ids" not in names or not names <= _INPUTS:
@@ -37,22 +37,29 @@ class Embedder:
             )
         self.fleet = Fleet.of(devices, threads, bundle.manifest["segments"])
         self._pipeline, self._lock = Pipeline(bundle, threads, fleet=self.fleet), threading.Lock()
-        self._tokenizer = Tokenizer.from_file(str(bundle.path / entry["path"]))
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
+        try:
+            self._tokenizer = confined.tokenizer_file(bundle.path / entry["path"])
+        except ConfinedError as error:
+            raise RuntimeBundleError(
+                f"{bundle.path}: its tokenizer cannot be read: {error}"
+            ) from error
         self.length = int(
             next(i["shape"][1] for i in self._pipeline.inputs if i["name"] == "input_ids")
         )
 
-    def tokens(self, text: str) -> list[int]:
+    def tokens(self, text: str) -> np.ndarray:
         """The tokens of a text. Raises ValueError where they do not fit."""
-        found = list(self._tokenizer.encode(text).ids)
+        try:
+            found = confined.encode(self._tokenizer, text)
+        except ConfinedError as error:
+            raise ValueError(f"the tokenizer cannot take the text: {error}") from error
         if not 0 < len(found) <= self.length:
             raise ValueError(f"a text has {len(found)} tokens; the model takes 1 to {self.length}")
-        return found
+        return np.array(found, np.int32)
 
-    def embed(self, tokens: Sequence[int]) -> np.ndarray:
-        """The unit vector [D] of a text's tokens."""
+    def embed(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The unit vector [D] of a text's tokens. Raises ArithmeticError where the model does not
+        give numbers."""
         mask = np.zeros((1, self.length), np.int64)
         mask[0, : len(tokens)] = 1
         ids = np.zeros_like(mask)
@@ -65,4 +72,6 @@ class Embedder:
             )
         states = results[self._pipeline.outputs[0]["name"]].astype(np.float64)
         vector = states[0, : len(tokens)].mean(axis=0) if states.ndim == 3 else states[0]
+        if not np.isfinite(vector).all():
+            raise ArithmeticError("its embedding is not made of numbers")
         return np.asarray(vector / max(float(np.linalg.norm(vector)), 1e-12), np.float32)

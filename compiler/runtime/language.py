@@ -15,7 +15,7 @@ import numpy as np
 
 from compiler.runtime.bundle import Bundle, RuntimeBundleError
 from compiler.runtime.devices import Device, Fleet
-from compiler.runtime.onnx_segment import CACHE, PRESENT
+from compiler.runtime.onnx_segment import Cache
 from compiler.runtime.pipeline import Arrays, Pipeline
 from compiler.runtime.sampling import Sampler, Sampling
 
@@ -60,13 +60,15 @@ class LanguageModel:
         self.fleet = Fleet.of(devices, threads, bundle.manifest["segments"], decode["segments"])
         self._prefill = Pipeline(bundle, threads, None, limit and limit // 2, self.fleet)
         self._decode = Pipeline(bundle, threads, decode, limit and limit // 2, self.fleet)
-        shapes = {
-            t["name"]: t["shape"] for t in self._prefill.inputs if t["name"].startswith(CACHE)
-        }
-        self._cache = {
-            name: np.zeros((slots, *shape[1:]), np.float32) for name, shape in shapes.items()
-        }
+        cached = set(self._prefill.in_place.values())
+        if self._decode.in_place != self._prefill.in_place or not cached:
+            raise RuntimeBundleError(
+                f"{bundle.path}: its programs do not share a cache: build it again"
+            )
+        shapes = {t["name"]: t["shape"] for t in self._prefill.inputs if t["name"] in cached}
+        self._cache = {name: Cache.zeros((slots, *shape[1:])) for name, shape in shapes.items()}
         self.slots = [Slot(i) for i in range(slots)]
+        self.vocabulary = int(_logits(self._decode)["shape"][-1])
 
     @property
     def cache_bytes(self) -> int:
@@ -156,5 +158,9 @@ def _run(pipeline: Pipeline, feeds: Arrays, cache: Arrays) -> np.ndarray:
     values: dict[str, np.ndarray] = {**feeds, **cache}
     for index in range(len(pipeline.segments)):
         pipeline.advance(index, values)
-    name = next(o["name"] for o in pipeline.outputs if not o["name"].startswith(PRESENT))
-    return values[name]
+    return values[_logits(pipeline)["name"]]
+
+
+def _logits(pipeline: Pipeline) -> dict[str, Any]:
+    """The entry of the one output that is no part of the cache."""
+    return next(o for o in pipeline.outputs if o["name"] not in pipeline.in_place)

@@ -26,8 +26,8 @@ def quantize(array: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
     steps += np.float32(zero_point)
     np.minimum(steps, np.float32(127), out=steps)
     np.maximum(steps, np.float32(-128), out=steps)
-    if np.isnan(steps.sum()):
-        raise ValueError("NaN cannot be quantized")
+    if np.isnan(steps.min(initial=0)):
+        raise ValueError("holds NaN, which int8 has not")
     return steps.astype(np.int8)
 
 
@@ -108,6 +108,13 @@ class Pipeline:
         self.outputs: list[dict[str, Any]] = program["outputs"]
         self.segments: list[dict[str, Any]] = program["segments"]
         self._types = {i["name"]: (tuple(i["shape"]), np.dtype(i["dtype"])) for i in self.inputs}
+        # By output the input whose memory it may take (`host.Cache`).
+        self.in_place = {
+            output: source
+            for s in self.segments
+            for output, source in s.get("in_place", {}).items()
+        }
+        self._nan_inputs = {i["name"] for i in self.inputs if i.get("nan")}
         self._gives = [[t["name"] for t in s["outputs"]] for s in self.segments]
         reader = {t["name"]: i for i, s in enumerate(self.segments) for t in s["inputs"]}
         kept = {o["name"] for o in self.outputs}
@@ -209,14 +216,21 @@ class Pipeline:
         """The outputs of one segment, as it gives them: int8 from the TPU, whatever the model has
         from the host."""
         segment = self.segments[index]
-        arrays = [
-            convert(values[t["name"]], t, self._made.get(t["name"])) for t in segment["inputs"]
-        ]
+        arrays = [self._converted(values[t["name"]], t, index) for t in segment["inputs"]]
         results = self._use(index, lambda executable: executable.run(arrays))
         return dict(zip(self._gives[index], results, strict=True))
 
+    def _converted(self, array: np.ndarray, tensor: Mapping[str, Any], index: int) -> np.ndarray:
+        """An array as a segment takes it. Raises SegmentError."""
+        try:
+            return convert(array, tensor, self._made.get(tensor["name"]))
+        except ValueError as error:
+            raise SegmentError(f"segment {index}: tensor '{tensor['name']}' {error}") from error
+
     def check_inputs(self, arrays: Arrays) -> dict[str, np.ndarray]:
-        """The arrays with the model's types. Raises ValueError for what does not fit."""
+        """The arrays with the model's types. Raises ValueError for what does not fit, and for NaN,
+        of which int8 and operators of the host may make finite numbers, where the model does not
+        look for it itself."""
         for name in arrays:
             if name not in self._types:
                 raise ValueError(
@@ -231,7 +245,16 @@ class Pipeline:
                 raise ValueError(
                     f"input '{name}' is {list(array.shape)} {array.dtype}; the model takes {list(shape)} {dtype}"
                 )
-            values[name] = array.astype(dtype, copy=False)
+            with np.errstate(over="ignore"):  # infinity is taken as the largest number
+                values[name] = array.astype(dtype, copy=False)
+            if (
+                dtype.kind == "f"
+                and name not in self._nan_inputs
+                and np.isnan(values[name].min(initial=0))
+            ):
+                raise ValueError(
+                    f"input '{name}' {list(shape)} holds NaN; replace it before the model runs"
+                )
         return values
 
 

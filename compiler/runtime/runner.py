@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import os
 import threading
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
@@ -60,7 +61,7 @@ class Runner:
         self._waiting: dict[Device, list[_Request]] = {device: [] for device in self.fleet.devices}
         self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []
-        self._count, self._closed = 0, False
+        self._count, self._closed, self._process = 0, False, 0
 
     @property
     def notices(self) -> list[str]:
@@ -87,6 +88,10 @@ class Runner:
             self._check_open()
             if not self._threads:
                 self._start()
+            if os.getpid() != self._process:
+                raise RuntimeError(
+                    "the runner's threads are in the process that this one was forked from: open another"
+                )
             request.number = self._count
             self._count += 1
             self._push(request)
@@ -154,6 +159,7 @@ class Runner:
             raise RuntimeError("the runner is closed")
 
     def _start(self) -> None:
+        self._process = os.getpid()
         for device in self.fleet.devices:
             thread = threading.Thread(
                 target=self._work, args=(device,), name=f"runner {device.name}", daemon=True

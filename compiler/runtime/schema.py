@@ -2,8 +2,9 @@
 library for it.
 
 Knows type, const, enum, required, properties, additionalProperties, dependentRequired, items,
-minItems, minimum, exclusiveMinimum, maximum, pattern and $ref into $defs; a test compares it with
-the jsonschema package.
+minItems, maxItems, minimum, exclusiveMinimum, maximum, pattern and $ref into $defs; a test compares
+it with the jsonschema package. It is stricter with numbers: 1.0 is no integer, and none is larger
+than 64 bits hold.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+_LARGEST = 1 << 63
 SCHEMA = Path(__file__).parent / "manifest.schema.json"
 _TYPES: dict[str, tuple[type, ...]] = {
     "object": (dict,),
@@ -62,6 +64,9 @@ def _complaints(
     if isinstance(value, list):
         if len(value) < schema.get("minItems", 0):
             yield f"{at} has {len(value)} entries, at least {schema['minItems']} are needed"
+        if len(value) > schema.get("maxItems", len(value)):
+            yield f"{at} has {len(value)} entries, at most {schema['maxItems']} are read"
+            return
         for index, inner in enumerate(value if "items" in schema else ()):
             yield from _complaints(inner, schema["items"], root, f"{at}[{index}]")
     if isinstance(value, dict):
@@ -69,6 +74,9 @@ def _complaints(
 
 
 def _numbers(value: float, schema: Mapping[str, Any], at: str) -> Iterator[str]:
+    if isinstance(value, int) and not -_LARGEST <= value < _LARGEST:
+        yield f"{at} is {_shown(value)}, which is out of range"
+        return
     if value < schema.get("minimum", value) or value > schema.get("maximum", value):
         yield f"{at} is {value}, which is out of range"
     if "exclusiveMinimum" in schema and not value > schema["exclusiveMinimum"]:
@@ -100,8 +108,6 @@ def _objects(
 def _is(value: Any, name: str) -> bool:
     if isinstance(value, bool):
         return name == "boolean"
-    if name == "integer" and isinstance(value, float):
-        return value.is_integer()
     return isinstance(value, _TYPES[name])
 
 

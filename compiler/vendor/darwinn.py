@@ -16,7 +16,7 @@ import flatbuffers
 from flatbuffers import number_types as types
 from flatbuffers.table import Table
 
-from compiler.device.legality import op_name, tflite_file, unpacked
+from compiler.device.legality import file_bytes, op_name, tflite_file, unpacked
 from compiler.errors import ModelError
 
 _CUSTOM = "edgetpu-custom-op"
@@ -62,7 +62,7 @@ class Package:
 def read(path: Path) -> tuple[list[Package], Counter[str]]:
     """(packages, operators left on the CPU) of a compiled file. Raises ModelError for any other."""
     with tflite_file(path, "a compiled TFLite model"):
-        model = unpacked(path.read_bytes())
+        model = unpacked(file_bytes(path))
         operators = [o for graph in model.subgraphs for o in graph.operators]
         named = [(op_name(model.operatorCodes[o.opcodeIndex]), o) for o in operators]
         packages = [

@@ -7,19 +7,21 @@ each other. The compiler takes x86-64 Linux; command line and log format are tho
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compiler.emit import bundle
-from compiler.errors import ModelError, OutputError, ToolchainError
+from compiler import files
+from compiler.emit import bundle, contents
+from compiler.errors import ModelError, ToolchainError
+from compiler.runtime import folders
 from compiler.runtime.bundle import sha256
 from compiler.vendor import darwinn
 
@@ -175,14 +177,15 @@ class Session:
 
     def __init__(self, tool: Tool) -> None:
         self.tool = tool
-        self._folder = tempfile.TemporaryDirectory(prefix="edgetpu-")
+        self._folder = files.temporary("edgetpu")
+        self._numbers = itertools.count()
         self._known: dict[tuple[str, ...], dict[str, Outcome]] = {}
 
     def __enter__(self) -> Session:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._folder.cleanup()
+        self._folder.close()
 
     def compile(
         self, groups: Iterable[Sequence[Path]], progress: Callable[[], None] = lambda: None
@@ -217,7 +220,8 @@ class Session:
         return {**self._compile(good), **blamed}
 
     def _once(self, files: Mapping[str, Path]) -> dict[str, Outcome]:
-        out = Path(tempfile.mkdtemp(dir=self._folder.name))
+        out = self._folder.path / str(next(self._numbers))
+        out.mkdir()
         inputs = {digest: out / f"s{number}.tflite" for number, digest in enumerate(files)}
         for digest, file in files.items():
             shutil.copyfile(file, inputs[digest])
@@ -314,30 +318,27 @@ def compile_bundle(
     OutputError.
 
     Compiled files come beside the others first and the manifest names them last, so that the bundle
-    is whole at any time.
+    is whole at any time. What is not the bundle's stays as it is.
     """
-    found = bundle.load(path)
-    before = {e["path"] for e in found.files()}
-    programs = [program["segments"] for program in found.programs().values()]
-    for segment in (s for segments in programs for s in segments):
-        segment["files"], segment["compiled"] = segment["files"][:1], None
-    parts = groups(programs, path)
-    with Session(tool) as session:
-        outcomes = session.compile(parts, report("edgetpu_compiler", len(parts)))
+    bundle.load(path, check=False)
+    with bundle.changing(path):
+        found = bundle.load(path)
+        programs = [program["segments"] for program in found.programs().values()]
+        for segment in (s for segments in programs for s in segments):
+            segment["files"], segment["compiled"] = segment["files"][:1], None
+        parts = groups(programs, path)
         try:
-            for segments in programs:
-                enter(segments, outcomes, path)
-            bundle.write_manifest(path, found.manifest)
-            _remove(path, before - {e["path"] for e in found.files()})
-        except OSError as error:
-            _remove(path, {e["path"] for e in found.files()} - before)
-            raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+            with files.writing(path), Session(tool) as session:
+                outcomes = session.compile(parts, report("edgetpu_compiler", len(parts)))
+                for segments in programs:
+                    enter(segments, outcomes, path)
+                folders.synchronise(path)
+                bundle.write_manifest(path, found.manifest, last=True)
+        finally:
+            contents.remove_leftovers(
+                path
+            )  # of this compilation if it failed, else of earlier ones
     return found.manifest
-
-
-def _remove(path: Path, names: Iterable[str]) -> None:
-    for name in names:
-        (path / name).unlink(missing_ok=True)
 
 
 def _enter(segment: dict[str, Any], outcome: Compiled, folder: Path) -> None:

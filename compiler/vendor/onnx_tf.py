@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ import onnx.inliner
 import onnx.version_converter
 import onnx_ir as ir
 
+from compiler import files
 from compiler.errors import ToolchainError, first_line
 from compiler.graph import DIALECT, array_of, shape_of, values_read
 from compiler.graph.reference import Reference
@@ -112,8 +112,8 @@ def lower(
     python = find()
     segments = [s for s in program.plan.segments if s.device == "tpu"]
     step = progress("onnx-tf", len(segments))
-    with tempfile.TemporaryDirectory(prefix="onnx-tf-") as name:
-        folders = {s.index: Path(name) / str(s.index) for s in segments}
+    with files.temporary("onnx-tf") as folder:
+        folders = {s.index: folder.path / str(s.index) for s in segments}
         _write_samples(program, segments, samples, folders)
 
         def one(segment: Segment) -> Lowered | str:

@@ -9,11 +9,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from compiler.checks import verdict
 from compiler.checks.verify import worst_segment
 from compiler.runtime.bundle import tensor_bytes
 from compiler.targets import Target
 from compiler.vendor.darwinn import Package
 
+MOST_WARNINGS = 4
 _UNPLANNED = 64 << 10  # bytes streamed beyond the plan that are worth a line
 
 
@@ -171,7 +173,7 @@ def _segments(plan: Mapping[str, Any]) -> Table:
             size(tensor_bytes(segment["inputs"]), True),
             size(tensor_bytes(segment["outputs"]), True),
             f"{sum(segment['predicted_ms'].values()):.3g}",
-            f"{own['sqnr_db']:.1f}" if own else "",
+            figure(own["sqnr_db"]) if own else "",
         )
     return table
 
@@ -250,19 +252,9 @@ def show_quality(console: Console, quality: Mapping[str, Any]) -> None:
             "[bold red]Calibrated on random data: the accuracy below means nothing for your model.[/] "
             "Give real samples with --calibration."
         )
-    table = Table("output", box=None, header_style="bold")
-    for name in ("SQNR", "cosine", "max error", "top-1 agreement"):
-        table.add_column(name, justify="right")
-    for name, entry in quality.get("outputs", {}).items():
-        top = entry.get("top1_agreement")
-        table.add_row(
-            escape(name),
-            f"{entry['sqnr_db']:.1f} dB",
-            f"{entry['cosine']:.5f}",
-            f"{entry['max_error']:.3g}",
-            "" if top is None else f"{top:.0%}",
-        )
-    console.print(table)
+    console.print(_outputs(quality.get("outputs", {})))
+    for line in _readings(quality):
+        console.print(line, highlight=False)
     for name, entry in quality.get("embeddings", {}).items():
         ranks = (
             f", rank correlation of similarities {entry['spearman']:.4f}"
@@ -283,10 +275,89 @@ def show_quality(console: Console, quality: Mapping[str, Any]) -> None:
     if shares:
         console.print("Share of the error at the end, by segment:", highlight=False)
         for index in sorted(shares, key=lambda i: -shares[i]):
-            own = quality["segments"][index]["sqnr_db"]
+            own = figure(quality["segments"][index]["sqnr_db"])
             console.print(
-                f"  segment {index:>3}  {shares[index]:6.1%}  (own {own:.1f} dB)", highlight=False
+                f"  segment {index:>3}  {shares[index]:6.1%}  (own {own} dB)", highlight=False
             )
+
+
+def _outputs(outputs: Mapping[str, Any]) -> Table:
+    """A line for each output."""
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    table.add_column("output", no_wrap=True)
+    for name in ("SQNR dB", "varies", "worst part", "dB", "plain dB", "cosine", "max error"):
+        table.add_column(name, justify="right", no_wrap=name != "worst part")
+    for name, entry in outputs.items():
+        worst = entry.get("worst")
+        table.add_row(
+            escape(short(name, 16)),
+            figure(entry["sqnr_db"]),
+            f"{entry['variation']:.1%}",
+            "" if worst is None else escape(worst["slice"]),
+            "" if worst is None else figure(worst["sqnr_db"]),
+            figure(entry["plain_sqnr_db"]),
+            f"{entry['cosine']:.5f}",
+            f"{entry['max_error']:.3g}",
+        )
+    return table
+
+
+def _readings(quality: Mapping[str, Any]) -> list[str]:
+    """What a user reads off the outputs, and what the figures leave open."""
+    lines = []
+    if "detections" in quality:
+        text = verdict.detections_text(quality["detections"])
+        lines.append(text[0].upper() + text[1:] + ".")
+    for name, entry in quality.get("outputs", {}).items():
+        texts = []
+        if "top1_agreement" in entry:
+            texts.append(verdict.classes_text(entry["top1_agreement"]))
+        if "text" in entry:
+            texts.append(verdict.text_text(entry["text"]))
+        if "mask_iou" in entry:
+            texts.append(verdict.mask_text(entry["mask_iou"]))
+        if "distinct" in entry:
+            texts.append(verdict.distinct_text(entry["distinct"]))
+        if texts:
+            lines.append(escape(f"Output '{name}': {'; '.join(texts)}."))
+    return lines
+
+
+def show_warnings(console: Console, quality: Mapping[str, Any]) -> None:
+    """What is bad about a bundle or cannot be told, where to look and what to try."""
+    warnings = quality.get("warnings", [])
+    for warning in warnings[:MOST_WARNINGS]:
+        bad = warning["kind"] == "bad"
+        look = ""
+        if bad and warning["segment"] is not None:
+            node = "" if warning["node"] is None else f", node '{warning['node']}'"
+            look = f" Look at segment {warning['segment']}{node}."
+        head = "[bold red]BAD RESULT[/]" if bad else "[bold yellow]UNSURE[/]"
+        advice = warning["advice"][0].upper() + warning["advice"][1:]
+        text = f"output '{warning['output']}': {warning['finding']}.{look} {advice}."
+        console.print(f"{head} {escape(text)}", highlight=False, soft_wrap=True)
+    left = len(warnings) - MOST_WARNINGS
+    if left > 0:
+        console.print(
+            f"The same of {left} more outputs; `inspect --json` has them all.", highlight=False
+        )
+
+
+def figure(decibels: float | None) -> str:
+    """A figure in dB, where there is one."""
+    return "?" if decibels is None else f"{decibels:.1f}"
+
+
+def show_baseline(console: Console, quality: Mapping[str, Any]) -> None:
+    """What was compared with, where there is something to say of it."""
+    kinds = {
+        "file": "the file",
+        "fixed shapes": "the file with fixed shapes",
+        "imported": "the imported model, not with the file",
+    }
+    if "baseline_note" in quality:
+        text = f"Compared with {kinds[quality['baseline']]}: {quality['baseline_note']}."
+        console.print(f"[yellow]{escape(text)}[/]", highlight=False, soft_wrap=True)
 
 
 def show_compilation(console: Console, manifest: Mapping[str, Any]) -> None:

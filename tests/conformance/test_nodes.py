@@ -20,7 +20,15 @@ ALL = [(kind, name) for kind in cases.KINDS for name in sorted(cases.cases(kind)
 EXCLUDED: dict[str, str] = {}
 
 
-@pytest.mark.parametrize(("kind", "name"), ALL, ids=[name for _, name in ALL])
+# The fast tests take one in so many.
+FAST_ONE_IN = 20
+CASES = [
+    pytest.param(kind, name, id=name, marks=[pytest.mark.slow] if index % FAST_ONE_IN else [])
+    for index, (kind, name) in enumerate(ALL)
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES)
 def test_case(kind: str, name: str, tmp_path: Path) -> None:
     try:
         found = cases.outcome(cases.cases(kind)[name], tmp_path)

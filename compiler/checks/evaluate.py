@@ -1,0 +1,28 @@
+"""Runs in a process of its own, which can be ended: one ONNX file on ONNX's reference evaluator.
+
+    python evaluate.py MODEL FOLDER
+
+FOLDER has inputs.npz; outputs.npz is written there, with those outputs that are tensors.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx.reference import ReferenceEvaluator
+
+
+def main(path, folder):
+    evaluator = ReferenceEvaluator(onnx.load(path))
+    with np.load(folder / "inputs.npz", allow_pickle=False) as file:
+        feeds = {name: file[name] for name in evaluator.input_names if name in file.files}
+    with np.errstate(all="ignore"):
+        results = evaluator.run(None, feeds)
+    named = zip(evaluator.output_names, results, strict=True)
+    tensors = {name: np.asarray(r) for name, r in named if isinstance(r, np.ndarray | np.generic)}
+    np.savez(folder / "outputs.npz", **tensors)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
