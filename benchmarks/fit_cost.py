@@ -23,11 +23,12 @@ import numpy as np
 from ortools.linear_solver import pywraplp
 
 from benchmarks.groundtruth import operators
-from compiler import build, cost
-from compiler import ir as cir
+from compiler.device import cost
+from compiler.driver import build
+from compiler.graph import element_count
 from compiler.ops import BUILTINS
 from compiler.ops.rules import OpInfo, TensorInfo
-from compiler.partition import streamed
+from compiler.partition.partition import streamed
 from compiler.targets import Host, Target
 from fixtures import networks
 
@@ -159,8 +160,8 @@ def network(name: str, target: Target, folder: Path) -> dict[str, Any]:
         "operators": sum(c.tpu > 0 for c in costs),
         "compute": 1e3 * sum(c.tpu for c in costs),
         "streamed": streamed(costs, target)[1],
-        "in": sum(map(cir.size, program.model.graph.inputs)),
-        "out": sum(map(cir.size, program.model.graph.outputs)),
+        "in": sum(map(element_count, program.model.graph.inputs)),
+        "out": sum(map(element_count, program.model.graph.outputs)),
     }
 
 

@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from compiler import build as building
-from compiler import language
+from compiler.driver import build as building
+from compiler.driver import language
 from compiler.frontends import Source, decoder, open_source
-from compiler.partition import Place, Wishes
-from compiler.reference import Reference
+from compiler.graph.reference import Reference
+from compiler.partition.partition import Place, Wishes
 from compiler.runtime import Bundle
 from compiler.runtime.language import LanguageModel
 from compiler.runtime.sampling import Sampling

@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from compiler.legality import check
+from compiler.device.legality import check
 from compiler.ops import BUILTINS
 from compiler.ops.rules import OpInfo, TensorInfo, judge
 from compiler.targets import Target, stored_bytes

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from compiler import build as building
-from compiler import bundle
+from compiler.checks.verify import Embeddings
+from compiler.driver import build as building
+from compiler.emit import bundle
 from compiler.quantize.calibrate import Observers
 from compiler.runtime import Pipeline
-from compiler.verify import Embeddings
 
 
 def main(folder: Path, observers: list[str]) -> None:

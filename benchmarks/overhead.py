@@ -17,8 +17,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from compiler import build as building
-from compiler.partition import Wishes
+from compiler.driver import build as building
+from compiler.partition.partition import Wishes
 from compiler.runtime import Bundle, Runner
 from compiler.runtime.bench import random_inputs
 from fixtures import light

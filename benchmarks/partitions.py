@@ -22,8 +22,10 @@ from pathlib import Path
 import networkx as nx
 import onnx_ir as ir
 
-from compiler import build, partition, planner
-from compiler.partition import Plan, Wishes
+from compiler import planner
+from compiler.driver import build
+from compiler.partition import partition
+from compiler.partition.partition import Plan, Wishes
 from compiler.targets import Target
 from fixtures import networks
 

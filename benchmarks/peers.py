@@ -24,10 +24,10 @@ import onnx.inliner
 import onnx.version_converter
 import onnxruntime as ort
 
-from compiler.emit.onnx_tf import OPSET, SIDECARS
+from compiler.checks.verify import Difference
 from compiler.runtime import Bundle, Pipeline
 from compiler.runtime.interpreter import interpreter_module
-from compiler.verify import Difference
+from compiler.vendor.onnx_tf import OPSET, SIDECARS
 
 ROOT = Path(__file__).parent.parent
 THREADS = 2

@@ -19,13 +19,14 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from compiler import build as building
-from compiler import bundle, language
+from compiler.driver import build as building
+from compiler.driver import language
+from compiler.emit import bundle
 from compiler.frontends import Source, decoder, open_source
-from compiler.partition import Place, Wishes
-from compiler.program import Program
+from compiler.graph.reference import Reference
+from compiler.partition.partition import Place, Wishes
+from compiler.partition.program import Program
 from compiler.quantize import samples as sampling
-from compiler.reference import Reference
 from compiler.runtime import Pipeline
 from compiler.runtime.host import CACHE
 

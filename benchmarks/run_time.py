@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from compiler import bundle
+from compiler.emit import bundle
 from compiler.runtime import Pipeline
 
 RUNS, THREADS = 20, 2

@@ -28,7 +28,7 @@ import onnxruntime as ort
 
 from benchmarks import generation, partitions
 from benchmarks.peers import ROOT, Case, Row, apart, by_onnx2tf, by_onnx_tf, by_onnxruntime, milliseconds, ours, session
-from compiler.emit import onnx_tf
+from compiler.vendor import onnx_tf
 from fixtures import light
 
 CALIBRATION, HELD_OUT = 16, 16

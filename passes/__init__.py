@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from compiler import ir as cir
+from compiler.graph import is_current
 from compiler.targets import Target
 from passes import (
     cancel_reshapes,
@@ -41,7 +41,7 @@ def _current(run: Pass) -> Pass:
     """For a pass that writes operators of the newest opset: a model that could not be raised to it is left alone."""
 
     def guarded(model: ir.Model, target: Target) -> None:
-        if cir.is_current(model):
+        if is_current(model):
             run(model, target)
 
     return guarded

@@ -8,25 +8,25 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from compiler import ir as cir
+from compiler.graph import Builder, key_of, only_consumer, produced_by, rewrite_until_stable, shape_of
 from compiler.ops import lookup
 from compiler.ops.common import free_permute
 from compiler.targets import Target
 
 
 def run(model: ir.Model, target: Target) -> None:
-    cir.until_stable(model, lambda node, b: _merge(node, b) or _sink(node, b))
+    rewrite_until_stable(model, lambda node, b: _merge(node, b) or _sink(node, b))
 
 
-def _merge(node: ir.Node, b: cir.Builder) -> bool:
-    if cir.key(node) != ("", "Reshape"):
+def _merge(node: ir.Node, b: Builder) -> bool:
+    if key_of(node) != ("", "Reshape"):
         return False
-    source, wanted = node.inputs[0], cir.shape(node.outputs[0])
+    source, wanted = node.inputs[0], shape_of(node.outputs[0])
     assert source is not None
-    if cir.shape(source) == wanted and not (node.outputs[0].is_graph_output() and source.is_graph_input()):
+    if shape_of(source) == wanted and not (node.outputs[0].is_graph_output() and source.is_graph_input()):
         b.replace(source)
         return True
-    before = cir.producer(source, "Reshape")
+    before = produced_by(source, "Reshape")
     if before is None:
         return False
     assert before.inputs[0] is not None
@@ -34,13 +34,13 @@ def _merge(node: ir.Node, b: cir.Builder) -> bool:
     return True
 
 
-def _sink(node: ir.Node, b: cir.Builder) -> bool:
+def _sink(node: ir.Node, b: Builder) -> bool:
     operator = lookup(node)
     if operator is None or operator.permute is not free_permute:
         return False
-    before = cir.producer(node.inputs[0], "Reshape")
-    if before is None or cir.only_consumer(before.outputs[0]) is not node:
+    before = produced_by(node.inputs[0], "Reshape")
+    if before is None or only_consumer(before.outputs[0]) is not node:
         return False
     inner = b.op(node.op_type, [before.inputs[0], *node.inputs[1:]], node.attributes, node.domain)
-    b.replace(b.reshape(inner, cir.shape(node.outputs[0])))
+    b.replace(b.reshape(inner, shape_of(node.outputs[0])))
     return True

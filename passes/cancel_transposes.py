@@ -12,42 +12,55 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from compiler import ir as cir
+from compiler.graph import (
+    ORIGIN,
+    Builder,
+    Names,
+    activations_of,
+    is_constant,
+    is_static,
+    key_of,
+    only_consumer,
+    origin_of,
+    produced_by,
+    rewrite_until_stable,
+    shape_of,
+)
 from compiler.ops import lookup
 from compiler.ops.transpose import permutation
 from compiler.targets import Target
 
 
 def run(model: ir.Model, target: Target) -> None:
-    cir.until_stable(model, lambda node, b: _merge(node, b) or _sink(node, b))
-    names = cir.Names(model.graph)
+    rewrite_until_stable(model, lambda node, b: _merge(node, b) or _sink(node, b))
+    names = Names(model.graph)
     for node in _transposes(model):
-        _hoist(node, cir.Builder(model, names, node))
+        _hoist(node, Builder(model, names, node))
     for node in _transposes(model):
         if _moves_nothing(node):
-            b = cir.Builder(model, names, node)
-            b.replace(b.reshape(node.inputs[0], cir.shape(node.outputs[0])))  # type: ignore[arg-type]
+            b = Builder(model, names, node)
+            b.replace(b.reshape(node.inputs[0], shape_of(node.outputs[0])))  # type: ignore[arg-type]
 
 
 def _transposes(model: ir.Model) -> list[ir.Node]:
-    nodes = [node for node in model.graph if cir.key(node) == ("", "Transpose")]
-    return [node for node in nodes if cir.is_static(node.inputs[0]) and cir.is_static(node.outputs[0])]
+    nodes = [node for node in model.graph if key_of(node) == ("", "Transpose")]
+    return [node for node in nodes if is_static(node.inputs[0]) and is_static(node.outputs[0])]
 
 
 def _transpose(value: ir.Value | None) -> ir.Node | None:
-    return cir.producer(value, "Transpose")
+    return produced_by(value, "Transpose")
 
 
 def _moves_nothing(node: ir.Node) -> bool:
     """Whether a Transpose keeps the order of all dimensions larger than one."""
-    shape = cir.shape(node.inputs[0])
+    shape = shape_of(node.inputs[0])
     moved = [p for p in permutation(node) if shape[p] > 1]
     return moved == sorted(moved)
 
 
-def _merge(node: ir.Node, b: cir.Builder) -> bool:
+def _merge(node: ir.Node, b: Builder) -> bool:
     """Two Transposes in a row become one, or none."""
-    if cir.key(node) != ("", "Transpose"):
+    if key_of(node) != ("", "Transpose"):
         return False
     second = permutation(node)
     if list(second) == sorted(second):
@@ -61,33 +74,33 @@ def _merge(node: ir.Node, b: cir.Builder) -> bool:
     return True
 
 
-def _sink(node: ir.Node, b: cir.Builder) -> bool:
+def _sink(node: ir.Node, b: Builder) -> bool:
     """Let the Transposes in front of a node pass through it."""
     operator = lookup(node)
-    if operator is None or operator.permute is None or cir.key(node) == ("", "Transpose"):
+    if operator is None or operator.permute is None or key_of(node) == ("", "Transpose"):
         return False
-    inputs = cir.activations(node)
+    inputs = activations_of(node)
     found = [t for t in map(_transpose, inputs) if t is not None]
-    if not found or not all(cir.is_static(v) for v in node.outputs):
+    if not found or not all(is_static(v) for v in node.outputs):
         return False
     if not any(_on_tpu(t.inputs[0]) for t in found):
         return False
     perm = permutation(found[0])
     rank = len(perm)
-    if any(len(cir.shape(v)) != rank for v in [*inputs, *node.outputs]):
+    if any(len(shape_of(v)) != rank for v in [*inputs, *node.outputs]):
         return False
-    if any(len(cir.shape(v)) > rank for v in node.inputs if v is not None and cir.is_const(v)):
+    if any(len(shape_of(v)) > rank for v in node.inputs if v is not None and is_constant(v)):
         return False
     if not all(_passes(v, perm) for v in inputs):
         return False
     inverse = tuple(int(i) for i in np.argsort(perm))
     for index, value in enumerate(node.inputs):
-        if value is None or cir.is_const(value):
+        if value is None or is_constant(value):
             continue
         before = _transpose(value)
         source = before.inputs[0] if before is not None and permutation(before) == perm else None
         # What can be permuted for nothing is reshaped: as a Transpose it would sink in its turn, and so on for ever.
-        node.replace_input_with(index, source or b.reshape(value, [cir.shape(value)[i] for i in inverse]))
+        node.replace_input_with(index, source or b.reshape(value, [shape_of(value)[i] for i in inverse]))
     operator.permute(node, perm, b)
     _transpose_outputs(node, perm, b)
     return True
@@ -100,18 +113,18 @@ def _on_tpu(value: ir.Value | None) -> bool:
     return operator is not None and operator.emit is not None
 
 
-def _hoist(node: ir.Node, b: cir.Builder) -> None:
+def _hoist(node: ir.Node, b: Builder) -> None:
     """Move a Transpose in front of what is done to a graph input before it, such as its normalisation."""
     chain, value = [], node.inputs[0]
     while value is not None and not value.is_graph_input():
         before = value.producer()
         operator = lookup(before) if before is not None else None
-        if before is None or operator is None or operator.permute is None or cir.only_consumer(value) is None:
+        if before is None or operator is None or operator.permute is None or only_consumer(value) is None:
             return
-        inputs = cir.activations(before)
-        if not all(cir.is_static(v) for v in [*inputs, value]):
+        inputs = activations_of(before)
+        if not all(is_static(v) for v in [*inputs, value]):
             return
-        if len(inputs) != 1 or len(before.outputs) != 1 or len(cir.shape(inputs[0])) != len(cir.shape(value)):
+        if len(inputs) != 1 or len(before.outputs) != 1 or len(shape_of(inputs[0])) != len(shape_of(value)):
             return
         chain.append(before)
         value = inputs[0]
@@ -119,14 +132,14 @@ def _hoist(node: ir.Node, b: cir.Builder) -> None:
         return
     perm = permutation(node)
     inverse = tuple(int(i) for i in np.argsort(perm))
-    front = cir.Builder(b.model, b.names, chain[-1])
+    front = Builder(b.model, b.names, chain[-1])
     chain[-1].replace_input_with(chain[-1].inputs.index(value), front.transpose(value, perm))
     for before in reversed(chain):
         operator = lookup(before)
         assert operator is not None and operator.permute is not None
-        operator.permute(before, inverse, cir.Builder(b.model, b.names, before))
+        operator.permute(before, inverse, Builder(b.model, b.names, before))
         out = before.outputs[0]
-        shape = cir.shape(out)
+        shape = shape_of(out)
         out.name, out.shape = b.names.fresh(f"{out.name}/hoisted"), ir.Shape([shape[i] for i in perm])
     b.replace(chain[0].outputs[0])
 
@@ -136,24 +149,24 @@ def _passes(value: ir.Value, perm: Sequence[int]) -> bool:
     before = _transpose(value)
     if before is not None and permutation(before) == tuple(perm):
         return True
-    shape = cir.shape(value)
+    shape = shape_of(value)
     inverse = [int(i) for i in np.argsort(perm)]
     kept = [p for p in inverse if shape[p] > 1]
     return before is None and kept == sorted(kept)
 
 
-def _transpose_outputs(node: ir.Node, perm: Sequence[int], b: cir.Builder) -> None:
+def _transpose_outputs(node: ir.Node, perm: Sequence[int], b: Builder) -> None:
     """Behind a node that now computes in the other layout, restore the one that its readers expect."""
     inverse = np.argsort(perm)
     for value in node.outputs:
-        shape, name = cir.shape(value), value.name
+        shape, name = shape_of(value), value.name
         value.name = b.names.fresh(f"{name}/{'x'.join(map(str, inverse))}")
         value.shape = ir.Shape([shape[i] for i in inverse])
         after = ir.node("Transpose", [value], {"perm": tuple(perm)}, num_outputs=1)
-        after.metadata_props[cir.ORIGIN] = cir.origin(node)
+        after.metadata_props[ORIGIN] = origin_of(node)
         out = after.outputs[0]
         out.name, out.type, out.shape = name, value.type, ir.Shape(shape)
-        after.name = b.names.fresh(f"{cir.origin(node)}/Transpose")
+        after.name = b.names.fresh(f"{origin_of(node)}/Transpose")
         b.graph.insert_after(node, after)
         users = [(user, i) for user, i in value.uses() if user is not after]
         for user, i in users:

@@ -12,7 +12,22 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript import optimizer
 
-from compiler import ir as cir
+from compiler.graph import (
+    HOST_REASON,
+    IR_VERSION,
+    OPSET,
+    Builder,
+    Names,
+    all_activations,
+    array_of,
+    attribute_of,
+    element_count,
+    is_constant,
+    is_static,
+    replace_node,
+    shape_of,
+    values_read,
+)
 from compiler.targets import Target
 
 # Up to this many bytes a folded constant is kept.
@@ -41,7 +56,7 @@ def run(model: ir.Model, target: Target) -> None:
 
 def _keep_outputs(model: ir.Model) -> None:
     """An output that turned out to be a constant becomes the copy of one: segments make outputs."""
-    graph, names = model.graph, cir.Names(model.graph)
+    graph, names = model.graph, Names(model.graph)
     for index, value in enumerate(graph.outputs):
         if value.const_value is None or value.producer() is not None or value.is_graph_input():
             continue
@@ -50,7 +65,7 @@ def _keep_outputs(model: ir.Model) -> None:
         value.name = names.fresh(f"{name}/constant")
         graph.register_initializer(value)
         node = ir.node("Identity", [value], num_outputs=1, name=names.fresh(f"{name}/Identity"))
-        node.metadata_props[cir.HOST] = "it is a constant"
+        node.metadata_props[HOST_REASON] = "it is a constant"
         (copy,) = node.outputs
         copy.name, copy.type, copy.shape = name, value.type, value.shape
         graph.append(node)
@@ -67,8 +82,8 @@ def infer_shapes(model: ir.Model) -> None:
     for value in model.graph.initializers.values():
         if value.const_value is not None:  # folding may have left a shape of symbols
             value.shape = ir.Shape(list(value.const_value.shape))  # type: ignore[arg-type]
-    for value in cir.tensor_values(model.graph):
-        if not cir.is_static(value) and not value.is_graph_input():
+    for value in all_activations(model.graph):
+        if not is_static(value) and not value.is_graph_input():
             value.shape = None
     common.ShapeInferencePass()(model)
     for node in model.graph:
@@ -78,13 +93,13 @@ def infer_shapes(model: ir.Model) -> None:
 
 def _fold(model: ir.Model) -> bool:
     """Evaluate what onnxscript leaves, such as ConstantOfShape. Returns whether there was anything."""
-    names, folded = cir.Names(model.graph), False
+    names, folded = Names(model.graph), False
     for node in list(model.graph):
         arrays = _value(node)
         if arrays is None or any(v.is_graph_output() for v in node.outputs):
             continue
-        b = cir.Builder(model, names, node)
-        cir.bypass(node, [b.const(a, str(v.name)) for a, v in zip(arrays, node.outputs, strict=True)])
+        b = Builder(model, names, node)
+        replace_node(node, [b.const(a, str(v.name)) for a, v in zip(arrays, node.outputs, strict=True)])
         folded = True
     return folded
 
@@ -93,12 +108,12 @@ def _value(node: ir.Node) -> list[np.ndarray] | None:
     """The outputs of a node that depends on nothing but constants, or on a shape that is known."""
     if node.domain or node.op_type in _KEPT or any(v.name == "" for v in node.outputs):
         return None
-    if node.op_type == "Shape" and cir.is_static(node.inputs[0]):
-        begin, end = cir.attr(node, "start", 0), cir.attr(node, "end")
-        return [np.array(cir.shape(node.inputs[0])[begin:end], np.int64)]
-    if node.op_type == "Size" and cir.is_static(node.inputs[0]):
-        return [np.array(cir.size(node.inputs[0]), np.int64)]  # type: ignore[arg-type]
-    if not node.inputs or not all(cir.is_const(v) for v in cir.reads(node)):
+    if node.op_type == "Shape" and is_static(node.inputs[0]):
+        begin, end = attribute_of(node, "start", 0), attribute_of(node, "end")
+        return [np.array(shape_of(node.inputs[0])[begin:end], np.int64)]
+    if node.op_type == "Size" and is_static(node.inputs[0]):
+        return [np.array(element_count(node.inputs[0]), np.int64)]  # type: ignore[arg-type]
+    if not node.inputs or not all(is_constant(v) for v in values_read(node)):
         return None
     return _evaluate(node)
 
@@ -106,11 +121,11 @@ def _value(node: ir.Node) -> list[np.ndarray] | None:
 def _evaluate(node: ir.Node) -> list[np.ndarray] | None:
     graph = onnx.GraphProto(name="one")
     graph.node.append(ir.serde.serialize_node(node))
-    feeds = {str(v.name): cir.array_of(v) for v in cir.reads(node)}
-    graph.input.extend(ir.serde.serialize_value(v) for v in cir.reads(node))
+    feeds = {str(v.name): array_of(v) for v in values_read(node)}
+    graph.input.extend(ir.serde.serialize_value(v) for v in values_read(node))
     graph.output.extend(onnx.ValueInfoProto(name=v.name) for v in node.outputs)
-    opset = node.graph.opset_imports.get("", cir.OPSET) if isinstance(node.graph, ir.Graph) else cir.OPSET
-    proto = onnx.ModelProto(ir_version=cir.IR_VERSION, graph=graph)
+    opset = node.graph.opset_imports.get("", OPSET) if isinstance(node.graph, ir.Graph) else OPSET
+    proto = onnx.ModelProto(ir_version=IR_VERSION, graph=graph)
     proto.opset_import.append(onnx.helper.make_opsetid("", opset))
     try:
         with np.errstate(all="ignore"):

@@ -10,34 +10,34 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from compiler import ir as cir
+from compiler.graph import Builder, Names, consumers_of, key_of, operator_name, produced_by, replace_node, shape_of
 from compiler.ops.transpose import permutation
 from compiler.targets import Target
 from passes.fold_constants import tidy
 
 
 def run(model: ir.Model, target: Target) -> None:
-    names = cir.Names(model.graph)
+    names = Names(model.graph)
     for node in list(model.graph):
-        if cir.key(node) == ("", "Reshape") and cir.producer(node.inputs[0], "Transpose") is not None:
-            _fold(node, cir.Builder(model, names, node))
+        if key_of(node) == ("", "Reshape") and produced_by(node.inputs[0], "Transpose") is not None:
+            _fold(node, Builder(model, names, node))
     tidy(model)
 
 
-def _fold(node: ir.Node, b: cir.Builder) -> None:
-    before = cir.producer(node.inputs[0], "Transpose")
+def _fold(node: ir.Node, b: Builder) -> None:
+    before = produced_by(node.inputs[0], "Transpose")
     assert before is not None
     source, flat = before.inputs[0], node.outputs[0]
-    users = cir.consumers(flat)
+    users = consumers_of(flat)
     assert source is not None
-    if flat.is_graph_output() or not users or any(cir.kind(u) != "edgetpu.FullyConnected" for u in users):
+    if flat.is_graph_output() or not users or any(operator_name(u) != "edgetpu.FullyConnected" for u in users):
         return
-    perm, shape = permutation(before), cir.shape(node.inputs[0])
+    perm, shape = permutation(before), shape_of(node.inputs[0])
     back = [0, *(int(i) + 1 for i in np.argsort(perm))]
     for user in users:
         weight = user.inputs[1]
         assert weight is not None
-        outputs, inputs = cir.shape(weight)
+        outputs, inputs = shape_of(weight)
         if inputs != math.prod(shape):
             return
 
@@ -45,4 +45,4 @@ def _fold(node: ir.Node, b: cir.Builder) -> None:
             return w.reshape(len(w), *shape).transpose(back).reshape(len(w), -1)
 
         user.replace_input_with(1, b.lazy_rows(weight, reorder, (outputs, inputs), f"{weight.name}/nhwc"))
-    cir.bypass(node, [b.reshape(source, cir.shape(flat))])  # another order, so another name
+    replace_node(node, [b.reshape(source, shape_of(flat))])  # another order, so another name

@@ -10,7 +10,24 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from compiler import ir as cir
+from compiler.graph import (
+    COLUMN_GRID,
+    DIALECT,
+    GRID,
+    Builder,
+    Names,
+    array_of,
+    attribute_of,
+    axis_of,
+    constant_of,
+    input_at,
+    is_constant,
+    key_of,
+    produced_by,
+    replace_node,
+    scalar_of,
+    shape_of,
+)
 from compiler.ops import dialect
 from compiler.targets import Target
 from passes.fold_constants import tidy
@@ -20,43 +37,43 @@ def run(model: ir.Model, target: Target) -> None:
     if not any(node.op_type == "DequantizeLinear" for node in model.graph):
         return
     dialect.declare(model)
-    names = cir.Names(model.graph)
+    names = Names(model.graph)
     for node in list(model.graph):
-        if cir.key(node) == ("", "DequantizeLinear") and all(cir.is_const(v) for v in node.inputs):
-            _fold(node, cir.Builder(model, names, node))
-        elif cir.key(node) == ("", "DequantizeLinear") and _is_pair(node):
+        if key_of(node) == ("", "DequantizeLinear") and all(is_constant(v) for v in node.inputs):
+            _fold(node, Builder(model, names, node))
+        elif key_of(node) == ("", "DequantizeLinear") and _is_pair(node):
             quantize = node.inputs[0].producer()  # type: ignore[union-attr]
             assert quantize is not None
-            b = cir.Builder(model, names, node)
-            b.replace(b.op("FakeQuantize", [quantize.inputs[0], *node.inputs[1:3]], domain=cir.DIALECT))
+            b = Builder(model, names, node)
+            b.replace(b.op("FakeQuantize", [quantize.inputs[0], *node.inputs[1:3]], domain=DIALECT))
     tidy(model)
 
 
 def _is_pair(node: ir.Node) -> bool:
     """Whether the node undoes a QuantizeLinear of one scale and an 8-bit zero point."""
-    before = cir.producer(node.inputs[0], "QuantizeLinear")
+    before = produced_by(node.inputs[0], "QuantizeLinear")
     if before is None or len(node.inputs) < 3 or len(before.inputs) < 3:
         return False
-    numbers = [cir.scalar(n.inputs[i]) for n in (before, node) for i in (1, 2)]
+    numbers = [scalar_of(n.inputs[i]) for n in (before, node) for i in (1, 2)]
     zero_point = node.inputs[2]
     assert zero_point is not None
     eight_bit = zero_point.dtype in (ir.DataType.INT8, ir.DataType.UINT8)
     return numbers[:2] == numbers[2:] and None not in numbers and eight_bit
 
 
-def _fold(node: ir.Node, b: cir.Builder) -> None:
+def _fold(node: ir.Node, b: Builder) -> None:
     """Dequantize a constant. Weights of zero point 0 with one scale in all, or per row or column, remember it."""
-    source, scale = node.inputs[0], cir.array_of(node.inputs[1])  # type: ignore[arg-type]
+    source, scale = node.inputs[0], array_of(node.inputs[1])  # type: ignore[arg-type]
     assert source is not None
-    zero = cir.const(cir.arg(node, 2))
-    shape, axis = cir.shape(source), cir.axis_of(int(cir.attr(node, "axis", 1)), max(len(cir.shape(source)), 1))
-    if cir.attr(node, "block_size", 0) or source.dtype is None or source.dtype.itemsize < 1:
+    zero = constant_of(input_at(node, 2))
+    shape, axis = shape_of(source), axis_of(int(attribute_of(node, "axis", 1)), max(len(shape_of(source)), 1))
+    if attribute_of(node, "block_size", 0) or source.dtype is None or source.dtype.itemsize < 1:
         return
     along = [-1 if i == axis else 1 for i in range(len(shape))] if scale.size > 1 else [1] * len(shape)
     factor, offset = scale.reshape(along), 0 if zero is None else zero.astype(np.float32).reshape(along)
-    array = (cir.array_of(source).astype(np.float32) - offset) * factor
+    array = (array_of(source).astype(np.float32) - offset) * factor
     value = b.const(array.astype(np.float32), f"{source.name}/float")
-    for key, place in ((cir.GRID, 0), (cir.COLUMN_GRID, 1)):
+    for key, place in ((GRID, 0), (COLUMN_GRID, 1)):
         if not np.any(offset) and place < len(shape) and (scale.size == 1 or axis == place):
             value.meta[key] = np.broadcast_to(scale.reshape(-1), shape[place])
-    cir.bypass(node, [value])
+    replace_node(node, [value])

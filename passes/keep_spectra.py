@@ -11,7 +11,7 @@ from collections.abc import Collection
 
 import onnx_ir as ir
 
-from compiler import ir as cir
+from compiler.graph import HOST_REASON, is_constant
 from compiler.targets import Target
 
 REASON = "it leads to a logarithm or a root, which need small values that int8 rounds to zero"
@@ -31,7 +31,7 @@ def run(model: ir.Model, target: Target) -> None:
             before = _before(node, _NETWORK if node.op_type == "Log" else (*_NETWORK, *_MEANS))
             if any(inner.op_type in _LINEAR for inner in before):
                 for inner in before:
-                    inner.metadata_props[cir.HOST] = REASON
+                    inner.metadata_props[HOST_REASON] = REASON
 
 
 def _before(node: ir.Node, stops: Collection[str]) -> set[ir.Node]:
@@ -40,7 +40,7 @@ def _before(node: ir.Node, stops: Collection[str]) -> set[ir.Node]:
     left = list(node.inputs)
     while left:
         value = left.pop()
-        if value is None or cir.is_const(value) or value.is_graph_input():
+        if value is None or is_constant(value) or value.is_graph_input():
             continue
         made = value.producer()
         if made is None or made.domain not in ("", "ai.onnx") or made.op_type in stops:

@@ -14,16 +14,29 @@ from typing import TypeGuard
 import numpy as np
 import onnx_ir as ir
 
-from compiler import ir as cir
+from compiler.graph import (
+    Builder,
+    Names,
+    attribute_of,
+    axis_of,
+    constant_of,
+    is_constant,
+    is_static,
+    key_of,
+    produced_by,
+    scalar_of,
+    shape_of,
+    unscaled,
+)
 from compiler.targets import Target
 from passes.fold_constants import tidy
 
 
 def run(model: ir.Model, target: Target) -> None:
-    names = cir.Names(model.graph)
+    names = Names(model.graph)
     for node in list(model.graph):
-        if cir.key(node) == ("", "MatMul"):
-            _attend(node, cir.Builder(model, names, node))
+        if key_of(node) == ("", "MatMul"):
+            _attend(node, Builder(model, names, node))
     tidy(model)
 
 
@@ -37,16 +50,16 @@ class _Scores:
     masks: list[ir.Value] = field(default_factory=list)
 
 
-def _attend(node: ir.Node, b: cir.Builder) -> None:
+def _attend(node: ir.Node, b: Builder) -> None:
     probabilities, v = node.inputs
     assert probabilities is not None and v is not None
     softmax, guarded = _softmax(probabilities)
-    if softmax is None or not is_heads(v) or cir.axis_of(int(cir.attr(softmax, "axis", -1)), 4) != 3:
+    if softmax is None or not is_heads(v) or axis_of(int(attribute_of(softmax, "axis", -1)), 4) != 3:
         return
     scores = _scores(softmax.inputs[0])
-    if scores is None or cir.shape(scores.q)[:2] != cir.shape(v)[:2]:
+    if scores is None or shape_of(scores.q)[:2] != shape_of(v)[:2]:
         return
-    q, scale = cir.unscaled(scores.q)
+    q, scale = unscaled(scores.q)
     k, factor = _untransposed(scores.keys, b)
     k, v = _ungrouped(k, v)
     mask = scores.masks[0] if scores.masks else None
@@ -54,7 +67,7 @@ def _attend(node: ir.Node, b: cir.Builder) -> None:
         mask = b.op("Add", [mask, other])
     inputs = [q, k, v]
     if mask is not None:
-        inputs.append(_whole(mask, cir.shape(scores.q)[2], cir.shape(scores.keys)[3], b))
+        inputs.append(_whole(mask, shape_of(scores.q)[2], shape_of(scores.keys)[3], b))
     result = b.op("Attention", inputs, {"scale": scores.scale * scale * factor})
     if guarded and mask is not None:
         result = _zero_where_masked(result, mask, b)
@@ -63,19 +76,19 @@ def _attend(node: ir.Node, b: cir.Builder) -> None:
 
 def is_heads(value: ir.Value | None) -> TypeGuard[ir.Value]:
     """Whether a value is computed, float, and [batch, heads, rows, columns]."""
-    if value is None or cir.is_const(value) or not cir.is_static(value) or value.dtype != ir.DataType.FLOAT:
+    if value is None or is_constant(value) or not is_static(value) or value.dtype != ir.DataType.FLOAT:
         return False
-    return len(cir.shape(value)) == 4
+    return len(shape_of(value)) == 4
 
 
 def _softmax(value: ir.Value) -> tuple[ir.Node | None, bool]:
     """The Softmax that made a value, and whether zeros stand where it is not a number."""
-    where = cir.producer(value, "Where")
+    where = produced_by(value, "Where")
     if where is None:
-        return cir.producer(value, "Softmax"), False
+        return produced_by(value, "Softmax"), False
     condition, zero, other = where.inputs
-    test, softmax = cir.producer(condition, "IsNaN"), cir.producer(other, "Softmax")
-    if test is None or test.inputs[0] is not other or cir.scalar(zero) != 0:
+    test, softmax = produced_by(condition, "IsNaN"), produced_by(other, "Softmax")
+    if test is None or test.inputs[0] is not other or scalar_of(zero) != 0:
         return None, False
     return softmax, True
 
@@ -88,17 +101,17 @@ def _scores(value: ir.Value | None) -> _Scores | None:
         return None
     if node.op_type == "MatMul":
         q, keys = node.inputs
-        if not is_heads(q) or not is_heads(keys) or cir.shape(q)[:2] != cir.shape(keys)[:2]:
+        if not is_heads(q) or not is_heads(keys) or shape_of(q)[:2] != shape_of(keys)[:2]:
             return None
         return _Scores(q, keys)
     if node.op_type == "Add":
         for inner, mask in (node.inputs, node.inputs[::-1]):
             found = _scores(inner)
-            if found is not None and mask is not None and cir.is_static(mask) and len(cir.shape(mask)) == 4:
+            if found is not None and mask is not None and is_static(mask) and len(shape_of(mask)) == 4:
                 found.masks.append(mask)
                 return found
         return None
-    rest, factor = cir.unscaled(value)
+    rest, factor = unscaled(value)
     found = _scores(rest) if factor != 1 else None
     if found is None or found.masks:
         return None
@@ -106,24 +119,24 @@ def _scores(value: ir.Value | None) -> _Scores | None:
     return found
 
 
-def _untransposed(value: ir.Value, b: cir.Builder) -> tuple[ir.Value, float]:
+def _untransposed(value: ir.Value, b: Builder) -> tuple[ir.Value, float]:
     """Keys [B, H, T, D] without the numbers that they are multiplied by."""
-    value, factor = cir.unscaled(value)
-    node, shape = value.producer(), cir.shape(value)
-    if node is not None and cir.key(node) == ("", "Transpose") and node.inputs[0] is not None:
-        perm = tuple(cir.attr(node, "perm", ()))
+    value, factor = unscaled(value)
+    node, shape = value.producer(), shape_of(value)
+    if node is not None and key_of(node) == ("", "Transpose") and node.inputs[0] is not None:
+        perm = tuple(attribute_of(node, "perm", ()))
         if perm[:2] == (0, 1):
-            rest, more = cir.unscaled(node.inputs[0])
+            rest, more = unscaled(node.inputs[0])
             return rest, factor * more
         if len(perm) == 4:
             return b.transpose(node.inputs[0], (perm[0], perm[1], perm[3], perm[2])), factor
     # torch.onnx transposes matrices of all heads in a row: Reshape, Transpose, Reshape.
-    turned = cir.producer(node.inputs[0], "Transpose") if node is not None and node.op_type == "Reshape" else None
-    flat = cir.producer(turned.inputs[0], "Reshape") if turned is not None else None
-    if turned is not None and flat is not None and tuple(cir.attr(turned, "perm", ())) == (0, 2, 1):
+    turned = produced_by(node.inputs[0], "Transpose") if node is not None and node.op_type == "Reshape" else None
+    flat = produced_by(turned.inputs[0], "Reshape") if turned is not None else None
+    if turned is not None and flat is not None and tuple(attribute_of(turned, "perm", ())) == (0, 2, 1):
         source = flat.inputs[0]
-        if is_heads(source) and cir.shape(source) == (*shape[:2], shape[3], shape[2]):
-            rest, more = cir.unscaled(source)
+        if is_heads(source) and shape_of(source) == (*shape[:2], shape[3], shape[2]):
+            rest, more = unscaled(source)
             return rest, factor * more
     return b.transpose(value, (0, 1, 3, 2)), factor
 
@@ -131,36 +144,36 @@ def _untransposed(value: ir.Value, b: cir.Builder) -> tuple[ir.Value, float]:
 def _ungrouped(k: ir.Value, v: ir.Value) -> tuple[ir.Value, ir.Value]:
     """Keys and values before they are repeated for the heads that share them."""
     sources = [_repeated(k), _repeated(v)]
-    if sources[0] is None or sources[1] is None or cir.shape(sources[0])[1] != cir.shape(sources[1])[1]:
+    if sources[0] is None or sources[1] is None or shape_of(sources[0])[1] != shape_of(sources[1])[1]:
         return k, v
     return sources[0], sources[1]
 
 
 def _repeated(value: ir.Value) -> ir.Value | None:
     """x [B, G, T, D] of Reshape(Expand(Unsqueeze(x, 2), [B, G, N, T, D]), [B, G * N, T, D])."""
-    reshape = cir.producer(value, "Reshape")
-    expand = cir.producer(reshape.inputs[0], "Expand") if reshape is not None else None
+    reshape = produced_by(value, "Reshape")
+    expand = produced_by(reshape.inputs[0], "Expand") if reshape is not None else None
     single = expand.inputs[0].producer() if expand is not None and expand.inputs[0] is not None else None
     if expand is None or single is None or single.op_type not in ("Unsqueeze", "Reshape"):
         return None
     x = single.inputs[0]
     if not is_heads(x):
         return None
-    batch, groups, *rest = cir.shape(x)
-    wide, whole = cir.shape(expand.outputs[0]), cir.shape(value)
-    same = cir.shape(expand.inputs[0]) == (batch, groups, 1, *rest) and wide == (batch, groups, *wide[2:3], *rest)
+    batch, groups, *rest = shape_of(x)
+    wide, whole = shape_of(expand.outputs[0]), shape_of(value)
+    same = shape_of(expand.inputs[0]) == (batch, groups, 1, *rest) and wide == (batch, groups, *wide[2:3], *rest)
     return x if same and whole == (batch, groups * wide[2], *rest) else None
 
 
-def _whole(mask: ir.Value, queries: int, keys: int, b: cir.Builder) -> ir.Value:
+def _whole(mask: ir.Value, queries: int, keys: int, b: Builder) -> ir.Value:
     """A mask with a row for each query and a column for each key, which onnxruntime asks for."""
-    shape = (*cir.shape(mask)[:2], queries, keys)
-    return mask if cir.shape(mask) == shape else b.op("Expand", [mask, b.const(np.array(shape, np.int64), "shape")])
+    shape = (*shape_of(mask)[:2], queries, keys)
+    return mask if shape_of(mask) == shape else b.op("Expand", [mask, b.const(np.array(shape, np.int64), "shape")])
 
 
-def _zero_where_masked(result: ir.Value, mask: ir.Value, b: cir.Builder) -> ir.Value:
+def _zero_where_masked(result: ir.Value, mask: ir.Value, b: Builder) -> ir.Value:
     """Zeros in the rows of which the mask allows nothing."""
-    array = cir.const(mask)
+    array = constant_of(mask)
     if array is not None:
         allowed = (array > -np.inf).any(-1, keepdims=True)
         if allowed.all():

@@ -12,56 +12,56 @@ import math
 
 import onnx_ir as ir
 
-from compiler import ir as cir
+from compiler.graph import Builder, Names, is_near, key_of, only_consumer, produced_by, product_of, scalar_of, unscaled
 from compiler.targets import Target
 from passes.fold_constants import tidy
 
 
 def run(model: ir.Model, target: Target) -> None:
-    names = cir.Names(model.graph)
+    names = Names(model.graph)
     for node in list(model.graph):
-        if cir.key(node) in (("", "Erf"), ("", "Tanh")):
+        if key_of(node) in (("", "Erf"), ("", "Tanh")):
             _gelu(node, model, names)
     tidy(model)
 
 
-def _gelu(node: ir.Node, model: ir.Model, names: cir.Names) -> None:
+def _gelu(node: ir.Node, model: ir.Model, names: Names) -> None:
     erf = node.op_type == "Erf"
     x = _of_erf(node.inputs[0]) if erf else _of_tanh(node.inputs[0])
     last = _product(node, x) if x is not None else None
     if last is not None:
-        b = cir.Builder(model, names, last)
+        b = Builder(model, names, last)
         b.replace(b.op("Gelu", [x], {"approximate": "none" if erf else "tanh"}))
 
 
 def _of_erf(value: ir.Value | None) -> ir.Value | None:
     if value is None:
         return None
-    x, factor = cir.unscaled(value)
-    return x if cir.near(factor, math.sqrt(0.5)) else None
+    x, factor = unscaled(value)
+    return x if is_near(factor, math.sqrt(0.5)) else None
 
 
 def _of_tanh(value: ir.Value | None) -> ir.Value | None:
     if value is None:
         return None
-    inner, factor = cir.unscaled(value)
-    add = cir.producer(inner, "Add")
-    if add is None or not cir.near(factor, math.sqrt(2 / math.pi)):
+    inner, factor = unscaled(value)
+    add = produced_by(inner, "Add")
+    if add is None or not is_near(factor, math.sqrt(2 / math.pi)):
         return None
     for x, other in (add.inputs, add.inputs[::-1]):
         if x is not None and other is not None:
-            cube, scale = cir.unscaled(other)
-            if cir.near(scale, 0.044715) and _is_cube(cube, x):
+            cube, scale = unscaled(other)
+            if is_near(scale, 0.044715) and _is_cube(cube, x):
                 return x
     return None
 
 
 def _is_cube(value: ir.Value, x: ir.Value) -> bool:
-    power, product = cir.producer(value, "Pow"), cir.producer(value, "Mul")
+    power, product = produced_by(value, "Pow"), produced_by(value, "Mul")
     if power is not None:
-        return power.inputs[0] is x and cir.scalar(power.inputs[1]) == 3
+        return power.inputs[0] is x and scalar_of(power.inputs[1]) == 3
     square = next((v for v in product.inputs if v is not x), None) if product is not None else None
-    inner = cir.producer(square, "Mul")
+    inner = produced_by(square, "Mul")
     return (
         inner is not None
         and product is not None
@@ -72,7 +72,7 @@ def _is_cube(value: ir.Value, x: ir.Value) -> bool:
 
 def _product(node: ir.Node, x: ir.Value) -> ir.Node | None:
     """The last Mul of x / 2 * (1 + node), its three factors in any order."""
-    add = cir.only_consumer(node.outputs[0])
-    if add is None or add.op_type != "Add" or not any(cir.scalar(v) == 1 for v in add.inputs):
+    add = only_consumer(node.outputs[0])
+    if add is None or add.op_type != "Add" or not any(scalar_of(v) == 1 for v in add.inputs):
         return None
-    return cir.product_of(add.outputs[0], x, 0.5)
+    return product_of(add.outputs[0], x, 0.5)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from compiler import ir as cir
+from compiler.graph import Builder, Names, attribute_of, is_constant, is_near, produced_by, product_of, scalar_of
 from compiler.ops.activation import bounds
 from compiler.targets import Target
 from passes.fold_constants import tidy
@@ -20,30 +20,30 @@ _GATE = {"alpha": 1 / 6, "beta": 0.5}
 
 
 def run(model: ir.Model, target: Target) -> None:
-    names = cir.Names(model.graph)
+    names = Names(model.graph)
     for node in list(model.graph):
         if node.op_type == "Clip" and bounds(node) == (0, 6):
             _of_clip(node, model, names)
     for node in list(model.graph):
-        if node.op_type == "HardSigmoid" and all(cir.near(cir.attr(node, k, 0), v) for k, v in _GATE.items()):
-            _swish(node.inputs[0], cir.product_of(node.outputs[0], node.inputs[0], 1), model, names)
+        if node.op_type == "HardSigmoid" and all(is_near(attribute_of(node, k, 0), v) for k, v in _GATE.items()):
+            _swish(node.inputs[0], product_of(node.outputs[0], node.inputs[0], 1), model, names)
     tidy(model)
 
 
-def _of_clip(clip: ir.Node, model: ir.Model, names: cir.Names) -> None:
-    add = cir.producer(clip.inputs[0], "Add")
-    x = next((v for v in add.inputs if not cir.is_const(v)), None) if add is not None else None
-    if add is None or x is None or not any(cir.scalar(v) == 3 for v in add.inputs):
+def _of_clip(clip: ir.Node, model: ir.Model, names: Names) -> None:
+    add = produced_by(clip.inputs[0], "Add")
+    x = next((v for v in add.inputs if not is_constant(v)), None) if add is not None else None
+    if add is None or x is None or not any(scalar_of(v) == 3 for v in add.inputs):
         return
-    last = cir.product_of(clip.outputs[0], None, 1 / 6)
+    last = product_of(clip.outputs[0], None, 1 / 6)
     if last is not None:
-        b = cir.Builder(model, names, last)
+        b = Builder(model, names, last)
         b.replace(b.op("HardSigmoid", [x], _GATE))
     else:
-        _swish(x, cir.product_of(clip.outputs[0], x, 1 / 6), model, names)
+        _swish(x, product_of(clip.outputs[0], x, 1 / 6), model, names)
 
 
-def _swish(x: ir.Value | None, last: ir.Node | None, model: ir.Model, names: cir.Names) -> None:
+def _swish(x: ir.Value | None, last: ir.Node | None, model: ir.Model, names: Names) -> None:
     if x is not None and last is not None:
-        b = cir.Builder(model, names, last)
+        b = Builder(model, names, last)
         b.replace(b.op("HardSwish", [x]))

@@ -11,17 +11,31 @@ from onnx_ir.passes import common
 from onnxscript.rewriter import pattern, rewrite
 from onnxscript.rewriter.rules.fusion import _layer_norm, _rms_normalization
 
-from compiler import ir as cir
+from compiler.graph import (
+    Builder,
+    Names,
+    attribute_of,
+    constant_of,
+    infer_node,
+    input_at,
+    ints_of,
+    is_constant,
+    is_static,
+    key_of,
+    produced_by,
+    scalar_of,
+    shape_of,
+)
 from compiler.targets import Target
 from passes.fold_constants import tidy
 
 
 def run(model: ir.Model, target: Target) -> None:
     common.AddDefaultAttributesPass()(model)
-    names = cir.Names(model.graph)
+    names = Names(model.graph)
     for node in list(model.graph):
-        if cir.key(node) == ("", "BatchNormalization"):
-            _norm_of_batches(node, cir.Builder(model, names, node))
+        if key_of(node) == ("", "BatchNormalization"):
+            _norm_of_batches(node, Builder(model, names, node))
     rewrite(model, pattern_rewrite_rules=RULES)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     _layer_norm.fuse_layer_normalization(model)
@@ -30,34 +44,34 @@ def run(model: ir.Model, target: Target) -> None:
     for node in model.graph:
         for value in node.outputs:
             if value.shape is None:
-                cir.infer_node(model, node)
+                infer_node(model, node)
 
 
-def _norm_of_batches(node: ir.Node, b: cir.Builder) -> None:
+def _norm_of_batches(node: ir.Node, b: Builder) -> None:
     """BatchNormalization of rows [1, R, K, 1] by their own mean and variance: Keras' LayerNormalization(epsilon=0.001).
 
     The gain and bias of the layer follow by themselves.
     """
     x, gain, bias, mean, variance = node.inputs
-    squeeze, ratio = cir.producer(mean, "Squeeze"), cir.producer(variance, "Div")
-    if x is None or squeeze is None or ratio is None or not cir.is_static(x) or len(cir.shape(x)) != 4:
+    squeeze, ratio = produced_by(mean, "Squeeze"), produced_by(variance, "Div")
+    if x is None or squeeze is None or ratio is None or not is_static(x) or len(shape_of(x)) != 4:
         return
-    average, squares = cir.producer(squeeze.inputs[0], "ReduceMean"), cir.producer(ratio.inputs[0], "ReduceSumSquare")
-    difference = cir.producer(squares.inputs[0], "Sub") if squares is not None else None
+    average, squares = produced_by(squeeze.inputs[0], "ReduceMean"), produced_by(ratio.inputs[0], "ReduceSumSquare")
+    difference = produced_by(squares.inputs[0], "Sub") if squares is not None else None
     if average is None or squares is None or difference is None or len(node.outputs) > 1:
         return
-    shape, plain = cir.shape(x), (np.ones, np.zeros)
+    shape, plain = shape_of(x), (np.ones, np.zeros)
     if (
         (shape[0], shape[3]) != (1, 1)
         or list(difference.inputs) != [x, average.outputs[0]]
         or average.inputs[0] is not x
-        or any(cir.ints(cir.arg(n, 1)) != [0, 2, 3] for n in (average, squares))
-        or cir.scalar(ratio.inputs[1]) != shape[2]
-        or not all(np.array_equal(cir.const(v), make(shape[1])) for v, make in zip((gain, bias), plain, strict=True))  # type: ignore[arg-type]
+        or any(ints_of(input_at(n, 1)) != [0, 2, 3] for n in (average, squares))
+        or scalar_of(ratio.inputs[1]) != shape[2]
+        or not all(np.array_equal(constant_of(v), make(shape[1])) for v, make in zip((gain, bias), plain, strict=True))  # type: ignore[arg-type]
     ):
         return
     one = b.const(np.ones(shape[2], np.float32), "gain")
-    norm = b.op("LayerNormalization", [b.reshape(x, shape[1:3]), one], {"epsilon": cir.attr(node, "epsilon", 1e-5)})
+    norm = b.op("LayerNormalization", [b.reshape(x, shape[1:3]), one], {"epsilon": attribute_of(node, "epsilon", 1e-5)})
     b.replace(b.reshape(norm, shape))
 
 
@@ -72,11 +86,11 @@ def _softmax_plain(op, x, axes):  # type: ignore[no-untyped-def]
 
 
 def _softmax_named(op, x, axes):  # type: ignore[no-untyped-def]
-    return op.Softmax(x, axis=(cir.ints(axes) or [-1])[0])
+    return op.Softmax(x, axis=(ints_of(axes) or [-1])[0])
 
 
 def _check_softmax(context, x, axes):  # type: ignore[no-untyped-def]
-    return len(cir.ints(axes) or ()) == 1
+    return len(ints_of(axes) or ()) == 1
 
 
 def _keras_norm(op, x, gain, epsilon, axes=None, bias=None):  # type: ignore[no-untyped-def]
@@ -98,15 +112,15 @@ def _keras_norm(op, x, gain, epsilon, axes=None, bias=None):  # type: ignore[no-
 
 def _keras_norm_named(op, x, gain, epsilon, bias=None, **_):  # type: ignore[no-untyped-def]
     inputs = [x, gain] if bias is None else [x, gain, bias]
-    return op.LayerNormalization(*inputs, axis=-1, epsilon=cir.scalar(epsilon))
+    return op.LayerNormalization(*inputs, axis=-1, epsilon=scalar_of(epsilon))
 
 
 def _check_keras_norm(context, x, gain, epsilon, axes=None, bias=None, **_):  # type: ignore[no-untyped-def]
-    if not cir.is_static(x) or cir.scalar(epsilon) is None:
+    if not is_static(x) or scalar_of(epsilon) is None:
         return False
-    shape = cir.shape(x)
-    last = len(shape) == 3 if axes is None else cir.ints(axes) in ([-1], [len(shape) - 1])
-    return last and all(v is None or (cir.is_const(v) and cir.shape(v) == shape[-1:]) for v in (gain, bias))
+    shape = shape_of(x)
+    last = len(shape) == 3 if axes is None else ints_of(axes) in ([-1], [len(shape) - 1])
+    return last and all(v is None or (is_constant(v) and shape_of(v) == shape[-1:]) for v in (gain, bias))
 
 
 # onnxscript reads the variables of a pattern off its parameters.
@@ -127,7 +141,7 @@ def _reciprocal_root(op, x, **_):  # type: ignore[no-untyped-def]
 
 
 def _check_one(context, one, **_):  # type: ignore[no-untyped-def]
-    return cir.scalar(one) == 1
+    return scalar_of(one) == 1
 
 
 RULES = pattern.RewriteRuleSet(

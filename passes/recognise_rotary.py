@@ -11,7 +11,21 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from compiler import ir as cir
+from compiler.graph import (
+    Builder,
+    Names,
+    activations_of,
+    attribute_of,
+    axis_of,
+    constant_of,
+    input_at,
+    ints_of,
+    is_static,
+    key_of,
+    produced_by,
+    scalar_of,
+    shape_of,
+)
 from compiler.targets import Target
 from passes.fold_constants import tidy
 from passes.recognise_attention import is_heads
@@ -21,17 +35,17 @@ Halves = dict[tuple[ir.Value, int], ir.Value]
 
 
 def run(model: ir.Model, target: Target) -> None:
-    names = cir.Names(model.graph)
+    names = Names(model.graph)
     halves: Halves = {}
     for node in list(model.graph):
-        if cir.key(node) == ("", "Add"):
-            _rotate(node, cir.Builder(model, names, node), halves)
+        if key_of(node) == ("", "Add"):
+            _rotate(node, Builder(model, names, node), halves)
     tidy(model)
 
 
-def _rotate(node: ir.Node, b: cir.Builder, halves: Halves) -> None:
+def _rotate(node: ir.Node, b: Builder, halves: Halves) -> None:
     for straight, crossed in (node.inputs, node.inputs[::-1]):
-        plain, turned = cir.producer(straight, "Mul"), cir.producer(crossed, "Mul")
+        plain, turned = produced_by(straight, "Mul"), produced_by(crossed, "Mul")
         if plain is None or turned is None:
             return
         for x, cos in (plain.inputs, plain.inputs[::-1]):
@@ -46,11 +60,11 @@ def _rotate(node: ir.Node, b: cir.Builder, halves: Halves) -> None:
 
 def _is_half_swap(value: ir.Value | None, x: ir.Value) -> bool:
     """Whether a value is Concat(-x[..., d/2:], x[..., :d/2])."""
-    concat = cir.producer(value, "Concat")
-    if concat is None or len(concat.inputs) != 2 or cir.axis_of(int(cir.attr(concat, "axis")), 4) != 3:
+    concat = produced_by(value, "Concat")
+    if concat is None or len(concat.inputs) != 2 or axis_of(int(attribute_of(concat, "axis")), 4) != 3:
         return False
-    negated = cir.producer(concat.inputs[0], "Neg")
-    half, width = cir.shape(x)[3] // 2, cir.shape(x)[3]
+    negated = produced_by(concat.inputs[0], "Neg")
+    half, width = shape_of(x)[3] // 2, shape_of(x)[3]
     return (
         negated is not None
         and width % 2 == 0
@@ -62,41 +76,37 @@ def _is_half_swap(value: ir.Value | None, x: ir.Value) -> bool:
 def _part(value: ir.Value | None, x: ir.Value) -> tuple[int, int] | None:
     """The columns of x that a value is."""
     node = value.producer() if value is not None else None
-    if node is None or value is None or node.inputs[0] is not x or not cir.is_static(value):
+    if node is None or value is None or node.inputs[0] is not x or not is_static(value):
         return None
     if node.op_type == "Slice":
-        starts, ends, axes, steps = (cir.ints(cir.arg(node, i)) for i in range(1, 5))
-        whole = cir.shape(x)[:3] == cir.shape(value)[:3]
+        starts, ends, axes, steps = (ints_of(input_at(node, i)) for i in range(1, 5))
+        whole = shape_of(x)[:3] == shape_of(value)[:3]
         if not whole or not starts or not ends or len(starts) != 1 or (axes or [3]) not in ([3], [-1]) or steps != [1]:
             return None
-        width = cir.shape(x)[3]
+        width = shape_of(x)[3]
         start = starts[0] + width if starts[0] < 0 else starts[0]
-        return start, start + cir.shape(value)[3]
-    if node.op_type == "Split" and cir.axis_of(int(cir.attr(node, "axis", 0)), 4) == 3:
+        return start, start + shape_of(value)[3]
+    if node.op_type == "Split" and axis_of(int(attribute_of(node, "axis", 0)), 4) == 3:
         before = node.outputs[: list(node.outputs).index(value)]
-        start = sum(cir.shape(v)[3] for v in before)
-        return start, start + cir.shape(value)[3]
+        start = sum(shape_of(v)[3] for v in before)
+        return start, start + shape_of(value)[3]
     return None
 
 
-def _half(angle: ir.Value | None, x: ir.Value, b: cir.Builder, halves: Halves) -> ir.Value | None:
+def _half(angle: ir.Value | None, x: ir.Value, b: Builder, halves: Halves) -> ir.Value | None:
     """cos or sin [B, S, d/2] of one [B, 1, S, d] whose two halves are the same; None where they may differ."""
-    batch, _, rows, width = cir.shape(x)
-    if (
-        angle is None
-        or not cir.is_static(angle)
-        or cir.shape(angle) not in {(batch, 1, rows, width), (1, 1, rows, width)}
-    ):
+    batch, _, rows, width = shape_of(x)
+    if angle is None or not is_static(angle) or shape_of(angle) not in {(batch, 1, rows, width), (1, 1, rows, width)}:
         return None
     if (angle, batch) in halves:
         return halves[angle, batch]
-    array, shape = cir.const(angle), (batch, rows, width // 2)
+    array, shape = constant_of(angle), (batch, rows, width // 2)
     if array is not None:
         first, second = np.split(array, 2, axis=-1)
         if not np.array_equal(first, second):
             return None
         half = b.const(np.broadcast_to(first[:, 0], shape), f"{angle.name}/half")
-    elif cir.shape(angle)[0] == batch and _doubled(angle):
+    elif shape_of(angle)[0] == batch and _doubled(angle):
         ends = [b.const(np.array([i], np.int64), f"{angle.name}/{i}") for i in (0, width // 2, 3)]
         half = b.reshape(b.op("Slice", [angle, *ends]), shape)
     else:
@@ -109,8 +119,8 @@ def _doubled(value: ir.Value | None) -> bool:
     """Whether a value is computed element by element from a Concat of something with itself."""
     node = value.producer() if value is not None else None
     while node is not None and node.op_type in ("Unsqueeze", "Reshape", "Cast", "Mul", "Cos", "Sin"):
-        computed = cir.activations(node)
-        plain = node.op_type != "Mul" or any(cir.scalar(v) is not None for v in node.inputs)
+        computed = activations_of(node)
+        plain = node.op_type != "Mul" or any(scalar_of(v) is not None for v in node.inputs)
         if len(computed) != 1 or not plain:
             return False
         node = computed[0].producer()

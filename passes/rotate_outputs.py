@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from compiler import ir as cir
-from compiler.rotation import block_rotation, turned_outputs
+from compiler.graph import Builder, Names, rows_of, shape_of
+from compiler.quantize.rotation import block_rotation, turned_outputs
 from compiler.targets import Target
 from passes.fold_constants import tidy
 from passes.normalise_linears import groups
@@ -20,17 +20,17 @@ from passes.rotate_rows import rotated
 
 
 def run(model: ir.Model, target: Target) -> None:
-    names = cir.Names(model.graph)
+    names = Names(model.graph)
     for node in [node for nodes in groups(model.graph, target) for node in nodes]:
         x, weight, bias = node.inputs
-        rotation = block_rotation(cir.shape(weight)[0])
+        rotation = block_rotation(shape_of(weight)[0])
         if x is None or weight is None or bias is None or rotation is None:
             continue
-        b = cir.Builder(model, names, node)
+        b = Builder(model, names, node)
         parameters = []
         for value in (weight, bias):
-            read = turned_outputs(lambda rows, value=value: cir.rows_of(value, rows), rotation)  # type: ignore[misc]
-            parameters.append(b.by_rows(read, cir.shape(value), f"{value.name}/mixed"))
+            read = turned_outputs(lambda rows, value=value: rows_of(value, rows), rotation)  # type: ignore[misc]
+            parameters.append(b.by_rows(read, shape_of(value), f"{value.name}/mixed"))
         y = b.op(node.op_type, [x, *parameters], node.attributes, node.domain)
         b.replace(rotated(b, y, rotation.T))
     tidy(model)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from compiler import ir as cir
+from compiler.graph import DIALECT, HOST_REASON, Builder, Names, element_count, shape_of
 from compiler.ops.matmul import linear
 from compiler.quantize.balance import LARGEST_STEP, products
 from compiler.targets import Target
@@ -23,24 +23,24 @@ from passes.fold_constants import tidy
 
 
 def run(model: ir.Model, target: Target) -> None:
-    names = cir.Names(model.graph)
+    names = Names(model.graph)
     for product in products(model.graph).values():
         node = product.z.producer()
         assert node is not None
-        b = cir.Builder(model, names, node)
+        b = Builder(model, names, node)
         b.replace(_twice(node, b))
         for value in b.made:
             made = value.producer()
-            if made is not None and made.domain != cir.DIALECT:
-                made.metadata_props[cir.HOST] = "it feeds and reads a linear layer by two rows for one"
+            if made is not None and made.domain != DIALECT:
+                made.metadata_props[HOST_REASON] = "it feeds and reads a linear layer by two rows for one"
     tidy(model)
 
 
-def _twice(node: ir.Node, b: cir.Builder) -> ir.Value:
+def _twice(node: ir.Node, b: Builder) -> ir.Value:
     x, weight, shift = node.inputs
     assert x is not None and weight is not None and shift is not None
-    outputs, inputs = cir.shape(weight)[:2]
-    rows = cir.size(x) // inputs
+    outputs, inputs = shape_of(weight)[:2]
+    rows = element_count(x) // inputs
     matrix = b.lazy_rows(weight, lambda w: w.reshape(len(w), -1), (outputs, inputs), f"{weight.name}/rows")
     row = b.reshape(x, (rows, inputs))
     both = b.op("Concat", [row, b.op("Mul", [row, b.scalar(0.5, "half")])], {"axis": 0})
@@ -50,4 +50,4 @@ def _twice(node: ir.Node, b: cir.Builder) -> ir.Value:
     inside = b.op("Less", [b.op("Abs", [whole]), b.scalar(LARGEST_STEP, "largest")])
     doubled = b.op("Sub", [b.op("Mul", [half, b.scalar(2.0, "two")]), shift])
     z = b.op("Where", [inside, whole, doubled])
-    return b.reshape(z, cir.shape(node.outputs[0]))
+    return b.reshape(z, shape_of(node.outputs[0]))

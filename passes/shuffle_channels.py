@@ -8,38 +8,38 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from compiler import ir as cir
+from compiler.graph import Builder, Names, is_static, key_of, produced_by, shape_of, to_nchw, to_nhwc
 from compiler.ops.transpose import permutation
 from compiler.targets import Target
 from passes.fold_constants import tidy
 
 
 def run(model: ir.Model, target: Target) -> None:
-    names = cir.Names(model.graph)
+    names = Names(model.graph)
     for node in list(model.graph):
         groups = _groups(node)
         if groups is None:
             continue
         x = node.inputs[0].producer().inputs[0].producer().inputs[0]  # type: ignore[union-attr]
         assert x is not None
-        b = cir.Builder(model, names, node)
-        _, channels, height, width = cir.shape(x)
-        y = b.reshape(cir.to_nhwc(b, x), (1, height * width, groups, channels // groups))
+        b = Builder(model, names, node)
+        _, channels, height, width = shape_of(x)
+        y = b.reshape(to_nhwc(b, x), (1, height * width, groups, channels // groups))
         y = b.reshape(b.transpose(y, (0, 1, 3, 2)), (1, height, width, channels))
-        b.replace(cir.to_nchw(b, y))
+        b.replace(to_nchw(b, y))
     tidy(model)
 
 
 def _groups(node: ir.Node) -> int | None:
     """The number of groups that a Reshape ends the shuffle of."""
-    if cir.key(node) != ("", "Reshape") or not all(cir.is_static(v) for v in (node.inputs[0], node.outputs[0])):
+    if key_of(node) != ("", "Reshape") or not all(is_static(v) for v in (node.inputs[0], node.outputs[0])):
         return None
-    swap = cir.producer(node.inputs[0], "Transpose")
-    first = cir.producer(swap.inputs[0], "Reshape") if swap is not None else None
-    if swap is None or first is None or not cir.is_static(first.inputs[0]):
+    swap = produced_by(node.inputs[0], "Transpose")
+    first = produced_by(swap.inputs[0], "Reshape") if swap is not None else None
+    if swap is None or first is None or not is_static(first.inputs[0]):
         return None
-    before, middle = cir.shape(first.inputs[0]), cir.shape(first.outputs[0])
+    before, middle = shape_of(first.inputs[0]), shape_of(first.outputs[0])
     if permutation(swap) != (0, 2, 1, 3, 4) or len(before) != 4 or before[0] != 1:
         return None
-    shuffled = cir.shape(node.outputs[0]) == before and middle[3:] == before[2:]
+    shuffled = shape_of(node.outputs[0]) == before and middle[3:] == before[2:]
     return middle[1] if shuffled and middle[1] * middle[2] == before[1] else None

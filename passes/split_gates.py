@@ -11,27 +11,27 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from compiler import ir as cir
+from compiler.graph import HOST_REASON, Builder, Names, input_at, is_constant, is_static, only_consumer, shape_of
 from compiler.targets import Target
 
 _MAKERS = ("Conv", "ConvTranspose")
 
 
 def run(model: ir.Model, target: Target) -> None:
-    names = cir.Names(model.graph)
+    names = Names(model.graph)
     for node in list(model.graph):
-        if node.op_type == "Sigmoid" and cir.HOST not in node.metadata_props and _is_gate(node):
-            b = cir.Builder(model, names, node)
+        if node.op_type == "Sigmoid" and HOST_REASON not in node.metadata_props and _is_gate(node):
+            b = Builder(model, names, node)
             x = node.inputs[0]
-            channels, *over = cir.shape(x)[1:]
+            channels, *over = shape_of(x)[1:]
             ones = b.const(np.ones((channels, 1, *(1 for _ in over)), np.float32), "ones")
             node.replace_input_with(0, b.op("Conv", [x, ones], {"group": channels}))
 
 
 def _is_gate(sigmoid: ir.Node) -> bool:
     """Whether its input is made by one layer and multiplied by its result."""
-    x, product = sigmoid.inputs[0], cir.only_consumer(sigmoid.outputs[0])
+    x, product = sigmoid.inputs[0], only_consumer(sigmoid.outputs[0])
     if x is None or product is None or product.op_type != "Mul" or x not in product.inputs:
         return False
     made = x.producer()
-    return made is not None and made.op_type in _MAKERS and cir.is_const(cir.arg(made, 1)) and cir.is_static(x)
+    return made is not None and made.op_type in _MAKERS and is_constant(input_at(made, 1)) and is_static(x)

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from compiler import ir as cir
-from compiler.legality import layers_of
+from compiler.device.legality import layers_of
+from compiler.graph import DIALECT, Builder, Names, shape_of
 from compiler.ops.conv import zero_bias
 from compiler.targets import Layer, Target, fits
 from compiler.targets.memory import up
@@ -31,12 +31,12 @@ class Tiling:
 
 
 def run(model: ir.Model, target: Target) -> None:
-    names = cir.Names(model.graph)
+    names = Names(model.graph)
     for node in list(model.graph):
-        layers = layers_of(node) if node.domain == cir.DIALECT else ()
+        layers = layers_of(node) if node.domain == DIALECT else ()
         if layers and not fits(layers, target):
             tiling = plan(layers[0], target)
-            b = cir.Builder(model, names, node)
+            b = Builder(model, names, node)
             b.replace(_tile(node, tiling, b))
     tidy(model)
 
@@ -61,10 +61,10 @@ def _part(layer: Layer, outputs: int, parts: int) -> Layer:
     return replace(layer, outputs=outputs, inputs=-(-layer.inputs // parts))
 
 
-def _tile(node: ir.Node, tiling: Tiling, b: cir.Builder) -> ir.Value:
+def _tile(node: ir.Node, tiling: Tiling, b: Builder) -> ir.Value:
     x, weight, bias = node.inputs
     assert x is not None and weight is not None and bias is not None
-    outputs, inputs = cir.shape(weight)[:2]
+    outputs, inputs = shape_of(weight)[:2]
     columns = [(i, min(i + tiling.inputs, inputs)) for i in range(0, inputs, tiling.inputs)]
     slices = [_columns(b, x, begin, end) if len(columns) > 1 else x for begin, end in columns]
     made = []
@@ -80,15 +80,15 @@ def _tile(node: ir.Node, tiling: Tiling, b: cir.Builder) -> ir.Value:
             total = y if total is None else b.op("Add", [total, y])
         assert total is not None
         made.append(total)
-    return made[0] if len(made) == 1 else b.op("Concat", made, {"axis": len(cir.shape(made[0])) - 1})
+    return made[0] if len(made) == 1 else b.op("Concat", made, {"axis": len(shape_of(made[0])) - 1})
 
 
-def _columns(b: cir.Builder, x: ir.Value, begin: int, end: int) -> ir.Value:
-    axis = len(cir.shape(x)) - 1
+def _columns(b: Builder, x: ir.Value, begin: int, end: int) -> ir.Value:
+    axis = len(shape_of(x)) - 1
     bounds = [b.const(np.array([i], np.int64), "slice") for i in (begin, end, axis)]
     return b.op("Slice", [x, *bounds])
 
 
-def _inputs(b: cir.Builder, weight: ir.Value, begin: int, end: int) -> ir.Value:
-    outputs, _, *taps = cir.shape(weight)
+def _inputs(b: Builder, weight: ir.Value, begin: int, end: int) -> ir.Value:
+    outputs, _, *taps = shape_of(weight)
     return b.lazy(weight, lambda w: w[:, begin:end], (outputs, end - begin, *taps), f"{weight.name}x{begin}")

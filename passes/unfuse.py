@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from compiler import ir as cir
+from compiler.graph import Builder, Names, attribute_of, infer_node, input_at, is_static, key_of, shape_of
 from compiler.ops.common import RefuseError
 from compiler.targets import Target
 from passes import fold_constants
@@ -25,16 +25,16 @@ _FILTER = -10000.0
 
 
 def run(model: ir.Model, target: Target) -> None:
-    if not any(cir.key(node) in _RULES for node in model.graph):
+    if not any(key_of(node) in _RULES for node in model.graph):
         return
-    names = cir.Names(model.graph)
+    names = Names(model.graph)
     for node in list(model.graph):
-        rule = _RULES.get(cir.key(node))
+        rule = _RULES.get(key_of(node))
         if rule is None:
             if any(v.shape is None for v in node.outputs):  # ONNX's inference ended at what it does not know
-                cir.infer_node(model, node)
+                infer_node(model, node)
             continue
-        b = cir.Builder(model, names, node)
+        b = Builder(model, names, node)
         try:
             results = rule(node, b)
         except RefuseError:
@@ -45,63 +45,63 @@ def run(model: ir.Model, target: Target) -> None:
     fold_constants.run(model, target)  # shapes behind are known now
 
 
-def _sum(b: cir.Builder, *values: ir.Value | None) -> ir.Value:
+def _sum(b: Builder, *values: ir.Value | None) -> ir.Value:
     first, *rest = [v for v in values if v is not None]
     for value in rest:
         first = b.op("Add", [first, value])
     return first
 
 
-def _skip(node: ir.Node, b: cir.Builder) -> list[ir.Value]:
+def _skip(node: ir.Node, b: Builder) -> list[ir.Value]:
     """Layer or RMS normalisation of a sum; the sum itself is the fourth output."""
     simplified = node.op_type == "SkipSimplifiedLayerNormalization"
     x, skip, gain = node.inputs[:3]
-    total = _sum(b, x, skip, cir.arg(node, 3 if simplified else 4))
-    attributes = {"axis": -1, "epsilon": float(cir.attr(node, "epsilon", 1e-12))}
+    total = _sum(b, x, skip, input_at(node, 3 if simplified else 4))
+    attributes = {"axis": -1, "epsilon": float(attribute_of(node, "epsilon", 1e-12))}
     if simplified:
         y = b.op("RMSNormalization", [total, gain], attributes)
     else:
-        bias = cir.arg(node, 3)
+        bias = input_at(node, 3)
         y = b.op("LayerNormalization", [total, gain, *([bias] if bias is not None else [])], attributes)
     if len(node.outputs) > 3:
         ir.convenience.replace_all_uses_with(node.outputs[3], total, replace_graph_outputs=True)
     return [y]
 
 
-def _gelu(node: ir.Node, b: cir.Builder) -> list[ir.Value]:
+def _gelu(node: ir.Node, b: Builder) -> list[ir.Value]:
     approximate = "tanh" if node.op_type == "FastGelu" else "none"
-    return [b.op("Gelu", [_sum(b, node.inputs[0], cir.arg(node, 1))], {"approximate": approximate})]
+    return [b.op("Gelu", [_sum(b, node.inputs[0], input_at(node, 1))], {"approximate": approximate})]
 
 
-def _quick_gelu(node: ir.Node, b: cir.Builder) -> list[ir.Value]:
+def _quick_gelu(node: ir.Node, b: Builder) -> list[ir.Value]:
     (x,) = node.inputs
-    slope = b.scalar(float(cir.attr(node, "alpha", 1.702)), "slope")
+    slope = b.scalar(float(attribute_of(node, "alpha", 1.702)), "slope")
     return [b.op("Mul", [x, b.op("Sigmoid", [b.op("Mul", [x, slope])])])]
 
 
-def _fused_matmul(node: ir.Node, b: cir.Builder) -> list[ir.Value]:
-    if cir.attr(node, "transBatchA", 0) or cir.attr(node, "transBatchB", 0):
+def _fused_matmul(node: ir.Node, b: Builder) -> list[ir.Value]:
+    if attribute_of(node, "transBatchA", 0) or attribute_of(node, "transBatchB", 0):
         raise RefuseError("its batch is transposed")
     sides = []
     for value, flag in zip(node.inputs, ("transA", "transB"), strict=True):
         assert value is not None
-        sides.append(_turned(b, value) if cir.attr(node, flag, 0) else value)
-    y, alpha = b.op("MatMul", sides), float(cir.attr(node, "alpha", 1.0))
+        sides.append(_turned(b, value) if attribute_of(node, flag, 0) else value)
+    y, alpha = b.op("MatMul", sides), float(attribute_of(node, "alpha", 1.0))
     return [y if alpha == 1 else b.op("Mul", [y, b.scalar(alpha, "alpha")])]
 
 
-def _turned(b: cir.Builder, value: ir.Value) -> ir.Value:
+def _turned(b: Builder, value: ir.Value) -> ir.Value:
     if value.shape is None:
         raise RefuseError("its rank is not known")
     rank = len(value.shape)
     return b.transpose(value, [*range(rank - 2), rank - 1, rank - 2])
 
 
-def _with_activation(plain: str) -> Callable[[ir.Node, cir.Builder], list[ir.Value]]:
-    def rule(node: ir.Node, b: cir.Builder) -> list[ir.Value]:
+def _with_activation(plain: str) -> Callable[[ir.Node, Builder], list[ir.Value]]:
+    def rule(node: ir.Node, b: Builder) -> list[ir.Value]:
         own = {n: a.value for n, a in node.attributes.items() if not n.startswith("activation")}
-        kind = cir.attr(node, "activation", "")
-        bounds = cir.attr(node, "activation_params", ())
+        kind = attribute_of(node, "activation", "")
+        bounds = attribute_of(node, "activation_params", ())
         y = b.op(plain, list(node.inputs[:3]), own)
         if len(node.inputs) > 3:
             y = _sum(b, y, node.inputs[3])
@@ -119,73 +119,73 @@ def _with_activation(plain: str) -> Callable[[ir.Node, cir.Builder], list[ir.Val
     return rule
 
 
-def _attention(node: ir.Node, b: cir.Builder) -> list[ir.Value]:
+def _attention(node: ir.Node, b: Builder) -> list[ir.Value]:
     """Self-attention with the products of queries, keys and values in one; no cache, no rotary embedding."""
     x, weights, bias = node.inputs[:3]
-    sizes = [int(s) for s in cir.attr(node, "qkv_hidden_sizes", ()) or ()]
-    if any(cir.arg(node, i) is not None for i in (4, 5, 6)) or cir.attr(node, "do_rotary", 0):
+    sizes = [int(s) for s in attribute_of(node, "qkv_hidden_sizes", ()) or ()]
+    if any(input_at(node, i) is not None for i in (4, 5, 6)) or attribute_of(node, "do_rotary", 0):
         raise RefuseError("it has a cache, a bias of its scores, or turns its rows")
-    if x is None or weights is None or not cir.is_static(x) or not cir.is_static(weights):
+    if x is None or weights is None or not is_static(x) or not is_static(weights):
         raise RefuseError("its shape is not known")
-    batch, tokens, _ = cir.shape(x)
-    sizes = sizes or [cir.shape(weights)[1] // 3] * 3
+    batch, tokens, _ = shape_of(x)
+    sizes = sizes or [shape_of(weights)[1] // 3] * 3
     joined = _sum(b, b.op("MatMul", [x, weights]), bias)
     cuts = b.const(np.asarray(sizes, np.int64), "sizes")
     parts = b.ops("Split", [joined, cuts], {"axis": -1}, outputs=3)
-    return [_attended(node, b, parts, _mask(node, b, cir.arg(node, 3), (batch, tokens)))]
+    return [_attended(node, b, parts, _mask(node, b, input_at(node, 3), (batch, tokens)))]
 
 
-def _multi_head(node: ir.Node, b: cir.Builder) -> list[ir.Value]:
+def _multi_head(node: ir.Node, b: Builder) -> list[ir.Value]:
     """Attention of rows [B, S, D] that are projected already; no cache."""
-    q, k, v = (cir.arg(node, i) for i in range(3))
+    q, k, v = (input_at(node, i) for i in range(3))
     if len(node.inputs) > 6 and any(value is not None for value in node.inputs[6:]):
         raise RefuseError("it has a cache")
-    if any(x is None or not cir.is_static(x) or len(cir.shape(x)) != 3 for x in (q, k, v)):
+    if any(x is None or not is_static(x) or len(shape_of(x)) != 3 for x in (q, k, v)):
         raise RefuseError("its rows are packed, or their shape is not known")
-    bias, at, parts = cir.arg(node, 3), 0, []
+    bias, at, parts = input_at(node, 3), 0, []
     for value in (q, k, v):
-        width = cir.shape(value)[2]
+        width = shape_of(value)[2]
         bounds = [b.const(np.array([i], np.int64), "bound") for i in (at, at + width, 0)]
         parts.append(_sum(b, value, None if bias is None else b.op("Slice", [bias, *bounds])))
         at += width
-    masks = [_mask(node, b, cir.arg(node, 4), (cir.shape(k)[0], cir.shape(k)[1])), cir.arg(node, 5)]
+    masks = [_mask(node, b, input_at(node, 4), (shape_of(k)[0], shape_of(k)[1])), input_at(node, 5)]
     return [_attended(node, b, parts, _sum(b, *masks) if any(m is not None for m in masks) else None)]
 
 
-def _attended(node: ir.Node, b: cir.Builder, rows: Sequence[ir.Value], mask: ir.Value | None) -> ir.Value:
+def _attended(node: ir.Node, b: Builder, rows: Sequence[ir.Value], mask: ir.Value | None) -> ir.Value:
     """Attention of queries, keys and values [B, S, D], heads side by side; `mask` is added to the scores."""
-    heads = int(cir.attr(node, "num_heads"))
-    (batch, queries, width), keys = cir.shape(rows[0]), cir.shape(rows[1])[1]
+    heads = int(attribute_of(node, "num_heads"))
+    (batch, queries, width), keys = shape_of(rows[0]), shape_of(rows[1])[1]
     parts = []
     for value in rows:
-        *outer, columns = cir.shape(value)
+        *outer, columns = shape_of(value)
         parts.append(b.transpose(b.reshape(value, (*outer, heads, columns // heads)), (0, 2, 1, 3)))
     if mask is not None:
         parts.append(b.op("Expand", [mask, b.const(np.array([batch, 1, queries, keys], np.int64), "whole")]))
-    scale = float(cir.attr(node, "scale", 0.0)) or (width // heads) ** -0.5
-    y = b.op("Attention", parts, {"scale": scale, "is_causal": int(cir.attr(node, "unidirectional", 0))})
-    return b.reshape(b.transpose(y, (0, 2, 1, 3)), (batch, queries, cir.shape(rows[2])[2]))
+    scale = float(attribute_of(node, "scale", 0.0)) or (width // heads) ** -0.5
+    y = b.op("Attention", parts, {"scale": scale, "is_causal": int(attribute_of(node, "unidirectional", 0))})
+    return b.reshape(b.transpose(y, (0, 2, 1, 3)), (batch, queries, shape_of(rows[2])[2]))
 
 
-def _rotary(node: ir.Node, b: cir.Builder) -> list[ir.Value]:
+def _rotary(node: ir.Node, b: Builder) -> list[ir.Value]:
     x, places, cos, sin = node.inputs
-    if x is None or places is None or not all(map(cir.is_static, (x, places, cos))):
+    if x is None or places is None or not all(map(is_static, (x, places, cos))):
         raise RefuseError("its shape is not known")
-    tokens = cir.shape(x)[1 if len(cir.shape(x)) == 3 else 2]
-    if cir.shape(places) != (cir.shape(x)[0], tokens) or cir.attr(node, "is_packed_batching", 0):
+    tokens = shape_of(x)[1 if len(shape_of(x)) == 3 else 2]
+    if shape_of(places) != (shape_of(x)[0], tokens) or attribute_of(node, "is_packed_batching", 0):
         raise RefuseError("its positions are an offset, or packed")
-    found = {n: int(cir.attr(node, n, 0)) for n in ("interleaved", "num_heads", "rotary_embedding_dim")}
-    if len(cir.shape(x)) == 3 and not found["num_heads"]:
-        found["num_heads"] = cir.shape(x)[2] // (2 * cir.shape(cos)[1])
+    found = {n: int(attribute_of(node, n, 0)) for n in ("interleaved", "num_heads", "rotary_embedding_dim")}
+    if len(shape_of(x)) == 3 and not found["num_heads"]:
+        found["num_heads"] = shape_of(x)[2] // (2 * shape_of(cos)[1])
     return [b.op("RotaryEmbedding", [x, cos, sin, places], found)]
 
 
-def _mask(node: ir.Node, b: cir.Builder, given: ir.Value | None, sizes: tuple[int, int]) -> ir.Value | None:
+def _mask(node: ir.Node, b: Builder, given: ir.Value | None, sizes: tuple[int, int]) -> ir.Value | None:
     """What is added to the scores, [B, 1, 1, T]: from lengths [B] or a mask [B, T] of what may be seen."""
     if given is None:
         return None
     batch, tokens = sizes
-    shape = cir.shape(given) if cir.is_static(given) else ()
+    shape = shape_of(given) if is_static(given) else ()
     if shape == (batch,):
         places = b.const(np.arange(tokens, dtype=np.int32).reshape(1, 1, 1, tokens), "places")
         seen = b.op("Less", [places, b.reshape(given, (batch, 1, 1, 1))])
@@ -193,11 +193,11 @@ def _mask(node: ir.Node, b: cir.Builder, given: ir.Value | None, sizes: tuple[in
         seen = b.op("Cast", [b.reshape(given, (batch, 1, 1, tokens))], {"to": ir.DataType.BOOL.value})
     else:
         raise RefuseError(f"its mask is {list(shape)}")
-    hidden = float(cir.attr(node, "mask_filter_value", _FILTER))
+    hidden = float(attribute_of(node, "mask_filter_value", _FILTER))
     return b.op("Where", [seen, b.scalar(0.0, "seen"), b.scalar(hidden, "hidden")])
 
 
-Rule = Callable[[ir.Node, cir.Builder], Sequence[ir.Value]]
+Rule = Callable[[ir.Node, Builder], Sequence[ir.Value]]
 _RULES: dict[tuple[str, str], Rule] = {
     (_DOMAIN, "SkipLayerNormalization"): _skip,
     (_DOMAIN, "SkipSimplifiedLayerNormalization"): _skip,

@@ -13,9 +13,9 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from compiler import build as building
 from compiler import cli
-from compiler.partition import Wishes
+from compiler.driver import build as building
+from compiler.partition.partition import Wishes
 
 
 def save(path: Path, proto: onnx.ModelProto) -> Path:

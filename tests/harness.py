@@ -9,15 +9,15 @@ import onnx
 import onnx_ir as ir
 
 import passes
-from compiler import importer
-from compiler import ir as cir
-from compiler.build import OPTIONAL
-from compiler.check import Checker
+from compiler.checks.pass_checks import Checker
+from compiler.device.legality import refusal
+from compiler.driver.build import OPTIONAL
 from compiler.emit import tflite
-from compiler.legality import refusal
+from compiler.graph import all_activations
+from compiler.graph.reference import Reference
+from compiler.importer import load as importer
 from compiler.quantize.calibrate import Observers, calibrate, observe
 from compiler.quantize.scales import assign, separate
-from compiler.reference import Reference
 from compiler.runtime.interpreter import TFLiteSegment
 from compiler.targets import Target
 
@@ -50,7 +50,7 @@ def error_in_steps(
     """Largest difference between the int8 segment of the whole graph and float beyond what is allowed, in steps of the
     output's scale."""
     graph = model.graph
-    values = list(cir.tensor_values(graph))
+    values = list(all_activations(graph))
     shown = observe(model, values, [feeds])
     quants = assign(list(graph), values, calibrate(model, values, shown, [feeds], Observers()))
     path = folder / "segment.tflite"

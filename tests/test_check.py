@@ -10,10 +10,10 @@ import onnx_ir as ir
 import pytest
 
 import passes
-from compiler import build as building
-from compiler import ir as cir
-from compiler.check import TOLERANCE, Checker
+from compiler.checks.pass_checks import TOLERANCE, Checker
+from compiler.driver import build as building
 from compiler.errors import InternalError
+from compiler.graph import Builder, Names, array_of
 from compiler.targets import Target
 from tests.conftest import Cli, save
 
@@ -21,8 +21,8 @@ from tests.conftest import Cli, save
 def double(model: ir.Model, target: Target) -> None:
     """Scales the second convolution's weights."""
     node = next(n for n in model.graph if n.op_type == "Conv" and n.name == "second")
-    b = cir.Builder(model, cir.Names(model.graph), node)
-    node.replace_input_with(1, b.const(cir.array_of(node.inputs[1]) * 2, "doubled"))  # type: ignore[arg-type]
+    b = Builder(model, Names(model.graph), node)
+    node.replace_input_with(1, b.const(array_of(node.inputs[1]) * 2, "doubled"))  # type: ignore[arg-type]
 
 
 def cut(model: ir.Model, target: Target) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import fit_cost
-from compiler import build as building
-from compiler import cost
+from compiler.device import cost
+from compiler.driver import build as building
 from compiler.errors import OptionError
 from compiler.ops.rules import OpInfo, TensorInfo
 from compiler.targets import Host, Target

@@ -9,15 +9,15 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from compiler import build as building
-from compiler import ir as cir
-from compiler.build import Options
+from compiler.driver import build as building
+from compiler.driver.build import Options
+from compiler.graph import activations_around
+from compiler.graph.reference import Reference
 from compiler.ops.activation import SIGMOID_END
 from compiler.quantize import weights
 from compiler.quantize.calibrate import Shown, observe
 from compiler.quantize.equalise import equalise
 from compiler.quantize.saturate import saturated
-from compiler.reference import Reference
 from tests.conftest import save
 
 HEAD = '<ir_version: 11, opset_import: ["" : 23]>\n'
@@ -104,7 +104,7 @@ def tpu_nodes(program: building.Program) -> list[ir.Node]:
 
 def seen(program: building.Program) -> tuple[list[ir.Node], dict[str, Shown]]:
     nodes = tpu_nodes(program)
-    return nodes, saturated(nodes, observe(program.model, cir.around(nodes), samples()))
+    return nodes, saturated(nodes, observe(program.model, activations_around(nodes), samples()))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -118,7 +118,7 @@ def test_factors_change_nothing_in_float(name: str, tmp_path: Path) -> None:
     with Reference(program.model) as after:
         for sample, want in zip(samples(2), wanted, strict=True):
             assert np.abs(after.run(sample)["y"] - want).max() <= 1e-4 * np.abs(want).max()
-    for key, now in observe(program.model, cir.around(nodes), samples()).items():
+    for key, now in observe(program.model, activations_around(nodes), samples()).items():
         assert np.allclose(now.mean, then[key].mean, rtol=1e-3, atol=1e-4)
 
 
@@ -162,7 +162,7 @@ def test_ranges_end_where_gates_close(body: str, low: float, high: float, tmp_pa
     program = lowered(body, tmp_path)
     nodes = tpu_nodes(program) or list(program.model.graph)
     conv = next(n for n in nodes if n.op_type == "Conv2D").outputs[0]
-    ranges = {str(v.name): shown(-50, 50) for v in cir.around(nodes)}
+    ranges = {str(v.name): shown(-50, 50) for v in activations_around(nodes)}
     got = saturated(nodes, ranges)[str(conv.name)].range
     assert got == pytest.approx((low, high), abs=0.03)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from compiler import build as building
-from compiler import html
-from compiler.partition import Wishes
+from compiler.driver import build as building
+from compiler.partition.partition import Wishes
+from compiler.view import page as html
 from fixtures import demo
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -10,10 +10,11 @@ import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
-from compiler import build as building
-from compiler import importer, onnxfile
-from compiler import ir as cir
+from compiler.driver import build as building
 from compiler.errors import ModelError
+from compiler.graph import OPSET, array_of
+from compiler.importer import load as importer
+from compiler.importer import onnxfile
 from compiler.runtime import Bundle, Pipeline
 from tests.conftest import save, small_network
 
@@ -45,7 +46,7 @@ def test_opsets(opset: int, tmp_path: Path) -> None:
         proto.graph.initializer.append(numpy_helper.from_array(array, name))
         proto.graph.input.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
     model = importer.load(save(tmp_path / "m.onnx", proto))
-    assert model.graph.opset_imports[""] >= cir.OPSET
+    assert model.graph.opset_imports[""] >= OPSET
     builds(tmp_path / "m.onnx", tmp_path)
 
 
@@ -63,7 +64,7 @@ def test_a_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
     path = save(tmp_path / "m.onnx", small_network())
     graph = importer.load(path).graph
     value = next(v for v in graph.initializers.values() if isinstance(v.const_value, ir.LazyTensor))
-    assert np.isfinite(cir.array_of(value)).all()
+    assert np.isfinite(array_of(value)).all()
     path.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(ModelError, match="changed while it was being read"):
         importer.check_weights(graph)

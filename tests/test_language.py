@@ -12,15 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compiler import build as building
-from compiler import bundle, language
-from compiler import ir as cir
+from compiler.driver import build as building
+from compiler.driver import language
+from compiler.emit import bundle
 from compiler.errors import CalibrationError, ModelError, OptionError
 from compiler.frontends import decoder, open_source
 from compiler.frontends.architecture import Weight
 from compiler.frontends.rotate import rotate
-from compiler.partition import Place, Wishes
-from compiler.reference import Reference
+from compiler.graph import HOST_REASON
+from compiler.graph.reference import Reference
+from compiler.partition.partition import Place, Wishes
 from compiler.runtime import RuntimeBundleError
 from compiler.runtime.language import LanguageModel
 from compiler.runtime.sampling import Sampler, Sampling
@@ -105,7 +106,7 @@ def test_a_rotated_stream_leaves_one_rotation_to_each_layer(tmp_path: Path) -> N
     for also in (frozenset(), frozenset({"rotate_stream"})):
         changed, options = language.rotated(source, building.Options(also=also))
         model = building.rewrite(decoder.write(changed, decoder.Form(1, 16, 16)), options)
-        counts.append(sum("rotates" in n.metadata_props.get(cir.HOST, "") for n in model.graph))
+        counts.append(sum("rotates" in n.metadata_props.get(HOST_REASON, "") for n in model.graph))
     layers = source.architecture.layers
     assert counts == [4 * layers + 1, layers]
     options = building.Options(wishes=Wishes(place="host"), also=frozenset({"rotate_stream"}))

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from benchmarks.groundtruth import agreement, stored
-from compiler import darwinn
 from compiler.ops import BUILTINS, document
 from compiler.ops.rules import COMMON, OpInfo, TensorInfo, judge
 from compiler.targets import Target
+from compiler.vendor import darwinn
 from tests.conftest import Cli
 
 ROOT = Path(__file__).parent.parent

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from compiler import build as building
+from compiler.driver import build as building
 from compiler.targets import Target, fits
 from fixtures import light
 

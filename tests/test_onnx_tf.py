@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compiler.emit import onnx_tf
 from compiler.runtime import Bundle, Pipeline
+from compiler.vendor import onnx_tf
 from tests.conftest import Cli
 
 ROOT = Path(__file__).parent.parent

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from compiler import build as building
-from compiler import ir as cir
-from compiler.partition import Wishes
-from compiler.program import Program
+from compiler.driver import build as building
+from compiler.graph import is_constant, origin_of, values_read
+from compiler.partition.partition import Wishes
+from compiler.partition.program import Program
 from fixtures import demo, light
 from tests.conftest import save, small_network
 
@@ -27,7 +27,7 @@ def check_contract(made: Program) -> None:
         inside = set(segment.inputs)
         for node in segment.nodes:
             assert made.plan.placements[node].device == segment.device
-            assert {v for v in cir.reads(node) if not cir.is_const(v)} <= inside
+            assert {v for v in values_read(node) if not is_constant(v)} <= inside
             inside |= set(node.outputs)
         known |= set(segment.outputs)
         if segment.device == "tpu":
@@ -56,5 +56,5 @@ def test_contract_when_tiled(tmp_path: Path) -> None:
 def test_host_reasons(tmp_path: Path) -> None:
     made = program(save(tmp_path / "m.onnx", small_network()))
     check_contract(made)
-    reasons = {cir.origin(n): p.reason for n, p in made.plan.placements.items() if p.device == "host"}
+    reasons = {origin_of(n): p.reason for n, p in made.plan.placements.items() if p.device == "host"}
     assert "LOCAL_RESPONSE_NORMALIZATION" in reasons["normalise"] and "probability" in reasons["softmax"]

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from compiler import build as building
+from compiler.driver import build as building
 from compiler.errors import CalibrationError, ModelError
 from compiler.quantize import weights
 from compiler.quantize.calibrate import Observers, _mse, _percentile

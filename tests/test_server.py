@@ -27,9 +27,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.testclient import TestClient
 
-from compiler import build as building
-from compiler import language
-from compiler.partition import Wishes
+from compiler.driver import build as building
+from compiler.driver import language
+from compiler.partition.partition import Wishes
 from compiler.runtime import Bundle
 from compiler.runtime.batching import Batcher, BusyError, Request
 from compiler.runtime.embedding import Embedder

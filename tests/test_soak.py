@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compiler import build as building
-from compiler import language
-from compiler.partition import Wishes
+from compiler.driver import build as building
+from compiler.driver import language
+from compiler.partition.partition import Wishes
 from tests.soak import soak
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "language.gguf"

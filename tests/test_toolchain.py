@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compiler import bundle as bundles
-from compiler import toolchain
+from compiler.emit import bundle as bundles
 from compiler.runtime import Pipeline
-from compiler.toolchain import Compiled, Refused, Session, Tool, parse
+from compiler.vendor import edgetpu_compiler as toolchain
+from compiler.vendor.edgetpu_compiler import Compiled, Refused, Session, Tool, parse
 from tests.conftest import Cli
 from tests.test_legality import GROUNDTRUTH
 
@@ -164,7 +164,7 @@ def test_what_is_not_as_planned_is_told(
     _, out = built(run_cli, small_model, tmp_path / "b", edgetpu_compiler)
     assert "1 FULLY_CONNECTED left on the CPU: More than one subgraph is not supported" in out
     monkeypatch.setenv("STANDIN_COMPILER", "stream")
-    monkeypatch.setattr("compiler.report._UNPLANNED", 0)
+    monkeypatch.setattr("compiler.view.tables._UNPLANNED", 0)
     _, out = built(run_cli, small_model, tmp_path / "c", edgetpu_compiler)
     assert "at each run, planned were none" in out
 

@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
-from compiler import build as building
-from compiler.verify import PERFECT_DB, Difference
+from compiler.checks.verify import PERFECT_DB, Difference
+from compiler.driver import build as building
 from tests.conftest import save
 
 

@@ -11,18 +11,23 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from compiler import build as building
-from compiler import bundle, darwinn, frontends, language, legality, report, toolchain
-from compiler import html as pages
-from compiler import measure as measuring
+from compiler import frontends
 from compiler.cli.common import err, out, progress_bars, write
-from compiler.emit import onnx_tf
+from compiler.device import legality
+from compiler.device import measure as measuring
+from compiler.driver import build as building
+from compiler.driver import language
+from compiler.emit import bundle
 from compiler.errors import OptionError, ToolchainError
-from compiler.partition import Wishes
-from compiler.program import Program
+from compiler.partition.partition import Wishes
+from compiler.partition.program import Program
 from compiler.quantize.calibrate import Observers
 from compiler.quantize.samples import ImageOptions
 from compiler.targets import Target
+from compiler.vendor import darwinn, onnx_tf
+from compiler.vendor import edgetpu_compiler as toolchain
+from compiler.view import page as pages
+from compiler.view import tables
 
 Dims = Annotated[list[str] | None, typer.Option("--dim", metavar="NAME=VALUE", help="Fix a dynamic dimension.")]
 Shapes = Annotated[
@@ -149,8 +154,8 @@ def build(
         _refuse_for_language(options)
         with progress_bars() as step:
             manifest = language.build(model, output, options, settings, step)
-        report.show_language(out, manifest)
-        report.show_compilation(out, manifest)
+        tables.show_language(out, manifest)
+        tables.show_compilation(out, manifest)
         out.print(f"Wrote {escape(str(output))}. `generate {escape(str(output))} PROMPT` continues a text.")
         return
     if "rotate_stream" in options.also:
@@ -161,9 +166,9 @@ def build(
         err.print("[bold yellow]No --calibration: using random data; accuracy will be meaningless.[/]")
     with progress_bars() as step:
         manifest = building.build(model, output, options, step)
-    report.show_plan(out, manifest)
-    report.show_quality(out, manifest["quality"])
-    report.show_compilation(out, manifest)
+    tables.show_plan(out, manifest)
+    tables.show_quality(out, manifest["quality"])
+    tables.show_compilation(out, manifest)
     out.print(f"Wrote {escape(str(output))}.")
 
 
@@ -203,7 +208,7 @@ def inspect(
         if as_json:
             print(json.dumps({"packages": [asdict(p) for p in packages], "on_cpu": on_cpu}, indent=1))
         else:
-            report.show_compiled(out, path.name, packages, on_cpu)
+            tables.show_compiled(out, path.name, packages, on_cpu)
         return
     if path.is_dir():
         plan = bundle.load(path).manifest
@@ -219,11 +224,11 @@ def inspect(
         print(json.dumps(plan, indent=1))
         return
     if "language" in plan:
-        report.show_language(out, plan)
+        tables.show_language(out, plan)
         return
-    report.show_plan(out, plan)
+    tables.show_plan(out, plan)
     if "quality" in plan:
-        report.show_quality(out, plan["quality"])
+        tables.show_quality(out, plan["quality"])
 
 
 def check(
@@ -236,7 +241,7 @@ def check(
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    report.show_check(out, path.name, rows)
+    tables.show_check(out, path.name, rows)
 
 
 def plan(
@@ -271,7 +276,7 @@ def plan(
         if as_json:
             print(json.dumps(found, indent=1))
         else:
-            report.show_language_forecasts(out, model.name, Target.load(target), found)
+            tables.show_language_forecasts(out, model.name, Target.load(target), found)
         return
     place = place or "tpu"
     counts = _counts(tpus)
@@ -287,7 +292,7 @@ def plan(
     if as_json:
         print(json.dumps(rows, indent=1))
     else:
-        report.show_forecasts(out, model.name, Target.load(target), rows)
+        tables.show_forecasts(out, model.name, Target.load(target), rows)
 
 
 def compile_(
@@ -305,7 +310,7 @@ def compile_(
         )
     with progress_bars() as step:
         manifest = toolchain.compile_bundle(path, tool, step)
-    report.show_compilation(out, manifest)
+    tables.show_compilation(out, manifest)
     out.print(f"Wrote {escape(str(path))}.")
 
 

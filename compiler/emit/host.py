@@ -16,10 +16,22 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from compiler import ir as cir
 from compiler.emit.store import LEAST_BYTES, Store
-from compiler.partition import Segment
-from compiler.program import Program
+from compiler.graph import (
+    BALANCED,
+    DIALECT,
+    IR_VERSION,
+    OPSET,
+    array_of,
+    consumers_of,
+    element_count,
+    is_constant,
+    only_consumer,
+    shape_of,
+    values_read,
+)
+from compiler.partition.partition import Segment
+from compiler.partition.program import Program
 from compiler.quantize import weights
 
 CONTRIB = "com.microsoft"
@@ -38,7 +50,7 @@ class _Writer:
         self.graph = onnx.GraphProto()
         self.files: dict[str, None] = {}
         self.constants: set[str] = set()
-        self.domains = {"": cir.OPSET}
+        self.domains = {"": OPSET}
 
     def write(self, path: Path) -> list[Path]:
         program, segment, model = self.program, self.segment, self.program.model
@@ -59,7 +71,7 @@ class _Writer:
             if inside:
                 self.change("QuantizeLinear", value, str(value.name), f"{value.name}/int8")
             self.graph.output.append(self.border(value, inside))
-        proto = onnx.ModelProto(ir_version=cir.IR_VERSION, producer_name="coral-bundle", graph=self.graph)
+        proto = onnx.ModelProto(ir_version=IR_VERSION, producer_name="coral-bundle", graph=self.graph)
         used = {node.op_identifier() for node in segment.nodes}
         proto.functions.extend(ir.serde.serialize_function(f) for i, f in model.functions.items() if i in used)
         for domain, version in sorted((self.domains | model.opset_imports).items()):
@@ -69,8 +81,8 @@ class _Writer:
         return [path, *(path.parent / name for name in self.files)]
 
     def node(self, node: ir.Node) -> None:
-        for value in cir.reads(node):
-            if cir.is_const(value):
+        for value in values_read(node):
+            if is_constant(value):
                 self.constant(value)
         self.domains.setdefault(node.domain, self.program.model.opset_imports.get(node.domain, 1))
         self.graph.node.append(ir.serde.serialize_node(node))
@@ -78,9 +90,9 @@ class _Writer:
     def product(self, product: _Product) -> None:
         """A normalised product in int8: its tiles, each scaled as the whole is."""
         rows = self.rows(product)
-        factors, start = cir.array_of(product.factors), 0
+        factors, start = array_of(product.factors), 0
         for node in product.tiles:
-            count = cir.shape(node.inputs[1])[0]
+            count = shape_of(node.inputs[1])[0]
             self.tile(node, rows, factors[start : start + count])
             start += count
         for node in product.joins:
@@ -98,17 +110,17 @@ class _Writer:
             return found
         x = product.tiles[0].inputs[0]
         assert x is not None
-        self.op("Reshape", [str(x.name), self.array(f"{name}/shape", np.array([-1, cir.shape(x)[-1]]))], name)
+        self.op("Reshape", [str(x.name), self.array(f"{name}/shape", np.array([-1, shape_of(x)[-1]]))], name)
         self.op("QuantizeLinear", [name, self.array(found[1], ROW_SCALE), self.array(found[2], ROW_ZERO)], found[0])
         return found
 
     def tile(self, node: ir.Node, rows: Sequence[str], factors: np.ndarray) -> None:
         """A FullyConnected or 1x1 Conv2D as QGemm, its outputs multiplied by `factors`."""
-        weight, name, shape = node.inputs[1], str(node.outputs[0].name), cir.shape(node.outputs[0])
+        weight, name, shape = node.inputs[1], str(node.outputs[0].name), shape_of(node.outputs[0])
         assert weight is not None
-        count, inputs = cir.shape(weight)[:2]
+        count, inputs = shape_of(weight)[:2]
         around = weights.Surroundings(str(weight.name), float(ROW_SCALE), float(ROW_SCALE))
-        matrix, scales, _ = weights.quantize(cir.array_of(weight), np.zeros(count, np.float32), around)
+        matrix, scales, _ = weights.quantize(array_of(weight), np.zeros(count, np.float32), around)
         constants = [
             self.array(f"{name}/weights", matrix.reshape(count, inputs)),
             self.array(f"{name}/scales", scales * factors),
@@ -135,7 +147,7 @@ class _Writer:
     def border(self, value: ir.Value, quantized: bool) -> onnx.ValueInfoProto:
         if not quantized:
             return ir.serde.serialize_value(value)
-        return onnx.helper.make_tensor_value_info(f"{value.name}/int8", onnx.TensorProto.INT8, cir.shape(value))
+        return onnx.helper.make_tensor_value_info(f"{value.name}/int8", onnx.TensorProto.INT8, shape_of(value))
 
     def array(self, name: str, array: np.ndarray | np.generic) -> str:
         self.add(name, np.asarray(array))
@@ -189,7 +201,7 @@ def _products(nodes: Sequence[ir.Node]) -> dict[ir.Node, _Product]:
     """The normalised products that lie wholly within `nodes`, by the node in whose place they are written."""
     inside, found = set(nodes), {}
     for scale in nodes:
-        shift = cir.only_consumer(scale.outputs[0]) if cir.BALANCED in scale.metadata_props else None
+        shift = only_consumer(scale.outputs[0]) if BALANCED in scale.metadata_props else None
         if shift is None or shift not in inside:
             continue
         z, factors = scale.inputs
@@ -208,7 +220,7 @@ def _products(nodes: Sequence[ir.Node]) -> dict[ir.Node, _Product]:
 def _single(product: _Product, shift: ir.Node, inside: set[ir.Node]) -> tuple[ir.Node, _Product]:
     """(the last node replaced, the product), with its normalisation where that is of one row and all inside."""
     plain = shift, product
-    rows, undo = product.tiles[0].inputs[0], cir.only_consumer(shift.outputs[0])
+    rows, undo = product.tiles[0].inputs[0], only_consumer(shift.outputs[0])
     divide = rows.producer() if rows is not None else None
     if rows is None or divide is None or undo is None or divide.op_type != "Div" or undo not in inside:
         return plain
@@ -219,8 +231,8 @@ def _single(product: _Product, shift: ir.Node, inside: set[ir.Node]) -> tuple[ir
         if source is None or source not in inside:
             return plain
         chain.append(source)
-    users = {*cir.consumers(rows), *cir.consumers(peak)}  # type: ignore[arg-type]
-    if cir.size(rows) != cir.shape(rows)[-1] or len(cir.shape(rows)) != 2 or users != {*product.tiles, divide, undo}:
+    users = {*consumers_of(rows), *consumers_of(peak)}  # type: ignore[arg-type]
+    if element_count(rows) != shape_of(rows)[-1] or len(shape_of(rows)) != 2 or users != {*product.tiles, divide, undo}:
         return plain
     replaced = product.replaced | {*chain, undo}
     return undo, replace(product, result=undo.outputs[0], replaced=replaced, single=row)
@@ -229,9 +241,9 @@ def _single(product: _Product, shift: ir.Node, inside: set[ir.Node]) -> tuple[ir
 def _collect(z: ir.Value, inside: set[ir.Node], tiles: list[ir.Node], joins: list[ir.Node]) -> bool:
     """Whether z is a product, or joined from products, that nobody else reads."""
     node = z.producer()
-    if node is None or node not in inside or cir.only_consumer(z) is None:
+    if node is None or node not in inside or only_consumer(z) is None:
         return False
-    if node.domain == cir.DIALECT and node.op_type in ("Conv2D", "FullyConnected"):
+    if node.domain == DIALECT and node.op_type in ("Conv2D", "FullyConnected"):
         tiles.append(node)
         return True
     if node.op_type != "Concat":

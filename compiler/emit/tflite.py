@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from ai_edge_litert import schema_py_generated as schema
 
-from compiler import ir as cir
+from compiler.graph import array_of, constant_of, grid_of, is_constant, shape_of
 from compiler.ops import lookup
 from compiler.quantize import weights
 from compiler.quantize.scales import Quant, from_range
@@ -71,9 +71,9 @@ class Writer:
 
     def tensor(self, value: ir.Value | None) -> int:
         """Index of an activation."""
-        assert value is not None and not cir.is_const(value), value
+        assert value is not None and not is_constant(value), value
         if value not in self._indices:
-            self._indices[value] = self._add(str(value.name), cir.shape(value), None, self.quant(value))
+            self._indices[value] = self._add(str(value.name), shape_of(value), None, self.quant(value))
         return self._indices[value]
 
     def alias(self, value: ir.Value, same: ir.Value | None) -> None:
@@ -82,11 +82,11 @@ class Writer:
 
     def scratch(self, like: ir.Value) -> int:
         """A tensor between two operators that write one node."""
-        return self._add(f"{like.name}/scratch", cir.shape(like), None, self.quant(like))
+        return self._add(f"{like.name}/scratch", shape_of(like), None, self.quant(like))
 
     def operand(self, value: ir.Value, like: ir.Value | None = None) -> int:
         """An activation, or a constant operand as int8: of its own scale, or that of `like`."""
-        array = cir.const(value)
+        array = constant_of(value)
         if array is None:
             return self.tensor(value)
         quant = self.quant(like) if like is not None else None
@@ -107,8 +107,8 @@ class Writer:
         input_scale, output_scale = self.quant(x).scale, self.quant(node.outputs[0]).scale
         # The taps of a TransposeConv2D take turns; their mean result is not that of one position.
         means = self._means.get(str(x.name)) if x is not None and node.op_type != "TransposeConv2D" else None
-        around = weights.Surroundings(str(weight.name), input_scale, output_scale, cir.grid(weight), means)
-        quantized, scales, biases = weights.quantize(cir.array_of(weight), cir.array_of(bias), around)
+        around = weights.Surroundings(str(weight.name), input_scale, output_scale, grid_of(weight), means)
+        quantized, scales, biases = weights.quantize(array_of(weight), array_of(bias), around)
         data = np.ascontiguousarray(quantized.transpose(order))
         axis = list(order).index(0)
         filters = self._add(str(weight.name), data.shape, data, None, (scales, axis))

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from compiler import ir as cir
 from compiler.frontends.architecture import Source, Weight
-from compiler.rotation import REASON
+from compiler.graph import COLUMNS, HOST_REASON, IR_VERSION, OPSET, ORIGIN, element_count, shape_of
+from compiler.quantize.rotation import REASON
 
 CONTRIB = "com.microsoft"
 
@@ -45,7 +45,7 @@ def write(source: Source, form: Form) -> ir.Model:
 class _Writer:
     def __init__(self, source: Source, form: Form) -> None:
         self.source, self.form, self.a = source, form, source.architecture
-        self.graph = ir.Graph([], [], nodes=[], opset_imports={"": cir.OPSET, CONTRIB: 1}, name="decoder")
+        self.graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET, CONTRIB: 1}, name="decoder")
         self.angles: dict[float, tuple[ir.Value, ir.Value]] = {}
 
     def model(self) -> ir.Model:
@@ -72,7 +72,7 @@ class _Writer:
         tied = "output.weight" not in self.source.weights
         head = self.linear("token_embd" if tied else "output", x, a.vocabulary, "logits")
         self.graph.outputs.extend([head, *presents])
-        return ir.Model(self.graph, ir_version=cir.IR_VERSION, producer_name="coral-bundle")
+        return ir.Model(self.graph, ir_version=IR_VERSION, producer_name="coral-bundle")
 
     def layer(self, index: int, x: ir.Value) -> tuple[ir.Value, list[ir.Value]]:
         a, p = self.a, f"blk.{index}."
@@ -91,7 +91,7 @@ class _Writer:
         return self.add(f"{p}ffn_residual", x, self.after(f"{p}post_ffw_norm", y)), cache
 
     def gated(self, p: str, gate: ir.Value, up: ir.Value) -> ir.Value:
-        shape = cir.shape(gate)
+        shape = shape_of(gate)
         if self.a.activation == "gelu":
             active = self.op(f"{p}ffn_gelu", "Gelu", [gate], shape, {"approximate": "tanh"})
         else:
@@ -104,13 +104,13 @@ class _Writer:
         rotation = self.source.rotation
         if rotation is None:
             return x
-        blocks = self.reshape(f"{p}ffn_blocks", x, (cir.size(x) // len(rotation), len(rotation)))
+        blocks = self.reshape(f"{p}ffn_blocks", x, (element_count(x) // len(rotation), len(rotation)))
         turn = self.array("rotation", rotation.T)
-        product = self.op(f"{p}ffn_turned", "MatMul", [blocks, turn], cir.shape(blocks))
+        product = self.op(f"{p}ffn_turned", "MatMul", [blocks, turn], shape_of(blocks))
         node = product.producer()
         assert node is not None
-        node.metadata_props[cir.HOST] = REASON
-        return self.reshape(f"{p}ffn_rows", product, cir.shape(x))
+        node.metadata_props[HOST_REASON] = REASON
+        return self.reshape(f"{p}ffn_rows", product, shape_of(x))
 
     def attention(self, index: int, q: ir.Value, k: ir.Value, v: ir.Value) -> tuple[ir.Value, list[ir.Value]]:
         a, form = self.a, self.form
@@ -130,10 +130,10 @@ class _Writer:
         node = ir.node(
             "GroupQueryAttention", inputs, attributes, domain=CONTRIB, num_outputs=3, name=f"blk.{index}.attention"
         )
-        node.metadata_props[cir.ORIGIN] = str(node.name)
+        node.metadata_props[ORIGIN] = str(node.name)
         self.graph.append(node)
         names = [f"blk.{index}.attention", f"present.{index}.key", f"present.{index}.value"]
-        for value, name, dims in zip(node.outputs, names, (cir.shape(q), shape, shape), strict=True):
+        for value, name, dims in zip(node.outputs, names, (shape_of(q), shape, shape), strict=True):
             value.name, value.shape, value.type = name, ir.Shape(dims), ir.TensorType(ir.DataType.FLOAT)
         return node.outputs[0], list(node.outputs[1:])
 
@@ -151,7 +151,7 @@ class _Writer:
 
     def linear(self, name: str, x: ir.Value, outputs: int, made: str | None = None) -> ir.Value:
         """x @ W^T, and its bias where it has one."""
-        *rows, inputs = cir.shape(x)
+        *rows, inputs = shape_of(x)
         weight = self.source.weight(f"{name}.weight", outputs, inputs)
         shape, biased = (*rows, outputs), f"{name}.bias" in self.source.weights
         value = self.columns(f"{name}.weight/T", weight)
@@ -163,12 +163,12 @@ class _Writer:
     def columns(self, name: str, weight: Weight) -> ir.Value:
         """W^T as a constant whose columns are read as the rows of W."""
         value = self.lazy(name, lambda: weight.array().T, weight.shape[::-1], ir.DataType.FLOAT)
-        value.meta[cir.COLUMNS] = weight.rows
+        value.meta[COLUMNS] = weight.rows
         return value
 
     def norm(self, name: str, x: ir.Value) -> ir.Value:
-        gain = self.constant(f"{name}.weight", self.source.weight(f"{name}.weight", cir.shape(x)[-1]), np.float32)
-        return self.op(name, "RMSNormalization", [x, gain], cir.shape(x), {"axis": -1, "epsilon": self.a.epsilon})
+        gain = self.constant(f"{name}.weight", self.source.weight(f"{name}.weight", shape_of(x)[-1]), np.float32)
+        return self.op(name, "RMSNormalization", [x, gain], shape_of(x), {"axis": -1, "epsilon": self.a.epsilon})
 
     def after(self, name: str, x: ir.Value) -> ir.Value:
         """The norm that some families have behind a block."""
@@ -176,12 +176,12 @@ class _Writer:
 
     def head_norm(self, name: str, x: ir.Value, heads: int) -> ir.Value:
         """A norm over each head by itself."""
-        shape = cir.shape(x)
+        shape = shape_of(x)
         split = self.reshape(f"{name}/heads", x, (*shape[:-1], heads, self.a.head))
         return self.reshape(f"{name}/joined", self.norm(name, split), shape)
 
     def add(self, name: str, x: ir.Value, y: ir.Value) -> ir.Value:
-        return self.op(name, "Add", [x, y], cir.shape(x))
+        return self.op(name, "Add", [x, y], shape_of(x))
 
     def reshape(self, name: str, x: ir.Value, shape: Sequence[int]) -> ir.Value:
         return self.op(name, "Reshape", [x, self.array(f"{name}/shape", np.array(shape, np.int64))], shape)
@@ -196,7 +196,7 @@ class _Writer:
         dtype: ir.DataType = ir.DataType.FLOAT,
     ) -> ir.Value:
         node = ir.node(op_type, inputs, dict(attributes or {}), num_outputs=1, name=name)
-        node.metadata_props[cir.ORIGIN] = name
+        node.metadata_props[ORIGIN] = name
         (value,) = node.outputs
         value.name, value.shape, value.type = name, ir.Shape(shape), ir.TensorType(dtype)
         self.graph.append(node)

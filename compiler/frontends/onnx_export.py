@@ -17,12 +17,12 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from compiler import importer
-from compiler import ir as cir
 from compiler.errors import ModelError, first_line
 from compiler.frontends import decoder, huggingface
 from compiler.frontends.architecture import Architecture, Source, Weight
-from compiler.reference import Reference
+from compiler.graph import attribute_of, constant_of, input_at, only_consumer, produced_by, shape_of
+from compiler.graph.reference import Reference
+from compiler.importer import load as importer
 
 GENAI = "genai_config.json"
 TOKENS = 12
@@ -112,15 +112,15 @@ def _linear(node: ir.Node) -> tuple[Weight, Weight | None] | None:
     """(weight [N, K], bias [N] or None) of a MatMul or Gemm of constant weights."""
     if node.op_type not in ("MatMul", "Gemm"):
         return None
-    value, flip = node.inputs[1], node.op_type == "MatMul" or not cir.attr(node, "transB", 0)
-    before = cir.producer(value, "Transpose")
+    value, flip = node.inputs[1], node.op_type == "MatMul" or not attribute_of(node, "transB", 0)
+    before = produced_by(value, "Transpose")
     if before is not None:
         value, flip = before.inputs[0], not flip
     if value is None or value.const_value is None or len(value.const_value.shape) != 2:
         return None
     weight = _weight(value.const_value, flip)
-    bias = cir.arg(node, 2)
-    add = cir.only_consumer(node.outputs[0])
+    bias = input_at(node, 2)
+    add = only_consumer(node.outputs[0])
     if bias is None and add is not None and add.op_type == "Add":
         bias = next((v for v in add.inputs if v is not None and v.const_value is not None), None)
     held = bias is not None and bias.const_value is not None and len(bias.const_value.shape) == 1
@@ -181,13 +181,13 @@ def _genai(folder: Path, model: ir.Model) -> tuple[Architecture, dict[str, Any]]
         kv_heads=kv_heads,
         head=head,
         hidden=hidden,
-        epsilon=float(cir.attr(norm, "epsilon", 1e-6)),
+        epsilon=float(attribute_of(norm, "epsilon", 1e-6)),
         context=context,
         bases=(base,) * layers,
-        windows=tuple(max(0, int(cir.attr(n, "local_window_size", -1))) for n in attention),
-        interleaved=bool(cir.attr(attention[0], "rotary_interleaved", 0)),
+        windows=tuple(max(0, int(attribute_of(n, "local_window_size", -1))) for n in attention),
+        interleaved=bool(attribute_of(attention[0], "rotary_interleaved", 0)),
         rotary=head,
-        attention_scale=float(cir.attr(attention[0], "scale", 0.0)) or None,
+        attention_scale=float(attribute_of(attention[0], "scale", 0.0)) or None,
         rope_factors=factors,
     )
     ends = {"eos_token_id": config.get("eos_token_id"), "bos_token_id": config.get("bos_token_id")}
@@ -205,8 +205,8 @@ def _gate(node: ir.Node) -> Weight | None:
 
 def _rotary(folder: Path, attention: ir.Node) -> tuple[float, tuple[float, ...]]:
     """(base, what its frequencies are divided by) from the tables of cosines and sines of places 0 and 1."""
-    tables = [cir.const(cir.arg(attention, i)) for i in (7, 8)]
-    if not cir.attr(attention, "do_rotary", 0) or any(t is None or len(t) < 2 for t in tables):
+    tables = [constant_of(input_at(attention, i)) for i in (7, 8)]
+    if not attribute_of(attention, "do_rotary", 0) or any(t is None or len(t) < 2 for t in tables):
         raise ModelError(f"{folder}: rotary embedding outside of GroupQueryAttention is not supported")
     cos, sin = (np.asarray(t, np.float64)[1] for t in tables)
     frequencies = np.arctan2(sin, cos)
@@ -236,7 +236,7 @@ def _compare(path: Path, source: Source) -> None:
     form = decoder.Form(1, length, length, all_logits=True)
     model = decoder.write(source, form)
     with Reference(model) as reference:
-        cache = {str(v.name): np.zeros(cir.shape(v), np.float32) for v in model.graph.inputs if len(cir.shape(v)) == 4}
+        cache = {str(v.name): np.zeros(shape_of(v), np.float32) for v in model.graph.inputs if len(shape_of(v)) == 4}
         own: dict[str, np.ndarray] = {
             "tokens": tokens[None],
             "lengths": np.array([length - 1], np.int32),

@@ -20,7 +20,7 @@ import numpy as np
 
 from compiler.errors import OptionError
 from compiler.frontends.architecture import Source, Weight
-from compiler.rotation import block_rotation, turned, turned_outputs
+from compiler.quantize.rotation import block_rotation, turned, turned_outputs
 
 # Of each norm, the layers behind it.
 _BEHIND = {"attn_norm": ("attn_q", "attn_k", "attn_v"), "ffn_norm": ("ffn_gate", "ffn_up")}

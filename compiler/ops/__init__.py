@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from compiler import ir as cir
+from compiler.graph import key_of
 from compiler.ops import (
     activation,
     concat,
@@ -51,7 +51,7 @@ BUILTINS: dict[str, Builtin] = {b.name: b for family in FAMILIES for b in family
 
 
 def lookup(node: ir.Node) -> Operator | None:
-    return OPERATORS.get(cir.key(node))
+    return OPERATORS.get(key_of(node))
 
 
 __all__ = ["BUILTINS", "OPERATORS", "Operator", "RefuseError", "Scales", "lookup"]

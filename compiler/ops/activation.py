@@ -7,7 +7,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from compiler import ir as cir
+from compiler.graph import (
+    DIALECT,
+    Builder,
+    activations_of,
+    array_of,
+    attribute_of,
+    constant_of,
+    input_at,
+    is_constant,
+    only_consumer,
+    scalar_of,
+    shape_of,
+    to_nchw,
+    to_nhwc,
+)
 from compiler.ops.common import FLOAT_MAX, Operator, Refusal, Scales, free_permute, same_channels
 from compiler.ops.elementwise import permute_constants
 from compiler.ops.rules import Builtin, OpInfo, Rule, constant
@@ -32,8 +46,8 @@ def bounds(node: ir.Node) -> tuple[float, float] | None:
         return 0.0, FLOAT_MAX
     found = []
     for index, default in ((1, -FLOAT_MAX), (2, FLOAT_MAX)):
-        bound = cir.arg(node, index)
-        value = default if bound is None else cir.scalar(bound)
+        bound = input_at(node, index)
+        value = default if bound is None else scalar_of(bound)
         if value is None:
             return None
         found.append(float(np.clip(value, -FLOAT_MAX, FLOAT_MAX)))
@@ -54,11 +68,11 @@ def scales_clamp(node: ir.Node) -> Scales:
     """
     x = node.inputs[0]
     assert x is not None
-    if x.producer() is not None and cir.only_consumer(x) is node:
-        return Scales(same=(*cir.activations(node), *node.outputs), range_of=node.outputs[0])
+    if x.producer() is not None and only_consumer(x) is node:
+        return Scales(same=(*activations_of(node), *node.outputs), range_of=node.outputs[0])
     if bounds(node) in CLAMPS:
         return Scales()
-    return Scales(same=(*cir.activations(node), *node.outputs))
+    return Scales(same=(*activations_of(node), *node.outputs))
 
 
 def emit_clamp(node: ir.Node, w: Writer) -> None:
@@ -78,27 +92,27 @@ def emit_clamp(node: ir.Node, w: Writer) -> None:
     w.add("MINIMUM", 2, [middle, w.number(high, y)], [w.tensor(y)])
 
 
-def lower_leaky_relu(node: ir.Node, b: cir.Builder) -> None:
+def lower_leaky_relu(node: ir.Node, b: Builder) -> None:
     x = node.inputs[0]
-    slope = b.scalar(float(cir.attr(node, "alpha", 0.01)), "slope")
+    slope = b.scalar(float(attribute_of(node, "alpha", 0.01)), "slope")
     b.replace(b.op("PRelu", [x, slope]))
 
 
-def lower_prelu(node: ir.Node, b: cir.Builder) -> None:
+def lower_prelu(node: ir.Node, b: Builder) -> None:
     """One slope per channel of an image: along the innermost axis as NHWC."""
     x, slope = node.inputs
     assert x is not None and slope is not None
-    if not cir.is_const(slope) or len(cir.shape(x)) != 4 or cir.shape(slope)[-3:] != (cir.shape(x)[1], 1, 1):
+    if not is_constant(slope) or len(shape_of(x)) != 4 or shape_of(slope)[-3:] != (shape_of(x)[1], 1, 1):
         return
-    flat = b.const(cir.array_of(slope).reshape(-1), f"{slope.name}/flat")
-    b.replace(cir.to_nchw(b, b.op("PRelu", [cir.to_nhwc(b, x), flat])))
+    flat = b.const(array_of(slope).reshape(-1), f"{slope.name}/flat")
+    b.replace(to_nchw(b, b.op("PRelu", [to_nhwc(b, x), flat])))
 
 
 def refuse_prelu(node: ir.Node, target: Target) -> Refusal:
     slope = node.inputs[1]
-    if not cir.is_const(slope):
+    if not is_constant(slope):
         return "its slope is computed at run time"
-    shape = cir.shape(slope)
+    shape = shape_of(slope)
     if any(d > 1 for d in shape[:-1]):
         return f"its slope {list(shape)} varies outside the innermost dimension"
     return None
@@ -106,58 +120,58 @@ def refuse_prelu(node: ir.Node, target: Target) -> Refusal:
 
 def emit_prelu(node: ir.Node, w: Writer) -> None:
     x, slope = node.inputs
-    array = cir.const(slope)
+    array = constant_of(slope)
     assert x is not None and array is not None
-    channels = np.broadcast_to(array.reshape(-1), cir.shape(x)[-1:])
+    channels = np.broadcast_to(array.reshape(-1), shape_of(x)[-1:])
     alpha = w.quantized_constant(f"{node.name}/slope", channels)
     w.add("PRELU", 1, [w.tensor(x), alpha], [w.tensor(node.outputs[0])])
 
 
-def affine(b: cir.Builder, x: ir.Value, slope: float, shift: float) -> ir.Value:
+def affine(b: Builder, x: ir.Value, slope: float, shift: float) -> ir.Value:
     """slope * x + shift. Of an image it is a 1x1 depthwise convolution: one operator, and one that can undo the factors
     that channels are equalised by (compiler/quantize/equalise.py)."""
-    if len(cir.shape(x)) != 4 or cir.shape(x)[0] != 1:
+    if len(shape_of(x)) != 4 or shape_of(x)[0] != 1:
         y = b.op("Mul", [x, b.scalar(slope, "slope")])
         return b.op("Add", [y, b.scalar(shift, "shift")]) if shift else y
-    x = cir.to_nhwc(b, x)
-    count = cir.shape(x)[3]
+    x = to_nhwc(b, x)
+    count = shape_of(x)[3]
     weight = b.const(np.full((count, 1, 1, 1), slope, np.float32), "slope")
     bias = b.const(np.full(count, shift, np.float32), "shift")
     plain = {"group": count, "strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1)}
-    return cir.to_nchw(b, b.op("DepthwiseConv2D", [x, weight, bias], plain, cir.DIALECT))
+    return to_nchw(b, b.op("DepthwiseConv2D", [x, weight, bias], plain, DIALECT))
 
 
-def lower_hard_sigmoid(node: ir.Node, b: cir.Builder) -> None:
+def lower_hard_sigmoid(node: ir.Node, b: Builder) -> None:
     (x,) = node.inputs
     assert x is not None
-    b.replace(_hard_sigmoid(b, x, float(cir.attr(node, "alpha", 0.2)), float(cir.attr(node, "beta", 0.5))))
+    b.replace(_hard_sigmoid(b, x, float(attribute_of(node, "alpha", 0.2)), float(attribute_of(node, "beta", 0.5))))
 
 
-def _hard_sigmoid(b: cir.Builder, x: ir.Value, alpha: float, beta: float) -> ir.Value:
+def _hard_sigmoid(b: Builder, x: ir.Value, alpha: float, beta: float) -> ir.Value:
     """clip(alpha x + beta, 0, 1); the clamp is written as the scale of what it clamps."""
     return b.op("Clip", [affine(b, x, alpha, beta), b.scalar(0, "zero"), b.scalar(1, "one")])
 
 
-def lower_gelu(node: ir.Node, b: cir.Builder) -> None:
+def lower_gelu(node: ir.Node, b: Builder) -> None:
     """x * gate(1.702 x), the gate written as a sigmoid: at most 0.0203 off (Hendrycks and Gimpel, 2016). TFLite's own
     GELU is newer than what the Edge TPU compiler reads."""
     (x,) = node.inputs
     assert x is not None
-    gate = GELU_GATES[cir.attr(node, "approximate", "none") == "tanh"]
-    y = b.op(gate, [affine(b, x, GELU_SLOPE, 0)], domain=cir.DIALECT)
+    gate = GELU_GATES[attribute_of(node, "approximate", "none") == "tanh"]
+    y = b.op(gate, [affine(b, x, GELU_SLOPE, 0)], domain=DIALECT)
     b.replace(b.op("Mul", [x, y]))
 
 
-def lower_hard_swish(node: ir.Node, b: cir.Builder) -> None:
+def lower_hard_swish(node: ir.Node, b: Builder) -> None:
     (x,) = node.inputs
     assert x is not None
     b.replace(b.op("Mul", [x, _hard_sigmoid(b, x, 1 / 6, 0.5)]))
 
 
-def lower_swish(node: ir.Node, b: cir.Builder) -> None:
+def lower_swish(node: ir.Node, b: Builder) -> None:
     (x,) = node.inputs
     assert x is not None
-    alpha = float(cir.attr(node, "alpha", 1.0))
+    alpha = float(attribute_of(node, "alpha", 1.0))
     inner = x if alpha == 1 else b.op("Mul", [x, b.scalar(alpha, "alpha")])
     b.replace(b.op("Mul", [x, b.op("Sigmoid", [inner])]))
 
@@ -217,7 +231,7 @@ OPERATORS = (
     Operator("HardSwish", lower=lower_hard_swish),
     Operator("Swish", lower=lower_swish),
     Operator("Gelu", lower=lower_gelu),
-    *(Operator(gate, cir.DIALECT, scales=scales_sigmoid, emit=emit_table, permute=free_permute) for gate in GELU_GATES),
+    *(Operator(gate, DIALECT, scales=scales_sigmoid, emit=emit_table, permute=free_permute) for gate in GELU_GATES),
     Operator("Sigmoid", scales=scales_sigmoid, emit=emit_table, permute=free_permute),
     Operator("Tanh", scales=scales_tanh, emit=emit_table, permute=free_permute),
 )

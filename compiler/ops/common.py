@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from compiler import ir as cir
+from compiler.graph import Builder, activations_of, attribute_of, axis_of, shape_of
 from compiler.targets import Target
 
 if TYPE_CHECKING:
@@ -67,11 +67,11 @@ class Operator:
 
     op_type: str
     domain: str = ""
-    lower: Callable[[ir.Node, cir.Builder], None] | None = None
+    lower: Callable[[ir.Node, Builder], None] | None = None
     refuse: Callable[[ir.Node, Target], Refusal] | None = None
     scales: Callable[[ir.Node], Scales] = lambda node: Scales()
     emit: Callable[[ir.Node, Writer], None] | None = None
-    permute: Callable[[ir.Node, Sequence[int], cir.Builder], None] | None = None
+    permute: Callable[[ir.Node, Sequence[int], Builder], None] | None = None
     ties: Callable[[ir.Node], list[Tie] | None] = lambda node: None
 
     @property
@@ -81,29 +81,29 @@ class Operator:
 
 def same_scale(node: ir.Node) -> Scales:
     """Every activation in and out shares one scale."""
-    return Scales(same=(*cir.activations(node), *node.outputs))
+    return Scales(same=(*activations_of(node), *node.outputs))
 
 
 def channels(value: ir.Value) -> int:
     """Length of the last axis, 1 for a number."""
-    return cir.shape(value)[-1] if cir.shape(value) else 1
+    return shape_of(value)[-1] if shape_of(value) else 1
 
 
 def same_channels(node: ir.Node) -> list[Tie] | None:
     """Factors of channels go through an operator that treats each channel alike and by itself."""
-    first, *others = [*cir.activations(node), *node.outputs]
+    first, *others = [*activations_of(node), *node.outputs]
     if any(channels(v) != channels(first) for v in others):
         return None
     return [Tie(first, v) for v in others]
 
 
-def free_permute(node: ir.Node, perm: Sequence[int], b: cir.Builder) -> None:
+def free_permute(node: ir.Node, perm: Sequence[int], b: Builder) -> None:
     """An operator that has no axes: a Transpose passes through it as it is."""
 
 
-def permute_axis(node: ir.Node, perm: Sequence[int], b: cir.Builder) -> None:
+def permute_axis(node: ir.Node, perm: Sequence[int], b: Builder) -> None:
     """An operator with an `axis` attribute."""
-    axis = cir.axis_of(int(cir.attr(node, "axis", -1)), len(perm))
+    axis = axis_of(int(attribute_of(node, "axis", -1)), len(perm))
     node.attributes["axis"] = ir.AttrInt64("axis", perm[axis])
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from compiler import ir as cir
+from compiler.graph import Builder, attribute_of, axis_of, input_at, is_constant, shape_of
 from compiler.ops.common import (
     Operator,
     Refusal,
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from compiler.emit.tflite import Writer
 
 
-def permute_concat(node: ir.Node, perm: Sequence[int], b: cir.Builder) -> None:
+def permute_concat(node: ir.Node, perm: Sequence[int], b: Builder) -> None:
     permute_axis(node, perm, b)
     permute_constants(node, perm, b)
 
 
 def emit_concat(node: ir.Node, w: Writer) -> None:
     y = node.outputs[0]
-    axis = cir.axis_of(int(cir.attr(node, "axis")), len(cir.shape(y)))
+    axis = axis_of(int(attribute_of(node, "axis")), len(shape_of(y)))
     inputs = [w.operand(v, y) for v in node.inputs if v is not None]
     w.add("CONCATENATION", 2, inputs, [w.tensor(y)], {"axis": axis, "fusedActivationFunction": 0})
 
@@ -43,10 +43,10 @@ def ties(node: ir.Node) -> list[Tie] | None:
     """Channels of the whole are those of the parts, one behind the other or alike."""
     concat = node.op_type == "Concat"
     whole, parts = (node.outputs[0], node.inputs) if concat else (node.inputs[0], node.outputs)
-    if whole is None or any(v is None or cir.is_const(v) for v in parts):
+    if whole is None or any(v is None or is_constant(v) for v in parts):
         return None
-    rank = len(cir.shape(whole))
-    if cir.axis_of(int(cir.attr(node, "axis", 0)), rank) != rank - 1:
+    rank = len(shape_of(whole))
+    if axis_of(int(attribute_of(node, "axis", 0)), rank) != rank - 1:
         return same_channels(node)
     found, begin = [], 0
     for part in parts:
@@ -56,15 +56,15 @@ def ties(node: ir.Node) -> list[Tie] | None:
     return found
 
 
-def lower_split(node: ir.Node, b: cir.Builder) -> None:
+def lower_split(node: ir.Node, b: Builder) -> None:
     """Unequal parts become slices; the Edge TPU has no SPLIT_V."""
     x = node.inputs[0]
     assert x is not None
-    sizes_value = cir.arg(node, 1)
-    if sizes_value is not None and not cir.is_const(sizes_value):
+    sizes_value = input_at(node, 1)
+    if sizes_value is not None and not is_constant(sizes_value):
         raise RefuseError("its sizes are computed at run time")
-    axis = cir.axis_of(int(cir.attr(node, "axis", 0)), len(cir.shape(x)))
-    sizes = [cir.shape(v)[axis] for v in node.outputs]
+    axis = axis_of(int(attribute_of(node, "axis", 0)), len(shape_of(x)))
+    sizes = [shape_of(v)[axis] for v in node.outputs]
     if len(set(sizes)) == 1:
         if sizes_value is not None:
             count = len(sizes)
@@ -79,14 +79,14 @@ def lower_split(node: ir.Node, b: cir.Builder) -> None:
 
 
 def refuse_split(node: ir.Node, target: Target) -> Refusal:
-    rank = len(cir.shape(node.inputs[0]))
-    batch = cir.axis_of(int(cir.attr(node, "axis", 0)), rank) == 0 and rank > 1
+    rank = len(shape_of(node.inputs[0]))
+    batch = axis_of(int(attribute_of(node, "axis", 0)), rank) == 0 and rank > 1
     return "it splits the batch dimension" if batch else None
 
 
 def emit_split(node: ir.Node, w: Writer) -> None:
     x = node.inputs[0]
-    axis = cir.axis_of(int(cir.attr(node, "axis", 0)), len(cir.shape(x)))
+    axis = axis_of(int(attribute_of(node, "axis", 0)), len(shape_of(x)))
     outputs = [w.tensor(v) for v in node.outputs]
     w.add("SPLIT", 2, [w.scalar_int(axis), w.tensor(x)], outputs, {"numSplits": len(outputs)})
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import onnx_ir as ir
 
-from compiler import ir as cir
+from compiler.graph import DIALECT, Builder, attribute_of, input_at, is_constant, shape_of, to_nchw, to_nhwc
 from compiler.ops.common import Operator, RefuseError, same_geometry
 from compiler.ops.rules import Builtin, OpInfo, Rule, TensorInfo, Work, constant
 from compiler.targets import Layer, Target
@@ -42,14 +42,14 @@ class Window:
 
 def window(node: ir.Node, height: int, width: int, kernel: Sequence[int]) -> Window:
     """The sliding window of a Conv or pooling node over an image of `height` x `width`."""
-    pair = [tuple(cir.attr(node, name, (1, 1))) for name in ("strides", "dilations")]
+    pair = [tuple(attribute_of(node, name, (1, 1))) for name in ("strides", "dilations")]
     strides, dilations = (p if len(p) == 2 else (1, *p) for p in pair)
     if 1 in kernel:  # along which a dilation means nothing; the Edge TPU wants the same both ways
         dilations = (dilations[kernel[0] == 1],) * 2
-    pads = tuple(cir.attr(node, "pads", (0, 0, 0, 0)))
+    pads = tuple(attribute_of(node, "pads", (0, 0, 0, 0)))
     if len(pads) == 2:
         pads = (0, pads[0], 0, pads[1])
-    auto = cir.attr(node, "auto_pad", "NOTSET")
+    auto = attribute_of(node, "auto_pad", "NOTSET")
     made = Window((int(kernel[0]), int(kernel[1])), strides, dilations, pads)
     if auto == "VALID":
         return Window(made.kernel, strides, dilations, (0, 0, 0, 0))
@@ -60,7 +60,7 @@ def window(node: ir.Node, height: int, width: int, kernel: Sequence[int]) -> Win
     return made
 
 
-def padded(b: cir.Builder, x: ir.Value, win: Window) -> tuple[ir.Value, Window]:
+def padded(b: Builder, x: ir.Value, win: Window) -> tuple[ir.Value, Window]:
     """An NHWC image and a window that TFLite can pad; any other padding becomes a Pad in front."""
     if tflite_pads(win, x):
         return x, win
@@ -71,110 +71,110 @@ def padded(b: cir.Builder, x: ir.Value, win: Window) -> tuple[ir.Value, Window]:
 
 def tflite_pads(win: Window, nhwc: ir.Value) -> bool:
     """Whether the pads are those of TFLite's VALID or SAME."""
-    _, height, width, _ = cir.shape(nhwc)
+    _, height, width, _ = shape_of(nhwc)
     return not any(win.pads) or win.pads == win.same_pads(height, width)
 
 
-def zero_padded(b: cir.Builder, x: ir.Value, win: Window) -> tuple[ir.Value, Window]:
+def zero_padded(b: Builder, x: ir.Value, win: Window) -> tuple[ir.Value, Window]:
     """An NHWC image with zeros around it, and the window without pads."""
     top, left, bottom, right = win.pads
     amounts = b.const(np.array([0, top, left, 0, 0, bottom, right, 0], np.int64), "pads")
     return b.op("Pad", [x, amounts]), replace(win, pads=(0, 0, 0, 0))
 
 
-def image(b: cir.Builder, value: ir.Value, node: ir.Node) -> ir.Value:
+def image(b: Builder, value: ir.Value, node: ir.Node) -> ir.Value:
     """NCHW [1, C, H, W] or [1, C, W] as NHWC."""
-    shape = cir.shape(value)
+    shape = shape_of(value)
     if len(shape) not in (3, 4):
         raise RefuseError(f"it is {len(shape) - 2}-dimensional; the Edge TPU has 1 and 2 dimensional windows")
     if shape[0] != 1:
         raise RefuseError(f"its batch is {shape[0]}; the Edge TPU takes one image at a time")
     if len(shape) == 3:
         value = b.reshape(value, (shape[0], shape[1], 1, shape[2]))
-    return cir.to_nhwc(b, value)
+    return to_nhwc(b, value)
 
 
-def unimage(b: cir.Builder, value: ir.Value, rank: int) -> ir.Value:
+def unimage(b: Builder, value: ir.Value, rank: int) -> ir.Value:
     """NHWC back to the layout that `image` found."""
-    value = cir.to_nchw(b, value)
+    value = to_nchw(b, value)
     if rank == 3:
-        n, c, _, w = cir.shape(value)
+        n, c, _, w = shape_of(value)
         value = b.reshape(value, (n, c, w))
     return value
 
 
-def lower_conv(node: ir.Node, b: cir.Builder) -> None:
+def lower_conv(node: ir.Node, b: Builder) -> None:
     x, weight = node.inputs[0], node.inputs[1]
     assert x is not None and weight is not None
-    if not cir.is_const(weight):
+    if not is_constant(weight):
         raise RefuseError("its weights are computed at run time; the Edge TPU needs them constant")
-    if cir.arg(node, 2) is not None and not cir.is_const(node.inputs[2]):
+    if input_at(node, 2) is not None and not is_constant(node.inputs[2]):
         raise RefuseError("its bias is computed at run time; the Edge TPU needs it constant")
-    rank = len(cir.shape(x))
+    rank = len(shape_of(x))
     nhwc = image(b, x, node)
     if rank == 3:
-        out, cin, taps = cir.shape(weight)
+        out, cin, taps = shape_of(weight)
         weight = b.lazy(weight, lambda w: w[:, :, None, :], (out, cin, 1, taps), f"{weight.name}/2d")
-    _, height, width, channels = cir.shape(nhwc)
-    win = window(node, height, width, cir.shape(weight)[2:])
-    bias = cir.arg(node, 2) or zero_bias(b, cir.shape(weight)[0], weight)
+    _, height, width, channels = shape_of(nhwc)
+    win = window(node, height, width, shape_of(weight)[2:])
+    bias = input_at(node, 2) or zero_bias(b, shape_of(weight)[0], weight)
     nhwc, win = padded(b, nhwc, win)
-    group = int(cir.attr(node, "group", 1))
+    group = int(attribute_of(node, "group", 1))
     attributes = win.attributes
     if group == 1:
-        y = b.op("Conv2D", [nhwc, weight, bias], attributes, cir.DIALECT)
+        y = b.op("Conv2D", [nhwc, weight, bias], attributes, DIALECT)
     elif group == channels:
-        y = b.op("DepthwiseConv2D", [nhwc, weight, bias], {"group": group, **attributes}, cir.DIALECT)
+        y = b.op("DepthwiseConv2D", [nhwc, weight, bias], {"group": group, **attributes}, DIALECT)
     else:
         y = grouped(b, nhwc, (weight, bias), group, attributes)
     b.replace(unimage(b, y, rank))
 
 
-def zero_bias(b: cir.Builder, outputs: int, weight: ir.Value) -> ir.Value:
+def zero_bias(b: Builder, outputs: int, weight: ir.Value) -> ir.Value:
     return b.const(np.zeros(outputs, np.float32), f"{weight.name}/zero_bias")
 
 
 def grouped(
-    b: cir.Builder, x: ir.Value, params: tuple[ir.Value, ir.Value], group: int, attributes: dict[str, tuple[int, ...]]
+    b: Builder, x: ir.Value, params: tuple[ir.Value, ir.Value], group: int, attributes: dict[str, tuple[int, ...]]
 ) -> ir.Value:
     """A grouped convolution as Split, one convolution per group, Concat; the Edge TPU has no groups."""
     parts = b.ops("Split", [x, None], {"axis": 3, "num_outputs": group}, outputs=group)
-    each = cir.shape(params[0])[0] // group
+    each = shape_of(params[0])[0] // group
     made = []
     for index, part in enumerate(parts):
         rows = slice(index * each, (index + 1) * each)
         weight, bias = (b.rows(value, rows) for value in params)
-        made.append(b.op("Conv2D", [part, weight, bias], attributes, cir.DIALECT))
+        made.append(b.op("Conv2D", [part, weight, bias], attributes, DIALECT))
     return b.op("Concat", made, {"axis": 3})
 
 
-def lower_conv_transpose(node: ir.Node, b: cir.Builder) -> None:
+def lower_conv_transpose(node: ir.Node, b: Builder) -> None:
     x, weight = node.inputs[0], node.inputs[1]
     assert x is not None and weight is not None
-    if not cir.is_const(weight):
+    if not is_constant(weight):
         raise RefuseError("its weights are computed at run time; the Edge TPU needs them constant")
-    if len(cir.shape(x)) != 4:
+    if len(shape_of(x)) != 4:
         raise RefuseError("it is not two-dimensional; TRANSPOSE_CONV is")
-    if int(cir.attr(node, "group", 1)) != 1 or set(cir.attr(node, "dilations", (1, 1))) != {1}:
+    if int(attribute_of(node, "group", 1)) != 1 or set(attribute_of(node, "dilations", (1, 1))) != {1}:
         raise RefuseError("it has groups or dilations; TRANSPOSE_CONV has neither")
     nhwc = image(b, x, node)
-    kernel, strides = cir.shape(weight)[2:], tuple(cir.attr(node, "strides", (1, 1)))
+    kernel, strides = shape_of(weight)[2:], tuple(attribute_of(node, "strides", (1, 1)))
     if any(k < s for k, s in zip(kernel, strides, strict=True)):
         raise RefuseError(f"its kernel {list(kernel)} is smaller than its stride {list(strides)}")
-    cin, cout = cir.shape(weight)[:2]
+    cin, cout = shape_of(weight)[:2]
     weight = b.lazy(weight, lambda w: w.transpose(1, 0, 2, 3), (cout, cin, *kernel), f"{weight.name}/oihw")
-    bias = cir.arg(node, 2) or zero_bias(b, cout, weight)
-    sizes, want = cir.shape(nhwc)[1:3], cir.shape(node.outputs[0])[2:]
+    bias = input_at(node, 2) or zero_bias(b, cout, weight)
+    sizes, want = shape_of(nhwc)[1:3], shape_of(node.outputs[0])[2:]
     begins = _crop(node, sizes, strides, kernel, want)
     same = tuple((k - s) // 2 for k, s in zip(kernel, strides, strict=True))
     if begins == same and all(w == i * s for w, i, s in zip(want, sizes, strides, strict=True)):
         ends = [k - s - p for k, s, p in zip(kernel, strides, same, strict=True)]
         attributes = {"strides": strides, "pads": (*same, *ends)}
-        y = b.op("TransposeConv2D", [nhwc, weight, bias], attributes, cir.DIALECT)
+        y = b.op("TransposeConv2D", [nhwc, weight, bias], attributes, DIALECT)
     else:
-        y = b.op("TransposeConv2D", [nhwc, weight, bias], {"strides": strides, "pads": (0,) * 4}, cir.DIALECT)
+        y = b.op("TransposeConv2D", [nhwc, weight, bias], {"strides": strides, "pads": (0,) * 4}, DIALECT)
         y = crop(b, y, begins, want)
-    b.replace(cir.to_nchw(b, y))
+    b.replace(to_nchw(b, y))
 
 
 def _crop(
@@ -182,18 +182,18 @@ def _crop(
 ) -> tuple[int, ...]:
     """Where the wanted image begins in the uncropped one of a ConvTranspose."""
     full = [(i - 1) * s + k for i, s, k in zip(sizes, strides, kernel, strict=True)]
-    auto = cir.attr(node, "auto_pad", "NOTSET")
+    auto = attribute_of(node, "auto_pad", "NOTSET")
     if "output_shape" in node.attributes or auto.startswith("SAME"):
         total = [f - w for f, w in zip(full, want, strict=True)]
         begins = tuple(t // 2 if auto == "SAME_UPPER" else t - t // 2 for t in total)
     else:
-        begins = tuple(cir.attr(node, "pads", (0, 0, 0, 0))[:2])
+        begins = tuple(attribute_of(node, "pads", (0, 0, 0, 0))[:2])
     if any(p < 0 or p + w > f for p, w, f in zip(begins, want, full, strict=True)):
         raise RefuseError("its output padding reaches beyond what TRANSPOSE_CONV computes")
     return begins
 
 
-def crop(b: cir.Builder, x: ir.Value, begins: Sequence[int], want: Sequence[int]) -> ir.Value:
+def crop(b: Builder, x: ir.Value, begins: Sequence[int], want: Sequence[int]) -> ir.Value:
     """A rectangle of an NHWC image."""
     starts = b.const(np.array(begins, np.int64), "starts")
     ends = b.const(np.array([p + w for p, w in zip(begins, want, strict=True)], np.int64), "ends")
@@ -206,9 +206,9 @@ def emit(node: ir.Node, w: Writer) -> None:
     depthwise = node.op_type == "DepthwiseConv2D"
     order = (1, 2, 3, 0) if depthwise else (0, 2, 3, 1)
     filters, biases = w.filters(node, order)
-    strides, dilations = cir.attr(node, "strides"), cir.attr(node, "dilations")
+    strides, dilations = attribute_of(node, "strides"), attribute_of(node, "dilations")
     options = {
-        "padding": w.padding(cir.attr(node, "pads")),
+        "padding": w.padding(attribute_of(node, "pads")),
         "strideH": strides[0],
         "strideW": strides[1],
         "dilationHFactor": dilations[0],
@@ -216,16 +216,16 @@ def emit(node: ir.Node, w: Writer) -> None:
         "fusedActivationFunction": 0,
     }
     if depthwise:
-        options["depthMultiplier"] = cir.shape(weight)[0] // cir.shape(x)[3]
+        options["depthMultiplier"] = shape_of(weight)[0] // shape_of(x)[3]
     name = "DEPTHWISE_CONV_2D" if depthwise else "CONV_2D"
     w.add(name, 3, [w.tensor(x), filters, biases], [w.tensor(node.outputs[0])], options)
 
 
 def emit_transpose_conv(node: ir.Node, w: Writer) -> None:
     filters, biases = w.filters(node, (0, 2, 3, 1))
-    strides = cir.attr(node, "strides")
-    options = {"padding": w.padding(cir.attr(node, "pads")), "strideH": strides[0], "strideW": strides[1]}
-    size = w.ints(cir.shape(node.outputs[0]))
+    strides = attribute_of(node, "strides")
+    options = {"padding": w.padding(attribute_of(node, "pads")), "strideH": strides[0], "strideW": strides[1]}
+    size = w.ints(shape_of(node.outputs[0]))
     w.add("TRANSPOSE_CONV", 3, [size, filters, w.tensor(node.inputs[0]), biases], [w.tensor(node.outputs[0])], options)
 
 
@@ -284,7 +284,7 @@ BUILTINS = (
 OPERATORS = (
     Operator("Conv", lower=lower_conv),
     Operator("ConvTranspose", lower=lower_conv_transpose),
-    Operator("Conv2D", cir.DIALECT, emit=emit),
-    Operator("DepthwiseConv2D", cir.DIALECT, emit=emit),
-    Operator("TransposeConv2D", cir.DIALECT, emit=emit_transpose_conv),
+    Operator("Conv2D", DIALECT, emit=emit),
+    Operator("DepthwiseConv2D", DIALECT, emit=emit),
+    Operator("TransposeConv2D", DIALECT, emit=emit_transpose_conv),
 )

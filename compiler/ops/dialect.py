@@ -9,7 +9,7 @@ from __future__ import annotations
 import onnx.parser
 import onnx_ir as ir
 
-from compiler.ir import DIALECT, OPSET
+from compiler.graph import DIALECT, OPSET
 
 _HEAD = f'<domain: "{DIALECT}", opset_import: ["" : {OPSET}]>'
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from compiler import ir as cir
+from compiler.graph import Builder, activations_of, constant_of, element_count, is_constant, scalar_of
 from compiler.ops.common import Operator, Refusal, RefuseError, Tie, same_channels, same_scale
 from compiler.ops.rules import Builtin, OpInfo, Rule
 from compiler.targets import Target
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 _BUILTIN = {"Add": "ADD", "Sub": "SUB", "Mul": "MUL", "Min": "MINIMUM", "Max": "MAXIMUM"}
 
 
-def permute_constants(node: ir.Node, perm: Sequence[int], b: cir.Builder) -> None:
+def permute_constants(node: ir.Node, perm: Sequence[int], b: Builder) -> None:
     """Constants that broadcast against a permuted tensor are permuted the other way round."""
     inverse = np.argsort(perm)
     for index, value in enumerate(node.inputs):
-        if value is None or not cir.is_const(value) or cir.size(value) == 1:
+        if value is None or not is_constant(value) or element_count(value) == 1:
             continue
-        array = cir.const(value)
+        array = constant_of(value)
         assert array is not None
         array = array.reshape((1,) * (len(perm) - array.ndim) + array.shape)
         node.replace_input_with(index, b.const(array.transpose(inverse), f"{value.name}/permuted"))
@@ -39,7 +39,7 @@ def refuse(node: ir.Node, target: Target) -> Refusal:
 
 def ties_product(node: ir.Node) -> list[Tie] | None:
     """Of a product with a constant; that of two activations is for compiler/quantize/equalise.py to settle."""
-    return same_channels(node) if len(cir.activations(node)) == 1 else None
+    return same_channels(node) if len(activations_of(node)) == 1 else None
 
 
 def emit(node: ir.Node, w: Writer) -> None:
@@ -49,7 +49,7 @@ def emit(node: ir.Node, w: Writer) -> None:
     w.add(_BUILTIN[node.op_type], 2, operands, [w.tensor(node.outputs[0])], options)
 
 
-def lower_chain(node: ir.Node, b: cir.Builder) -> None:
+def lower_chain(node: ir.Node, b: Builder) -> None:
     """Operators of any number of operands, two at a time."""
     op_type = "Add" if node.op_type == "Sum" else node.op_type
     values = [v for v in node.inputs if v is not None]
@@ -61,9 +61,9 @@ def lower_chain(node: ir.Node, b: cir.Builder) -> None:
     b.replace(y)
 
 
-def lower_div(node: ir.Node, b: cir.Builder) -> None:
+def lower_div(node: ir.Node, b: Builder) -> None:
     x, divisor = node.inputs
-    array = cir.const(divisor)
+    array = constant_of(divisor)
     assert x is not None and divisor is not None
     if array is None:
         raise RefuseError("its divisor is computed at run time; the Edge TPU has no DIV")
@@ -76,16 +76,16 @@ def lower_div(node: ir.Node, b: cir.Builder) -> None:
     b.replace(b.op("Mul", [x, b.const(inverse, f"{divisor.name}/inverse")]))
 
 
-def lower_neg(node: ir.Node, b: cir.Builder) -> None:
+def lower_neg(node: ir.Node, b: Builder) -> None:
     (x,) = node.inputs
     if x is None or x.dtype != ir.DataType.FLOAT:
         raise RefuseError("it negates integers")
     b.replace(b.op("Mul", [x, b.scalar(-1.0, "minus_one")]))
 
 
-def lower_pow(node: ir.Node, b: cir.Builder) -> None:
+def lower_pow(node: ir.Node, b: Builder) -> None:
     x, exponent = node.inputs
-    if x is None or x.dtype != ir.DataType.FLOAT or cir.scalar(exponent) != 2:
+    if x is None or x.dtype != ir.DataType.FLOAT or scalar_of(exponent) != 2:
         raise RefuseError("the Edge TPU has no POW; only the constant exponent 2 can be a multiplication")
     b.replace(b.op("Mul", [x, x]))
 

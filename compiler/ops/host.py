@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from compiler import ir as cir
+from compiler.graph import Builder
 from compiler.ops.common import Operator, RefuseError
 from compiler.ops.rules import Builtin
 
@@ -32,8 +32,8 @@ REASONS = {
 }
 
 
-def _refusing(reason: str) -> Callable[[ir.Node, cir.Builder], None]:
-    def lower(node: ir.Node, b: cir.Builder) -> None:
+def _refusing(reason: str) -> Callable[[ir.Node, Builder], None]:
+    def lower(node: ir.Node, b: Builder) -> None:
         raise RefuseError(reason)
 
     return lower

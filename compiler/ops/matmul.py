@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from compiler import ir as cir
+from compiler.graph import (
+    DIALECT,
+    Builder,
+    Shape,
+    attribute_of,
+    constant_of,
+    input_at,
+    is_constant,
+    key_of,
+    only_consumer,
+    replace_node,
+    shape_of,
+)
 from compiler.ops.common import Operator, RefuseError
 from compiler.ops.conv import zero_bias
 from compiler.ops.rules import Builtin, OpInfo, Rule, Work, constant
@@ -22,20 +34,20 @@ if TYPE_CHECKING:
     from compiler.emit.tflite import Writer
 
 
-def lower_matmul(node: ir.Node, b: cir.Builder) -> None:
+def lower_matmul(node: ir.Node, b: Builder) -> None:
     x, weight = node.inputs
     assert x is not None and weight is not None
-    if not cir.is_const(weight):
-        both = "both operands are" if not cir.is_const(x) else "its right operand is"
+    if not is_constant(weight):
+        both = "both operands are" if not is_constant(x) else "its right operand is"
         raise RefuseError(f"{both} computed at run time; the Edge TPU multiplies by constant weights only")
-    if len(cir.shape(weight)) != 2:
-        raise RefuseError(f"its weights {list(cir.shape(weight))} are a batch of matrices; the Edge TPU takes one")
-    outputs = cir.shape(weight)[1]
+    if len(shape_of(weight)) != 2:
+        raise RefuseError(f"its weights {list(shape_of(weight))} are a batch of matrices; the Edge TPU takes one")
+    outputs = shape_of(weight)[1]
     rows = b.transposed(weight)
     add, bias = _bias_after(node, outputs)
-    y = linear(b, x, rows, bias or zero_bias(b, outputs, weight), cir.shape(node.outputs[0]))
+    y = linear(b, x, rows, bias or zero_bias(b, outputs, weight), shape_of(node.outputs[0]))
     if add is not None:
-        cir.bypass(add, [y], b.made)
+        replace_node(add, [y], b.made)
         b.graph.remove(node, safe=True)
     else:
         b.replace(y)
@@ -43,23 +55,23 @@ def lower_matmul(node: ir.Node, b: cir.Builder) -> None:
 
 def _bias_after(node: ir.Node, outputs: int) -> tuple[ir.Node | None, ir.Value | None]:
     """The Add of a constant row that follows a MatMul, and the row."""
-    add = cir.only_consumer(node.outputs[0])
-    if add is None or cir.key(add) != ("", "Add"):
+    add = only_consumer(node.outputs[0])
+    if add is None or key_of(add) != ("", "Add"):
         return None, None
-    row = next((v for v in add.inputs if cir.is_const(v)), None)
-    return (add, row) if row is not None and cir.shape(row) == (outputs,) else (None, None)
+    row = next((v for v in add.inputs if is_constant(v)), None)
+    return (add, row) if row is not None and shape_of(row) == (outputs,) else (None, None)
 
 
-def lower_gemm(node: ir.Node, b: cir.Builder) -> None:
-    x, weight, bias = node.inputs[0], node.inputs[1], cir.arg(node, 2)
+def lower_gemm(node: ir.Node, b: Builder) -> None:
+    x, weight, bias = node.inputs[0], node.inputs[1], input_at(node, 2)
     assert x is not None and weight is not None
-    if not cir.is_const(weight) or (bias is not None and not cir.is_const(bias)):
+    if not is_constant(weight) or (bias is not None and not is_constant(bias)):
         raise RefuseError("its weights are computed at run time; the Edge TPU needs them constant")
-    if cir.attr(node, "transA", 0):
+    if attribute_of(node, "transA", 0):
         raise RefuseError("it transposes its input (transA)")
-    alpha, beta = float(cir.attr(node, "alpha", 1.0)), float(cir.attr(node, "beta", 1.0))
-    flip = not cir.attr(node, "transB", 0)
-    outputs, inputs = cir.shape(weight)[::-1] if flip else cir.shape(weight)
+    alpha, beta = float(attribute_of(node, "alpha", 1.0)), float(attribute_of(node, "beta", 1.0))
+    flip = not attribute_of(node, "transB", 0)
+    outputs, inputs = shape_of(weight)[::-1] if flip else shape_of(weight)
     if flip:
         weight = b.transposed(weight)
     if alpha != 1.0:
@@ -67,24 +79,24 @@ def lower_gemm(node: ir.Node, b: cir.Builder) -> None:
     if bias is None:
         bias = zero_bias(b, outputs, weight)
     else:
-        array = cir.const(bias)
+        array = constant_of(bias)
         assert array is not None
         if array.size not in (1, outputs) or (array.ndim == 2 and array.shape[0] != 1):
             raise RefuseError(f"its bias {list(array.shape)} differs from row to row")
         bias = b.const(np.broadcast_to(array.reshape(-1) * np.float32(beta), (outputs,)), f"{bias.name}/row")
-    b.replace(linear(b, x, weight, bias, cir.shape(node.outputs[0])))
+    b.replace(linear(b, x, weight, bias, shape_of(node.outputs[0])))
 
 
-def linear(b: cir.Builder, x: ir.Value, weight: ir.Value, bias: ir.Value, out: cir.Shape) -> ir.Value:
+def linear(b: Builder, x: ir.Value, weight: ir.Value, bias: ir.Value, out: Shape) -> ir.Value:
     """`x @ weight.T + bias` over the last axis of x, result in shape `out`."""
-    outputs, inputs = cir.shape(weight)
-    count = math.prod(cir.shape(x)[:-1])
+    outputs, inputs = shape_of(weight)
+    count = math.prod(shape_of(x)[:-1])
     if count == 1:
-        y = b.op("FullyConnected", [b.reshape(x, (1, inputs)), weight, bias], domain=cir.DIALECT)
+        y = b.op("FullyConnected", [b.reshape(x, (1, inputs)), weight, bias], domain=DIALECT)
         return b.reshape(y, out)
     kernel = b.lazy_rows(weight, lambda w: w[:, :, None, None], (outputs, inputs, 1, 1), f"{weight.name}/1x1")
     attributes = {"strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1)}
-    y = b.op("Conv2D", [b.reshape(x, (1, 1, count, inputs)), kernel, bias], attributes, cir.DIALECT)
+    y = b.op("Conv2D", [b.reshape(x, (1, 1, count, inputs)), kernel, bias], attributes, DIALECT)
     return b.reshape(y, out)
 
 
@@ -127,7 +139,7 @@ OPERATORS = (
     Operator("Gemm", lower=lower_gemm),
     Operator(
         "FullyConnected",
-        cir.DIALECT,
+        DIALECT,
         emit=emit,
     ),
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from compiler import ir as cir
+from compiler.graph import Builder, attribute_of, axis_of, input_at, ints_of, scalar_of, shape_of
 from compiler.ops.common import Operator, Refusal, same_channels, same_scale
 from compiler.ops.rules import Builtin
 from compiler.targets import Target
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 def amounts(node: ir.Node) -> list[tuple[int, int]] | None:
     """(before, after) of every dimension, None where they are computed at run time."""
-    rank = len(cir.shape(node.inputs[0]))
-    pads, axes = cir.ints(cir.arg(node, 1)), cir.ints(cir.arg(node, 3))
-    if pads is None or (cir.arg(node, 3) is not None and axes is None):
+    rank = len(shape_of(node.inputs[0]))
+    pads, axes = ints_of(input_at(node, 1)), ints_of(input_at(node, 3))
+    if pads is None or (input_at(node, 3) is not None and axes is None):
         return None
     found = [(0, 0)] * rank
     for i, axis in enumerate(axes if axes is not None else range(rank)):
-        found[cir.axis_of(axis, rank)] = (pads[i], pads[i + len(pads) // 2])
+        found[axis_of(axis, rank)] = (pads[i], pads[i + len(pads) // 2])
     return found
 
 
-def permute(node: ir.Node, perm: Sequence[int], b: cir.Builder) -> None:
+def permute(node: ir.Node, perm: Sequence[int], b: Builder) -> None:
     pads = amounts(node)
     assert pads is not None
     moved = [pads[i] for i in np.argsort(perm)]
@@ -42,10 +42,10 @@ def refuse(node: ir.Node, target: Target) -> Refusal:
     pads = amounts(node)
     if pads is None:
         return "its amounts are computed at run time"
-    mode = cir.attr(node, "mode", "constant")
+    mode = attribute_of(node, "mode", "constant")
     if mode != "constant":
         return f"its mode is {mode}; the Edge TPU pads with zeros"
-    if cir.arg(node, 2) is not None and cir.scalar(node.inputs[2]) != 0:
+    if input_at(node, 2) is not None and scalar_of(node.inputs[2]) != 0:
         return "it does not pad with zeros; the Edge TPU has no PADV2"
     if min(min(p) for p in pads) < 0:
         return "it pads by negative amounts"

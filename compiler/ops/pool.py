@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from compiler import ir as cir
+from compiler.graph import DIALECT, Builder, Shape, attribute_of, input_at, scalar_of, shape_of, to_nchw, to_nhwc
 from compiler.ops.common import Operator, RefuseError, same_channels, same_scale
 from compiler.ops.conv import Window, image, tflite_pads, unimage, window, zero_padded
 from compiler.ops.rules import NO_FUSED_ACTIVATION, Builtin
@@ -24,12 +24,12 @@ _NON_NEGATIVE = {"Relu", "Sigmoid", "Softmax", "Clip"}
 
 def _window(node: ir.Node, nhwc: ir.Value) -> Window:
     """The pooling window, its pads extended to what ceil_mode asks for."""
-    _, height, width, _ = cir.shape(nhwc)
-    kernel = tuple(cir.attr(node, "kernel_shape"))
+    _, height, width, _ = shape_of(nhwc)
+    kernel = tuple(attribute_of(node, "kernel_shape"))
     win = window(node, height, width, kernel if len(kernel) == 2 else (1, *kernel))
     if set(win.dilations) != {1}:
         raise RefuseError(f"its dilations are {list(win.dilations)}; pooling on the Edge TPU has none")
-    out = cir.shape(node.outputs[0])[2:]
+    out = shape_of(node.outputs[0])[2:]
     out = out if len(out) == 2 else (1, *out)
     pads = list(win.pads)
     for axis, size in enumerate((height, width)):
@@ -44,16 +44,16 @@ def _window(node: ir.Node, nhwc: ir.Value) -> Window:
 
 def _counts_padding(node: ir.Node) -> bool:
     """Whether an average divides by padding too; what ceil_mode adds never counts."""
-    return bool(cir.attr(node, "count_include_pad", 0)) and any(cir.attr(node, "pads", (0,)))
+    return bool(attribute_of(node, "count_include_pad", 0)) and any(attribute_of(node, "pads", (0,)))
 
 
 def _attributes(win: Window) -> dict[str, tuple[int, ...]]:
     return {"kernel_shape": win.kernel, "strides": win.strides, "pads": win.pads}
 
 
-def _zero_padded(b: cir.Builder, x: ir.Value, win: Window) -> tuple[ir.Value, Window]:
+def _zero_padded(b: Builder, x: ir.Value, win: Window) -> tuple[ir.Value, Window]:
     top, left, bottom, right = win.pads
-    _, height, width, _ = cir.shape(x)
+    _, height, width, _ = shape_of(x)
     if (height + top + bottom) * (width + left + right) > LARGEST_PADDING * height * width:
         raise RefuseError(f"its padding {list(win.pads)} is many times its image")
     return zero_padded(b, x, win)
@@ -64,14 +64,14 @@ def _never_negative(value: ir.Value | None) -> bool:
     if node is None:
         return False
     if node.op_type == "Clip":
-        low = cir.scalar(cir.arg(node, 1))
+        low = scalar_of(input_at(node, 1))
         return low is not None and low >= 0
     if node.op_type in ("MaxPool", "AveragePool", "Concat", "LRN", "Transpose"):
         return all(_never_negative(v) for v in node.inputs)
     return node.op_type in _NON_NEGATIVE
 
 
-def lower_max(node: ir.Node, b: cir.Builder) -> None:
+def lower_max(node: ir.Node, b: Builder) -> None:
     (x,) = node.inputs
     assert x is not None
     if len(node.outputs) > 1 and node.outputs[1].name:
@@ -82,31 +82,31 @@ def lower_max(node: ir.Node, b: cir.Builder) -> None:
         if not _never_negative(x):
             raise RefuseError(f"its padding {list(win.pads)} is not SAME and its input may be negative")
         nhwc, win = _zero_padded(b, nhwc, win)
-    y = b.op("MaxPool2D", [nhwc], _attributes(win), cir.DIALECT)
-    b.replace(unimage(b, y, len(cir.shape(x))), *list(node.outputs)[1:])
+    y = b.op("MaxPool2D", [nhwc], _attributes(win), DIALECT)
+    b.replace(unimage(b, y, len(shape_of(x))), *list(node.outputs)[1:])
 
 
-def lower_average(node: ir.Node, b: cir.Builder) -> None:
+def lower_average(node: ir.Node, b: Builder) -> None:
     (x,) = node.inputs
     assert x is not None
     nhwc = image(b, x, node)
-    original = cir.shape(nhwc)
+    original = shape_of(nhwc)
     win = _window(node, nhwc)
     include = _counts_padding(node)
     if (not any(win.pads)) or (not include and tflite_pads(win, nhwc)):
-        y = b.op("AveragePool2D", [nhwc], _attributes(win), cir.DIALECT)
+        y = b.op("AveragePool2D", [nhwc], _attributes(win), DIALECT)
     else:
         counted = _counts(node, original, win, include)
         nhwc, plain = _zero_padded(b, nhwc, win)
-        y = b.op("AveragePool2D", [nhwc], _attributes(plain), cir.DIALECT)
+        y = b.op("AveragePool2D", [nhwc], _attributes(plain), DIALECT)
         if not np.all(counted == 1):
             y = b.op("Mul", [y, b.const(counted, "window_share")])
-    b.replace(unimage(b, y, len(cir.shape(x))))
+    b.replace(unimage(b, y, len(shape_of(x))))
 
 
-def _counts(node: ir.Node, shape: cir.Shape, win: Window, include: bool) -> np.ndarray:
+def _counts(node: ir.Node, shape: Shape, win: Window, include: bool) -> np.ndarray:
     """Kernel area over the pixels that ONNX divides by, per output pixel [1, H, W, 1]."""
-    declared = tuple(cir.attr(node, "pads", (0,) * 4)) if include else (0, 0, 0, 0)
+    declared = tuple(attribute_of(node, "pads", (0,) * 4)) if include else (0, 0, 0, 0)
     lengths = []
     for axis in range(2):
         real, before = shape[1 + axis], win.pads[axis]
@@ -119,24 +119,24 @@ def _counts(node: ir.Node, shape: cir.Shape, win: Window, include: bool) -> np.n
     return np.outer(*lengths).astype(np.float32)[None, :, :, None]
 
 
-def lower_global(node: ir.Node, b: cir.Builder) -> None:
+def lower_global(node: ir.Node, b: Builder) -> None:
     (x,) = node.inputs
     assert x is not None
-    rank = len(cir.shape(x))
+    rank = len(shape_of(x))
     axes = b.const(np.arange(2, rank, dtype=np.int64), "axes")
     op_type = {"GlobalAveragePool": "ReduceMean", "GlobalMaxPool": "ReduceMax"}[node.op_type]
     if rank == 4:
-        nhwc = cir.to_nhwc(b, x)
+        nhwc = to_nhwc(b, x)
         axes = b.const(np.array([1, 2], np.int64), "axes")
-        b.replace(cir.to_nchw(b, b.op(op_type, [nhwc, axes], {"keepdims": 1})))
+        b.replace(to_nchw(b, b.op(op_type, [nhwc, axes], {"keepdims": 1})))
         return
     b.replace(b.op(op_type, [x, axes], {"keepdims": 1}))
 
 
 def emit(node: ir.Node, w: Writer) -> None:
-    kernel, strides = cir.attr(node, "kernel_shape"), cir.attr(node, "strides")
+    kernel, strides = attribute_of(node, "kernel_shape"), attribute_of(node, "strides")
     options = {
-        "padding": w.padding(cir.attr(node, "pads")),
+        "padding": w.padding(attribute_of(node, "pads")),
         "strideH": strides[0],
         "strideW": strides[1],
         "filterHeight": kernel[0],
@@ -157,6 +157,6 @@ OPERATORS = (
     Operator("AveragePool", lower=lower_average),
     Operator("GlobalAveragePool", lower=lower_global),
     Operator("GlobalMaxPool", lower=lower_global),
-    Operator("MaxPool2D", cir.DIALECT, scales=same_scale, emit=emit, ties=same_channels),
-    Operator("AveragePool2D", cir.DIALECT, scales=same_scale, emit=emit, ties=same_channels),
+    Operator("MaxPool2D", DIALECT, scales=same_scale, emit=emit, ties=same_channels),
+    Operator("AveragePool2D", DIALECT, scales=same_scale, emit=emit, ties=same_channels),
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from compiler import ir as cir
+from compiler.graph import DIALECT, activations_of, constant_of
 from compiler.ops.common import Operator, Scales, free_permute, same_channels
 from compiler.ops.rules import Builtin
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def given(node: ir.Node) -> tuple[float, int]:
     """(scale, int8 zero point) of a FakeQuantize; uint8 is shifted by 128."""
-    scale, zero_point = cir.const(node.inputs[1]), cir.const(node.inputs[2])
+    scale, zero_point = constant_of(node.inputs[1]), constant_of(node.inputs[2])
     assert scale is not None and zero_point is not None
     shift = 128 if zero_point.dtype == np.uint8 else 0
     return float(scale.reshape(-1)[0]), int(zero_point.reshape(-1)[0]) - shift
@@ -25,7 +25,7 @@ def given(node: ir.Node) -> tuple[float, int]:
 
 def scales_given(node: ir.Node) -> Scales:
     y = node.outputs[0]
-    return Scales(same=(*cir.activations(node), y), fixed={y: given(node)})
+    return Scales(same=(*activations_of(node), y), fixed={y: given(node)})
 
 
 def emit_nothing(node: ir.Node, w: Writer) -> None:
@@ -42,10 +42,10 @@ BUILTINS = (Builtin("QUANTIZE", 2),)
 OPERATORS = (
     Operator(
         "FakeQuantize",
-        cir.DIALECT,
+        DIALECT,
         scales=scales_given,
         emit=emit_nothing,
         permute=free_permute,
     ),
-    Operator("Requantize", cir.DIALECT, emit=emit_requantize, permute=free_permute, ties=same_channels),
+    Operator("Requantize", DIALECT, emit=emit_requantize, permute=free_permute, ties=same_channels),
 )

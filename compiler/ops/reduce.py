@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from compiler import ir as cir
+from compiler.graph import Builder, attribute_of, axis_of, input_at, ints_of, is_constant, shape_of, to_nchw, to_nhwc
 from compiler.ops.common import Operator, Refusal, RefuseError, Tie, same_channels, same_scale
 from compiler.ops.rules import Builtin
 from compiler.targets import Target
@@ -27,34 +27,34 @@ _BUILTIN = {
 
 def axes_of(node: ir.Node) -> list[int]:
     """The reduced axes, non-negative and sorted."""
-    rank = len(cir.shape(node.inputs[0]))
-    value = cir.arg(node, 1)
-    if value is not None and not cir.is_const(value):
+    rank = len(shape_of(node.inputs[0]))
+    value = input_at(node, 1)
+    if value is not None and not is_constant(value):
         raise RefuseError("its axes are computed at run time")
-    axes = cir.ints(value)
+    axes = ints_of(value)
     if not axes:
-        axes = [] if cir.attr(node, "noop_with_empty_axes", 0) else list(range(rank))
-    return sorted(cir.axis_of(a, rank) for a in axes)
+        axes = [] if attribute_of(node, "noop_with_empty_axes", 0) else list(range(rank))
+    return sorted(axis_of(a, rank) for a in axes)
 
 
-def lower(node: ir.Node, b: cir.Builder) -> None:
+def lower(node: ir.Node, b: Builder) -> None:
     """Keep the reduced dimensions and drop them by a Reshape, so that a Transpose can pass; images as NHWC."""
     axes, x = axes_of(node), node.inputs[0]
     assert x is not None
-    if axes == [2, 3] and len(cir.shape(x)) == 4:
-        kept = cir.to_nchw(b, _kept(node, cir.to_nhwc(b, x), [1, 2], b))
-    elif cir.attr(node, "keepdims", 1) or not axes:
+    if axes == [2, 3] and len(shape_of(x)) == 4:
+        kept = to_nchw(b, _kept(node, to_nhwc(b, x), [1, 2], b))
+    elif attribute_of(node, "keepdims", 1) or not axes:
         return
     else:
         kept = _kept(node, x, axes, b)
-    b.replace(b.reshape(kept, cir.shape(node.outputs[0])))
+    b.replace(b.reshape(kept, shape_of(node.outputs[0])))
 
 
-def _kept(node: ir.Node, x: ir.Value, axes: list[int], b: cir.Builder) -> ir.Value:
+def _kept(node: ir.Node, x: ir.Value, axes: list[int], b: Builder) -> ir.Value:
     return b.op(node.op_type, [x, b.const(np.array(axes, np.int64), "axes")], {"keepdims": 1})
 
 
-def permute(node: ir.Node, perm: Sequence[int], b: cir.Builder) -> None:
+def permute(node: ir.Node, perm: Sequence[int], b: Builder) -> None:
     axes = np.array(sorted(perm[a] for a in axes_of(node)), np.int64)
     value = b.const(axes, "axes")
     if len(node.inputs) < 2:
@@ -71,8 +71,8 @@ def refuse(node: ir.Node, target: Target) -> Refusal:
         return str(reason)
     if not axes:
         return "it reduces nothing"
-    shape = cir.shape(x)
-    if not cir.attr(node, "keepdims", 1):
+    shape = shape_of(x)
+    if not attribute_of(node, "keepdims", 1):
         return "it drops the reduced dimensions"
     if node.op_type == "ReduceMean":
         inner = len(shape) - 1
@@ -87,7 +87,7 @@ def refuse(node: ir.Node, target: Target) -> Refusal:
 
 
 def ties(node: ir.Node) -> list[Tie] | None:
-    rank = len(cir.shape(node.inputs[0]))
+    rank = len(shape_of(node.inputs[0]))
     return None if rank - 1 in axes_of(node) else same_channels(node)
 
 

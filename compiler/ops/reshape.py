@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from compiler import ir as cir
+from compiler.graph import Builder, element_count, input_at, ints_of, is_constant, is_static, shape_of
 from compiler.ops.common import Operator, RefuseError, Tie, channels, free_permute, same_channels, same_scale
 from compiler.ops.rules import Builtin
 
@@ -15,24 +15,24 @@ if TYPE_CHECKING:
     from compiler.emit.tflite import Writer
 
 
-def lower(node: ir.Node, b: cir.Builder) -> None:
+def lower(node: ir.Node, b: Builder) -> None:
     x, y = node.inputs[0], node.outputs[0]
     assert x is not None
-    if not cir.is_static(x) or not cir.is_static(y):
+    if not is_static(x) or not is_static(y):
         raise RefuseError(f"the shape of '{y.name}' depends on data; the Edge TPU needs static shapes")
-    target = cir.ints(cir.arg(node, 1))
-    if node.op_type == "Reshape" and target is not None and tuple(target) == cir.shape(y):
+    target = ints_of(input_at(node, 1))
+    if node.op_type == "Reshape" and target is not None and tuple(target) == shape_of(y):
         return
-    b.replace(b.reshape(x, cir.shape(y)))
+    b.replace(b.reshape(x, shape_of(y)))
 
 
-def lower_nothing(node: ir.Node, b: cir.Builder) -> None:
+def lower_nothing(node: ir.Node, b: Builder) -> None:
     """An operator that passes its input on."""
     if len(node.outputs) > 1 and node.outputs[1].uses():
         raise RefuseError("its mask is used")
     x = node.inputs[0]
     assert x is not None
-    if node.outputs[0].is_graph_output() and (x.is_graph_input() or x.is_graph_output() or cir.is_const(x)):
+    if node.outputs[0].is_graph_output() and (x.is_graph_input() or x.is_graph_output() or is_constant(x)):
         return
     b.replace(x, *list(node.outputs)[1:])
 
@@ -43,14 +43,14 @@ def ties(node: ir.Node) -> list[Tie] | None:
     assert x is not None
     if channels(x) == channels(y):
         return same_channels(node)
-    if channels(y) != cir.size(y):
+    if channels(y) != element_count(y):
         return None
     return [Tie(x, y, of_a=np.arange(channels(y)) % channels(x))]
 
 
 def emit(node: ir.Node, w: Writer) -> None:
     y = node.outputs[0]
-    shape = cir.shape(y)
+    shape = shape_of(y)
     w.add("RESHAPE", 1, [w.tensor(node.inputs[0]), w.ints(shape)], [w.tensor(y)], {"newShape": list(shape)})
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from compiler import ir as cir
+from compiler.graph import DIALECT, Builder, attribute_of, axis_of, constant_of, input_at, shape_of, to_nchw, to_nhwc
 from compiler.ops.common import Operator, RefuseError, same_channels, same_scale
 from compiler.ops.rules import Builtin, OpInfo, Rule
 from compiler.targets import Target
@@ -72,8 +72,8 @@ def tflite_nearest(rule: tuple[bool, bool], size: int, new: int) -> np.ndarray:
 
 def matching_rule(node: ir.Node) -> tuple[bool, bool] | None:
     """TFLite's rule under which every pixel of an NCHW image comes from where ONNX takes it."""
-    x, y = cir.shape(node.inputs[0]), cir.shape(node.outputs[0])
-    mode = cir.attr(node, "coordinate_transformation_mode", "half_pixel")
+    x, y = shape_of(node.inputs[0]), shape_of(node.outputs[0])
+    mode = attribute_of(node, "coordinate_transformation_mode", "half_pixel")
     scales = _scales(node)
     for rule in _RULES:
         if all(_same(node, mode, rule, (x[a], y[a], scales[a])) for a in (2, 3)):
@@ -84,8 +84,8 @@ def matching_rule(node: ir.Node) -> tuple[bool, bool] | None:
 def _same(node: ir.Node, mode: str, rule: tuple[bool, bool], axis: tuple[int, int, float]) -> bool:
     size, new, scale = axis
     coordinates = onnx_coordinates(mode, size, new, scale)
-    if cir.attr(node, "mode", "nearest") == "nearest":
-        rounding = cir.attr(node, "nearest_mode", "round_prefer_floor")
+    if attribute_of(node, "mode", "nearest") == "nearest":
+        rounding = attribute_of(node, "nearest_mode", "round_prefer_floor")
         return np.array_equal(onnx_nearest(rounding, coordinates, size), tflite_nearest(rule, size, new))
     theirs = tflite_coordinates(rule, size, new)
     return bool(np.allclose(np.clip(coordinates, 0, size - 1), np.clip(theirs, 0, size - 1), atol=1e-5))
@@ -93,48 +93,48 @@ def _same(node: ir.Node, mode: str, rule: tuple[bool, bool], axis: tuple[int, in
 
 def _scales(node: ir.Node) -> list[float]:
     """The scale along each axis."""
-    x, y = cir.shape(node.inputs[0]), cir.shape(node.outputs[0])
+    x, y = shape_of(node.inputs[0]), shape_of(node.outputs[0])
     found = [new / size for size, new in zip(x, y, strict=True)]
-    given = cir.const(cir.arg(node, 2))
+    given = constant_of(input_at(node, 2))
     if given is not None and given.size:
-        axes = cir.attr(node, "axes") or range(len(x))
+        axes = attribute_of(node, "axes") or range(len(x))
         for axis, scale in zip(axes, given, strict=True):
-            found[cir.axis_of(axis, len(x))] = float(scale)
+            found[axis_of(axis, len(x))] = float(scale)
     return found
 
 
-def lower(node: ir.Node, b: cir.Builder) -> None:
+def lower(node: ir.Node, b: Builder) -> None:
     """An NCHW image resized in height and width, as NHWC."""
     x, y = node.inputs[0], node.outputs[0]
     assert x is not None
-    shape, new = cir.shape(x), cir.shape(y)
+    shape, new = shape_of(x), shape_of(y)
     if len(shape) != 4 or shape[:2] != new[:2]:
         raise RefuseError("it does not resize the height and width of an image")
-    if cir.attr(node, "mode", "nearest") not in ("nearest", "linear"):
-        raise RefuseError(f"its mode is {cir.attr(node, 'mode')}; the Edge TPU has nearest and linear")
-    if cir.attr(node, "antialias", 0) or cir.attr(node, "exclude_outside", 0):
+    if attribute_of(node, "mode", "nearest") not in ("nearest", "linear"):
+        raise RefuseError(f"its mode is {attribute_of(node, 'mode')}; the Edge TPU has nearest and linear")
+    if attribute_of(node, "antialias", 0) or attribute_of(node, "exclude_outside", 0):
         raise RefuseError("it smooths or excludes the border; the Edge TPU does not")
     rule = matching_rule(node)
     if rule is None:
-        mode = cir.attr(node, "coordinate_transformation_mode", "half_pixel")
+        mode = attribute_of(node, "coordinate_transformation_mode", "half_pixel")
         raise RefuseError(f"TFLite has no resize with the coordinates of '{mode}' from {shape[2:]} to {new[2:]}")
     coordinates, rounding = _RULES[rule]
     attributes = {
-        "mode": cir.attr(node, "mode", "nearest"),
+        "mode": attribute_of(node, "mode", "nearest"),
         "coordinate_transformation_mode": coordinates,
         "nearest_mode": rounding,
     }
     sizes = b.const(np.array(new, np.int64), "sizes")
-    b.replace(cir.to_nchw(b, b.op("Resize2D", [cir.to_nhwc(b, x), sizes], attributes, cir.DIALECT)))
+    b.replace(to_nchw(b, b.op("Resize2D", [to_nhwc(b, x), sizes], attributes, DIALECT)))
 
 
 def emit(node: ir.Node, w: Writer) -> None:
     y = node.outputs[0]
-    found = cir.attr(node, "coordinate_transformation_mode")
+    found = attribute_of(node, "coordinate_transformation_mode")
     align, half = next(rule for rule, (coordinates, _) in _RULES.items() if coordinates == found)
-    linear = cir.attr(node, "mode") == "linear"
+    linear = attribute_of(node, "mode") == "linear"
     name = "RESIZE_BILINEAR" if linear else "RESIZE_NEAREST_NEIGHBOR"
-    inputs = [w.tensor(node.inputs[0]), w.ints(cir.shape(y)[1:3])]
+    inputs = [w.tensor(node.inputs[0]), w.ints(shape_of(y)[1:3])]
     w.add(name, 3 if half else 2, inputs, [w.tensor(y)], {"alignCorners": align, "halfPixelCenters": half})
 
 
@@ -154,5 +154,5 @@ BUILTINS = (Builtin("RESIZE_BILINEAR", 3, (_PIXELS,)), Builtin("RESIZE_NEAREST_N
 
 OPERATORS = (
     Operator("Resize", lower=lower),
-    Operator("Resize2D", cir.DIALECT, scales=same_scale, emit=emit, ties=same_channels),
+    Operator("Resize2D", DIALECT, scales=same_scale, emit=emit, ties=same_channels),
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from compiler import ir as cir
+from compiler.graph import Builder, attribute_of, axis_of, consumers_of, element_count, shape_of
 from compiler.ops.common import Operator, Refusal, Scales
 from compiler.ops.rules import Builtin, OpInfo, Rule
 from compiler.targets import Target
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from compiler.emit.tflite import Writer
 
 
-def lower(node: ir.Node, b: cir.Builder) -> None:
+def lower(node: ir.Node, b: Builder) -> None:
     """One row along any axis is a row along the last one."""
     (x,) = node.inputs
     assert x is not None
-    shape = cir.shape(x)
-    axis = cir.axis_of(int(cir.attr(node, "axis", -1)), len(shape))
-    if cir.size(x) != shape[axis] or (len(shape) == 2 and axis == 1):
+    shape = shape_of(x)
+    axis = axis_of(int(attribute_of(node, "axis", -1)), len(shape))
+    if element_count(x) != shape[axis] or (len(shape) == 2 and axis == 1):
         return
     y = b.op("Softmax", [b.reshape(x, (1, shape[axis]))], {"axis": -1})
     b.replace(b.reshape(y, shape))
@@ -31,10 +31,10 @@ def lower(node: ir.Node, b: cir.Builder) -> None:
 def refuse(node: ir.Node, target: Target) -> Refusal:
     x = node.inputs[0]
     assert x is not None
-    shape = cir.shape(x)
-    axis = cir.axis_of(int(cir.attr(node, "axis", -1)), len(shape))
+    shape = shape_of(x)
+    axis = axis_of(int(attribute_of(node, "axis", -1)), len(shape))
     if axis != len(shape) - 1:
-        return f"it has {cir.size(x) // shape[axis]} rows; SOFTMAX on the Edge TPU takes one"
+        return f"it has {element_count(x) // shape[axis]} rows; SOFTMAX on the Edge TPU takes one"
     if node.outputs[0].is_graph_output() or _leaves(node.outputs[0]):
         return "it gives the model's output: int8 would round every probability below 1/512 to zero"
     return None
@@ -42,7 +42,7 @@ def refuse(node: ir.Node, target: Target) -> Refusal:
 
 def _leaves(value: ir.Value) -> bool:
     """Whether a value only goes, reshaped, to the outputs of the graph."""
-    users = cir.consumers(value)
+    users = consumers_of(value)
     return bool(users) and all(
         n.op_type in ("Reshape", "Identity") and (n.outputs[0].is_graph_output() or _leaves(n.outputs[0]))
         for n in users

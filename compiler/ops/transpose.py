@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from compiler import ir as cir
+from compiler.graph import attribute_of, shape_of
 from compiler.ops.common import Operator, Refusal, Tie, same_channels, same_scale
 from compiler.ops.rules import Builtin
 from compiler.targets import Target
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def permutation(node: ir.Node) -> tuple[int, ...]:
-    rank = len(cir.shape(node.inputs[0]))
-    return tuple(cir.attr(node, "perm", tuple(reversed(range(rank)))))
+    rank = len(shape_of(node.inputs[0]))
+    return tuple(attribute_of(node, "perm", tuple(reversed(range(rank)))))
 
 
 def refuse(node: ir.Node, target: Target) -> Refusal:
-    if len(cir.shape(node.inputs[0])) > 4:
+    if len(shape_of(node.inputs[0])) > 4:
         return "it has more than four dimensions"
     return None
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from compiler import ir as cir
+from compiler.graph import BALANCED, DIALECT, ROWS, activations_of, array_of, only_consumer
 from compiler.quantize.calibrate import Ranges, observe
 from compiler.quantize.samples import Sample
 
@@ -50,15 +50,15 @@ class Product:
     def set(self, factors: ir.TensorProtocol, offsets: ir.TensorProtocol) -> None:
         for value, tensor in ((self.factors, factors), (self.offsets, offsets)):
             value.const_value = tensor
-            value.meta.pop(cir.ROWS, None)
+            value.meta.pop(ROWS, None)
 
 
 def products(graph: ir.Graph) -> dict[str, Product]:
     """The normalised products of a graph, by the names of their factors."""
     found = {}
     for node in graph:
-        if cir.BALANCED in node.metadata_props:
-            (z, factors), add = node.inputs, cir.only_consumer(node.outputs[0])
+        if BALANCED in node.metadata_props:
+            (z, factors), add = node.inputs, only_consumer(node.outputs[0])
             assert z is not None and factors is not None and add is not None and add.inputs[1] is not None
             found[str(factors.name)] = Product(z, factors, add.inputs[1], _made(z))
     return found
@@ -84,7 +84,7 @@ def balance(
         half, middle = _half_and_middle(z.low, z.high)
         if product.halved:  # the range that a row at half its size reaches, though not its offset
             half = (half + np.abs(middle)) / 2
-        factors = cir.array_of(product.factors)
+        factors = array_of(product.factors)
         product.set(*(ir.tensor((part * factors).astype(np.float32)) for part in (half, middle)))
     return known(chosen)
 
@@ -120,7 +120,7 @@ def _around(z: ir.Value) -> list[str]:
         node = value.producer()
         found.append(str(value.name))
         if node is not None and node.op_type in ("Concat", "Reshape"):
-            left += cir.activations(node)
-        elif node is not None and node.domain == cir.DIALECT and node.inputs[0] is not None:
+            left += activations_of(node)
+        elif node is not None and node.domain == DIALECT and node.inputs[0] is not None:
             found.append(str(node.inputs[0].name))
     return found

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from compiler import ir as cir
 from compiler.errors import CalibrationError, OptionError
+from compiler.graph import all_activations, element_count, shape_of
+from compiler.graph.reference import Reference
 from compiler.ops.common import channels
 from compiler.quantize.samples import Sample
-from compiler.reference import Reference
 
 OBSERVERS = ("minmax", "percentile", "mse")
 PERCENTILE = 99.99
@@ -102,14 +102,14 @@ def observe(
                 now = Shown(*(np.atleast_1d(results[f"{name}/{kind}"]) for kind in _REDUCTIONS))
                 if not all(np.isfinite(a).all() for a in (now.low, now.high, now.mean)):
                     raise CalibrationError(
-                        f"tensor '{name}' {list(cir.shape(value))} becomes NaN or infinite in the float model: "
+                        f"tensor '{name}' {list(shape_of(value))} becomes NaN or infinite in the float model: "
                         "check the samples and the weights"
                     )
                 _add(seen[name], now, count)
             count += 1
             progress()
     return {
-        name: _joined(halves, count, cir.size(watched[name]) // channels(watched[name]))
+        name: _joined(halves, count, element_count(watched[name]) // channels(watched[name]))
         for name, halves in seen.items()
         if halves
     }
@@ -142,11 +142,11 @@ def _reducing(model: ir.Model, watched: Mapping[str, ir.Value]) -> ir.Model:
     """A copy of the model whose outputs are the reductions of the watched tensors, to one number for each channel."""
     copy = model.clone()
     graph = copy.graph
-    values = {str(v.name): v for v in cir.tensor_values(graph)}
+    values = {str(v.name): v for v in all_activations(graph)}
     while graph.outputs:
         graph.outputs.pop()
     for name in watched:
-        rest = max(len(cir.shape(values[name])) - 1, 0)
+        rest = max(len(shape_of(values[name])) - 1, 0)
         axes = ir.Value(name=f"{name}/axes", const_value=ir.tensor(np.arange(rest, dtype=np.int64)))
         graph.register_initializer(axes)
         for kind in _REDUCTIONS:
@@ -158,7 +158,7 @@ def _reducing(model: ir.Model, watched: Mapping[str, ir.Value]) -> ir.Model:
                 name=f"{name}/{kind}",
             )
             (out,) = node.outputs
-            shape = cir.shape(values[name])[-1:]
+            shape = shape_of(values[name])[-1:]
             out.name, out.type, out.shape = node.name, ir.TensorType(ir.DataType.FLOAT), ir.Shape(shape)
             producer = values[name].producer()
             if producer is None:
@@ -194,10 +194,10 @@ def batches(watched: Mapping[str, ir.Value]) -> list[list[str]]:
     found: list[list[str]] = []
     room = 0
     for name, value in watched.items():
-        room -= 4 * cir.size(value)
+        room -= 4 * element_count(value)
         if room < 0 or not found:
             found.append([])
-            room = BATCH_BYTES - 4 * cir.size(value)
+            room = BATCH_BYTES - 4 * element_count(value)
         found[-1].append(name)
     return found
 

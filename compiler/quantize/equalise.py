@@ -24,7 +24,19 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from compiler import ir as cir
+from compiler.graph import (
+    Builder,
+    Names,
+    activations_around,
+    activations_of,
+    array_of,
+    consumers_of,
+    element_count,
+    grid_of,
+    is_constant,
+    rows_of,
+    shape_of,
+)
 from compiler.ops import lookup
 from compiler.ops.common import Tie, channels
 from compiler.quantize.calibrate import Shown
@@ -50,9 +62,9 @@ def equalise(model: ir.Model, nodes: Sequence[ir.Node], shown: Mapping[str, Show
     factors = layout.factors()
     if not np.any(factors != 1):
         return dict(shown)
-    names = cir.Names(model.graph)
+    names = Names(model.graph)
     for node in nodes:
-        _apply(node, {v: factors[layout.of(v)] for v in layout.around(node)}, cir.Builder(model, names, node))
+        _apply(node, {v: factors[layout.of(v)] for v in layout.around(node)}, Builder(model, names, node))
     common.RemoveUnusedNodesPass()(model)
     return dict(shown) | {str(v.name): shown[str(v.name)].times(factors[layout.of(v)]) for v in layout.values}
 
@@ -62,7 +74,7 @@ class _Channels:
 
     def __init__(self, nodes: Sequence[ir.Node], shown: Mapping[str, Shown]) -> None:
         self.nodes, self.shown = nodes, shown
-        self.values = [v for v in cir.around(nodes) if str(v.name) in shown]
+        self.values = [v for v in activations_around(nodes) if str(v.name) in shown]
         bounds = np.cumsum([0, *(channels(v) for v in self.values)])
         self._start = {v: int(b) for v, b in zip(self.values, bounds, strict=False)}
         self.count = int(bounds[-1])
@@ -76,19 +88,19 @@ class _Channels:
         return self._start[value] + np.arange(channels(value))
 
     def around(self, node: ir.Node) -> list[ir.Value]:
-        return [v for v in [*cir.activations(node), *node.outputs] if v in self._start]
+        return [v for v in [*activations_of(node), *node.outputs] if v in self._start]
 
     def _tie(self) -> None:
         inside, products = set(self.nodes), []
         for value in self.values:
-            if value.producer() not in inside or value.is_graph_output() or not inside.issuperset(cir.consumers(value)):
+            if value.producer() not in inside or value.is_graph_output() or not inside.issuperset(consumers_of(value)):
                 self._fix(value)
         for node in self.nodes:
             around = self.around(node)
-            known = len(around) == len(cir.around([node]))
+            known = len(around) == len(activations_around([node]))
             if known and _takes_factors(node):
                 continue
-            if known and node.op_type == "Mul" and len(set(cir.activations(node))) == 2:
+            if known and node.op_type == "Mul" and len(set(activations_of(node))) == 2:
                 products.append(node)
                 continue
             operator = lookup(node)
@@ -106,16 +118,16 @@ class _Channels:
             fixed = np.isin(classes, classes[self.fixed])
             for node in products:
                 y = node.outputs[0]
-                gates = [v for v in cir.activations(node) if fixed[self.of(v)].all()]
-                free = [v for v in cir.activations(node) if v not in gates and channels(v) == channels(y)]
+                gates = [v for v in activations_of(node) if fixed[self.of(v)].all()]
+                free = [v for v in activations_of(node) if v not in gates and channels(v) == channels(y)]
                 if len(gates) == 1 and free:
                     self._join([Tie(free[0], y)])
                 elif gates:
-                    self._fix(y, *cir.activations(node))
+                    self._fix(y, *activations_of(node))
                 else:
                     left.append(node)
             if len(left) == len(products):
-                self._fix(*cir.activations(left[0])[1:])
+                self._fix(*activations_of(left[0])[1:])
             products = left
 
     def _fix(self, *values: ir.Value) -> None:
@@ -192,7 +204,7 @@ class _Channels:
         for rows in _chunks(weight):
             columns += (rows**2).sum(axis=(0, 2))
             steps += float((np.abs(rows).max(axis=(1, 2)) ** 2).sum()) / 127**2
-        taps = cir.size(weight) // (cir.shape(weight)[0] * len(columns))
+        taps = element_count(weight) // (shape_of(weight)[0] * len(columns))
         return columns / size, x.square * taps * steps / size
 
 
@@ -213,19 +225,19 @@ def _takes_factors(node: ir.Node) -> bool:
     if node.op_type not in LINEAR:
         return False
     _, weight, bias = node.inputs
-    return weight is not None and cir.is_const(weight) and cir.is_const(bias) and cir.grid(weight) is None
+    return weight is not None and is_constant(weight) and is_constant(bias) and grid_of(weight) is None
 
 
 def _chunks(weight: ir.Value) -> Iterator[np.ndarray]:
     """Weights [rows, inputs, taps], some rows at a time."""
-    rows, inputs = cir.shape(weight)[:2]
-    step = max(1, ROWS_BYTES // (4 * cir.size(weight) // rows))
+    rows, inputs = shape_of(weight)[:2]
+    step = max(1, ROWS_BYTES // (4 * element_count(weight) // rows))
     for begin in range(0, rows, step):
-        some = cir.rows_of(weight, slice(begin, min(begin + step, rows)))
+        some = rows_of(weight, slice(begin, min(begin + step, rows)))
         yield some.reshape(len(some), inputs, -1)
 
 
-def _apply(node: ir.Node, factors: Mapping[ir.Value, np.ndarray], b: cir.Builder) -> None:
+def _apply(node: ir.Node, factors: Mapping[ir.Value, np.ndarray], b: Builder) -> None:
     """Give a node the weights, or the constants to add, that its activations' factors ask for."""
     y = node.outputs[0]
     made = factors.get(y)
@@ -233,25 +245,25 @@ def _apply(node: ir.Node, factors: Mapping[ir.Value, np.ndarray], b: cir.Builder
         return
     if node.op_type in ("Add", "Sub") and np.any(made != 1):
         for index, value in enumerate(node.inputs):
-            if value is not None and cir.is_const(value):
-                node.replace_input_with(index, b.const(cir.array_of(value) * made, f"{value.name}/equal"))
+            if value is not None and is_constant(value):
+                node.replace_input_with(index, b.const(array_of(value) * made, f"{value.name}/equal"))
     elif _takes_factors(node):
         x, weight, bias = node.inputs
         assert x is not None and weight is not None and bias is not None
         read = factors.get(x, np.ones(1, np.float32))
         if np.any(made != 1) or np.any(read != 1):
             node.replace_input_with(1, _scaled(b, weight, made, 1 / read))
-            node.replace_input_with(2, b.const(cir.array_of(bias) * made, f"{bias.name}/equal"))
+            node.replace_input_with(2, b.const(array_of(bias) * made, f"{bias.name}/equal"))
 
 
-def _scaled(b: cir.Builder, weight: ir.Value, rows: np.ndarray, columns: np.ndarray) -> ir.Value:
+def _scaled(b: Builder, weight: ir.Value, rows: np.ndarray, columns: np.ndarray) -> ir.Value:
     """Weights [O, I, ...] with each row and each column multiplied; of [C, 1, ...] the columns are the channels."""
-    shape = cir.shape(weight)
+    shape = shape_of(weight)
     if shape[1] != len(columns):
         rows, columns = rows * np.repeat(columns, len(rows) // len(columns)), np.ones(1, np.float32)
 
     def read(some: slice) -> np.ndarray:
-        taken = cir.rows_of(weight, some)
+        taken = rows_of(weight, some)
         over = [1] * (len(shape) - 2)
         return taken * rows[some].reshape(-1, 1, *over) * columns.reshape(1, -1, *over)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from compiler import ir as cir
 from compiler.errors import CalibrationError
+from compiler.graph import attribute_of, consumers_of, is_constant, shape_of
 from compiler.runtime.pipeline import stacked
 
 Sample = dict[str, np.ndarray]
@@ -108,7 +108,7 @@ def split_arrays(arrays: Sample, inputs: Sequence[ir.Value], where: str) -> list
 
 def _stacked(array: np.ndarray, value: ir.Value, where: str) -> tuple[np.ndarray, int]:
     """An array as [samples, *input shape], and the number of samples."""
-    shape, dtype = cir.shape(value), value.dtype.numpy()  # type: ignore[union-attr]
+    shape, dtype = shape_of(value), value.dtype.numpy()  # type: ignore[union-attr]
     what = f"{where}: array '{value.name}' {list(array.shape)} {array.dtype}"
     if array.dtype.kind != np.dtype(dtype).kind:
         raise CalibrationError(f"{what}: the model takes {np.dtype(dtype).name}")
@@ -121,7 +121,7 @@ def _stacked(array: np.ndarray, value: ir.Value, where: str) -> tuple[np.ndarray
 
 
 def _image_input(path: Path, inputs: Sequence[ir.Value]) -> ir.Value:
-    if len(inputs) != 1 or len(cir.shape(inputs[0])) != 4 or inputs[0].dtype != ir.DataType.FLOAT:
+    if len(inputs) != 1 or len(shape_of(inputs[0])) != 4 or inputs[0].dtype != ir.DataType.FLOAT:
         raise CalibrationError(f"{path}: images need a model with one float image input: use .npz files")
     return inputs[0]
 
@@ -129,7 +129,7 @@ def _image_input(path: Path, inputs: Sequence[ir.Value]) -> ir.Value:
 def _image(path: Path, value: ir.Value, options: ImageOptions) -> np.ndarray:
     from PIL import Image, UnidentifiedImageError
 
-    shape = cir.shape(value)
+    shape = shape_of(value)
     last = shape[-1] in (1, 3) and shape[1] not in (1, 3)
     channels, height, width = (shape[3], shape[1], shape[2]) if last else shape[1:]
     tall, wide = options.size or (height, width)
@@ -156,7 +156,7 @@ def random_sample(inputs: Sequence[ir.Value], seed: int) -> Sample:
     rng = np.random.default_rng(seed)
     sample = {}
     for value in inputs:
-        shape, dtype = cir.shape(value), value.dtype.numpy()  # type: ignore[union-attr]
+        shape, dtype = shape_of(value), value.dtype.numpy()  # type: ignore[union-attr]
         array: np.ndarray
         if np.dtype(dtype).kind == "f":
             array = rng.standard_normal(shape)
@@ -171,9 +171,9 @@ def random_sample(inputs: Sequence[ir.Value], seed: int) -> Sample:
 
 def _table_rows(value: ir.Value) -> int | None:
     """Rows of the table that a Gather looks up with this value, seen through Cast and Reshape."""
-    for node in cir.consumers(value):
-        if node.op_type == "Gather" and node.inputs[1] is value and cir.is_const(node.inputs[0]):
-            return cir.shape(node.inputs[0])[int(cir.attr(node, "axis", 0))]
+    for node in consumers_of(value):
+        if node.op_type == "Gather" and node.inputs[1] is value and is_constant(node.inputs[0]):
+            return shape_of(node.inputs[0])[int(attribute_of(node, "axis", 0))]
         if node.op_type in ("Cast", "Reshape", "Unsqueeze", "Squeeze"):
             rows = _table_rows(node.outputs[0])
             if rows:

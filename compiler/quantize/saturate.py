@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from compiler import ir as cir
+from compiler.graph import activations_of, constant_of, consumers_of, only_consumer, scalar_of, shape_of
 from compiler.ops.activation import GELU_GATES, SIGMOID_END, TANH_END, bounds
 from compiler.quantize.calibrate import Shown
 
@@ -34,8 +34,8 @@ def saturated(nodes: Iterable[ir.Node], shown: Mapping[str, Shown]) -> dict[str,
     """What activations show, without what lies beyond such ends where all readers are among `nodes`."""
     nodes = list(nodes)
     inside, found = set(nodes), dict(shown)
-    for value in dict.fromkeys(v for n in nodes for v in cir.activations(n)):
-        name, readers = str(value.name), cir.consumers(value)
+    for value in dict.fromkeys(v for n in nodes for v in activations_of(n)):
+        name, readers = str(value.name), consumers_of(value)
         if name in shown and not value.is_graph_output() and inside.issuperset(readers):
             low, high = _ends(value, readers, shown)
             seen = shown[name]
@@ -67,8 +67,8 @@ def _gated(product: ir.Node, x: ir.Value, readers: list[ir.Node]) -> Function | 
 def _along(value: ir.Value | None, x: ir.Value) -> Function | None:
     """What operators of numbers alone make of x on the way to `value`, as a function, where nothing else reads it."""
     node = value.producer() if value is not None else None
-    rest = cir.activations(node) if node is not None else []
-    if node is None or len(rest) != 1 or cir.only_consumer(node.outputs[0]) is None:
+    rest = activations_of(node) if node is not None else []
+    if node is None or len(rest) != 1 or only_consumer(node.outputs[0]) is None:
         return None
     step = _step(node)
     before = (lambda t: t) if rest[0] is x else _along(rest[0], x)
@@ -82,10 +82,10 @@ def _step(node: ir.Node) -> Function | None:
     limits = bounds(node) if node.op_type in ("Clip", "Relu") else None
     if limits is not None:
         return lambda t: np.clip(t, *limits)
-    if node.op_type == "DepthwiseConv2D" and cir.shape(node.inputs[1])[2:] == (1, 1):
+    if node.op_type == "DepthwiseConv2D" and shape_of(node.inputs[1])[2:] == (1, 1):
         slope, shift = (_alike(v) for v in node.inputs[1:])
         return None if slope is None or shift is None else lambda t: slope * t + shift
-    numbers = [n for v in node.inputs if (n := cir.scalar(v)) is not None]
+    numbers = [n for v in node.inputs if (n := scalar_of(v)) is not None]
     if node.op_type not in ("Add", "Mul") or len(numbers) != 1:
         return None
     number = numbers[0]
@@ -94,7 +94,7 @@ def _step(node: ir.Node) -> Function | None:
 
 def _alike(value: ir.Value | None) -> float | None:
     """The number that all elements of a constant are."""
-    array = cir.const(value)
+    array = constant_of(value)
     return float(array.flat[0]) if array is not None and array.size and np.ptp(array) == 0 else None
 
 

@@ -9,7 +9,7 @@ import networkx as nx
 import numpy as np
 import onnx_ir as ir
 
-from compiler import ir as cir
+from compiler.graph import DIALECT, Builder, Names, activations_of, is_constant, key_of
 from compiler.ops import Scales, lookup
 from compiler.quantize.calibrate import Ranges
 from compiler.runtime import pipeline
@@ -52,7 +52,7 @@ def constraints(nodes: Iterable[ir.Node]) -> list[tuple[ir.Node, Scales]]:
 def _settled(node: ir.Node, scales: Scales, bound: set[ir.Value]) -> Scales:
     if scales.range_of is None or not any(v in bound for v in scales.same if v is not scales.range_of):
         return scales
-    return Scales() if cir.key(node) == ("", "Relu") else Scales(scales.same)
+    return Scales() if key_of(node) == ("", "Relu") else Scales(scales.same)
 
 
 def separate(model: ir.Model, nodes: Iterable[ir.Node]) -> None:
@@ -60,18 +60,18 @@ def separate(model: ir.Model, nodes: Iterable[ir.Node]) -> None:
     asked = constraints(nodes)
     groups = _groups(asked)
     fixed = [(v, q) for _, scales in asked for v, q in scales.fixed.items()]
-    names = cir.Names(model.graph)
+    names = Names(model.graph)
     for node, scales in asked:
         if not scales.same or node.op_type == "FakeQuantize":
             continue
-        inputs = cir.activations(node)
+        inputs = activations_of(node)
         found = {q for v, q in fixed if groups[v] == groups[scales.same[0]]}
         if not found or (len(found) == 1 and len(inputs) == 1):
             continue
-        b = cir.Builder(model, names, node)
+        b = Builder(model, names, node)
         for index, value in enumerate(node.inputs):
-            if value is not None and not cir.is_const(value):
-                node.replace_input_with(index, b.op("Requantize", [value], domain=cir.DIALECT))
+            if value is not None and not is_constant(value):
+                node.replace_input_with(index, b.op("Requantize", [value], domain=DIALECT))
 
 
 def _groups(asked: Iterable[tuple[ir.Node, Scales]]) -> dict[ir.Value, int]:

@@ -15,10 +15,10 @@ import onnx
 import onnxruntime
 from onnx import numpy_helper
 
-from compiler import build as building
+from compiler.checks.verify import Difference
+from compiler.driver import build as building
 from compiler.errors import CalibrationError, CompilerError
 from compiler.runtime import Bundle, Pipeline
-from compiler.verify import Difference
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from compiler import build as building
-from compiler.partition import Wishes
+from compiler.checks.verify import Difference
+from compiler.driver import build as building
+from compiler.graph.reference import Reference
+from compiler.partition.partition import Wishes
 from compiler.quantize import samples as sampling
-from compiler.reference import Reference
 from compiler.runtime import Bundle, Pipeline
-from compiler.verify import Difference
 from tests.fuzz.simulate import simulated
 
 # A bundle may lose this much more than rounding alone does: kernels round sums and tables by themselves, and where two

@@ -7,8 +7,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from compiler import ir as cir
-from compiler.program import Program
+from compiler.graph import activations_around, array_of, grid_of
+from compiler.partition.program import Program
 from compiler.quantize import weights
 
 
@@ -21,7 +21,7 @@ def simulated(program: Program) -> ir.Model:
         if node.op_type in ("Conv2D", "DepthwiseConv2D", "FullyConnected", "TransposeConv2D"):
             node.replace_input_with(1, _weights(model.graph, node, program))
     inside = set(nodes)
-    for value in cir.around(nodes):
+    for value in activations_around(nodes):
         made = value.producer() in inside
         rounded = _rounded(model.graph, value, program)
         for user, index in list(value.uses()):
@@ -58,8 +58,8 @@ def _weights(graph: ir.Graph, node: ir.Node, program: Program) -> ir.Value:
     x, weight, bias = node.inputs
     assert x is not None and weight is not None and bias is not None
     scales = [program.quants[str(v.name)].scale for v in (x, node.outputs[0])]
-    array = cir.array_of(weight)
-    around = weights.Surroundings(str(weight.name), *scales, cir.grid(weight))
-    quantized, steps, _ = weights.quantize(array, cir.array_of(bias), around)
+    array = array_of(weight)
+    around = weights.Surroundings(str(weight.name), *scales, grid_of(weight))
+    quantized, steps, _ = weights.quantize(array, array_of(bias), around)
     rounded = (quantized.reshape(len(array), -1) * steps[:, None]).reshape(array.shape)
     return _constant(graph, rounded.astype(np.float32), f"{node.name}/sim/weights")

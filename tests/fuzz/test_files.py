@@ -14,11 +14,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from compiler import darwinn, importer, legality
+from compiler.device import legality
 from compiler.errors import CompilerError
 from compiler.frontends import open_source
+from compiler.importer import load as importer
 from compiler.runtime import Bundle, RuntimeBundleError
 from compiler.targets import Target
+from compiler.vendor import darwinn
 from tests.conftest import small_network
 
 ROOT = Path(__file__).parent.parent.parent

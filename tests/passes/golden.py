@@ -12,9 +12,9 @@ import onnx
 import onnx_ir as ir
 
 import passes
-from compiler import importer
-from compiler import ir as cir
-from compiler.check import Checker
+from compiler.checks.pass_checks import Checker
+from compiler.graph import array_of, attribute_of, is_constant, operator_name, shape_of
+from compiler.importer import load as importer
 from compiler.targets import Target
 
 PASSES = dict(passes.PASSES)
@@ -41,14 +41,14 @@ def _line(node: ir.Node) -> str:
     for value in node.inputs:
         if value is None:
             names.append("_")
-        elif cir.is_const(value):
-            array = cir.array_of(value)
+        elif is_constant(value):
+            array = array_of(value)
             names.append(str(array.tolist()) if array.size <= 4 else f"const{list(array.shape)}")
         else:
             names.append(str(value.name))
-    outputs = ", ".join(f"{v.name}{list(cir.shape(v))}" for v in node.outputs)
-    perm = f" perm={list(cir.attr(node, 'perm'))}" if node.op_type == "Transpose" else ""
-    return f"{outputs} = {cir.kind(node)}({', '.join(names)}){perm}"
+    outputs = ", ".join(f"{v.name}{list(shape_of(v))}" for v in node.outputs)
+    perm = f" perm={list(attribute_of(node, 'perm'))}" if node.op_type == "Transpose" else ""
+    return f"{outputs} = {operator_name(node)}({', '.join(names)}){perm}"
 
 
 def kinds(text: str) -> list[str]:

@@ -7,7 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from compiler import ir as cir
+from compiler.graph import HOST_REASON, shape_of
 from compiler.targets import Layer, Target, fits
 from passes import fold_constants, keep_spectra
 from passes.tile_matmul import plan
@@ -36,7 +36,7 @@ def test_shapes_follow_from_constants_that_were_folded_under_symbols() -> None:
     model = ir.serde.deserialize_model(proto)
     model.graph.initializers["c"].shape = ir.Shape(["n", "m"])
     fold_constants.infer_shapes(model)
-    assert [cir.shape(v) for node in model.graph for v in node.outputs] == [(1, 512), (1, 512)]
+    assert [shape_of(v) for node in model.graph for v in node.outputs] == [(1, 512), (1, 512)]
 
 
 def test_fold_affine_into_convolution() -> None:
@@ -451,7 +451,7 @@ def on_host(text: str, **weights: np.ndarray) -> list[str]:
     proto.graph.initializer.extend(onnx.numpy_helper.from_array(a, n) for n, a in weights.items())
     model = ir.serde.deserialize_model(proto)
     keep_spectra.run(model, Target.load())
-    return [node.op_type for node in model.graph if cir.HOST in node.metadata_props]
+    return [node.op_type for node in model.graph if HOST_REASON in node.metadata_props]
 
 
 def test_spectra_stay_on_the_host() -> None:

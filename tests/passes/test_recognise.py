@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compiler import build as building
+from compiler.driver import build as building
 from tests.passes.golden import kinds, rewritten, weight
 
 EXPORTS = Path(__file__).parents[2] / "fixtures" / "exports" / "encoders"

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from compiler import ir as cir
 from compiler.emit import tflite
+from compiler.graph import all_activations
 from compiler.quantize.calibrate import Observers, calibrate, observe
 from compiler.quantize.scales import assign
 from compiler.runtime.interpreter import interpreter_module
@@ -33,7 +33,7 @@ def main(folder: Path) -> None:
     names = [value.name for value in proto.graph.input]
     stacks = np.load(folder / "samples.npz")
     feeds = [{name: 1.3 * stacks[name][i] for name in names} for i in range(len(stacks[names[0]]))]
-    values = list(cir.tensor_values(model.graph))
+    values = list(all_activations(model.graph))
     shown = observe(model, values, feeds)
     quants = assign(list(model.graph), values, calibrate(model, values, shown, feeds, Observers()))
     path = folder / "model.tflite"

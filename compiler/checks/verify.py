@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from compiler.program import Program
+from compiler.graph.reference import Reference
+from compiler.partition.program import Program
 from compiler.quantize.calibrate import batches
 from compiler.quantize.samples import Sample
-from compiler.reference import Reference
 from compiler.runtime import Bundle, Pipeline
 from compiler.runtime.pipeline import convert
 

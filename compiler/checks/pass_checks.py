@@ -6,10 +6,10 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from compiler import ir as cir
 from compiler.errors import InternalError
+from compiler.graph import all_activations
+from compiler.graph.reference import Reference
 from compiler.quantize.samples import random_sample
-from compiler.reference import Reference
 
 # Passes are exact rewrites: float rounding alone, relative to the largest value of a tensor. Rounding adds up over
 # the layers of a network; the deepest tested here, DenseNet-121, stays below 1e-6.
@@ -23,7 +23,7 @@ class Checker:
 
     def __init__(self, original: ir.Model, seed: int) -> None:
         self.sample = random_sample(original.graph.inputs, seed)
-        values = [v for v in cir.tensor_values(original.graph) if v.dtype is not None]
+        values = [v for v in all_activations(original.graph) if v.dtype is not None]
         rng = np.random.default_rng(seed)
         with Reference(original, values) as reference:
             self.wanted = reference.run(self.sample)
@@ -41,7 +41,7 @@ class Checker:
                 common.CheckerPass()(model)
         except Exception as error:
             raise InternalError(name, f"the model is not valid after this pass: {error}") from error
-        shared = [v for v in cir.tensor_values(model.graph) if v.name in self.wanted]
+        shared = [v for v in all_activations(model.graph) if v.name in self.wanted]
         with Reference(model, shared) as reference:
             found = reference.run(self.sample)
         for value in shared:

@@ -14,8 +14,18 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from compiler import ir as cir
-from compiler.legality import drafted
+from compiler.device.legality import drafted
+from compiler.graph import (
+    DIALECT,
+    attribute_of,
+    element_count,
+    input_at,
+    is_constant,
+    is_static,
+    only_consumer,
+    shape_of,
+    values_read,
+)
 from compiler.ops import BUILTINS
 from compiler.ops.rules import OpInfo
 from compiler.targets import Host, Layer, Target, stored_bytes
@@ -70,7 +80,7 @@ def of_node(node: ir.Node, target: Target, host: Host, legal: bool, int8: bool =
 
 def _is_fused(node: ir.Node) -> bool:
     """A clamp that alone reads its input is written as that input's scale."""
-    return node.op_type in ("Relu", "Clip") and cir.only_consumer(node.inputs[0]) is node  # type: ignore[arg-type]
+    return node.op_type in ("Relu", "Clip") and only_consumer(node.inputs[0]) is node  # type: ignore[arg-type]
 
 
 def on_host(node: ir.Node, host: Host, int8: bool = False) -> float:
@@ -78,35 +88,35 @@ def on_host(node: ir.Node, host: Host, int8: bool = False) -> float:
     they multiply no slower than float is assumed."""
     if node.op_type in ("Reshape", "Identity"):
         return 0.0
-    values = [v for v in [*cir.reads(node), *node.outputs] if cir.is_static(v)]
+    values = [v for v in [*values_read(node), *node.outputs] if is_static(v)]
     if node.op_type == "GroupQueryAttention":
         # The cache is written in place, and read as far as it is filled: half, on average.
-        cache = sum(cir.size(v) for v in values if v.is_graph_input() and len(cir.shape(v)) == 4)
-        moved = 2 * cache + 4 * sum(cir.size(v) for v in values if len(cir.shape(v)) < 4)
-    elif int8 and node.domain == cir.DIALECT and cir.is_const(cir.arg(node, 1)):
-        moved = sum(cir.size(v) * (1 if cir.is_const(v) else 4) for v in values)
+        cache = sum(element_count(v) for v in values if v.is_graph_input() and len(shape_of(v)) == 4)
+        moved = 2 * cache + 4 * sum(element_count(v) for v in values if len(shape_of(v)) < 4)
+    elif int8 and node.domain == DIALECT and is_constant(input_at(node, 1)):
+        moved = sum(element_count(v) * (1 if is_constant(v) else 4) for v in values)
     elif node.op_type == "Gather":
-        moved = 8 * cir.size(node.outputs[0])
+        moved = 8 * element_count(node.outputs[0])
     else:
-        moved = 4 * sum(map(cir.size, values))
+        moved = 4 * sum(map(element_count, values))
     return host.operator + max(float_macs(node) / host.macs, moved / host.bytes)
 
 
 def float_macs(node: ir.Node) -> int:
     """Multiply-accumulates of a node in float."""
-    values = [node.inputs[0], cir.arg(node, 1), node.outputs[0]] if node.inputs else []
-    if len(values) < 3 or values[1] is None or not all(cir.is_static(v) for v in values):
+    values = [node.inputs[0], input_at(node, 1), node.outputs[0]] if node.inputs else []
+    if len(values) < 3 or values[1] is None or not all(is_static(v) for v in values):
         return 0
-    x, w, y = (cir.shape(v) for v in values)
+    x, w, y = (shape_of(v) for v in values)
     match node.op_type:
         case "Conv" | "Conv2D" | "DepthwiseConv2D":
             return math.prod(y) // w[0] * math.prod(w)
         case "ConvTranspose" | "TransposeConv2D":
             return math.prod(x) // x[-1 if node.domain else 1] * math.prod(w)
         case "MatMul" | "Gemm" | "FullyConnected":
-            return math.prod(y) * (x[0] if cir.attr(node, "transA", 0) else x[-1])
+            return math.prod(y) * (x[0] if attribute_of(node, "transA", 0) else x[-1])
         case "Attention":
             return 2 * math.prod(y) * w[-2]
         case "GroupQueryAttention":
-            return math.prod(y) * cir.shape(node.inputs[3])[2]  # of twice the cache's places, half are filled
+            return math.prod(y) * shape_of(node.inputs[3])[2]  # of twice the cache's places, half are filled
     return 0

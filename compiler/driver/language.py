@@ -21,20 +21,21 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from compiler import build as building
-from compiler import bundle, html
-from compiler import ir as cir
+from compiler.driver import build as building
+from compiler.emit import bundle
 from compiler.errors import CalibrationError, OptionError
 from compiler.frontends import Source, decoder, open_source
 from compiler.frontends.decoder import Form
 from compiler.frontends.rotate import rotate
-from compiler.partition import Place, Wishes
-from compiler.program import Program
+from compiler.graph import OPSET, shape_of
+from compiler.graph.reference import Reference
+from compiler.partition.partition import Place, Wishes
+from compiler.partition.program import Program
 from compiler.quantize import samples as sampling
 from compiler.quantize.balance import balance, known, products
-from compiler.reference import Reference
 from compiler.runtime.language import LanguageModel
 from compiler.targets import Target
+from compiler.view import page
 
 # Sequences that set the ranges, and others that the bundle is verified on. Of the latter the first `chunk` tokens go
 # through prefill, the rest through decode.
@@ -87,7 +88,7 @@ def build(
             tokenizer.write_text(source.tokenizer.definition, encoding="utf-8")
             parts = {name: building.program_entry(written[p], segments[p]) for name, p in prefixes.items()}
             manifest = {
-                "model": {"file": path.name, "sha256": _digest(path), "opset": cir.OPSET},
+                "model": {"file": path.name, "sha256": _digest(path), "opset": OPSET},
                 "target": building.target_entry(Target.load(options.target)),
                 **parts.pop("prefill"),
                 "tools": bundle.tool_versions(),
@@ -105,7 +106,7 @@ def build(
                 LanguageModel(bundle.load(folder), stream=False), source, rows[-HELD_OUT:], report
             )
             bundle.write_manifest(folder, manifest)
-            (folder / "report.html").write_text(html.page(manifest), encoding="utf-8")
+            (folder / "report.html").write_text(page.page(manifest), encoding="utf-8")
     return manifest
 
 
@@ -162,7 +163,7 @@ def sample(graph: ir.Graph, tokens: np.ndarray, form: Form) -> sampling.Sample:
         if name == "last":
             feeds[name] = np.array([form.tokens - 1], np.int64)
         elif name not in feeds:
-            feeds[name] = np.zeros(cir.shape(value), np.float32)
+            feeds[name] = np.zeros(shape_of(value), np.float32)
     return feeds
 
 

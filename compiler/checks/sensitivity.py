@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 import onnx_ir as ir
 
-from compiler import ir as cir
-from compiler.program import Program
+from compiler.graph import all_activations, origin_of, shape_of
+from compiler.graph.reference import Reference
+from compiler.partition.program import Program
 from compiler.quantize.samples import Sample
-from compiler.reference import Reference
 from compiler.runtime import Bundle, Pipeline
 from compiler.runtime.pipeline import convert
 
@@ -27,7 +27,7 @@ def shares(
     outputs = {s.index: [str(v.name) for v in s.outputs] for s in segments}
     noisy = [v for s in segments for v in s.outputs]
     borders = {str(v.name): v for s in segments for v in [*s.inputs, *s.outputs] if not v.is_graph_input()}
-    silent = {f"{v.name}/noise": np.zeros(cir.shape(v), np.float32) for v in noisy}
+    silent = {f"{v.name}/noise": np.zeros(shape_of(v), np.float32) for v in noisy}
     ends = [str(v.name) for v in program.model.graph.outputs if v.dtype == ir.DataType.FLOAT]
     pipeline, found = Pipeline(bundle), dict.fromkeys(outputs, 0.0)
     with Reference(*_injected(program.model, noisy, borders)) as reference:
@@ -56,7 +56,7 @@ def _injected(
     """(a copy in which an input `X/noise` is added to each value X, its values of the names in `borders`)."""
     copy = model.clone()
     graph = copy.graph
-    values = {str(v.name): v for v in cir.tensor_values(graph)}
+    values = {str(v.name): v for v in all_activations(graph)}
     for name in (str(v.name) for v in noisy):
         value = values[name]
         producer = value.producer()
@@ -83,5 +83,5 @@ def kept_in_float(program: Program, contributions: Mapping[int, float], budget: 
     for segment in sorted(segments, key=lambda s: -contributions[s.index] / s.macs):
         if segment.macs <= room and contributions[segment.index] > 0:
             room -= segment.macs
-            names += [cir.origin(n) for n in segment.nodes]
+            names += [origin_of(n) for n in segment.nodes]
     return list(dict.fromkeys(names))

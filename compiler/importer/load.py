@@ -17,9 +17,20 @@ from google.protobuf.message import DecodeError
 from onnx_ir.passes import common
 from onnxscript import version_converter
 
-from compiler import ir as cir
-from compiler import onnxfile
 from compiler.errors import ModelError, OptionError, first_line
+from compiler.graph import (
+    IR_VERSION,
+    OPSET,
+    ORIGIN,
+    all_activations,
+    input_at,
+    is_current,
+    key_of,
+    origin_of,
+    scalar_of,
+    shape_of,
+)
+from compiler.importer import onnxfile
 
 OLDEST_OPSET = 7
 # Weights of fewer bytes are read at once: shapes and axes, which passes look at.
@@ -53,10 +64,10 @@ def load(
     _check_inference(model.graph)
     _fix_inputs(model, dict(dims or {}), dict(shapes or {}))
     _upgrade(model)
-    _rename(model, ("com.microsoft", _SIMPLIFIED), ("", "RMSNormalization" if cir.is_current(model) else _SIMPLIFIED))
+    _rename(model, ("com.microsoft", _SIMPLIFIED), ("", "RMSNormalization" if is_current(model) else _SIMPLIFIED))
     _widen(model)
     name_nodes(model.graph)
-    model.ir_version = max(model.ir_version or 0, cir.IR_VERSION)
+    model.ir_version = max(model.ir_version or 0, IR_VERSION)
     return model
 
 
@@ -104,7 +115,7 @@ def _unpack(graph: ir.Graph) -> None:
 
 
 def _wrong_size(value: ir.Value) -> ModelError:
-    return ModelError(f"weights '{value.name}' {list(cir.shape(value))} hold another number of values: export again")
+    return ModelError(f"weights '{value.name}' {list(shape_of(value))} hold another number of values: export again")
 
 
 def _check_external_data(model: ir.Model, path: Path) -> None:
@@ -127,7 +138,7 @@ def _check_external_data(model: ir.Model, path: Path) -> None:
 
 def _rename(model: ir.Model, old: tuple[str, str], new: tuple[str, str]) -> None:
     for node in model.graph:
-        if cir.key(node) == old:
+        if key_of(node) == old:
             node.domain, node.op_type = new
 
 
@@ -145,8 +156,8 @@ def _check_defined(graph: ir.Graph) -> None:
 def _check_inference(graph: ir.Graph) -> None:
     """Results of a model in training mode are random. Raises ModelError."""
     for node in graph:
-        if cir.key(node) == ("", "Dropout") and cir.scalar(cir.arg(node, 2)) and cir.scalar(cir.arg(node, 1)) != 0:
-            name = cir.origin(node)
+        if key_of(node) == ("", "Dropout") and scalar_of(input_at(node, 2)) and scalar_of(input_at(node, 1)) != 0:
+            name = origin_of(node)
             raise ModelError(f"Dropout '{name}' is in training mode: export the model again after model.eval()")
 
 
@@ -184,7 +195,7 @@ def _fix_inputs(model: ir.Model, dims: dict[str, int], shapes: dict[str, tuple[i
         if isinstance(value.type, ir.OptionalType):
             raise ModelError(f"output '{value.name}' is optional; bundles give tensors and sequences")
     fixed_inputs = {v: v.shape for v in inputs.values()}
-    for value in cir.tensor_values(model.graph):
+    for value in all_activations(model.graph):
         value.shape = fixed_inputs.get(value)
 
 
@@ -222,12 +233,12 @@ def _upgrade(model: ir.Model) -> None:
     A model that the converters cannot raise keeps its opset: its nodes then run on the host, where onnxruntime knows
     their old meaning.
     """
-    version = model.graph.opset_imports.get("", cir.OPSET)
+    version = model.graph.opset_imports.get("", OPSET)
     batched = version < 9 and any(node.op_type == "Scan" for node in model.graph)  # which no converter knows
-    if version >= cir.OPSET or batched:
+    if version >= OPSET or batched:
         return
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
-    steps = [18, cir.OPSET] if version < 18 else [cir.OPSET]
+    steps = [18, OPSET] if version < 18 else [OPSET]
     for target in steps:
         version_converter.ConvertVersionPass(target_version=target, fallback=True)(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
@@ -309,7 +320,7 @@ def name_nodes(graph: ir.Graph) -> None:
             name = f"{name}_{index}"
         seen.add(name)
         node.name = name
-        node.metadata_props.setdefault(cir.ORIGIN, name)
+        node.metadata_props.setdefault(ORIGIN, name)
 
 
 def _check_valid(model: ir.Model) -> None:

@@ -15,11 +15,10 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 import passes
-from compiler import bundle, html, importer, sensitivity, toolchain, verify
-from compiler import ir as cir
-from compiler.check import Checker
-from compiler.emit import onnx_tf
-from compiler.emit.onnx_tf import Lowered
+from compiler.checks import sensitivity, verify
+from compiler.checks.pass_checks import Checker
+from compiler.device.legality import refusal
+from compiler.emit import bundle
 from compiler.errors import (
     CalibrationError,
     CompilerError,
@@ -30,18 +29,22 @@ from compiler.errors import (
     ToolchainError,
     first_line,
 )
-from compiler.legality import refusal
-from compiler.partition import Wishes, halved, partition
-from compiler.program import Program
+from compiler.graph import activations_around
+from compiler.graph.reference import Reference
+from compiler.importer import load as importer
+from compiler.partition.partition import Wishes, halved, partition
+from compiler.partition.program import Program
 from compiler.quantize import samples as sampling
 from compiler.quantize.balance import Product, balance, products
 from compiler.quantize.calibrate import Observers, Ranges, Shown, calibrate, observe
 from compiler.quantize.equalise import equalise
 from compiler.quantize.saturate import saturated
 from compiler.quantize.scales import assign, separate
-from compiler.reference import Reference
 from compiler.runtime.bundle import sha256
 from compiler.targets import Target
+from compiler.vendor import edgetpu_compiler, onnx_tf
+from compiler.vendor.onnx_tf import Lowered
+from compiler.view import page
 
 # Steps that only serve accuracy, which --without leaves out.
 ACCURACY = (
@@ -89,7 +92,7 @@ class Options:
     check_passes: bool = False
     seed: int = 0
     force: bool = False
-    tool: toolchain.Tool | None = None
+    tool: edgetpu_compiler.Tool | None = None
     lowering: tuple[str, ...] = ("direct",)
 
 
@@ -201,7 +204,7 @@ def build(path: Path, output: Path, options: Options, report: Report = silent) -
                     quality["segments"][str(index)]["share"] = share
             manifest["quality"] |= quality
             bundle.write_manifest(folder, manifest)
-            (folder / "report.html").write_text(html.page(manifest), encoding="utf-8")
+            (folder / "report.html").write_text(page.page(manifest), encoding="utf-8")
         gate(quality, options.min_sqnr)
     return manifest
 
@@ -242,15 +245,15 @@ def emit(
         entries = bundle.write_segments(found, folder, lowered)
     if options.tool is None:
         return found, entries
-    with stage("edgetpu_compiler"), toolchain.Session(options.tool) as session:
+    with stage("edgetpu_compiler"), edgetpu_compiler.Session(options.tool) as session:
         while True:
-            groups = toolchain.groups(entries.values(), folder)
+            groups = edgetpu_compiler.groups(entries.values(), folder)
             outcomes = session.compile(groups, report("edgetpu_compiler", len(groups)))
             if lowered:
                 break  # its segments are what onnx-tf made of them
             before = sum(len(segments) for segments in entries.values())
             for name, program in found.items():
-                refused = toolchain.refused(entries[name], outcomes, folder)
+                refused = edgetpu_compiler.refused(entries[name], outcomes, folder)
                 plan = halved(program.plan, program.model.graph, program.target, refused)
                 found[name] = replace(program, plan=plan)
             if before == sum(len(program.plan.segments) for program in found.values()):
@@ -258,7 +261,7 @@ def emit(
             shutil.rmtree(folder / "segments")
             entries = bundle.write_segments(found, folder)
         for segments in entries.values():
-            toolchain.enter(segments, outcomes, folder)
+            edgetpu_compiler.enter(segments, outcomes, folder)
     return found, entries
 
 
@@ -306,7 +309,7 @@ def scaled(
 ) -> Program:
     """Scales where ranges are known already, and from samples where they are not; channels are equalised first."""
     nodes = [n for s in program.plan.segments if s.device == "tpu" for n in s.nodes]
-    values = cir.around(nodes)
+    values = activations_around(nodes)
     unknown = [v for v in values if str(v.name) not in ranges]
     shown: dict[str, Shown] = {}
     with stage("calibrate"):

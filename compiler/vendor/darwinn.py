@@ -15,8 +15,8 @@ import flatbuffers
 from flatbuffers import number_types as types
 from flatbuffers.table import Table
 
+from compiler.device.legality import op_name, tflite_file, unpacked
 from compiler.errors import ModelError
-from compiler.legality import op_name, tflite_file, unpacked
 
 _CUSTOM = "edgetpu-custom-op"
 _KINDS = ("stand-alone", "caching", "execution")

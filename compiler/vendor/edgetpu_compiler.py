@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compiler import bundle, darwinn
+from compiler.emit import bundle
 from compiler.errors import ModelError, OutputError, ToolchainError
 from compiler.runtime.bundle import sha256
+from compiler.vendor import darwinn
 
 NAME, VARIABLE = "edgetpu_compiler", "EDGETPU_COMPILER"
 TIMEOUT = 180  # seconds, as the compiler's own default

@@ -15,16 +15,16 @@ from typing import Any
 
 import onnx_ir as ir
 
-from compiler import ir as cir
 from compiler.emit import host, tflite
-from compiler.emit.onnx_tf import Lowered
 from compiler.emit.store import Store
 from compiler.errors import BundleError, InternalError, OptionError, OutputError
-from compiler.partition import Segment
-from compiler.program import Program
+from compiler.graph import operator_name, origin_of
+from compiler.partition.partition import Segment
+from compiler.partition.program import Program
 from compiler.quantize.scales import Quant
 from compiler.runtime import Bundle, RuntimeBundleError, schema
 from compiler.runtime.bundle import MANIFEST_VERSION, sha256
+from compiler.vendor.onnx_tf import Lowered
 
 TOOLS = ("onnx", "onnx-ir", "onnxscript", "onnxruntime", "ai-edge-litert", "numpy")
 
@@ -169,8 +169,8 @@ def segment_entry(program: Program, segment: Segment) -> dict[str, Any]:
 def _operator_entry(program: Program, node: ir.Node, device: str) -> dict[str, Any]:
     cost, placement = program.plan.costs[node], program.plan.placements[node]
     return {
-        "node": cir.origin(node),
-        "operator": cir.kind(node),
+        "node": origin_of(node),
+        "operator": operator_name(node),
         "reason": placement.reason,
         "parameter_bytes": sum(p.bytes for p in cost.parameters) if device == "tpu" else 0,
         "macs": cost.macs,

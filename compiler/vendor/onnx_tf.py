@@ -23,15 +23,15 @@ import onnx.inliner
 import onnx.version_converter
 import onnx_ir as ir
 
-from compiler import ir as cir
 from compiler.errors import ToolchainError, first_line
+from compiler.graph import DIALECT, array_of, shape_of, values_read
+from compiler.graph.reference import Reference
 from compiler.ops.activation import GELU_GATES
-from compiler.partition import Segment
-from compiler.program import Program
+from compiler.partition.partition import Segment
+from compiler.partition.program import Program
 from compiler.quantize.samples import Samples
-from compiler.reference import Reference
 
-SIDECARS = Path(__file__).parent.parent / "sidecars"
+SIDECARS = Path(__file__).parent / "sidecars"
 VARIABLE = "CORAL_BUNDLE_ONNX_TF"  # a Python that has onnx-tf, instead of the one that `toolchain install` makes
 OPSET = 15  # the newest that onnx-tf 1.10 knows most operators of
 TIMEOUT = 600  # seconds for one segment
@@ -149,7 +149,7 @@ def _one(program: Program, segment: Segment, folder: Path, python: Path) -> Lowe
 
 
 def _entry(value: ir.Value, found: dict[str, Any]) -> dict[str, Any]:
-    shape = list(cir.shape(value))
+    shape = list(shape_of(value))
     return {
         "name": str(value.name),
         "dtype": "int8",
@@ -171,10 +171,10 @@ def _model(program: Program, segment: Segment) -> onnx.ModelProto:
     names = {value: name for name, value in _names(segment).items()}
     graph, functions = onnx.GraphProto(name="segment"), program.model.functions
     for node in segment.nodes:
-        for value in cir.reads(node):
+        for value in values_read(node):
             if value not in names:
                 names[value] = f"w{len(names)}"
-                graph.initializer.append(onnx.numpy_helper.from_array(cir.array_of(value), names[value]))
+                graph.initializer.append(onnx.numpy_helper.from_array(array_of(value), names[value]))
         proto = ir.serde.serialize_node(node)
         proto.input[:] = ["" if v is None else names[v] for v in node.inputs]
         proto.output[:] = [names[v] for v in node.outputs]
@@ -185,9 +185,9 @@ def _model(program: Program, segment: Segment) -> onnx.ModelProto:
             proto = onnx.helper.make_node("Sigmoid", proto.input, proto.output)
         graph.node.append(proto)
     for field, values in ((graph.input, segment.inputs), (graph.output, segment.outputs)):
-        field.extend(onnx.helper.make_tensor_value_info(names[v], onnx.TensorProto.FLOAT, cir.shape(v)) for v in values)
+        field.extend(onnx.helper.make_tensor_value_info(names[v], onnx.TensorProto.FLOAT, shape_of(v)) for v in values)
     version = program.model.graph.opset_imports[""]
-    opsets = [onnx.helper.make_opsetid("", version), onnx.helper.make_opsetid(cir.DIALECT, 1)]
+    opsets = [onnx.helper.make_opsetid("", version), onnx.helper.make_opsetid(DIALECT, 1)]
     whole = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
     whole.functions.extend(ir.serde.serialize_function(f) for f in functions.values())
     return onnx.version_converter.convert_version(onnx.inliner.inline_local_functions(whole), OPSET)

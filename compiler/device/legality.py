@@ -15,9 +15,9 @@ import numpy as np
 import onnx_ir as ir
 from ai_edge_litert import schema_py_generated as schema
 
-from compiler import ir as cir
 from compiler.emit.tflite import Writer
 from compiler.errors import ModelError
+from compiler.graph import HOST_REASON, LOWERING_REASON, activations_of, is_constant, is_static, operator_name, shape_of
 from compiler.ops import BUILTINS, lookup
 from compiler.ops.rules import OpInfo, TensorInfo, judge
 from compiler.quantize.scales import Quant
@@ -26,13 +26,13 @@ from compiler.targets import Layer, Target
 
 def refusal(node: ir.Node, target: Target) -> str | None:
     """Why the Edge TPU does not run this node as it stands; None where it does."""
-    if cir.HOST in node.metadata_props:
-        return node.metadata_props[cir.HOST]
+    if HOST_REASON in node.metadata_props:
+        return node.metadata_props[HOST_REASON]
     operator = lookup(node)
     if operator is None or operator.emit is None:
-        return node.metadata_props.get(cir.REASON, f"the Edge TPU has no {cir.kind(node)}")
-    for value in [*cir.activations(node), *node.outputs]:
-        if not cir.is_static(value):
+        return node.metadata_props.get(LOWERING_REASON, f"the Edge TPU has no {operator_name(node)}")
+    for value in [*activations_of(node), *node.outputs]:
+        if not is_static(value):
             return f"the shape of '{value.name}' depends on data; the Edge TPU needs static shapes"
         if value.dtype != ir.DataType.FLOAT:
             name = value.dtype.name.lower() if value.dtype else "unknown"
@@ -46,7 +46,7 @@ def refusal(node: ir.Node, target: Target) -> str | None:
 def drafted(node: ir.Node) -> list[OpInfo]:
     """The TFLite operators that would be written for a node; none for one that stays in ONNX."""
     operator = lookup(node)
-    if operator is None or operator.emit is None or cir.HOST in node.metadata_props:
+    if operator is None or operator.emit is None or HOST_REASON in node.metadata_props:
         return []
     draft = Draft()
     operator.emit(node, draft)
@@ -76,10 +76,10 @@ class Draft(Writer):
     def filters(self, node: ir.Node, order: Sequence[int]) -> tuple[int, int]:
         _, weight, bias = node.inputs
         assert weight is not None and bias is not None
-        shape = tuple(cir.shape(weight)[i] for i in order)
-        parameters = [(weight, shape, "int8"), (bias, cir.shape(bias), "int32")]
-        outputs = cir.shape(weight)[0]
-        first, second = (TensorInfo(str(v.name), s, d, cir.is_const(v), False, outputs) for v, s, d in parameters)
+        shape = tuple(shape_of(weight)[i] for i in order)
+        parameters = [(weight, shape, "int8"), (bias, shape_of(bias), "int32")]
+        outputs = shape_of(weight)[0]
+        first, second = (TensorInfo(str(v.name), s, d, is_constant(v), False, outputs) for v, s, d in parameters)
         return self._keep(first), self._keep(second)
 
     def quantized_constant(self, name: str, array: np.ndarray, quant: Quant | None = None) -> int:

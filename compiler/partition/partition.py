@@ -16,11 +16,20 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from compiler import ir as cir
 from compiler import planner
-from compiler.cost import Cost, Parameters, of_node
+from compiler.device.cost import Cost, Parameters, of_node
+from compiler.device.legality import layers_of, refusal
 from compiler.errors import OptionError
-from compiler.legality import layers_of, refusal
+from compiler.graph import (
+    DIALECT,
+    activations_of,
+    element_count,
+    is_constant,
+    is_static,
+    key_of,
+    origin_of,
+    values_read,
+)
 from compiler.targets import Host, Layer, Target, capacity, fits
 from compiler.targets.memory import packed_bytes
 
@@ -203,10 +212,10 @@ class _Task:
         return tail
 
     def _border(self, node: ir.Node, tail: set[ir.Node]) -> str | None:
-        sources = [v.producer() for v in cir.activations(node)]
+        sources = [v.producer() for v in activations_of(node)]
         from_host = [s is None or self.placements[s].device == "host" for s in sources]
         to_host = all(self.placements[u].device == "host" for v in node.outputs for u in self.users.get(v, ()))
-        if cir.key(node) in _LAYOUT and (all(from_host) or to_host):
+        if key_of(node) in _LAYOUT and (all(from_host) or to_host):
             return "it only changes the layout at the border to the host"
         if node in tail and any(from_host):
             return "it joins values of the host for the host: int8 would cost a transfer and accuracy"
@@ -287,14 +296,14 @@ class _Task:
             source = unit_of[producer] if producer is not None else None
             readers = sorted({unit_of[u] for u in self.users.get(value, ())} - {-1 if source is None else source})
             if readers or value in self.outputs:
-                size = cir.size(value) if cir.is_static(value) else 0
+                size = element_count(value) if is_static(value) else 0
                 down, up = size / self.target.down, size / self.target.up
                 tensors.append(planner.Tensor(source, tuple(readers), value in self.outputs, down, up))
         return tensors
 
     def user_cuts(self, units: Sequence[list[ir.Node]], problem: planner.Problem) -> planner.Plan:
         """The user's cuts: a segment ends behind each of these nodes, whatever that costs."""
-        place_of = {cir.origin(n): i for i, unit in enumerate(units) for n in unit}
+        place_of = {origin_of(n): i for i, unit in enumerate(units) for n in unit}
         for name in self.wishes.cuts:
             if name not in place_of:
                 raise OptionError(f"--cut {name}: no node has this name; `inspect --json` lists the nodes")
@@ -412,16 +421,16 @@ def place(graph: ir.Graph, target: Target, wishes: Wishes) -> dict[ir.Node, Plac
 def _pin(graph: ir.Graph, placements: dict[ir.Node, Placement], wishes: Wishes) -> set[ir.Node]:
     """Put nodes where the user wants them. Raises OptionError for unknown nodes and what the Edge TPU refuses."""
     kept = set(wishes.kept)
-    pinned = {n for n in graph if cir.origin(n) in kept and placements[n].device == "tpu"}
+    pinned = {n for n in graph if origin_of(n) in kept and placements[n].device == "tpu"}
     for node in pinned:
         placements[node] = Placement("host", "--keep-float: it contributes most to the error for its arithmetic")
     for pattern, device in wishes.pins.items():
-        nodes = [n for n in graph if fnmatchcase(cir.origin(n), pattern)]
+        nodes = [n for n in graph if fnmatchcase(origin_of(n), pattern)]
         if not nodes:
             raise OptionError(f"--pin {pattern}={device}: no node has this name; `inspect --json` lists the nodes")
         for node in nodes:
             if device == "tpu" and placements[node].device == "host":
-                raise OptionError(f"--pin {pattern}=tpu: {cir.origin(node)}: {placements[node].reason}")
+                raise OptionError(f"--pin {pattern}=tpu: {origin_of(node)}: {placements[node].reason}")
             placements[node] = Placement(device, f"--pin {pattern}={device}")
             pinned.add(node)
     return pinned
@@ -430,14 +439,14 @@ def _pin(graph: ir.Graph, placements: dict[ir.Node, Placement], wishes: Wishes) 
 def _users(graph: ir.Graph) -> dict[ir.Value, list[ir.Node]]:
     users: dict[ir.Value, list[ir.Node]] = {}
     for node in graph:
-        for value in cir.reads(node):
+        for value in values_read(node):
             users.setdefault(value, []).append(node)
     return users
 
 
 def _borders(segment: Segment, users: Mapping[ir.Value, list[ir.Node]], outputs: set[ir.Value]) -> None:
     inside = set(segment.nodes)
-    read = dict.fromkeys(v for node in segment.nodes for v in cir.reads(node) if not cir.is_const(v))
+    read = dict.fromkeys(v for node in segment.nodes for v in values_read(node) if not is_constant(v))
     segment.inputs = [v for v in read if v.producer() not in inside]
     made = [v for node in segment.nodes for v in node.outputs]
     segment.outputs = [v for v in made if v in outputs or any(u not in inside for u in users.get(v, ()))]
@@ -467,9 +476,9 @@ def _host_bytes(nodes: Sequence[ir.Node], int8: bool) -> int:
     """Bytes of the constants that nodes on the host read; weights of products are a byte each in int8."""
     sizes = {}
     for node in nodes:
-        for value in cir.reads(node):
+        for value in values_read(node):
             if value.const_value is not None:
-                product = int8 and node.domain == cir.DIALECT and value is node.inputs[1]
+                product = int8 and node.domain == DIALECT and value is node.inputs[1]
                 sizes[value] = value.const_value.size if product else value.const_value.nbytes
     return sum(sizes.values())
 
@@ -497,7 +506,7 @@ def _predict(segments: Sequence[Segment], costs: Mapping[ir.Node, Cost], target:
         segment.times = {
             "invoke": target.invoke,
             "compute": sum(costs[n].tpu for n in segment.nodes),
-            "in": sum(map(cir.size, segment.inputs)) / target.down,
-            "out": sum(map(cir.size, segment.outputs)) / target.up,
+            "in": sum(map(element_count, segment.inputs)) / target.down,
+            "out": sum(map(element_count, segment.outputs)) / target.up,
             "stream": sum(p.stream for p in late),
         }

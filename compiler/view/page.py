@@ -9,10 +9,10 @@ from typing import Any
 
 import onnx_ir as ir
 
-from compiler import ir as cir
-from compiler.program import Program
+from compiler.graph import activations_of, operator_name, origin_of
+from compiler.partition.program import Program
 
-_TEMPLATE = Path(__file__).parent / "report.html"
+_TEMPLATE = Path(__file__).parent / "page.html"
 
 
 def page(plan: Mapping[str, Any]) -> str:
@@ -31,10 +31,10 @@ def dot(program: Program) -> str:
         title = _quoted(f"{segment.index}: {where}, {1e3 * segment.seconds:.3g} ms")
         lines.append(f"subgraph cluster_{segment.index} {{ label={title}; style=filled; color={colour};")
         for node in segment.nodes:
-            lines.append(f"{names[node]} [label={_quoted(cir.kind(node))}, tooltip={_quoted(cir.origin(node))}];")
+            lines.append(f"{names[node]} [label={_quoted(operator_name(node))}, tooltip={_quoted(origin_of(node))}];")
         lines.append("}")
     for node, name in names.items():
-        for value in cir.activations(node):
+        for value in activations_of(node):
             producer = value.producer()
             if producer is not None:
                 lines.append(f"{names[producer]} -> {name} [label={_quoted(_shape(value))}];")

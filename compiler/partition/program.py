@@ -9,8 +9,8 @@ from functools import cached_property
 import numpy as np
 import onnx_ir as ir
 
-from compiler import ir as cir
-from compiler.partition import Plan
+from compiler.graph import OPSET, values_read
+from compiler.partition.partition import Plan
 from compiler.quantize.scales import Quant
 from compiler.targets import Target
 
@@ -34,7 +34,7 @@ class Program:
     @property
     def int8_borders(self) -> bool:
         """Whether host segments quantize by themselves; onnxruntime lacks QuantizeLinear of the newest opsets."""
-        return self.model.graph.opset_imports.get("", cir.OPSET) <= cir.OPSET
+        return self.model.graph.opset_imports.get("", OPSET) <= OPSET
 
     @cached_property
     def dequantized_inside(self) -> set[ir.Value]:
@@ -51,5 +51,5 @@ class Program:
         outputs, others = set(self.model.graph.outputs), set()
         for node in self.model.graph:
             if node not in tpu:
-                others.update(cir.reads(node))
+                others.update(values_read(node))
         return {v for v in crossing - outputs - others if str(v.name) in self.quants}

@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from compiler.darwinn import Package
+from compiler.checks.verify import worst_segment
 from compiler.runtime.bundle import tensor_bytes
 from compiler.targets import Target
-from compiler.verify import worst_segment
+from compiler.vendor.darwinn import Package
 
 _UNPLANNED = 64 << 10  # bytes streamed beyond the plan that are worth a line
 

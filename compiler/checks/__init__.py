@@ -1,0 +1,1 @@
+"""What is compared with what the user gave: passes, segments, results."""

@@ -1,0 +1,1 @@
+"""What the Edge TPU takes and what things cost on it and on the host."""

@@ -1,0 +1,1 @@
+"""The compiler as a whole: from a file to a verified bundle."""

@@ -1,0 +1,161 @@
+"""Adds nodes and constants to a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from compiler.graph.editing import infer_node, replace_node
+from compiler.graph.keys import ORIGIN, Shape, origin_of
+from compiler.graph.lazy import COLUMN_GRID, COLUMNS, GRID, ROWS, grid_of, rows_of
+from compiler.graph.values import array_of, shape_of
+from compiler.graph.walk import all_activations
+
+
+class Names:
+    """Hands out names that no value and no node of the graph uses yet."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._taken = {v.name for v in all_activations(graph)} | set(graph.initializers) | {n.name for n in graph}
+
+    def fresh(self, hint: str) -> str:
+        name, number = hint, 0
+        while name in self._taken:
+            number += 1
+            name = f"{hint}_{number}"
+        self._taken.add(name)
+        return name
+
+
+class Builder:
+    """Adds nodes in front of `anchor`: shapes are inferred, names are free, the origin is the anchor's."""
+
+    def __init__(self, model: ir.Model, names: Names, anchor: ir.Node) -> None:
+        self.model, self.graph, self.names, self.anchor = model, model.graph, names, anchor
+        self.made: set[ir.Value] = set()
+
+    def replace(self, *values: ir.Value) -> None:
+        """Put `values` in the place of the anchor's outputs and remove the anchor."""
+        replace_node(self.anchor, values, self.made)
+
+    def const(self, array: np.ndarray | np.generic | ir.TensorProtocol, hint: str) -> ir.Value:
+        """A new initializer. A lazy tensor stays unread until it is written."""
+        tensor = ir.tensor(np.asarray(array, order="C")) if isinstance(array, np.ndarray | np.generic) else array
+        value = ir.Value(
+            name=self.names.fresh(hint),
+            type=ir.TensorType(tensor.dtype),
+            shape=ir.Shape(list(tensor.shape)),  # type: ignore[arg-type]
+            const_value=tensor,
+        )
+        self.graph.register_initializer(value)
+        return value
+
+    def lazy(self, source: ir.Value, change: Callable[[np.ndarray], np.ndarray], new: Shape, hint: str) -> ir.Value:
+        """A constant computed from another when it is read, so that weights are not held in memory twice."""
+        return self._made(lambda: change(array_of(source)), source, new, hint)
+
+    def lazy_rows(
+        self, source: ir.Value, change: Callable[[np.ndarray], np.ndarray], new: Shape, hint: str
+    ) -> ir.Value:
+        """As `lazy`, for a change that treats each row (first axis) by itself, so that tiles read only their rows."""
+        value = self.lazy(source, change, new, hint)
+        value.meta[ROWS] = lambda rows: change(rows_of(source, rows))
+        value.meta[GRID] = grid_of(source)
+        return value
+
+    def by_rows(self, read: Callable[[slice], np.ndarray], new: Shape, hint: str) -> ir.Value:
+        """A float constant of shape `new` of which `read` computes some rows (first axis) when they are needed."""
+        whole = slice(0, new[0])
+        tensor = ir.LazyTensor(
+            lambda: ir.tensor(np.ascontiguousarray(read(whole), np.float32)),
+            dtype=ir.DataType.FLOAT,
+            shape=ir.Shape(new),
+            name=hint,
+        )
+        value = self.const(tensor, hint)
+        value.meta[ROWS] = read
+        return value
+
+    def rows(self, source: ir.Value, rows: slice) -> ir.Value:
+        """Some rows of a constant."""
+        new = (rows.stop - rows.start, *shape_of(source)[1:])
+        value = self._made(lambda: rows_of(source, rows), source, new, f"{source.name}/{rows.start}")
+        scales = grid_of(source)
+        value.meta[GRID] = scales if scales is None else scales[rows]
+        return value
+
+    def transposed(self, source: ir.Value) -> ir.Value:
+        """A matrix with its axes exchanged."""
+        value = self.lazy(source, np.transpose, shape_of(source)[::-1], f"{source.name}/T")
+        value.meta[ROWS] = source.meta.get(COLUMNS, lambda rows: array_of(source)[:, rows].T)
+        value.meta[GRID] = source.meta.get(COLUMN_GRID)
+        return value
+
+    def _made(self, make: Callable[[], np.ndarray], source: ir.Value, new: Shape, hint: str) -> ir.Value:
+        assert source.const_value is not None
+        tensor = ir.LazyTensor(
+            lambda: ir.tensor(np.ascontiguousarray(make())),
+            dtype=source.const_value.dtype,
+            shape=ir.Shape(new),
+            name=hint,
+        )
+        return self.const(tensor, hint)
+
+    def op(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, Any] | None = None,
+        domain: str = "",
+    ) -> ir.Value:
+        """One node with one output."""
+        return self.ops(op_type, inputs, attributes, domain, 1)[0]
+
+    def ops(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, Any] | None = None,
+        domain: str = "",
+        outputs: int = 1,
+    ) -> list[ir.Value]:
+        """One node with several outputs."""
+        node = ir.node(op_type, inputs, dict(attributes or {}), domain=domain, num_outputs=outputs)
+        node.metadata_props[ORIGIN] = origin_of(self.anchor)
+        for value in node.outputs:
+            value.name = self.names.fresh(f"{origin_of(self.anchor)}/{op_type}")
+        node.name = node.outputs[0].name
+        self.made.update(node.outputs)
+        self.graph.insert_before(self.anchor, node)
+        infer_node(self.model, node)
+        return list(node.outputs)
+
+    def reshape(self, value: ir.Value, new: Sequence[int]) -> ir.Value:
+        """Reshape to a static shape; the value itself where nothing changes."""
+        if shape_of(value) == tuple(new):
+            return value
+        target = self.const(np.asarray(new, np.int64), f"{value.name}/shape")
+        return self.op("Reshape", [value, target])
+
+    def transpose(self, value: ir.Value, perm: Sequence[int]) -> ir.Value:
+        if list(perm) == sorted(perm):
+            return value
+        return self.op("Transpose", [value], {"perm": tuple(perm)})
+
+    def scalar(self, number: float, hint: str) -> ir.Value:
+        return self.const(np.asarray(number, np.float32), hint)
+
+
+NHWC = (0, 2, 3, 1)
+NCHW = (0, 3, 1, 2)
+
+
+def to_nhwc(b: Builder, value: ir.Value) -> ir.Value:
+    return b.transpose(value, NHWC)
+
+
+def to_nchw(b: Builder, value: ir.Value) -> ir.Value:
+    return b.transpose(value, NCHW)

@@ -1,0 +1,1 @@
+"""From a file of the user to a valid, static-shaped graph."""

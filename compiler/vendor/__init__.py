@@ -1,0 +1,1 @@
+"""Programs of others: edgetpu_compiler, its files, onnx-tf."""

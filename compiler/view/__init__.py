@@ -1,0 +1,1 @@
+"""How plans and results are shown: tables, pages."""
