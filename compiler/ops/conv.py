@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -13,11 +13,9 @@ import onnx_ir as ir
 from compiler.graph import DIALECT, Builder, attribute_of, input_at, is_constant, shape_of, to_nchw, to_nhwc
 from compiler.ops.common import Operator, RefuseError, same_geometry
 from compiler.ops.rules import Builtin, OpInfo, Rule, TensorInfo, Work, constant
+from compiler.ops.writer import Writer
 from compiler.targets import Layer, Target
 from compiler.targets.memory import stored_outputs, up
-
-if TYPE_CHECKING:
-    from compiler.emit.tflite import Writer
 
 
 @dataclass(frozen=True)

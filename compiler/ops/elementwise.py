@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -11,10 +10,8 @@ import onnx_ir as ir
 from compiler.graph import Builder, activations_of, constant_of, element_count, is_constant, scalar_of
 from compiler.ops.common import Operator, Refusal, RefuseError, Tie, same_channels, same_scale
 from compiler.ops.rules import Builtin, OpInfo, Rule
+from compiler.ops.writer import Writer
 from compiler.targets import Target
-
-if TYPE_CHECKING:
-    from compiler.emit.tflite import Writer
 
 _BUILTIN = {"Add": "ADD", "Sub": "SUB", "Mul": "MUL", "Min": "MINIMUM", "Max": "MAXIMUM"}
 

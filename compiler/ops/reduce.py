@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -12,10 +11,8 @@ import onnx_ir as ir
 from compiler.graph import Builder, attribute_of, axis_of, input_at, ints_of, is_constant, shape_of, to_nchw, to_nhwc
 from compiler.ops.common import Operator, Refusal, RefuseError, Tie, same_channels, same_scale
 from compiler.ops.rules import Builtin
+from compiler.ops.writer import Writer
 from compiler.targets import Target
-
-if TYPE_CHECKING:
-    from compiler.emit.tflite import Writer
 
 _BUILTIN = {
     "ReduceMean": ("MEAN", 2),

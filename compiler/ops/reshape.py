@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import onnx_ir as ir
 
 from compiler.graph import Builder, element_count, input_at, ints_of, is_constant, is_static, shape_of
 from compiler.ops.common import Operator, RefuseError, Tie, channels, free_permute, same_channels, same_scale
 from compiler.ops.rules import Builtin
-
-if TYPE_CHECKING:
-    from compiler.emit.tflite import Writer
+from compiler.ops.writer import Writer
 
 
 def lower(node: ir.Node, b: Builder) -> None:

@@ -6,18 +6,14 @@ TFLite's rules is the one that ONNX asks for; the dialect's Resize2D then names 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import onnx_ir as ir
 
 from compiler.graph import DIALECT, Builder, attribute_of, axis_of, constant_of, input_at, shape_of, to_nchw, to_nhwc
 from compiler.ops.common import Operator, RefuseError, same_channels, same_scale
 from compiler.ops.rules import Builtin, OpInfo, Rule
+from compiler.ops.writer import Writer
 from compiler.targets import Target
-
-if TYPE_CHECKING:
-    from compiler.emit.tflite import Writer
 
 # (align_corners, half_pixel_centers) as ONNX's (coordinate mode, rounding of nearest), plainest first: half pixels
 # need operator version 3.

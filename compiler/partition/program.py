@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from compiler.graph import OPSET, values_read
 from compiler.partition.partition import Plan
-from compiler.quantize.scales import Quant
+from compiler.quant import Quant
 from compiler.targets import Target
 
 
