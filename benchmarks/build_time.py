@@ -1,9 +1,11 @@
-"""Time and peak memory of `build` for ResNet-50 with 8 calibration samples, beside onnx2tf's int8 conversion.
+"""Time and peak memory of `build` for ResNet-50 with 8 calibration samples, beside onnx2tf's int8
+conversion.
 
     python benchmarks/build_time.py [ONNX2TF]
 
-ONNX2TF is the `onnx2tf` command of an environment of its own (pip install onnx2tf==2.6.9, Python 3.12); without it
-only our side runs. Both get the same file and the same samples, one after the other on the same machine.
+ONNX2TF is the `onnx2tf` command of an environment of its own (pip install onnx2tf==2.6.9, Python
+3.12); without it only our side runs. Both get the same file and the same samples, one after the
+other on the same machine.
 """
 
 from __future__ import annotations
@@ -37,16 +39,35 @@ def main(peer: str | None) -> None:
         model = folder / "model.onnx"
         # In a process of its own: a child's peak memory starts at what its parent holds.
         subprocess.run([sys.executable, "-m", "fixtures", "light", "resnet50", model], check=True)
-        samples = np.random.default_rng(0).standard_normal((SAMPLES, 3, 224, 224)).astype(np.float32)
+        samples = (
+            np.random.default_rng(0).standard_normal((SAMPLES, 3, 224, 224)).astype(np.float32)
+        )
         np.savez(folder / "ours.npz", **{"gpu_0/data_0": samples})
         np.save(folder / "theirs.npy", samples.transpose(0, 2, 3, 1))
         size = model.stat().st_size / 2**20
         os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent)
-        ours = [sys.executable, "-m", "compiler", "build", "model.onnx", "--calibration", "ours.npz"]
+        ours = [
+            sys.executable,
+            "-m",
+            "compiler",
+            "build",
+            "model.onnx",
+            "--calibration",
+            "ours.npz",
+        ]
         commands = {"coral-bundle build": ours}
         if peer is not None:
             calibration = ["-cind", "gpu_0/data_0", "theirs.npy", "[[[[0,0,0]]]]", "[[[[1,1,1]]]]"]
-            commands["onnx2tf -oiqt"] = [peer, "-i", "model.onnx", "-o", "theirs", *BACKEND, "-oiqt", *calibration]
+            commands["onnx2tf -oiqt"] = [
+                peer,
+                "-i",
+                "model.onnx",
+                "-o",
+                "theirs",
+                *BACKEND,
+                "-oiqt",
+                *calibration,
+            ]
         times = []
         print(
             f"ResNet-50, {size:.0f} MB, {SAMPLES} samples; limit for memory 3 x model + 600 = {3 * size + 600:.0f} MB"

@@ -2,7 +2,8 @@
 
     python -m benchmarks.conformance docs/conformance.md
 
-Each case is built and run with its own inputs and held to the outputs that ONNX expects (tests/conformance/cases.py).
+Each case is built and run with its own inputs and held to the outputs that ONNX expects
+(tests/conformance/cases.py).
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ def main(target: Path) -> None:
     ]
     for kind in cases.KINDS:
         states = Counter(o.status for (k, _), o in found.items() if k == kind)
-        lines.append(f"| {kind} | {states.total()} | " + " | ".join(str(states[s]) for s in STATES) + " |")
+        lines.append(
+            f"| {kind} | {states.total()} | " + " | ".join(str(states[s]) for s in STATES) + " |"
+        )
     lines += ["", "## Refused, and why", "", "| number | reason | for example |", "|---|---|---|"]
     groups: dict[str, list[str]] = {}
     for (_, name), result in found.items():

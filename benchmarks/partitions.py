@@ -3,10 +3,11 @@
     python -m benchmarks.partitions [NETWORK ...]
     python -m benchmarks.partitions --public FOLDER
 
-Peers: equal parameter bytes (what edgetpu_compiler --num_segments does), SEGM_BALANCED (Villarrubia et al. 2025,
-arXiv:2503.01035: levels of depth with the smallest largest share, then refined until nothing streams), and weights
-of equal size in the file's order (onnx2tf's splitting). All place what the Edge TPU takes on Edge TPUs.
-FOLDER holds the computation graphs of Tarnawski et al. (NeurIPS 2020) as JSON.
+Peers: equal parameter bytes (what edgetpu_compiler --num_segments does), SEGM_BALANCED (Villarrubia
+et al. 2025, arXiv:2503.01035: levels of depth with the smallest largest share, then refined until
+nothing streams), and weights of equal size in the file's order (onnx2tf's splitting). All place
+what the Edge TPU takes on Edge TPUs. FOLDER holds the computation graphs of Tarnawski et al.
+(NeurIPS 2020) as JSON.
 """
 
 from __future__ import annotations
@@ -24,12 +25,19 @@ import onnx_ir as ir
 
 from compiler import planner
 from compiler.driver import build
-from compiler.partition import partition
-from compiler.partition.partition import Plan, Wishes
+from compiler.partition import PartitionOptions, Plan, partition
 from compiler.targets import Target
 from fixtures import networks
 
-NAMES = ("resnet50", "resnet101", "resnet152", "inception_v3", "inception_v4", "densenet121", "efficientnet_edge_l")
+NAMES = (
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "inception_v3",
+    "inception_v4",
+    "densenet121",
+    "efficientnet_edge_l",
+)
 NAMES += ("mobilenet_v1", "mobilenet_v2", "vgg16", "bert_base")
 TPUS = range(1, 9)
 OBJECTIVES: tuple[planner.Objective, ...] = ("throughput", "latency")
@@ -72,7 +80,11 @@ def balanced(problem: planner.Problem, order: Sequence[int], tpus: int) -> list[
         return sum(planner.cached(problem, row)[1] for row in rows if row)
 
     for _ in range(len(ranks)):
-        moves = [[*starts[:i], starts[i] + step, *starts[i + 1 :]] for i in range(1, len(starts)) for step in (-1, 1)]
+        moves = [
+            [*starts[:i], starts[i] + step, *starts[i + 1 :]]
+            for i in range(1, len(starts))
+            for step in (-1, 1)
+        ]
         moves = [m for m in moves if all(a < b for a, b in pairwise(m)) and m[-1] < len(ranks)]
         best = min(moves, key=streams, default=starts)
         if streams(best) >= streams(starts):
@@ -106,7 +118,9 @@ PEERS: dict[str, Cut] = {"equal": equal_parameters, "balanced": balanced, "bytes
 def peer(cut: Cut, task: partition._Task) -> Plan:
     """A peer's cut with what our model predicts of it."""
     units, problem = task.problem()
-    turns = planner.alternate(problem, range(problem.count), [t != float("inf") for t in problem.tpu])
+    turns = planner.alternate(
+        problem, range(problem.count), [t != float("inf") for t in problem.tpu]
+    )
     order = [n for side, nodes in turns if side for n in nodes]
     device = dict(zip(order, cut(problem, order, problem.tpus), strict=True))
     stages = []
@@ -126,12 +140,12 @@ def lowered(name: str, folder: Path) -> ir.Model:
 
 
 def ours(model: ir.Model, tpus: int, objective: planner.Objective) -> Plan:
-    return partition.partition(model, Target.load(), Wishes(tpus, objective))
+    return partition.partition(model, Target.load(), PartitionOptions(tpus, objective))
 
 
 def peers(model: ir.Model, tpus: int) -> dict[str, Plan]:
     """Peers' cuts with what our model predicts of them."""
-    task = partition._Task(model.graph, Target.load(), Wishes(tpus, "throughput"))
+    task = partition._Task(model.graph, Target.load(), PartitionOptions(tpus, "throughput"))
     return {label: peer(cut, task) for label, cut in PEERS.items()}
 
 
@@ -142,7 +156,10 @@ def compare(name: str, folder: Path) -> None:
         rows = {f"ours, {objective}": ours(model, tpus, objective) for objective in OBJECTIVES}
         seconds = (time.perf_counter() - started) / len(OBJECTIVES)
         rows |= peers(model, tpus)
-        cells = [f"{1e3 * p.interval:.2f} / {1e3 * p.latency:.1f} / {_streamed(p):.1f}" for p in rows.values()]
+        cells = [
+            f"{1e3 * p.interval:.2f} / {1e3 * p.latency:.1f} / {_streamed(p):.1f}"
+            for p in rows.values()
+        ]
         print(f"| {name} | {tpus} | " + " | ".join(cells) + f" | {seconds:.1f} |", flush=True)
 
 
@@ -156,7 +173,10 @@ def _streamed(plan: Plan) -> float:
 def public(path: Path) -> planner.Problem:
     """An input of Tarnawski et al.: nodes of one colour, and of one cycle, stay together."""
     data = json.loads(path.read_text())
-    colour = {n["id"]: ("colour", n["colorClass"]) if "colorClass" in n else n["id"] for n in data["nodes"]}
+    colour = {
+        n["id"]: ("colour", n["colorClass"]) if "colorClass" in n else n["id"]
+        for n in data["nodes"]
+    }
     graph = nx.DiGraph()
     graph.add_nodes_from(colour.values())
     graph.add_edges_from((colour[e["sourceId"]], colour[e["destId"]]) for e in data["edges"])
@@ -177,7 +197,10 @@ def public(path: Path) -> planner.Problem:
         if index[source] != reader:
             moves[source] = max(moves.get(source, 0.0), edge["cost"])
             readers.setdefault(source, set()).add(reader)
-    tensors = [planner.Tensor(index[s], tuple(sorted(r)), False, moves[s], moves[s]) for s, r in readers.items()]
+    tensors = [
+        planner.Tensor(index[s], tuple(sorted(r)), False, moves[s], moves[s])
+        for s, r in readers.items()
+    ]
     return planner.Problem(
         tpu=tpu,
         host=host,
@@ -185,7 +208,7 @@ def public(path: Path) -> planner.Problem:
         tensors=tensors,
         sizes=sizes,
         stream=[float("inf")] * count,
-        rooms=[int(data["maxSizePerFPGA"])] * count,
+        capacities=[int(data["maxSizePerFPGA"])] * count,
         tpus=int(data["maxFPGAs"]),
         objective="throughput",
         host_stages=int(data["maxCPUs"]),
@@ -194,7 +217,9 @@ def public(path: Path) -> planner.Problem:
 
 def main(arguments: list[str]) -> None:
     if arguments[:1] == ["--public"]:
-        print("| input | nodes | heuristic | s | exact | bound | s |\n|---|---|---|---|---|---|---|")
+        print(
+            "| input | nodes | heuristic | s | exact | bound | s |\n|---|---|---|---|---|---|---|"
+        )
         for path in sorted(Path(arguments[1]).glob("*.json")):
             problem = public(path)
             started = time.perf_counter()

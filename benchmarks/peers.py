@@ -1,6 +1,7 @@
 """Conversions to int8 by us and by others: each a process of its own, its result judged in another.
 
-A result runs on samples that were held out, against the float model in onnxruntime. What aborts costs its own row only.
+A result runs on samples that were held out, against the float model in onnxruntime. What aborts
+costs its own row only.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import onnxruntime as ort
 
 from compiler.checks.verify import Difference
 from compiler.runtime import Bundle, Pipeline
-from compiler.runtime.interpreter import interpreter_module
+from compiler.runtime.tflite_segment import interpreter_module
 from compiler.vendor.onnx_tf import OPSET, SIDECARS
 
 ROOT = Path(__file__).parent.parent
@@ -96,12 +97,19 @@ def milliseconds(run: Run, case: Case) -> float:
 def process(row: Row, command: Sequence[object], case: Case) -> bool:
     """Run a conversion; whether it ended well."""
     log = case.folder / "log.txt"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT) if str(command[0]) == sys.executable else ""}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT) if str(command[0]) == sys.executable else "",
+    }
     environment |= {"TF_CPP_MIN_LOG_LEVEL": "3"}
     began = time.perf_counter()
     with log.open("w") as file:
         child = subprocess.Popen(
-            [str(part) for part in command], cwd=case.folder, stdout=file, stderr=file, env=environment
+            [str(part) for part in command],
+            cwd=case.folder,
+            stdout=file,
+            stderr=file,
+            env=environment,
         )
         _, status, usage = os.wait4(child.pid, 0)
     row.seconds, row.peak_mb = time.perf_counter() - began, usage.ru_maxrss / 1024
@@ -112,14 +120,16 @@ def process(row: Row, command: Sequence[object], case: Case) -> bool:
 
 
 def complaint(log: str) -> str:
-    """The error in a log: TensorFlow's first, without the places in its graph that it names, else the last."""
+    """The error in a log: TensorFlow's first, without the places in its graph that it names, else
+    the last."""
     placed = re.search(r" error: loc\(.*\): (.+)", log)
     lines = [line for line in log.splitlines() if re.search(r"error:", line, re.IGNORECASE)]
     return (placed[1] if placed else lines[-1].strip() if lines else "failed")[:160]
 
 
 def apart(function: Callable[..., T], *arguments: object) -> T:
-    """In a process of its own: what aborts ends only that, and memory that it held does not count for others."""
+    """In a process of its own: what aborts ends only that, and memory that it held does not count
+    for others."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
@@ -158,7 +168,9 @@ def tflite(path: Path) -> Run:
 
     def run(sample: Arrays) -> np.ndarray:
         for number, detail in enumerate(details):
-            array = next((a for n, a in sample.items() if n in detail["name"]), list(sample.values())[number])
+            array = next(
+                (a for n, a in sample.items() if n in detail["name"]), list(sample.values())[number]
+            )
             if array.shape != tuple(detail["shape"]) and array.ndim == 4:
                 array = array.transpose(0, 2, 3, 1)
             scale, zero = detail["quantization"]
@@ -175,7 +187,17 @@ def tflite(path: Path) -> Run:
 
 def ours(case: Case, without: Sequence[str] = ()) -> Row:
     row = Row(case.name, "coral-bundle, plain" if without else "coral-bundle")
-    command = [sys.executable, "-m", "compiler", "build", "model.onnx", "--calibration", "calibration.npz", "-o", "b"]
+    command = [
+        sys.executable,
+        "-m",
+        "compiler",
+        "build",
+        "model.onnx",
+        "--calibration",
+        "calibration.npz",
+        "-o",
+        "b",
+    ]
     command += ["--force", *(f"--without={step}" for step in without)]
     return judge(row, bundle, case.folder / "b", case) if process(row, command, case) else row
 
@@ -187,14 +209,18 @@ def by_onnxruntime(case: Case) -> Row:
 
 
 def by_onnx_tf(case: Case, python: Path) -> Row:
-    """onnx-tf and TFLiteConverter on the whole model, in an opset that they know and with names that they take."""
+    """onnx-tf and TFLiteConverter on the whole model, in an opset that they know and with names
+    that they take."""
     row, folder = Row(case.name, "onnx-tf 1.10 + TFLiteConverter 2.15"), case.folder / "otf"
     try:
         apart(_for_onnx_tf, case.folder, folder)
     except Exception as error:
         row.note = str(error).splitlines()[0][:160]
         return row
-    if not process(row, [python, SIDECARS / "lower.py", folder], case) and not (folder / "model.tflite").is_file():
+    if (
+        not process(row, [python, SIDECARS / "lower.py", folder], case)
+        and not (folder / "model.tflite").is_file()
+    ):
         return row
     row.note = ""
     return judge(row, tflite, folder / "model.tflite", case)
@@ -205,7 +231,9 @@ def _for_onnx_tf(source: Path, folder: Path) -> None:
     model = onnx.load(source / "model.onnx")
     if model.opset_import[0].version > OPSET:
         weights = model.graph.initializer  # the inliner asks for types of these too
-        model.graph.value_info.extend(onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in weights)
+        model.graph.value_info.extend(
+            onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in weights
+        )
         model = onnx.shape_inference.infer_shapes(model)
         model = onnx.inliner.inline_selected_functions(model, NEWER, inline_schema_functions=True)
         model = onnx.version_converter.convert_version(model, OPSET)
@@ -226,10 +254,23 @@ def by_onnx2tf(case: Case, python: Path) -> Row:
     extra: list[object] = []
     for name, array in np.load(case.folder / "calibration.npz").items():
         images = array.ndim == 4
-        np.save(case.folder / f"{name.replace('/', '_')}.npy", array.transpose(0, 2, 3, 1) if images else array)
+        np.save(
+            case.folder / f"{name.replace('/', '_')}.npy",
+            array.transpose(0, 2, 3, 1) if images else array,
+        )
         zeros, ones = ("[[[[0,0,0]]]]", "[[[[1,1,1]]]]") if images else ("[0]", "[1]")
         extra += ["-cind", name, f"{name.replace('/', '_')}.npy", zeros, ones]
-    command = [python.parent / "onnx2tf", "-i", "model.onnx", "-o", "theirs", "-tb", "tf_converter", "-oiqt", *extra]
+    command = [
+        python.parent / "onnx2tf",
+        "-i",
+        "model.onnx",
+        "-o",
+        "theirs",
+        "-tb",
+        "tf_converter",
+        "-oiqt",
+        *extra,
+    ]
     ok = process(row, command, case)
     files = sorted((case.folder / "theirs").glob("*_full_integer_quant.tflite")) if ok else []
     if not files:

@@ -1,12 +1,14 @@
-"""Perplexity of a language model's prefill program beside the float model's, linear layers on the Edge TPU in int8.
+"""Perplexity of a language model's prefill program beside the float model's, linear layers on the
+Edge TPU in int8.
 
     python -m benchmarks.perplexity MODEL.gguf TEXT... [--naive]
 
-8 sequences of 512 tokens of the texts (Debian's package `fortunes` has some), in chunks as the bundle runs them, and
-the logits of every token; how far their distributions diverge is by far the steadier figure. Calibration is what
-`build` does without --calibration: Python's manual. `mixed`, `second row` and `rotated` are what `--with`
-rotate_outputs, second_row and rotate_stream give. `naive` quantizes activations per tensor by their extremes, as
-TFLite's converter does, in the same graph without normalise_linears.
+8 sequences of 512 tokens of the texts (Debian's package `fortunes` has some), in chunks as the
+bundle runs them, and the logits of every token; how far their distributions diverge is by far the
+steadier figure. Calibration is what `build` does without --calibration: Python's manual. `mixed`,
+`second row` and `rotated` are what `--with` rotate_outputs, second_row and rotate_stream give.
+`naive` quantizes activations per tensor by their extremes, as TFLite's converter does, in the same
+graph without normalise_linears.
 """
 
 from __future__ import annotations
@@ -24,11 +26,10 @@ from compiler.driver import language
 from compiler.emit import bundle
 from compiler.frontends import Source, decoder, open_source
 from compiler.graph.reference import Reference
-from compiler.partition.partition import Place, Wishes
-from compiler.partition.program import Program
+from compiler.partition import PartitionOptions, PlacePolicy, Program
 from compiler.quantize import samples as sampling
 from compiler.runtime import Pipeline
-from compiler.runtime.host import CACHE
+from compiler.runtime.onnx_segment import CACHE
 
 SEQUENCES, LENGTH, CHUNK = 8, 512, 128
 
@@ -42,24 +43,35 @@ def sequences(source: Source, texts: list[Path]) -> list[np.ndarray]:
 
 def perplexity(logits: list[np.ndarray], rows: list[np.ndarray]) -> float:
     losses = [
-        language.loss(own[i], int(row[i + 1])) for own, row in zip(logits, rows, strict=True) for i in range(LENGTH - 1)
+        language.loss(own[i], int(row[i + 1]))
+        for own, row in zip(logits, rows, strict=True)
+        for i in range(LENGTH - 1)
     ]
     return math.exp(sum(losses) / len(losses))
 
 
 def float_logits(source: Source, rows: list[np.ndarray]) -> list[np.ndarray]:
-    form = decoder.Form(1, LENGTH, LENGTH, all_logits=True)
+    form = decoder.ProgramShape(1, LENGTH, LENGTH, all_logits=True)
     model = decoder.write(source, form)
     with Reference(model) as reference:
-        return [reference.run(language.sample(model.graph, row, form), ["logits"])["logits"][0] for row in rows]
+        return [
+            reference.run(language.sample(model.graph, row, form), ["logits"])["logits"][0]
+            for row in rows
+        ]
 
 
 def bundle_logits(program: Program, rows: list[np.ndarray]) -> list[np.ndarray]:
     found = []
     with tempfile.TemporaryDirectory() as made:
         segments = bundle.write_segments({"": program}, Path(made))[""]
-        pipeline = Pipeline(bundle.Bundle(Path(made), {}), 2, building.program_entry(program, segments))
-        cache = {i["name"]: np.zeros(i["shape"], np.float32) for i in pipeline.inputs if i["name"].startswith(CACHE)}
+        pipeline = Pipeline(
+            bundle.Bundle(Path(made), {}), 2, building.program_entry(program, segments)
+        )
+        cache = {
+            i["name"]: np.zeros(i["shape"], np.float32)
+            for i in pipeline.inputs
+            if i["name"].startswith(CACHE)
+        }
         for row in rows:
             parts = []
             for begin in range(0, LENGTH, CHUNK):
@@ -77,12 +89,12 @@ def bundle_logits(program: Program, rows: list[np.ndarray]) -> list[np.ndarray]:
     return found
 
 
-def compiled(source: Source, place: Place, **steps: frozenset[str]) -> Program:
+def compiled(source: Source, place: PlacePolicy, **steps: frozenset[str]) -> Program:
     """The prefill program as `build` makes it, but with the logits of every token."""
-    options = building.Options(wishes=Wishes(place=place, host_int8=True), **steps)  # type: ignore[arg-type]
+    options = building.Options(partitioning=PartitionOptions(place=place, host_int8=True), **steps)  # type: ignore[arg-type]
     source, options = language.rotated(source, options)
     settings = language.Options(context=LENGTH, chunk=CHUNK, slots=1)
-    form = decoder.Form(1, CHUNK, LENGTH, all_logits=True)
+    form = decoder.ProgramShape(1, CHUNK, LENGTH, all_logits=True)
     rows = language.calibration_rows(source, None, settings)[: -language.HELD_OUT]
     program = building.lower(decoder.write(source, form), options)
     graph: ir.Graph = program.model.graph
@@ -101,7 +113,7 @@ def main() -> None:
     wanted = float_logits(source, rows)
     reference = perplexity(wanted, rows)
     print(f"float        {reference:8.3f}", flush=True)
-    programs: dict[str, tuple[Place, dict[str, frozenset[str]]]] = {
+    programs: dict[str, tuple[PlacePolicy, dict[str, frozenset[str]]]] = {
         "TPU int8": ("tpu", {}),
         "mixed": ("tpu", {"also": frozenset({"rotate_outputs"})}),
         "second row": ("tpu", {"also": frozenset({"second_row"})}),
@@ -114,9 +126,14 @@ def main() -> None:
     for name, (place, steps) in programs.items():
         logits = bundle_logits(compiled(source, place, **steps), rows)
         found = perplexity(logits, rows)
-        pairs = (pair for both in zip(logits, wanted, strict=True) for pair in zip(*both, strict=True))
+        pairs = (
+            pair for both in zip(logits, wanted, strict=True) for pair in zip(*both, strict=True)
+        )
         lost = np.mean([language.divergence(own, want) for own, want in pairs])
-        print(f"{name:12} {found:8.3f}   ratio {found / reference:.4f}   divergence {lost:.4f}", flush=True)
+        print(
+            f"{name:12} {found:8.3f}   ratio {found / reference:.4f}   divergence {lost:.4f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

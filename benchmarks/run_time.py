@@ -38,11 +38,16 @@ def main(path: Path, model: Path) -> None:
     ours, theirs = (
         float(np.median(times))
         for times in zip(
-            *[(seconds(lambda: pipeline.run(sample)), seconds(lambda: session.run(None, sample))) for _ in range(RUNS)],
+            *[
+                (seconds(lambda: pipeline.run(sample)), seconds(lambda: session.run(None, sample)))
+                for _ in range(RUNS)
+            ],
             strict=True,
         )
     )
-    print(f"bundle {ours * 1e3:.1f} ms, onnxruntime float {theirs * 1e3:.1f} ms, ratio {ours / theirs:.2f}")
+    print(
+        f"bundle {ours * 1e3:.1f} ms, onnxruntime float {theirs * 1e3:.1f} ms, ratio {ours / theirs:.2f}"
+    )
 
 
 if __name__ == "__main__":

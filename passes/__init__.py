@@ -1,4 +1,5 @@
-"""The passes, in order. Each changes a valid model, in place, into a valid model that computes the same."""
+"""The passes, in order. Each changes a valid model, in place, into a valid model that computes the
+same."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ Pass = Callable[[ir.Model, Target], None]
 
 
 def _current(run: Pass) -> Pass:
-    """For a pass that writes operators of the newest opset: a model that could not be raised to it is left alone."""
+    """For a pass that writes operators of the newest opset: a model that could not be raised to it
+    is left alone."""
 
     def guarded(model: ir.Model, target: Target) -> None:
         if is_current(model):

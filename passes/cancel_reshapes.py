@@ -8,7 +8,14 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from compiler.graph import Builder, key_of, only_consumer, produced_by, rewrite_until_stable, shape_of
+from compiler.graph import (
+    Builder,
+    key_of,
+    only_consumer,
+    produced_by,
+    rewrite_until_stable,
+    shape_of,
+)
 from compiler.ops import lookup
 from compiler.ops.common import free_permute
 from compiler.targets import Target
@@ -23,7 +30,9 @@ def _merge(node: ir.Node, b: Builder) -> bool:
         return False
     source, wanted = node.inputs[0], shape_of(node.outputs[0])
     assert source is not None
-    if shape_of(source) == wanted and not (node.outputs[0].is_graph_output() and source.is_graph_input()):
+    if shape_of(source) == wanted and not (
+        node.outputs[0].is_graph_output() and source.is_graph_input()
+    ):
         b.replace(source)
         return True
     before = produced_by(source, "Reshape")

@@ -1,4 +1,5 @@
-"""Move Transposes towards the outputs, through operators that let them pass, until inverse ones meet and vanish.
+"""Move Transposes towards the outputs, through operators that let them pass, until inverse ones
+meet and vanish.
 
     Transpose(Conv2D) -> Relu -> Transpose^-1 -> Conv2D   ->   Conv2D -> Relu -> Conv2D
 
@@ -99,32 +100,46 @@ def _sink(node: ir.Node, b: Builder) -> bool:
             continue
         before = _transpose(value)
         source = before.inputs[0] if before is not None and permutation(before) == perm else None
-        # What can be permuted for nothing is reshaped: as a Transpose it would sink in its turn, and so on for ever.
-        node.replace_input_with(index, source or b.reshape(value, [shape_of(value)[i] for i in inverse]))
+        # What can be permuted for nothing is reshaped: as a Transpose it would sink in its turn,
+        # and so on for ever.
+        node.replace_input_with(
+            index, source or b.reshape(value, [shape_of(value)[i] for i in inverse])
+        )
     operator.permute(node, perm, b)
     _transpose_outputs(node, perm, b)
     return True
 
 
 def _on_tpu(value: ir.Value | None) -> bool:
-    """Whether a value may be made on the Edge TPU; a Transpose of any other stays at the border, for the host."""
+    """Whether a value may be made on the Edge TPU; a Transpose of any other stays at the border,
+    for the host."""
     node = value.producer() if value is not None else None
     operator = lookup(node) if node is not None else None
     return operator is not None and operator.emit is not None
 
 
 def _hoist(node: ir.Node, b: Builder) -> None:
-    """Move a Transpose in front of what is done to a graph input before it, such as its normalisation."""
+    """Move a Transpose in front of what is done to a graph input before it, such as its
+    normalisation."""
     chain, value = [], node.inputs[0]
     while value is not None and not value.is_graph_input():
         before = value.producer()
         operator = lookup(before) if before is not None else None
-        if before is None or operator is None or operator.permute is None or only_consumer(value) is None:
+        if (
+            before is None
+            or operator is None
+            or operator.permute is None
+            or only_consumer(value) is None
+        ):
             return
         inputs = activations_of(before)
         if not all(is_static(v) for v in [*inputs, value]):
             return
-        if len(inputs) != 1 or len(before.outputs) != 1 or len(shape_of(inputs[0])) != len(shape_of(value)):
+        if (
+            len(inputs) != 1
+            or len(before.outputs) != 1
+            or len(shape_of(inputs[0])) != len(shape_of(value))
+        ):
             return
         chain.append(before)
         value = inputs[0]
@@ -140,7 +155,10 @@ def _hoist(node: ir.Node, b: Builder) -> None:
         operator.permute(before, inverse, Builder(b.model, b.names, before))
         out = before.outputs[0]
         shape = shape_of(out)
-        out.name, out.shape = b.names.fresh(f"{out.name}/hoisted"), ir.Shape([shape[i] for i in perm])
+        out.name, out.shape = (
+            b.names.fresh(f"{out.name}/hoisted"),
+            ir.Shape([shape[i] for i in perm]),
+        )
     b.replace(chain[0].outputs[0])
 
 

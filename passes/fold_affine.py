@@ -1,4 +1,5 @@
-"""BatchNormalization and constant Mul/Add/Sub/Div per channel: into the weights in front, else one Mul and one Add.
+"""BatchNormalization and constant Mul/Add/Sub/Div per channel: into the weights in front, else one
+Mul and one Add.
 
 y = BatchNormalization(Conv(x, W, B))   ->   y = Conv(x, W', B')
 y = Add(Mul(BatchNormalization(x), a), b)   ->   y = Add(Mul(x, a'), b')
@@ -66,7 +67,9 @@ def fold_chain(b: Builder, node: ir.Node) -> None:
             break
         if not _same_axis(before, whole, len(shape_of(node.outputs[0]))):
             break
-        whole = Affine(before.x, whole.scale * before.scale, whole.scale * before.shift + whole.shift)
+        whole = Affine(
+            before.x, whole.scale * before.scale, whole.scale * before.shift + whole.shift
+        )
         chain.append(previous)
     head = whole.x.producer()
     if head is not None and only_consumer(whole.x) is not None and _fold_into(b, head, whole, node):
@@ -108,14 +111,18 @@ def affine(node: ir.Node) -> Affine | None:
 def _batchnorm(node: ir.Node) -> Affine | None:
     arrays = [constant_of(v) for v in node.inputs[1:5]]
     x = node.inputs[0]
-    training = attribute_of(node, "training_mode", 0) or any(v.uses() for v in list(node.outputs)[1:])
+    training = attribute_of(node, "training_mode", 0) or any(
+        v.uses() for v in list(node.outputs)[1:]
+    )
     if training or x is None or not is_static(x) or any(a is None for a in arrays):
         return None
     gain, bias, mean, variance = (a.astype(np.float64) for a in arrays)  # type: ignore[union-attr]
     scale = gain / np.sqrt(variance + float(attribute_of(node, "epsilon", 1e-5)))
     shape = (1, -1) + (1,) * (len(shape_of(x)) - 2)
     shift = bias - mean * scale
-    return Affine(x, scale.astype(np.float32).reshape(shape), shift.astype(np.float32).reshape(shape))
+    return Affine(
+        x, scale.astype(np.float32).reshape(shape), shift.astype(np.float32).reshape(shape)
+    )
 
 
 def _same_axis(first: Affine, second: Affine, rank: int) -> bool:
@@ -124,7 +131,8 @@ def _same_axis(first: Affine, second: Affine, rank: int) -> bool:
 
 
 def _fold_into(b: Builder, head: ir.Node, whole: Affine, node: ir.Node) -> bool:
-    """Fold into the weights of the Conv, ConvTranspose, Gemm or MatMul in front. Returns whether it could."""
+    """Fold into the weights of the Conv, ConvTranspose, Gemm or MatMul in front. Returns whether it
+    could."""
     kind, rank = operator_name(head), len(shape_of(node.outputs[0]))
     axis = {"Conv": 1, "ConvTranspose": 1, "Gemm": rank - 1, "MatMul": rank - 1}.get(kind)
     if axis is None or any(d > 1 for i, d in enumerate(whole.scale.shape) if i != axis):
@@ -139,12 +147,20 @@ def _fold_into(b: Builder, head: ir.Node, whole: Affine, node: ir.Node) -> bool:
     if kind == "MatMul" and (np.any(shift) or len(shape_of(weight)) != 2):
         return False
     if kind == "Gemm" and (
-        attribute_of(head, "beta", 1.0) != 1.0 or (bias is not None and element_count(bias) != outputs)
+        attribute_of(head, "beta", 1.0) != 1.0
+        or (bias is not None and element_count(bias) != outputs)
     ):
         return False
-    place = {"Conv": 0, "ConvTranspose": 1, "Gemm": 0 if attribute_of(head, "transB", 0) else 1, "MatMul": 1}[kind]
+    place = {
+        "Conv": 0,
+        "ConvTranspose": 1,
+        "Gemm": 0 if attribute_of(head, "transB", 0) else 1,
+        "MatMul": 1,
+    }[kind]
     factor = scale.reshape([outputs if i == place else 1 for i in range(len(shape_of(weight)))])
-    head.replace_input_with(1, b.lazy(weight, lambda w: w * factor, shape_of(weight), f"{weight.name}/scaled"))
+    head.replace_input_with(
+        1, b.lazy(weight, lambda w: w * factor, shape_of(weight), f"{weight.name}/scaled")
+    )
     if kind != "MatMul":
         before = constant_of(bias)
         new = shift if before is None else before.reshape(-1) * scale + shift

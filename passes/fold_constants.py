@@ -1,4 +1,5 @@
-"""Evaluate what depends on constants and static shapes only, drop what nobody reads, infer every shape."""
+"""Evaluate what depends on constants and static shapes only, drop what nobody reads, infer every
+shape."""
 
 from __future__ import annotations
 
@@ -33,17 +34,32 @@ from compiler.targets import Target
 # Up to this many bytes a folded constant is kept.
 LARGEST = 1 << 30
 # Whose results differ from run to run, and those whose constants keep_scales reads.
-_KEPT = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"} | {
+_KEPT = {
+    "Bernoulli",
+    "Multinomial",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+} | {
     "DequantizeLinear",
     "QuantizeLinear",
 }
-_SEQUENCES = {"SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceMap", "SplitToSequence"}
+_SEQUENCES = {
+    "SequenceConstruct",
+    "SequenceEmpty",
+    "SequenceErase",
+    "SequenceInsert",
+    "SequenceMap",
+    "SplitToSequence",
+}
 
 
 def run(model: ir.Model, target: Target) -> None:
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     infer_shapes(model)
-    # An operator that the folder cannot evaluate stays; what is infinite or not a number is so at run time too.
+    # An operator that the folder cannot evaluate stays; what is infinite or not a number is so at
+    # run time too.
     with contextlib.suppress(RuntimeError), np.errstate(all="ignore"):
         optimizer.fold_constants(model, input_size_limit=LARGEST, output_size_limit=LARGEST)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
@@ -88,7 +104,9 @@ def infer_shapes(model: ir.Model) -> None:
     common.ShapeInferencePass()(model)
     for node in model.graph:
         if node.op_type in _SEQUENCES and node.domain == "":
-            node.outputs[0].type = node.outputs[0].shape = None  # the pass takes sequences for tensors
+            node.outputs[0].type = node.outputs[0].shape = (
+                None  # the pass takes sequences for tensors
+            )
 
 
 def _fold(model: ir.Model) -> bool:
@@ -99,7 +117,9 @@ def _fold(model: ir.Model) -> bool:
         if arrays is None or any(v.is_graph_output() for v in node.outputs):
             continue
         b = Builder(model, names, node)
-        replace_node(node, [b.const(a, str(v.name)) for a, v in zip(arrays, node.outputs, strict=True)])
+        replace_node(
+            node, [b.const(a, str(v.name)) for a, v in zip(arrays, node.outputs, strict=True)]
+        )
         folded = True
     return folded
 
@@ -132,5 +152,7 @@ def _evaluate(node: ir.Node) -> list[np.ndarray] | None:
             results = onnx.reference.ReferenceEvaluator(proto).run(None, feeds)
     except Exception:
         return None  # it stays, for onnxruntime to evaluate
-    plain = all(isinstance(r, np.ndarray | np.generic) and np.asarray(r).nbytes <= LARGEST for r in results)
+    plain = all(
+        isinstance(r, np.ndarray | np.generic) and np.asarray(r).nbytes <= LARGEST for r in results
+    )
     return [np.asarray(r) for r in results] if plain else None

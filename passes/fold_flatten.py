@@ -1,4 +1,5 @@
-"""A Transpose that is flattened into a fully-connected layer becomes an order of the layer's inputs.
+"""A Transpose that is flattened into a fully-connected layer becomes an order of the layer's
+inputs.
 
 FullyConnected(Reshape(Transpose(x)), W)   ->   FullyConnected(Reshape(x), W')
 """
@@ -10,7 +11,16 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from compiler.graph import Builder, Names, consumers_of, key_of, operator_name, produced_by, replace_node, shape_of
+from compiler.graph import (
+    Builder,
+    Names,
+    consumers_of,
+    key_of,
+    operator_name,
+    produced_by,
+    replace_node,
+    shape_of,
+)
 from compiler.ops.transpose import permutation
 from compiler.targets import Target
 from passes.fold_constants import tidy
@@ -30,7 +40,11 @@ def _fold(node: ir.Node, b: Builder) -> None:
     source, flat = before.inputs[0], node.outputs[0]
     users = consumers_of(flat)
     assert source is not None
-    if flat.is_graph_output() or not users or any(operator_name(u) != "edgetpu.FullyConnected" for u in users):
+    if (
+        flat.is_graph_output()
+        or not users
+        or any(operator_name(u) != "edgetpu.FullyConnected" for u in users)
+    ):
         return
     perm, shape = permutation(before), shape_of(node.inputs[0])
     back = [0, *(int(i) + 1 for i in np.argsort(perm))]
@@ -44,5 +58,7 @@ def _fold(node: ir.Node, b: Builder) -> None:
         def reorder(w: np.ndarray) -> np.ndarray:
             return w.reshape(len(w), *shape).transpose(back).reshape(len(w), -1)
 
-        user.replace_input_with(1, b.lazy_rows(weight, reorder, (outputs, inputs), f"{weight.name}/nhwc"))
+        user.replace_input_with(
+            1, b.lazy_rows(weight, reorder, (outputs, inputs), f"{weight.name}/nhwc")
+        )
     replace_node(node, [b.reshape(source, shape_of(flat))])  # another order, so another name

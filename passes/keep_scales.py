@@ -62,15 +62,24 @@ def _is_pair(node: ir.Node) -> bool:
 
 
 def _fold(node: ir.Node, b: Builder) -> None:
-    """Dequantize a constant. Weights of zero point 0 with one scale in all, or per row or column, remember it."""
+    """Dequantize a constant. Weights of zero point 0 with one scale in all, or per row or column,
+    remember it."""
     source, scale = node.inputs[0], array_of(node.inputs[1])  # type: ignore[arg-type]
     assert source is not None
     zero = constant_of(input_at(node, 2))
-    shape, axis = shape_of(source), axis_of(int(attribute_of(node, "axis", 1)), max(len(shape_of(source)), 1))
+    shape, axis = (
+        shape_of(source),
+        axis_of(int(attribute_of(node, "axis", 1)), max(len(shape_of(source)), 1)),
+    )
     if attribute_of(node, "block_size", 0) or source.dtype is None or source.dtype.itemsize < 1:
         return
-    along = [-1 if i == axis else 1 for i in range(len(shape))] if scale.size > 1 else [1] * len(shape)
-    factor, offset = scale.reshape(along), 0 if zero is None else zero.astype(np.float32).reshape(along)
+    along = (
+        [-1 if i == axis else 1 for i in range(len(shape))] if scale.size > 1 else [1] * len(shape)
+    )
+    factor, offset = (
+        scale.reshape(along),
+        0 if zero is None else zero.astype(np.float32).reshape(along),
+    )
     array = (array_of(source).astype(np.float32) - offset) * factor
     value = b.const(array.astype(np.float32), f"{source.name}/float")
     for key, place in ((GRID, 0), (COLUMN_GRID, 1)):

@@ -2,7 +2,8 @@
 
     Log(MatMul(Conv(samples)^2, mel))      Sqrt(Conv(samples, sines)^2 + Conv(samples, cosines)^2)
 
-Powers of sound reach over many orders of magnitude and logarithms tell the small ones apart; int8 makes zeros of them.
+Powers of sound reach over many orders of magnitude and logarithms tell the small ones apart; int8
+makes zeros of them.
 """
 
 from __future__ import annotations
@@ -18,8 +19,34 @@ REASON = "it leads to a logarithm or a root, which need small values that int8 r
 _LINEAR = ("Conv", "MatMul", "Gemm", "STFT", "DFT")
 # What has a threshold, or a state: a network begins here, not a spectrum.
 _NETWORK = (
-    *("Attention", "Celu", "Elu", "Erf", "Gelu", "GRU", "HardSigmoid", "HardSwish", "If", "LeakyRelu", "Loop", "LSTM"),
-    *("MaxPool", "Mish", "PRelu", "Relu", "RNN", "Scan", "Selu", "Sigmoid", "Softmax", "Softplus", "Swish", "Tanh"),
+    *(
+        "Attention",
+        "Celu",
+        "Elu",
+        "Erf",
+        "Gelu",
+        "GRU",
+        "HardSigmoid",
+        "HardSwish",
+        "If",
+        "LeakyRelu",
+        "Loop",
+        "LSTM",
+    ),
+    *(
+        "MaxPool",
+        "Mish",
+        "PRelu",
+        "Relu",
+        "RNN",
+        "Scan",
+        "Selu",
+        "Sigmoid",
+        "Softmax",
+        "Softplus",
+        "Swish",
+        "Tanh",
+    ),
 )
 # The root of a mean square belongs to a normalisation.
 _MEANS = ("ReduceMean", "GlobalAveragePool")

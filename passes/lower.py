@@ -1,11 +1,20 @@
-"""Rewrite each ONNX operator into what the Edge TPU has, by its own rule; note the reason where it cannot."""
+"""Rewrite each ONNX operator into what the Edge TPU has, by its own rule; note the reason where it
+cannot."""
 
 from __future__ import annotations
 
 import onnx.defs
 import onnx_ir as ir
 
-from compiler.graph import HOST_REASON, LOWERING_REASON, OPSET, Builder, Names, activations_of, is_static
+from compiler.graph import (
+    HOST_REASON,
+    LOWERING_REASON,
+    OPSET,
+    Builder,
+    Names,
+    activations_of,
+    is_static,
+)
 from compiler.ops import RefuseError, dialect, lookup
 from compiler.targets import Target
 from passes.fold_constants import tidy
@@ -16,7 +25,12 @@ def run(model: ir.Model, target: Target) -> None:
     names = Names(model.graph)
     for node in list(model.graph):
         operator = lookup(node)
-        if operator is None or operator.lower is None or node.graph is None or HOST_REASON in node.metadata_props:
+        if (
+            operator is None
+            or operator.lower is None
+            or node.graph is None
+            or HOST_REASON in node.metadata_props
+        ):
             continue
         try:
             _check(node, model.graph.opset_imports.get("", OPSET))
@@ -27,15 +41,29 @@ def run(model: ir.Model, target: Target) -> None:
 
 
 def _check(node: ir.Node, opset: int) -> None:
-    """Lowering rules may count on float activations of known shape, and on what operators mean in our opset."""
+    """Lowering rules may count on float activations of known shape, and on what operators mean in
+    our opset."""
     if opset > OPSET and onnx.defs.has(node.op_type, OPSET):
         known = onnx.defs.get_schema(node.op_type, OPSET).attributes
         newer = sorted(set(node.attributes) - set(known))
         if newer:
-            raise RefuseError(f"its attribute '{newer[0]}' is newer than opset {OPSET}, which is lowered here")
-    for value in [*activations_of(node), *(v for v in node.outputs if v.name and (v.uses() or v.is_graph_output()))]:
+            raise RefuseError(
+                f"its attribute '{newer[0]}' is newer than opset {OPSET}, which is lowered here"
+            )
+    for value in [
+        *activations_of(node),
+        *(v for v in node.outputs if v.name and (v.uses() or v.is_graph_output())),
+    ]:
         if not is_static(value):
-            raise RefuseError(f"the shape of '{value.name}' depends on data; the Edge TPU needs static shapes")
+            raise RefuseError(
+                f"the shape of '{value.name}' depends on data; the Edge TPU needs static shapes"
+            )
     result = node.outputs[0]
-    if result.dtype is not None and result.dtype != ir.DataType.FLOAT and node.op_type not in ("Identity", "Dropout"):
-        raise RefuseError(f"it computes on {result.dtype.name.lower()}; the Edge TPU computes on int8 made from float")
+    if (
+        result.dtype is not None
+        and result.dtype != ir.DataType.FLOAT
+        and node.op_type not in ("Identity", "Dropout")
+    ):
+        raise RefuseError(
+            f"it computes on {result.dtype.name.lower()}; the Edge TPU computes on int8 made from float"
+        )

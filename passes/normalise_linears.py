@@ -1,14 +1,16 @@
-"""Matrix products between host operators, as in transformers: rows brought to [-1, 1], outputs balanced.
+"""Matrix products between host operators, as in transformers: rows brought to [-1, 1], outputs
+balanced.
 
-Linear maps are homogeneous, so for each row (token) x, with the row's largest magnitude s = max|x|, and a factor a and
-an offset o per output channel
+Linear maps are homogeneous, so for each row (token) x, with the row's largest magnitude s = max|x|,
+and a factor a and an offset o per output channel
 
     W x + c   =   s * (a * z + o) + c      with   z = (W / a) (x / s) - o / a
 
-exactly. int8 then resolves every row, however far its largest value lies from those of other rows; `a` and `o` let
-each output channel fill its int8 range (compiler/quantize/balance.py chooses them by what calibration shows). All but z
-stays on the host, where x comes from and the result goes. Static int8 ranges cannot do this: single rows of
-transformers' activations are a hundred times larger than others. Products of the same rows become one.
+exactly. int8 then resolves every row, however far its largest value lies from those of other rows;
+`a` and `o` let each output channel fill its int8 range (compiler/quantize/balance.py chooses them
+by what calibration shows). All but z stays on the host, where x comes from and the result goes.
+Static int8 ranges cannot do this: single rows of transformers' activations are a hundred times
+larger than others. Products of the same rows become one.
 """
 
 from __future__ import annotations
@@ -58,7 +60,11 @@ def groups(graph: ir.Graph, target: Target) -> list[list[ir.Node]]:
     """Matrix products between host operators, those of the same rows together."""
     found: dict[tuple[ir.Value, Shape], list[ir.Node]] = {}
     for node in graph:
-        if _is_linear(node) and _from_host(node.inputs[0], target) and _to_host(node.outputs[0], target):
+        if (
+            _is_linear(node)
+            and _from_host(node.inputs[0], target)
+            and _to_host(node.outputs[0], target)
+        ):
             x = node.inputs[0]
             assert x is not None
             reshape = produced_by(x, "Reshape")
@@ -69,8 +75,13 @@ def groups(graph: ir.Graph, target: Target) -> list[list[ir.Node]]:
 
 
 def _is_linear(node: ir.Node) -> bool:
-    """A product of rows with a float matrix: a dense layer, or a 1x1 convolution of an image one pixel high."""
-    if node.domain != DIALECT or not is_constant(input_at(node, 1)) or grid_of(node.inputs[1]) is not None:  # type: ignore[arg-type]
+    """A product of rows with a float matrix: a dense layer, or a 1x1 convolution of an image one
+    pixel high."""
+    if (
+        node.domain != DIALECT
+        or not is_constant(input_at(node, 1))
+        or grid_of(node.inputs[1]) is not None
+    ):  # type: ignore[arg-type]
         return False
     if node.op_type == "FullyConnected":
         return True
@@ -97,7 +108,10 @@ def _to_host(value: ir.Value, target: Target) -> bool:
     users = consumers_of(value)
     return all(
         refusal(user, target) is not None
-        or (user.op_type in ("Reshape", "Transpose", "Add", "Sub", "Mul", "Split") and _to_host_all(user, target))
+        or (
+            user.op_type in ("Reshape", "Transpose", "Add", "Sub", "Mul", "Split")
+            and _to_host_all(user, target)
+        )
         for user in users
     )
 
@@ -107,7 +121,8 @@ def _to_host_all(node: ir.Node, target: Target) -> bool:
 
 
 def _normalise(nodes: Sequence[ir.Node], b: Builder) -> None:
-    """Put the normalised product of all weights in the place of `nodes`, which multiply the same rows."""
+    """Put the normalised product of all weights in the place of `nodes`, which multiply the same
+    rows."""
     x, first = nodes[0].inputs[0], nodes[0].inputs[1]
     assert x is not None and first is not None
     weights, name = [node.inputs[1] for node in nodes], origin_of(nodes[0])
@@ -147,7 +162,9 @@ def _normalise(nodes: Sequence[ir.Node], b: Builder) -> None:
     for value in b.made:
         made = value.producer()
         if made is not None and made.domain != DIALECT and made.op_type != "Reshape":
-            made.metadata_props[HOST_REASON] = "it normalises the rows of a linear layer, exactly, in float"
+            made.metadata_props[HOST_REASON] = (
+                "it normalises the rows of a linear layer, exactly, in float"
+            )
     for node, part in zip(nodes, parts, strict=True):
         replace_node(node, [part], b.made)
 

@@ -2,8 +2,9 @@
 
     MatMul(Softmax(MatMul(q, k^T) * scale + mask), v)   ->   Attention(q, k, v, mask)
 
-Scales of q, k and scores become one; keys and values that are repeated for groups of heads are given once. Where the
-exporter puts zeros for a softmax without any allowed key (torch's scaled_dot_product_attention), so does a Where.
+Scales of q, k and scores become one; keys and values that are repeated for groups of heads are
+given once. Where the exporter puts zeros for a softmax without any allowed key (torch's
+scaled_dot_product_attention), so does a Where.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def run(model: ir.Model, target: Target) -> None:
 
 @dataclass
 class _Scores:
-    """q [B, H, S, D] and the transposed keys [B, H, D, T] of a product, times `scale`, plus `masks`."""
+    """q [B, H, S, D] and the transposed keys [B, H, D, T] of a product, times `scale`, plus
+    `masks`."""
 
     q: ir.Value
     keys: ir.Value
@@ -54,7 +56,11 @@ def _attend(node: ir.Node, b: Builder) -> None:
     probabilities, v = node.inputs
     assert probabilities is not None and v is not None
     softmax, guarded = _softmax(probabilities)
-    if softmax is None or not is_heads(v) or axis_of(int(attribute_of(softmax, "axis", -1)), 4) != 3:
+    if (
+        softmax is None
+        or not is_heads(v)
+        or axis_of(int(attribute_of(softmax, "axis", -1)), 4) != 3
+    ):
         return
     scores = _scores(softmax.inputs[0])
     if scores is None or shape_of(scores.q)[:2] != shape_of(v)[:2]:
@@ -76,7 +82,12 @@ def _attend(node: ir.Node, b: Builder) -> None:
 
 def is_heads(value: ir.Value | None) -> TypeGuard[ir.Value]:
     """Whether a value is computed, float, and [batch, heads, rows, columns]."""
-    if value is None or is_constant(value) or not is_static(value) or value.dtype != ir.DataType.FLOAT:
+    if (
+        value is None
+        or is_constant(value)
+        or not is_static(value)
+        or value.dtype != ir.DataType.FLOAT
+    ):
         return False
     return len(shape_of(value)) == 4
 
@@ -107,7 +118,12 @@ def _scores(value: ir.Value | None) -> _Scores | None:
     if node.op_type == "Add":
         for inner, mask in (node.inputs, node.inputs[::-1]):
             found = _scores(inner)
-            if found is not None and mask is not None and is_static(mask) and len(shape_of(mask)) == 4:
+            if (
+                found is not None
+                and mask is not None
+                and is_static(mask)
+                and len(shape_of(mask)) == 4
+            ):
                 found.masks.append(mask)
                 return found
         return None
@@ -131,9 +147,17 @@ def _untransposed(value: ir.Value, b: Builder) -> tuple[ir.Value, float]:
         if len(perm) == 4:
             return b.transpose(node.inputs[0], (perm[0], perm[1], perm[3], perm[2])), factor
     # torch.onnx transposes matrices of all heads in a row: Reshape, Transpose, Reshape.
-    turned = produced_by(node.inputs[0], "Transpose") if node is not None and node.op_type == "Reshape" else None
-    flat = produced_by(turned.inputs[0], "Reshape") if turned is not None else None
-    if turned is not None and flat is not None and tuple(attribute_of(turned, "perm", ())) == (0, 2, 1):
+    rotated = (
+        produced_by(node.inputs[0], "Transpose")
+        if node is not None and node.op_type == "Reshape"
+        else None
+    )
+    flat = produced_by(rotated.inputs[0], "Reshape") if rotated is not None else None
+    if (
+        rotated is not None
+        and flat is not None
+        and tuple(attribute_of(rotated, "perm", ())) == (0, 2, 1)
+    ):
         source = flat.inputs[0]
         if is_heads(source) and shape_of(source) == (*shape[:2], shape[3], shape[2]):
             rest, more = unscaled(source)
@@ -144,7 +168,11 @@ def _untransposed(value: ir.Value, b: Builder) -> tuple[ir.Value, float]:
 def _ungrouped(k: ir.Value, v: ir.Value) -> tuple[ir.Value, ir.Value]:
     """Keys and values before they are repeated for the heads that share them."""
     sources = [_repeated(k), _repeated(v)]
-    if sources[0] is None or sources[1] is None or shape_of(sources[0])[1] != shape_of(sources[1])[1]:
+    if (
+        sources[0] is None
+        or sources[1] is None
+        or shape_of(sources[0])[1] != shape_of(sources[1])[1]
+    ):
         return k, v
     return sources[0], sources[1]
 
@@ -153,7 +181,9 @@ def _repeated(value: ir.Value) -> ir.Value | None:
     """x [B, G, T, D] of Reshape(Expand(Unsqueeze(x, 2), [B, G, N, T, D]), [B, G * N, T, D])."""
     reshape = produced_by(value, "Reshape")
     expand = produced_by(reshape.inputs[0], "Expand") if reshape is not None else None
-    single = expand.inputs[0].producer() if expand is not None and expand.inputs[0] is not None else None
+    single = (
+        expand.inputs[0].producer() if expand is not None and expand.inputs[0] is not None else None
+    )
     if expand is None or single is None or single.op_type not in ("Unsqueeze", "Reshape"):
         return None
     x = single.inputs[0]
@@ -161,14 +191,23 @@ def _repeated(value: ir.Value) -> ir.Value | None:
         return None
     batch, groups, *rest = shape_of(x)
     wide, whole = shape_of(expand.outputs[0]), shape_of(value)
-    same = shape_of(expand.inputs[0]) == (batch, groups, 1, *rest) and wide == (batch, groups, *wide[2:3], *rest)
+    same = shape_of(expand.inputs[0]) == (batch, groups, 1, *rest) and wide == (
+        batch,
+        groups,
+        *wide[2:3],
+        *rest,
+    )
     return x if same and whole == (batch, groups * wide[2], *rest) else None
 
 
 def _whole(mask: ir.Value, queries: int, keys: int, b: Builder) -> ir.Value:
     """A mask with a row for each query and a column for each key, which onnxruntime asks for."""
     shape = (*shape_of(mask)[:2], queries, keys)
-    return mask if shape_of(mask) == shape else b.op("Expand", [mask, b.const(np.array(shape, np.int64), "shape")])
+    return (
+        mask
+        if shape_of(mask) == shape
+        else b.op("Expand", [mask, b.const(np.array(shape, np.int64), "shape")])
+    )
 
 
 def _zero_where_masked(result: ir.Value, mask: ir.Value, b: Builder) -> ir.Value:

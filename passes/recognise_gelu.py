@@ -12,7 +12,17 @@ import math
 
 import onnx_ir as ir
 
-from compiler.graph import Builder, Names, is_near, key_of, only_consumer, produced_by, product_of, scalar_of, unscaled
+from compiler.graph import (
+    Builder,
+    Names,
+    is_near,
+    key_of,
+    only_consumer,
+    produced_by,
+    product_of,
+    scalar_of,
+    unscaled,
+)
 from compiler.targets import Target
 from passes.fold_constants import tidy
 

@@ -1,4 +1,5 @@
-"""Give HardSigmoid and HardSwish their names back, as exporters of older opsets and of Paddle spell them.
+"""Give HardSigmoid and HardSwish their names back, as exporters of older opsets and of Paddle spell
+them.
 
     clip(x + 3, 0, 6) / 6          ->  HardSigmoid(x, alpha=1/6, beta=1/2)
     x * clip(x + 3, 0, 6) / 6      ->  HardSwish(x)
@@ -11,7 +12,16 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from compiler.graph import Builder, Names, attribute_of, is_constant, is_near, produced_by, product_of, scalar_of
+from compiler.graph import (
+    Builder,
+    Names,
+    attribute_of,
+    is_constant,
+    is_near,
+    produced_by,
+    product_of,
+    scalar_of,
+)
 from compiler.ops.activation import bounds
 from compiler.targets import Target
 from passes.fold_constants import tidy
@@ -25,7 +35,9 @@ def run(model: ir.Model, target: Target) -> None:
         if node.op_type == "Clip" and bounds(node) == (0, 6):
             _of_clip(node, model, names)
     for node in list(model.graph):
-        if node.op_type == "HardSigmoid" and all(is_near(attribute_of(node, k, 0), v) for k, v in _GATE.items()):
+        if node.op_type == "HardSigmoid" and all(
+            is_near(attribute_of(node, k, 0), v) for k, v in _GATE.items()
+        ):
             _swish(node.inputs[0], product_of(node.outputs[0], node.inputs[0], 1), model, names)
     tidy(model)
 

@@ -48,7 +48,8 @@ def run(model: ir.Model, target: Target) -> None:
 
 
 def _norm_of_batches(node: ir.Node, b: Builder) -> None:
-    """BatchNormalization of rows [1, R, K, 1] by their own mean and variance: Keras' LayerNormalization(epsilon=0.001).
+    """BatchNormalization of rows [1, R, K, 1] by their own mean and variance: Keras'
+    LayerNormalization(epsilon=0.001).
 
     The gain and bias of the layer follow by themselves.
     """
@@ -56,7 +57,10 @@ def _norm_of_batches(node: ir.Node, b: Builder) -> None:
     squeeze, ratio = produced_by(mean, "Squeeze"), produced_by(variance, "Div")
     if x is None or squeeze is None or ratio is None or not is_static(x) or len(shape_of(x)) != 4:
         return
-    average, squares = produced_by(squeeze.inputs[0], "ReduceMean"), produced_by(ratio.inputs[0], "ReduceSumSquare")
+    average, squares = (
+        produced_by(squeeze.inputs[0], "ReduceMean"),
+        produced_by(ratio.inputs[0], "ReduceSumSquare"),
+    )
     difference = produced_by(squares.inputs[0], "Sub") if squares is not None else None
     if average is None or squares is None or difference is None or len(node.outputs) > 1:
         return
@@ -67,11 +71,18 @@ def _norm_of_batches(node: ir.Node, b: Builder) -> None:
         or average.inputs[0] is not x
         or any(ints_of(input_at(n, 1)) != [0, 2, 3] for n in (average, squares))
         or scalar_of(ratio.inputs[1]) != shape[2]
-        or not all(np.array_equal(constant_of(v), make(shape[1])) for v, make in zip((gain, bias), plain, strict=True))  # type: ignore[arg-type]
+        or not all(
+            np.array_equal(constant_of(v), make(shape[1]))
+            for v, make in zip((gain, bias), plain, strict=True)
+        )  # type: ignore[arg-type]
     ):
         return
     one = b.const(np.ones(shape[2], np.float32), "gain")
-    norm = b.op("LayerNormalization", [b.reshape(x, shape[1:3]), one], {"epsilon": attribute_of(node, "epsilon", 1e-5)})
+    norm = b.op(
+        "LayerNormalization",
+        [b.reshape(x, shape[1:3]), one],
+        {"epsilon": attribute_of(node, "epsilon", 1e-5)},
+    )
     b.replace(b.reshape(norm, shape))
 
 
@@ -94,13 +105,16 @@ def _check_softmax(context, x, axes):  # type: ignore[no-untyped-def]
 
 
 def _keras_norm(op, x, gain, epsilon, axes=None, bias=None):  # type: ignore[no-untyped-def]
-    """x g + (bias - mean g) with g = gain / sqrt(variance + epsilon), as tf2onnx writes Keras' LayerNormalization.
+    """x g + (bias - mean g) with g = gain / sqrt(variance + epsilon), as tf2onnx writes Keras'
+    LayerNormalization.
 
     Without axes the means are GlobalAveragePools of three dimensions, which average over the last.
     """
 
     def mean(value):  # type: ignore[no-untyped-def]
-        return op.GlobalAveragePool(value) if axes is None else op.ReduceMean(value, axes, keepdims=1)
+        return (
+            op.GlobalAveragePool(value) if axes is None else op.ReduceMean(value, axes, keepdims=1)
+        )
 
     middle = mean(x)
     difference = op.Sub(x, middle)
@@ -120,7 +134,9 @@ def _check_keras_norm(context, x, gain, epsilon, axes=None, bias=None, **_):  # 
         return False
     shape = shape_of(x)
     last = len(shape) == 3 if axes is None else ints_of(axes) in ([-1], [len(shape) - 1])
-    return last and all(v is None or (is_constant(v) and shape_of(v) == shape[-1:]) for v in (gain, bias))
+    return last and all(
+        v is None or (is_constant(v) and shape_of(v) == shape[-1:]) for v in (gain, bias)
+    )
 
 
 # onnxscript reads the variables of a pattern off its parameters.
@@ -146,8 +162,14 @@ def _check_one(context, one, **_):  # type: ignore[no-untyped-def]
 
 RULES = pattern.RewriteRuleSet(
     [
-        *(pattern.RewriteRule(source, _softmax_named, _check_softmax) for source in (_softmax, _softmax_plain)),
-        *(pattern.RewriteRule(source, _keras_norm_named, _check_keras_norm) for source in _KERAS_NORMS),
+        *(
+            pattern.RewriteRule(source, _softmax_named, _check_softmax)
+            for source in (_softmax, _softmax_plain)
+        ),
+        *(
+            pattern.RewriteRule(source, _keras_norm_named, _check_keras_norm)
+            for source in _KERAS_NORMS
+        ),
         pattern.RewriteRule(_one_over_root, _reciprocal_root, _check_one),
     ]
 )

@@ -2,8 +2,8 @@
 
     x * cos + Concat(-x[..., d/2:], x[..., :d/2]) * sin   ->   RotaryEmbedding(x, cos, sin)
 
-cos and sin [B, 1, S, d] must be the same in both halves: constants that are, or computed from a Concat of angles with
-themselves.
+cos and sin [B, 1, S, d] must be the same in both halves: constants that are, or computed from a
+Concat of angles with themselves.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ def run(model: ir.Model, target: Target) -> None:
 
 def _rotate(node: ir.Node, b: Builder, halves: Halves) -> None:
     for straight, crossed in (node.inputs, node.inputs[::-1]):
-        plain, turned = produced_by(straight, "Mul"), produced_by(crossed, "Mul")
-        if plain is None or turned is None:
+        plain, rotated = produced_by(straight, "Mul"), produced_by(crossed, "Mul")
+        if plain is None or rotated is None:
             return
         for x, cos in (plain.inputs, plain.inputs[::-1]):
-            for swapped, sin in (turned.inputs, turned.inputs[::-1]):
+            for swapped, sin in (rotated.inputs, rotated.inputs[::-1]):
                 if not is_heads(x) or not _is_half_swap(swapped, x):
                     continue
                 angles = [_half(angle, x, b, halves) for angle in (cos, sin)]
@@ -61,7 +61,11 @@ def _rotate(node: ir.Node, b: Builder, halves: Halves) -> None:
 def _is_half_swap(value: ir.Value | None, x: ir.Value) -> bool:
     """Whether a value is Concat(-x[..., d/2:], x[..., :d/2])."""
     concat = produced_by(value, "Concat")
-    if concat is None or len(concat.inputs) != 2 or axis_of(int(attribute_of(concat, "axis")), 4) != 3:
+    if (
+        concat is None
+        or len(concat.inputs) != 2
+        or axis_of(int(attribute_of(concat, "axis")), 4) != 3
+    ):
         return False
     negated = produced_by(concat.inputs[0], "Neg")
     half, width = shape_of(x)[3] // 2, shape_of(x)[3]
@@ -81,7 +85,14 @@ def _part(value: ir.Value | None, x: ir.Value) -> tuple[int, int] | None:
     if node.op_type == "Slice":
         starts, ends, axes, steps = (ints_of(input_at(node, i)) for i in range(1, 5))
         whole = shape_of(x)[:3] == shape_of(value)[:3]
-        if not whole or not starts or not ends or len(starts) != 1 or (axes or [3]) not in ([3], [-1]) or steps != [1]:
+        if (
+            not whole
+            or not starts
+            or not ends
+            or len(starts) != 1
+            or (axes or [3]) not in ([3], [-1])
+            or steps != [1]
+        ):
             return None
         width = shape_of(x)[3]
         start = starts[0] + width if starts[0] < 0 else starts[0]
@@ -94,9 +105,14 @@ def _part(value: ir.Value | None, x: ir.Value) -> tuple[int, int] | None:
 
 
 def _half(angle: ir.Value | None, x: ir.Value, b: Builder, halves: Halves) -> ir.Value | None:
-    """cos or sin [B, S, d/2] of one [B, 1, S, d] whose two halves are the same; None where they may differ."""
+    """cos or sin [B, S, d/2] of one [B, 1, S, d] whose two halves are the same; None where they may
+    differ."""
     batch, _, rows, width = shape_of(x)
-    if angle is None or not is_static(angle) or shape_of(angle) not in {(batch, 1, rows, width), (1, 1, rows, width)}:
+    if (
+        angle is None
+        or not is_static(angle)
+        or shape_of(angle) not in {(batch, 1, rows, width), (1, 1, rows, width)}
+    ):
         return None
     if (angle, batch) in halves:
         return halves[angle, batch]
@@ -118,10 +134,22 @@ def _half(angle: ir.Value | None, x: ir.Value, b: Builder, halves: Halves) -> ir
 def _doubled(value: ir.Value | None) -> bool:
     """Whether a value is computed element by element from a Concat of something with itself."""
     node = value.producer() if value is not None else None
-    while node is not None and node.op_type in ("Unsqueeze", "Reshape", "Cast", "Mul", "Cos", "Sin"):
+    while node is not None and node.op_type in (
+        "Unsqueeze",
+        "Reshape",
+        "Cast",
+        "Mul",
+        "Cos",
+        "Sin",
+    ):
         computed = activations_of(node)
         plain = node.op_type != "Mul" or any(scalar_of(v) is not None for v in node.inputs)
         if len(computed) != 1 or not plain:
             return False
         node = computed[0].producer()
-    return node is not None and node.op_type == "Concat" and len(node.inputs) == 2 and node.inputs[0] is node.inputs[1]
+    return (
+        node is not None
+        and node.op_type == "Concat"
+        and len(node.inputs) == 2
+        and node.inputs[0] is node.inputs[1]
+    )

@@ -1,10 +1,11 @@
-"""Rotate the outputs of matrix products between host operators, so that none has values far larger than its others.
+"""Rotate the outputs of matrix products between host operators, so that none has values far larger
+than its others.
 
     W x + c   =   Q^T ((Q W) x + Q c)      with an orthogonal Q
 
-exactly. int8 ranges have to hold the largest value of a channel; mixed with its neighbours it is nearer to the others
-(compiler/rotation.py). The host multiplies by Q^T, which takes time: so this is done where asked for (`--with
-rotate_outputs`).
+exactly. int8 ranges have to hold the largest value of a channel; mixed with its neighbours it is
+nearer to the others (compiler/rotation.py). The host multiplies by Q^T, which takes time: so this
+is done where asked for (`--with rotate_outputs`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from compiler.graph import Builder, Names, rows_of, shape_of
-from compiler.quantize.rotation import block_rotation, turned_outputs
+from compiler.quantize.rotation import block_rotation, rotate_output_blocks
 from compiler.targets import Target
 from passes.fold_constants import tidy
 from passes.normalise_linears import groups
@@ -29,7 +30,7 @@ def run(model: ir.Model, target: Target) -> None:
         b = Builder(model, names, node)
         parameters = []
         for value in (weight, bias):
-            read = turned_outputs(lambda rows, value=value: rows_of(value, rows), rotation)  # type: ignore[misc]
+            read = rotate_output_blocks(lambda rows, value=value: rows_of(value, rows), rotation)  # type: ignore[misc]
             parameters.append(b.by_rows(read, shape_of(value), f"{value.name}/mixed"))
         y = b.op(node.op_type, [x, *parameters], node.attributes, node.domain)
         b.replace(rotated(b, y, rotation.T))

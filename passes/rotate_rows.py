@@ -1,4 +1,5 @@
-"""Rotate the rows of matrix products between host operators, so that no channel is far larger than the others.
+"""Rotate the rows of matrix products between host operators, so that no channel is far larger than
+the others.
 
     W x + c   =   (W Q^T) (Q x) + c      with an orthogonal Q
 
@@ -10,8 +11,16 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from compiler.graph import HOST_REASON, Builder, Names, element_count, produced_by, rows_of, shape_of
-from compiler.quantize.rotation import REASON, block_rotation, turned
+from compiler.graph import (
+    HOST_REASON,
+    Builder,
+    Names,
+    element_count,
+    produced_by,
+    rows_of,
+    shape_of,
+)
+from compiler.quantize.rotation import REASON, block_rotation, rotate_blocks
 from compiler.targets import Target
 from passes.fold_constants import tidy
 from passes.normalise_linears import groups
@@ -50,6 +59,6 @@ def _turned(b: Builder, weight: ir.Value, rotation: np.ndarray) -> ir.Value:
     """W Q^T, for W of [N, K] or [N, K, 1, 1]."""
 
     def read(rows: slice) -> np.ndarray:
-        return turned(rows_of(weight, rows), rotation)
+        return rotate_blocks(rows_of(weight, rows), rotation)
 
     return b.by_rows(read, shape_of(weight), f"{weight.name}/turned")

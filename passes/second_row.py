@@ -1,13 +1,15 @@
-"""A second row, at half the size, for each row that a normalised product multiplies: outputs get twice the resolution.
+"""A second row, at half the size, for each row that a normalised product multiplies: outputs get
+twice the resolution.
 
 int8 ranges of outputs have to hold the few that are far larger than the others. With
 
     u, v      =   W [x, x / 2] + c          (two rows of one product)
     W x + c   =   u  where |u| < 1,  else  2 v - c
 
-exactly, the range needs to hold v only, and most outputs are read from u, in steps half as large. The host chooses. A
-row costs the Edge TPU little beside weights that are streamed to it, as in decode of language models, but as much as
-the first where weights stay in the SRAM: so this is for those who ask for it (`--with second_row`).
+exactly, the range needs to hold v only, and most outputs are read from u, in steps half as large.
+The host chooses. A row costs the Edge TPU little beside weights that are streamed to it, as in
+decode of language models, but as much as the first where weights stay in the SRAM: so this is for
+those who ask for it (`--with second_row`).
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ def run(model: ir.Model, target: Target) -> None:
         for value in b.made:
             made = value.producer()
             if made is not None and made.domain != DIALECT:
-                made.metadata_props[HOST_REASON] = "it feeds and reads a linear layer by two rows for one"
+                made.metadata_props[HOST_REASON] = (
+                    "it feeds and reads a linear layer by two rows for one"
+                )
     tidy(model)
 
 
@@ -41,7 +45,9 @@ def _twice(node: ir.Node, b: Builder) -> ir.Value:
     assert x is not None and weight is not None and shift is not None
     outputs, inputs = shape_of(weight)[:2]
     rows = element_count(x) // inputs
-    matrix = b.lazy_rows(weight, lambda w: w.reshape(len(w), -1), (outputs, inputs), f"{weight.name}/rows")
+    matrix = b.lazy_rows(
+        weight, lambda w: w.reshape(len(w), -1), (outputs, inputs), f"{weight.name}/rows"
+    )
     row = b.reshape(x, (rows, inputs))
     both = b.op("Concat", [row, b.op("Mul", [row, b.scalar(0.5, "half")])], {"axis": 0})
     made = linear(b, both, matrix, shift, (1, 1, 2 * rows, outputs))

@@ -1,4 +1,5 @@
-"""A channel shuffle, which ONNX writes with five dimensions, as one of three that the Edge TPU can transpose.
+"""A channel shuffle, which ONNX writes with five dimensions, as one of three that the Edge TPU can
+transpose.
 
     Reshape [1,C,H,W -> 1,g,C/g,H,W]; Transpose (0,2,1,3,4); Reshape [-> 1,C,H,W]
 ->  NHWC: Reshape [1,H,W,C -> 1,HW,g,C/g]; Transpose (0,1,3,2); Reshape [-> 1,H,W,C]
@@ -8,7 +9,16 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from compiler.graph import Builder, Names, is_static, key_of, produced_by, shape_of, to_nchw, to_nhwc
+from compiler.graph import (
+    Builder,
+    Names,
+    is_static,
+    key_of,
+    produced_by,
+    shape_of,
+    to_nchw,
+    to_nhwc,
+)
 from compiler.ops.transpose import permutation
 from compiler.targets import Target
 from passes.fold_constants import tidy
@@ -32,7 +42,9 @@ def run(model: ir.Model, target: Target) -> None:
 
 def _groups(node: ir.Node) -> int | None:
     """The number of groups that a Reshape ends the shuffle of."""
-    if key_of(node) != ("", "Reshape") or not all(is_static(v) for v in (node.inputs[0], node.outputs[0])):
+    if key_of(node) != ("", "Reshape") or not all(
+        is_static(v) for v in (node.inputs[0], node.outputs[0])
+    ):
         return None
     swap = produced_by(node.inputs[0], "Transpose")
     first = produced_by(swap.inputs[0], "Reshape") if swap is not None else None

@@ -2,8 +2,8 @@
 
     c = Conv(x); y = c * Sigmoid(c)      ->      c = Conv(x); y = c * Sigmoid(Conv1x1(c))
 
-It changes nothing yet: equalising channels (compiler/quantize/equalise.py) gives `c` finer steps where its channels
-are small, and the new layer's weights undo that for the Sigmoid.
+It changes nothing yet: equalising channels (compiler/quantize/equalise.py) gives `c` finer steps
+where its channels are small, and the new layer's weights undo that for the Sigmoid.
 """
 
 from __future__ import annotations
@@ -11,7 +11,16 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from compiler.graph import HOST_REASON, Builder, Names, input_at, is_constant, is_static, only_consumer, shape_of
+from compiler.graph import (
+    HOST_REASON,
+    Builder,
+    Names,
+    input_at,
+    is_constant,
+    is_static,
+    only_consumer,
+    shape_of,
+)
 from compiler.targets import Target
 
 _MAKERS = ("Conv", "ConvTranspose")
@@ -34,4 +43,9 @@ def _is_gate(sigmoid: ir.Node) -> bool:
     if x is None or product is None or product.op_type != "Mul" or x not in product.inputs:
         return False
     made = x.producer()
-    return made is not None and made.op_type in _MAKERS and is_constant(input_at(made, 1)) and is_static(x)
+    return (
+        made is not None
+        and made.op_type in _MAKERS
+        and is_constant(input_at(made, 1))
+        and is_static(x)
+    )

@@ -1,10 +1,13 @@
-"""Decompose what does not fit one Edge TPU along its outputs into tiles that do, joined by a Concat.
+"""Decompose what does not fit one Edge TPU along its outputs into tiles that do, joined by a
+Concat.
 
-    y = FullyConnected(x, W[N, K])  ->  y = Concat(FullyConnected(x, W[0:n]), FullyConnected(x, W[n:2n]), ...)
+y = FullyConnected(x, W[N, K])  ->  y = Concat(FullyConnected(x, W[0:n]), FullyConnected(x,
+W[n:2n]), ...)
 
-Tiles follow how the device stores weights (compiler/targets/memory.py): equal, and multiples of a full row of tiles
-(1024 outputs) where one fits. Only where not even 64 outputs fit - more inputs than one tile has bytes for - the
-inputs are split too, and the partial sums added; that costs precision, as each partial sum is int8.
+Tiles follow how the device stores weights (compiler/targets/memory.py): equal, and multiples of a
+full row of tiles (1024 outputs) where one fits. Only where not even 64 outputs fit - more inputs
+than one tile has bytes for - the inputs are split too, and the partial sums added; that costs
+precision, as each partial sum is int8.
 """
 
 from __future__ import annotations
@@ -42,7 +45,8 @@ def run(model: ir.Model, target: Target) -> None:
 
 
 def plan(layer: Layer, target: Target) -> Tiling:
-    """The fewest equal tiles of a layer that each fit; inputs are split only where a block of outputs does not fit."""
+    """The fewest equal tiles of a layer that each fit; inputs are split only where a block of
+    outputs does not fit."""
     block, row = target.block_outputs, target.block_outputs * target.tiles
     parts = 1
     while not fits([_part(layer, min(block, layer.outputs), parts)], target):
@@ -91,4 +95,6 @@ def _columns(b: Builder, x: ir.Value, begin: int, end: int) -> ir.Value:
 
 def _inputs(b: Builder, weight: ir.Value, begin: int, end: int) -> ir.Value:
     outputs, _, *taps = shape_of(weight)
-    return b.lazy(weight, lambda w: w[:, begin:end], (outputs, end - begin, *taps), f"{weight.name}x{begin}")
+    return b.lazy(
+        weight, lambda w: w[:, begin:end], (outputs, end - begin, *taps), f"{weight.name}x{begin}"
+    )

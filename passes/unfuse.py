@@ -1,8 +1,9 @@
-"""Operators that onnxruntime's optimizer and optimum fuse (com.microsoft) become ONNX's own, so that later passes see
-the products with weights in them.
+"""Operators that onnxruntime's optimizer and optimum fuse (com.microsoft) become ONNX's own, so
+that later passes see the products with weights in them.
 
 SkipLayerNormalization(x, skip, gain, bias)  ->  LayerNormalization(Add(x, skip), gain, bias)
-Attention(x, weights, bias, mask)            ->  Attention of three parts of MatMul(x, weights) + bias
+Attention(x, weights, bias, mask)            ->  Attention of three parts of MatMul(x, weights) +
+bias
 
 What they compute: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 """
@@ -14,7 +15,16 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from compiler.graph import Builder, Names, attribute_of, infer_node, input_at, is_static, key_of, shape_of
+from compiler.graph import (
+    Builder,
+    Names,
+    attribute_of,
+    infer_node,
+    input_at,
+    is_static,
+    key_of,
+    shape_of,
+)
 from compiler.ops.common import RefuseError
 from compiler.targets import Target
 from passes import fold_constants
@@ -31,7 +41,9 @@ def run(model: ir.Model, target: Target) -> None:
     for node in list(model.graph):
         rule = _RULES.get(key_of(node))
         if rule is None:
-            if any(v.shape is None for v in node.outputs):  # ONNX's inference ended at what it does not know
+            if any(
+                v.shape is None for v in node.outputs
+            ):  # ONNX's inference ended at what it does not know
                 infer_node(model, node)
             continue
         b = Builder(model, names, node)
@@ -62,7 +74,9 @@ def _skip(node: ir.Node, b: Builder) -> list[ir.Value]:
         y = b.op("RMSNormalization", [total, gain], attributes)
     else:
         bias = input_at(node, 3)
-        y = b.op("LayerNormalization", [total, gain, *([bias] if bias is not None else [])], attributes)
+        y = b.op(
+            "LayerNormalization", [total, gain, *([bias] if bias is not None else [])], attributes
+        )
     if len(node.outputs) > 3:
         ir.convenience.replace_all_uses_with(node.outputs[3], total, replace_graph_outputs=True)
     return [y]
@@ -70,7 +84,9 @@ def _skip(node: ir.Node, b: Builder) -> list[ir.Value]:
 
 def _gelu(node: ir.Node, b: Builder) -> list[ir.Value]:
     approximate = "tanh" if node.op_type == "FastGelu" else "none"
-    return [b.op("Gelu", [_sum(b, node.inputs[0], input_at(node, 1))], {"approximate": approximate})]
+    return [
+        b.op("Gelu", [_sum(b, node.inputs[0], input_at(node, 1))], {"approximate": approximate})
+    ]
 
 
 def _quick_gelu(node: ir.Node, b: Builder) -> list[ir.Value]:
@@ -120,7 +136,8 @@ def _with_activation(plain: str) -> Callable[[ir.Node, Builder], list[ir.Value]]
 
 
 def _attention(node: ir.Node, b: Builder) -> list[ir.Value]:
-    """Self-attention with the products of queries, keys and values in one; no cache, no rotary embedding."""
+    """Self-attention with the products of queries, keys and values in one; no cache, no rotary
+    embedding."""
     x, weights, bias = node.inputs[:3]
     sizes = [int(s) for s in attribute_of(node, "qkv_hidden_sizes", ()) or ()]
     if any(input_at(node, i) is not None for i in (4, 5, 6)) or attribute_of(node, "do_rotary", 0):
@@ -149,11 +166,16 @@ def _multi_head(node: ir.Node, b: Builder) -> list[ir.Value]:
         parts.append(_sum(b, value, None if bias is None else b.op("Slice", [bias, *bounds])))
         at += width
     masks = [_mask(node, b, input_at(node, 4), (shape_of(k)[0], shape_of(k)[1])), input_at(node, 5)]
-    return [_attended(node, b, parts, _sum(b, *masks) if any(m is not None for m in masks) else None)]
+    return [
+        _attended(node, b, parts, _sum(b, *masks) if any(m is not None for m in masks) else None)
+    ]
 
 
-def _attended(node: ir.Node, b: Builder, rows: Sequence[ir.Value], mask: ir.Value | None) -> ir.Value:
-    """Attention of queries, keys and values [B, S, D], heads side by side; `mask` is added to the scores."""
+def _attended(
+    node: ir.Node, b: Builder, rows: Sequence[ir.Value], mask: ir.Value | None
+) -> ir.Value:
+    """Attention of queries, keys and values [B, S, D], heads side by side; `mask` is added to the
+    scores."""
     heads = int(attribute_of(node, "num_heads"))
     (batch, queries, width), keys = shape_of(rows[0]), shape_of(rows[1])[1]
     parts = []
@@ -161,9 +183,15 @@ def _attended(node: ir.Node, b: Builder, rows: Sequence[ir.Value], mask: ir.Valu
         *outer, columns = shape_of(value)
         parts.append(b.transpose(b.reshape(value, (*outer, heads, columns // heads)), (0, 2, 1, 3)))
     if mask is not None:
-        parts.append(b.op("Expand", [mask, b.const(np.array([batch, 1, queries, keys], np.int64), "whole")]))
+        parts.append(
+            b.op("Expand", [mask, b.const(np.array([batch, 1, queries, keys], np.int64), "whole")])
+        )
     scale = float(attribute_of(node, "scale", 0.0)) or (width // heads) ** -0.5
-    y = b.op("Attention", parts, {"scale": scale, "is_causal": int(attribute_of(node, "unidirectional", 0))})
+    y = b.op(
+        "Attention",
+        parts,
+        {"scale": scale, "is_causal": int(attribute_of(node, "unidirectional", 0))},
+    )
     return b.reshape(b.transpose(y, (0, 2, 1, 3)), (batch, queries, shape_of(rows[2])[2]))
 
 
@@ -174,14 +202,20 @@ def _rotary(node: ir.Node, b: Builder) -> list[ir.Value]:
     tokens = shape_of(x)[1 if len(shape_of(x)) == 3 else 2]
     if shape_of(places) != (shape_of(x)[0], tokens) or attribute_of(node, "is_packed_batching", 0):
         raise RefuseError("its positions are an offset, or packed")
-    found = {n: int(attribute_of(node, n, 0)) for n in ("interleaved", "num_heads", "rotary_embedding_dim")}
+    found = {
+        n: int(attribute_of(node, n, 0))
+        for n in ("interleaved", "num_heads", "rotary_embedding_dim")
+    }
     if len(shape_of(x)) == 3 and not found["num_heads"]:
         found["num_heads"] = shape_of(x)[2] // (2 * shape_of(cos)[1])
     return [b.op("RotaryEmbedding", [x, cos, sin, places], found)]
 
 
-def _mask(node: ir.Node, b: Builder, given: ir.Value | None, sizes: tuple[int, int]) -> ir.Value | None:
-    """What is added to the scores, [B, 1, 1, T]: from lengths [B] or a mask [B, T] of what may be seen."""
+def _mask(
+    node: ir.Node, b: Builder, given: ir.Value | None, sizes: tuple[int, int]
+) -> ir.Value | None:
+    """What is added to the scores, [B, 1, 1, T]: from lengths [B] or a mask [B, T] of what may be
+    seen."""
     if given is None:
         return None
     batch, tokens = sizes
@@ -190,7 +224,9 @@ def _mask(node: ir.Node, b: Builder, given: ir.Value | None, sizes: tuple[int, i
         places = b.const(np.arange(tokens, dtype=np.int32).reshape(1, 1, 1, tokens), "places")
         seen = b.op("Less", [places, b.reshape(given, (batch, 1, 1, 1))])
     elif shape == (batch, tokens):
-        seen = b.op("Cast", [b.reshape(given, (batch, 1, 1, tokens))], {"to": ir.DataType.BOOL.value})
+        seen = b.op(
+            "Cast", [b.reshape(given, (batch, 1, 1, tokens))], {"to": ir.DataType.BOOL.value}
+        )
     else:
         raise RefuseError(f"its mask is {list(shape)}")
     hidden = float(attribute_of(node, "mask_filter_value", _FILTER))

@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 
 from compiler import cli
 from compiler.driver import build as building
-from compiler.partition.partition import Wishes
+from compiler.partition import PartitionOptions
 
 
 def save(path: Path, proto: onnx.ModelProto) -> Path:
@@ -63,7 +63,9 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small network built for two Edge TPUs: host, TPU, host, TPU, host. Copy it to change it."""
     folder = tmp_path_factory.mktemp("small")
     model = save(folder / "small.onnx", small_network())
-    building.build(model, folder / "small.bundle", building.Options(wishes=Wishes(tpus=2)))
+    building.build(
+        model, folder / "small.bundle", building.Options(partitioning=PartitionOptions(tpus=2))
+    )
     return folder / "small.bundle"
 
 
@@ -95,7 +97,9 @@ def compiled_segment(small_bundle: Path, tmp_path_factory: pytest.TempPathFactor
     out = tmp_path_factory.mktemp("compiled")
     source = Path(__file__).parent / "standins" / "edgetpu_compiler.py"
     segment = small_bundle / "segments" / "01.tflite"
-    subprocess.run([sys.executable, source, "--out_dir", out, segment], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, source, "--out_dir", out, segment], check=True, capture_output=True
+    )
     return (out / "01_edgetpu.tflite").read_bytes()
 
 

@@ -18,7 +18,7 @@ from compiler.graph.reference import Reference
 from compiler.importer import load as importer
 from compiler.quantize.calibrate import Observers, calibrate, observe
 from compiler.quantize.scales import assign, separate
-from compiler.runtime.interpreter import TFLiteSegment
+from compiler.runtime.tflite_segment import TFLiteSegment
 from compiler.targets import Target
 
 TARGET = Target.load()
@@ -45,10 +45,14 @@ def refusals(model: ir.Model) -> list[str]:
 
 
 def error_in_steps(
-    original: ir.Model, model: ir.Model, feeds: dict[str, np.ndarray], folder: Path, allowed: float = 0.0
+    original: ir.Model,
+    model: ir.Model,
+    feeds: dict[str, np.ndarray],
+    folder: Path,
+    allowed: float = 0.0,
 ) -> float:
-    """Largest difference between the int8 segment of the whole graph and float beyond what is allowed, in steps of the
-    output's scale."""
+    """Largest difference between the int8 segment of the whole graph and float beyond what is
+    allowed, in steps of the output's scale."""
     graph = model.graph
     values = list(all_activations(graph))
     shown = observe(model, values, [feeds])

@@ -1,4 +1,5 @@
-"""A stream over devices that fail again and again, and a language model under requests, side by side for long."""
+"""A stream over devices that fail again and again, and a language model under requests, side by
+side for long."""
 
 from __future__ import annotations
 
@@ -75,7 +76,9 @@ def _stream(path: Path, until: float, found: Soak) -> None:
             yield samples[number % 10]
 
     while time.monotonic() < until:
-        with Runner(bundle, [Simulated("sim:0", 0, broken), Simulated("sim:1", 0, broken)]) as runner:
+        with Runner(
+            bundle, [Simulated("sim:0", 0, broken), Simulated("sim:1", 0, broken)]
+        ) as runner:
             for number, result in enumerate(runner.stream(source())):
                 found.streamed += 1
                 found.wrong += not np.array_equal(result["y"], wanted[number % 10])
@@ -95,7 +98,9 @@ def _ask(path: Path, until: float, found: Soak) -> None:
         ended = [threading.Event() for _ in prompts]
         cancelled = [dice.random() < 0.1 for _ in prompts]
         for index, prompt in enumerate(prompts):
-            request = Request(prompt, LENGTH, Sampling(), partial(_emit, tokens[index], ended[index]))
+            request = Request(
+                prompt, LENGTH, Sampling(), partial(_emit, tokens[index], ended[index])
+            )
             batcher.submit(request)
             if cancelled[index]:
                 request.cancelled.set()

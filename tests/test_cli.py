@@ -31,7 +31,9 @@ def images(count: int) -> np.ndarray:
 def test_build_inspect_run(small_model: Path, tmp_path: Path, run_cli: Cli) -> None:
     calibration = samples(tmp_path / "c.npz", x=images(8))
     bundle = tmp_path / "out.bundle"
-    code, out, _ = run_cli("build", small_model, "-o", bundle, "--calibration", calibration, "--check-passes")
+    code, out, _ = run_cli(
+        "build", small_model, "-o", bundle, "--calibration", calibration, "--check-passes"
+    )
     assert code == 0 and "LOCAL_RESPONSE_NORMALIZATION" in out and "random" not in out
     manifest = json.loads((bundle / "manifest.json").read_text())
     assert [s["device"] for s in manifest["segments"]] == ["host", "tpu", "host", "tpu", "host"]
@@ -58,7 +60,12 @@ def test_inspect_of_a_model_is_a_dry_run(small_model: Path, run_cli: Cli) -> Non
     code, out, _ = run_cli("inspect", small_model, "--json")
     plan = json.loads(out)
     assert code == 0 and "quality" not in plan and "files" not in plan["segments"][0]
-    reasons = {o["node"]: o["reason"] for s in plan["segments"] if s["device"] == "host" for o in s["operators"]}
+    reasons = {
+        o["node"]: o["reason"]
+        for s in plan["segments"]
+        if s["device"] == "host"
+        for o in s["operators"]
+    }
     assert "LOCAL_RESPONSE_NORMALIZATION" in reasons["normalise"]
     assert list(small_model.parent.iterdir()) == [small_model]
 
@@ -72,7 +79,9 @@ def test_rebuild_is_identical(small_model: Path, tmp_path: Path, run_cli: Cli) -
     assert built[0] == built[1]
 
 
-def test_existing_bundle_is_kept_without_force(small_model: Path, tmp_path: Path, run_cli: Cli) -> None:
+def test_existing_bundle_is_kept_without_force(
+    small_model: Path, tmp_path: Path, run_cli: Cli
+) -> None:
     bundle = tmp_path / "b"
     assert run_cli("build", small_model, "-o", bundle)[0] == 0
     before = (bundle / "manifest.json").read_bytes()
@@ -87,7 +96,9 @@ def test_existing_bundle_is_kept_without_force(small_model: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_killed_build_leaves_nothing(number: int, tmp_path: Path, small_model: Path, run_cli: Cli) -> None:
+def test_killed_build_leaves_nothing(
+    number: int, tmp_path: Path, small_model: Path, run_cli: Cli
+) -> None:
     """After SIGTERM at once; after SIGKILL when the next build of that bundle starts."""
     model = light.generate("resnet50", tmp_path / "big.onnx")
     output = tmp_path / "out"
@@ -147,7 +158,9 @@ def undefined_tensor(path: Path) -> Path:
 
 def outside(path: Path) -> Path:
     proto = small_network()
-    external_data_helper.set_external_data(proto.graph.initializer[0], "../secret.bin", offset=0, length=864)
+    external_data_helper.set_external_data(
+        proto.graph.initializer[0], "../secret.bin", offset=0, length=864
+    )
     proto.graph.initializer[0].ClearField("raw_data")
     path.write_bytes(proto.SerializeToString())
     (path.parent.parent / "secret.bin").write_bytes(bytes(864))
@@ -156,7 +169,9 @@ def outside(path: Path) -> Path:
 
 def short_external(path: Path) -> Path:
     proto = small_network()
-    external_data_helper.set_external_data(proto.graph.initializer[0], "weights.bin", offset=0, length=864)
+    external_data_helper.set_external_data(
+        proto.graph.initializer[0], "weights.bin", offset=0, length=864
+    )
     proto.graph.initializer[0].ClearField("raw_data")
     path.write_bytes(proto.SerializeToString())
     (path.parent / "weights.bin").write_bytes(bytes(100))
@@ -218,18 +233,25 @@ BAD_CALIBRATION: list[tuple[dict[str, np.ndarray], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("arrays", "words"), BAD_CALIBRATION, ids=[words for _, words in BAD_CALIBRATION])
+@pytest.mark.parametrize(
+    ("arrays", "words"), BAD_CALIBRATION, ids=[words for _, words in BAD_CALIBRATION]
+)
 def test_bad_calibration(
     arrays: dict[str, np.ndarray], words: str, small_model: Path, tmp_path: Path, run_cli: Cli
 ) -> None:
     calibration = samples(tmp_path / "c.npz", **arrays)
-    code, _, err = run_cli("build", small_model, "-o", tmp_path / "out", "--calibration", calibration)
+    code, _, err = run_cli(
+        "build", small_model, "-o", tmp_path / "out", "--calibration", calibration
+    )
     assert code == 2 and words in err and "E-CALIBRATION" in err and not (tmp_path / "out").exists()
 
 
 def test_unreadable_calibration(small_model: Path, tmp_path: Path, run_cli: Cli) -> None:
     (tmp_path / "c.npz").write_bytes(b"PK not really")
-    for path, words in ((tmp_path / "c.npz", "cannot be read"), (tmp_path / "none", "no such file")):
+    for path, words in (
+        (tmp_path / "c.npz", "cannot be read"),
+        (tmp_path / "none", "no such file"),
+    ):
         code, _, err = run_cli("build", small_model, "-o", tmp_path / "out", "--calibration", path)
         assert code == 2 and words in err
 
@@ -248,7 +270,9 @@ def test_edited_bundle(small_model: Path, tmp_path: Path, run_cli: Cli) -> None:
     original = segment.read_bytes()
     segment.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
     code, _, err = run_cli("run", bundle, "-i", source, "-o", tmp_path / "y.npz")
-    assert code == 2 and "01.tflite" in err and "changed" in err and not (tmp_path / "y.npz").exists()
+    assert (
+        code == 2 and "01.tflite" in err and "changed" in err and not (tmp_path / "y.npz").exists()
+    )
     segment.unlink()
     assert "missing" in run_cli("inspect", bundle)[2]
     (bundle / "manifest.json").write_text("{}")
@@ -259,7 +283,10 @@ def test_edited_bundle(small_model: Path, tmp_path: Path, run_cli: Cli) -> None:
 def test_bad_run_input(small_model: Path, tmp_path: Path, run_cli: Cli) -> None:
     bundle = tmp_path / "b"
     assert run_cli("build", small_model, "-o", bundle)[0] == 0
-    for arrays, words in (({"q": images(1)}, "'q' is no input"), ({"x": images(1)[..., :3]}, "[1, 3, 16, 16]")):
+    for arrays, words in (
+        ({"q": images(1)}, "'q' is no input"),
+        ({"x": images(1)[..., :3]}, "[1, 3, 16, 16]"),
+    ):
         source = samples(tmp_path / "x.npz", **arrays)
         code, _, err = run_cli("run", bundle, "-i", source, "-o", tmp_path / "y.npz")
         assert code == 2 and words in err
@@ -288,11 +315,27 @@ def test_image_calibration(small_model: Path, tmp_path: Path, run_cli: Cli) -> N
     folder.mkdir()
     rng = np.random.default_rng(0)
     for index in range(4):
-        Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(folder / f"{index}.png")
-    arguments = ("--calibration", folder, "--mean", "0.5,0.5,0.5", "--std", "0.25", "--size", "20,24")
+        Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(
+            folder / f"{index}.png"
+        )
+    arguments = (
+        "--calibration",
+        folder,
+        "--mean",
+        "0.5,0.5,0.5",
+        "--std",
+        "0.25",
+        "--size",
+        "20,24",
+    )
     code, _, _ = run_cli("build", small_model, "-o", tmp_path / "b", *arguments)
     assert code == 0
-    assert run_cli("build", small_model, "-o", tmp_path / "c", "--calibration", folder, "--size", "8,8")[0] == 2
+    assert (
+        run_cli(
+            "build", small_model, "-o", tmp_path / "c", "--calibration", folder, "--size", "8,8"
+        )[0]
+        == 2
+    )
     (folder / "broken.png").write_bytes(b"no image")
     code, _, err = run_cli("build", small_model, "-o", tmp_path / "c", "--calibration", folder)
     assert code == 2 and "broken.png" in err
@@ -322,26 +365,36 @@ def test_plan_compares_numbers_of_tpus(small_model: Path, run_cli: Cli) -> None:
         (("inspect", "--host", "pi9"), "--host pi9"),
     ],
 )
-def test_wishes_that_cannot_be_met(arguments: tuple[str, ...], named: str, small_model: Path, run_cli: Cli) -> None:
+def test_wishes_that_cannot_be_met(
+    arguments: tuple[str, ...], named: str, small_model: Path, run_cli: Cli
+) -> None:
     code, _, err = run_cli(arguments[0], small_model, *arguments[1:])
     assert code == 2 and named in err.replace("\n", " ") and "Traceback" not in err
 
 
 def devices(out: str) -> dict[str, tuple[str, int | None]]:
-    return {o["node"]: (s["device"], s["tpu"]) for s in json.loads(out)["segments"] for o in s["operators"]}
+    return {
+        o["node"]: (s["device"], s["tpu"])
+        for s in json.loads(out)["segments"]
+        for o in s["operators"]
+    }
 
 
 def test_pins_cuts_and_places(small_model: Path, run_cli: Cli) -> None:
     placed = devices(run_cli("inspect", small_model, "--json")[1])
     assert placed["second"] == ("tpu", 0) and placed["normalise"] == ("host", None)
-    placed = devices(run_cli("inspect", small_model, "--json", "--pin", "sec*=host", "--pin", "dense=tpu")[1])
+    placed = devices(
+        run_cli("inspect", small_model, "--json", "--pin", "sec*=host", "--pin", "dense=tpu")[1]
+    )
     assert placed["second"] == ("host", None) and placed["dense"] == ("tpu", 0)
     placed = devices(run_cli("inspect", small_model, "--json", "--tpus", "2", "--cut", "second")[1])
     assert placed["second"] == ("tpu", 0) and placed["dense"] == ("tpu", 1)
     placed = devices(run_cli("inspect", small_model, "--json", "--place", "host")[1])
     assert {device for device, _ in placed.values()} == {"host"}
     out = run_cli("inspect", small_model, "--json", "--place", "auto")[1]
-    assert {device for device, _ in devices(out).values()} == {"host"}  # so small that the way costs more
+    assert {device for device, _ in devices(out).values()} == {
+        "host"
+    }  # so small that the way costs more
     assert "predicted:" in out
 
 

@@ -22,22 +22,29 @@ PAGE = (ROOT / "docs" / "cookbook.md").read_text()
 
 
 def convolutions(quantized: bool) -> onnx.ModelProto:
-    """Two convolutions on an image; with QuantizeLinear and DequantizeLinear between them as QAT leaves them."""
+    """Two convolutions on an image; with QuantizeLinear and DequantizeLinear between them as QAT
+    leaves them."""
     rng = np.random.default_rng(0)
-    weights = {f"w{i}": rng.standard_normal((8, c, 3, 3)).astype(np.float32) / 5 for i, c in enumerate((3, 8))}
+    weights = {
+        f"w{i}": rng.standard_normal((8, c, 3, 3)).astype(np.float32) / 5
+        for i, c in enumerate((3, 8))
+    }
     weights |= {"scale": np.float32(0.05), "zero": np.uint8(128)}
     middle = ["c0"]
     nodes = [helper.make_node("Conv", ["x", "w0"], ["c0"], "first")]
     if quantized:
         nodes.append(helper.make_node("QuantizeLinear", ["c0", "scale", "zero"], ["q"], "quantize"))
-        nodes.append(helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["d"], "dequantize"))
+        nodes.append(
+            helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["d"], "dequantize")
+        )
         middle = ["d"]
     nodes += [
         helper.make_node("Conv", [*middle, "w1"], ["c1"], "second"),
         helper.make_node("Relu", ["c1"], ["y"], "relu"),
     ]
     values = [
-        helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, s) for n, s in (("x", (1, 3, 16, 16)), ("y", None))
+        helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, s)
+        for n, s in (("x", (1, 3, 16, 16)), ("y", None))
     ]
     used = {name for node in nodes for name in node.input}
     tensors = [numpy_helper.from_array(np.asarray(a), n) for n, a in weights.items() if n in used]
@@ -52,9 +59,14 @@ def encoder(folder: Path) -> Path:
     rng = np.random.default_rng(0)
     for tensor in model.graph.initializer:
         if tensor.data_type == onnx.TensorProto.FLOAT:
-            array = (rng.standard_normal(tuple(tensor.dims)) / np.sqrt(tensor.dims[0])).astype(np.float32)
+            array = (rng.standard_normal(tuple(tensor.dims)) / np.sqrt(tensor.dims[0])).astype(
+                np.float32
+            )
             tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-    np.savez(folder / "sentences.npz", **{model.graph.input[0].name: rng.standard_normal((8, 16, 64), np.float32)})
+    np.savez(
+        folder / "sentences.npz",
+        **{model.graph.input[0].name: rng.standard_normal((8, 16, 64), np.float32)},
+    )
     return save(folder / "bert.onnx", model)
 
 
@@ -94,5 +106,7 @@ def test_commands_of_the_cookbook(kitchen: Path, run_cli: Cli) -> None:
 
 
 def test_the_cookbook_points_at_files_that_exist() -> None:
-    for name in re.findall(r"\b(?:compiler|passes|tests|fixtures|docs)/[\w/.-]*\w", PAGE.replace("\\", "")):
+    for name in re.findall(
+        r"\b(?:compiler|passes|tests|fixtures|docs)/[\w/.-]*\w", PAGE.replace("\\", "")
+    ):
         assert (ROOT / name).exists(), name

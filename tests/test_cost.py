@@ -16,7 +16,9 @@ from compiler.targets import Host, Target
 from fixtures import networks
 
 GROUNDTRUTH = Path(__file__).parents[2] / "shared" / "groundtruth"
-needs_groundtruth = pytest.mark.skipif(not GROUNDTRUTH.is_dir(), reason="the public models are not here")
+needs_groundtruth = pytest.mark.skipif(
+    not GROUNDTRUTH.is_dir(), reason="the public models are not here"
+)
 
 
 def convolution(size: int, inputs: int, outputs: int, kernel: int) -> OpInfo:
@@ -46,7 +48,8 @@ def test_work_counts_what_the_device_pads() -> None:
 
 
 def test_large_images_fetch_streamed_weights_again() -> None:
-    """Published: five times 64 x 64 images of 452 channels, a streamed convolution takes 3.6 times a dense layer."""
+    """Published: five times 64 x 64 images of 452 channels, a streamed convolution takes 3.6 times
+    a dense layer."""
     pcie = Target.load("pcie")
     (parameters,) = cost.of_operators([convolution(64, 452, 452, 3)], pcie).parameters
     assert 3 <= parameters.stream / (parameters.bytes / pcie.stream) <= 5
@@ -103,7 +106,8 @@ def test_cycles_of_unseen_models() -> None:
     ],
 )
 def test_published_latencies(name: str, target: str, real: float, tmp_path: Path) -> None:
-    """coral.ai's benchmark table, within twice the stated error; benchmarks/fit_cost.py does all rows, unseen."""
+    """coral.ai's benchmark table, within twice the stated error; benchmarks/fit_cost.py does all
+    rows, unseen."""
     options = building.Options(target=target)
     program = building.lower(building.read(networks.generate(name, tmp_path), options), options)
     tpu = [s for s in program.plan.segments if s.device == "tpu"]
@@ -113,11 +117,16 @@ def test_published_latencies(name: str, target: str, real: float, tmp_path: Path
 
 def test_a_fit_finds_what_made_the_data() -> None:
     rows = [(1.0, 2.0), (1.0, 5.0), (1.0, 9.0), (1.0, 1.0)]
-    samples = [fit_cost.Sample(str(i), str(i), 3 * a + 0.5 * b + 1, 1.0, (a, b)) for i, (a, b) in enumerate(rows)]
+    samples = [
+        fit_cost.Sample(str(i), str(i), 3 * a + 0.5 * b + 1, 1.0, (a, b))
+        for i, (a, b) in enumerate(rows)
+    ]
     assert fit_cost.fit(samples) == pytest.approx([3, 0.5])
     assert fit_cost.squares(samples) == pytest.approx([3, 0.5])
     assert fit_cost.fit(samples, 4.0)[0] >= 4.0
-    assert fit_cost.error(fit_cost.held_out(samples, 0.0, fit_cost.fit)) == pytest.approx(0, abs=1e-6)
+    assert fit_cost.error(fit_cost.held_out(samples, 0.0, fit_cost.fit)) == pytest.approx(
+        0, abs=1e-6
+    )
 
 
 def test_float_multiplications_on_the_host(tmp_path: Path) -> None:

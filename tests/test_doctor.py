@@ -19,7 +19,9 @@ def visit(tmp_path: Path, edgetpu_library: Path, monkeypatch: pytest.MonkeyPatch
     """Examines a machine with these files; findings by name."""
     monkeypatch.setenv("STANDIN_DEVICES", "usb")
 
-    def run(files: dict[str, str], page_size: int = 4096, library: str | None = None) -> dict[str, Finding]:
+    def run(
+        files: dict[str, str], page_size: int = 4096, library: str | None = None
+    ) -> dict[str, Finding]:
         for name, text in files.items():
             path = tmp_path / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,11 +34,20 @@ def visit(tmp_path: Path, edgetpu_library: Path, monkeypatch: pytest.MonkeyPatch
 
 def usb(speed: int, vendor: str = "18d1", product: str = "9302") -> dict[str, str]:
     at = "sys/bus/usb/devices/2-1"
-    texts = {"idVendor": vendor, "idProduct": product, "speed": str(speed), "busnum": "2", "devnum": "7"}
+    texts = {
+        "idVendor": vendor,
+        "idProduct": product,
+        "speed": str(speed),
+        "busnum": "2",
+        "devnum": "7",
+    }
     return {f"{at}/{name}": text + "\n" for name, text in texts.items()}
 
 
-PCI = {"sys/bus/pci/devices/0000:01:00.0/vendor": "0x1ac1\n", "sys/bus/pci/devices/0000:01:00.0/device": "0x089a\n"}
+PCI = {
+    "sys/bus/pci/devices/0000:01:00.0/vendor": "0x1ac1\n",
+    "sys/bus/pci/devices/0000:01:00.0/device": "0x089a\n",
+}
 PI5 = {"proc/device-tree/model": "Raspberry Pi 5 Model B Rev 1.0\0"}
 
 
@@ -48,7 +59,9 @@ def test_a_good_usb_machine(visit: Visit) -> None:
     assert "x86-64 PC" in found["edgetpu_compiler"].fix
 
 
-def test_usb2_and_permissions(visit: Visit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_usb2_and_permissions(
+    visit: Visit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("os.access", lambda *_: False)
     found = visit(usb(480, "1a6e", "089a") | {"dev/bus/usb/002/007": ""})
     assert found["USB 2-1"].state == "fail" and "udev" in found["USB 2-1"].fix
@@ -61,12 +74,17 @@ def test_pi5_with_a_card_and_its_default_kernel(visit: Visit) -> None:
     found = visit(PCI | PI5 | {"boot/firmware/config.txt": "arm_64bit=1\n"}, page_size=16384)
     assert found["page size"].state == "fail" and "kernel8.img" in found["page size"].fix
     assert found["driver"].state == "fail" and "gasket" in found["driver"].fix
-    assert {found[n].state for n in ("PCIe slot", "PCIe power saving", "PCIe interrupts")} == {"warn"}
+    assert {found[n].state for n in ("PCIe slot", "PCIe power saving", "PCIe interrupts")} == {
+        "warn"
+    }
 
 
 def test_pi5_as_it_should_be(visit: Visit) -> None:
     config = "dtparam=pciex1\nkernel=kernel8.img\ndtoverlay=pineboards-hat-ai\n"
-    boot = {"boot/firmware/config.txt": config, "boot/firmware/cmdline.txt": "root=/dev/sda pcie_aspm=off\n"}
+    boot = {
+        "boot/firmware/config.txt": config,
+        "boot/firmware/cmdline.txt": "root=/dev/sda pcie_aspm=off\n",
+    }
     found = visit(PCI | PI5 | boot | {"dev/apex_0": "", "sys/class/apex/apex_0/temp": "91000\n"})
     assert {f.state for n, f in found.items() if n.startswith(("PCIe", "driver", "page"))} == {"ok"}
     assert found["apex_0 temperature"].state == "warn"
@@ -88,6 +106,8 @@ def test_the_command_prints_findings_and_fixes(run_cli: Cli) -> None:
     code, out, _ = run_cli("doctor", "--json")
     findings = json.loads(out)
     assert code == int(any(f["state"] == "fail" for f in findings))
-    assert {"Python", "TFLite interpreter", "onnxruntime", "libedgetpu"} <= {f["name"] for f in findings}
+    assert {"Python", "TFLite interpreter", "onnxruntime", "libedgetpu"} <= {
+        f["name"] for f in findings
+    }
     _, out, _ = run_cli("doctor")
     assert all(f["name"] in out for f in findings)

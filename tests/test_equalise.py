@@ -1,4 +1,5 @@
-"""Channel factors are exact and worth it; ranges end where nothing is lost; biases make up for rounded weights."""
+"""Channel factors are exact and worth it; ranges end where nothing is lost; biases make up for
+rounded weights."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from compiler.graph import activations_around
 from compiler.graph.reference import Reference
 from compiler.ops.activation import SIGMOID_END
 from compiler.quantize import weights
-from compiler.quantize.calibrate import Shown, observe
+from compiler.quantize.calibrate import ChannelStats, observe
 from compiler.quantize.equalise import equalise
 from compiler.quantize.saturate import saturated
 from tests.conftest import save
@@ -26,13 +27,21 @@ GAINS = np.geomspace(1, 100, 8).astype(np.float32)
 
 def uneven(outputs: int, inputs: int, kernel: int = 1) -> np.ndarray:
     """Weights whose outputs differ a hundredfold."""
-    w = np.random.default_rng(outputs).normal(size=(outputs, inputs, kernel, kernel)).astype(np.float32)
+    w = (
+        np.random.default_rng(outputs)
+        .normal(size=(outputs, inputs, kernel, kernel))
+        .astype(np.float32)
+    )
     return w * np.resize(GAINS, outputs)[:, None, None, None]
 
 
 def even(outputs: int, inputs: int, kernel: int = 1) -> np.ndarray:
     """Weights that make up for such inputs, so that small channels matter as much as large ones."""
-    w = np.random.default_rng(inputs).normal(size=(outputs, inputs, kernel, kernel)).astype(np.float32)
+    w = (
+        np.random.default_rng(inputs)
+        .normal(size=(outputs, inputs, kernel, kernel))
+        .astype(np.float32)
+    )
     return w / np.resize(GAINS, inputs)[None, :, None, None]
 
 
@@ -75,14 +84,17 @@ def network(body: str) -> onnx.ModelProto:
         "wide": even(4, 16),
         "narrow": even(4, 4),
         "up": even(8, 8).transpose(1, 0, 2, 3)[:, :4].repeat(2, 2).repeat(2, 3),
-        "flat": np.random.default_rng(5).normal(size=(512, 3)).astype(np.float32) / np.repeat(GAINS, 64)[:, None],
+        "flat": np.random.default_rng(5).normal(size=(512, 3)).astype(np.float32)
+        / np.repeat(GAINS, 64)[:, None],
         "row": GAINS[:, None, None] / 10,
         "zero": np.float32(0),
         "six": np.float32(6),
     }
     used = {name for node in proto.graph.node for name in node.input}
     proto.graph.initializer.extend(
-        onnx.numpy_helper.from_array(np.asarray(v, np.float32), k) for k, v in arrays.items() if k in used
+        onnx.numpy_helper.from_array(np.asarray(v, np.float32), k)
+        for k, v in arrays.items()
+        if k in used
     )
     return proto
 
@@ -102,7 +114,7 @@ def tpu_nodes(program: building.Program) -> list[ir.Node]:
     return [n for s in program.plan.segments if s.device == "tpu" for n in s.nodes]
 
 
-def seen(program: building.Program) -> tuple[list[ir.Node], dict[str, Shown]]:
+def seen(program: building.Program) -> tuple[list[ir.Node], dict[str, ChannelStats]]:
     nodes = tpu_nodes(program)
     return nodes, saturated(nodes, observe(program.model, activations_around(nodes), samples()))
 
@@ -114,7 +126,9 @@ def test_factors_change_nothing_in_float(name: str, tmp_path: Path) -> None:
         wanted = [before.run(s)["y"] for s in samples(2)]
     nodes, shown = seen(program)
     then = equalise(program.model, nodes, shown)
-    assert any(not np.array_equal(then[k].high, shown[k].high) for k in shown), "nothing was equalised"
+    assert any(not np.array_equal(then[k].high, shown[k].high) for k in shown), (
+        "nothing was equalised"
+    )
     with Reference(program.model) as after:
         for sample, want in zip(samples(2), wanted, strict=True):
             assert np.abs(after.run(sample)["y"] - want).max() <= 1e-4 * np.abs(want).max()
@@ -141,9 +155,9 @@ def test_small_channels_are_told_apart(tmp_path: Path) -> None:
     assert found[()] > found["equalise",] + 6
 
 
-def shown(low: float, high: float) -> Shown:
+def shown(low: float, high: float) -> ChannelStats:
     ends = np.full((2, 1), low, np.float32), np.full((2, 1), high, np.float32)
-    return Shown(*ends, np.zeros(1, np.float32), np.ones(1, np.float32))
+    return ChannelStats(*ends, np.zeros(1, np.float32), np.ones(1, np.float32))
 
 
 @pytest.mark.parametrize(
@@ -158,7 +172,8 @@ def shown(low: float, high: float) -> Shown:
     ],
 )
 def test_ranges_end_where_gates_close(body: str, low: float, high: float, tmp_path: Path) -> None:
-    """That is where the product is less than a quarter of a step of its own range, [-50, 50], from zero."""
+    """That is where the product is less than a quarter of a step of its own range, [-50, 50], from
+    zero."""
     program = lowered(body, tmp_path)
     nodes = tpu_nodes(program) or list(program.model.graph)
     conv = next(n for n in nodes if n.op_type == "Conv2D").outputs[0]
@@ -186,6 +201,12 @@ def test_biases_make_up_for_rounded_weights() -> None:
 def test_biases_of_depthwise_layers() -> None:
     w = np.random.default_rng(1).normal(size=(6, 1, 3, 3)).astype(np.float32)
     means = np.array([5, -3, 2], np.float32)
-    q, scales, b = weights.quantize(w, np.zeros(6, np.float32), weights.Surroundings("w", 0.01, 1.0, None, means))
-    got = (q * scales[:, None, None, None]).sum(axis=(1, 2, 3)) * np.repeat(means, 2) + b * scales * 0.01
-    assert np.allclose(got, w.sum(axis=(1, 2, 3)) * np.repeat(means, 2), atol=float(scales.max()) * 0.01)
+    q, scales, b = weights.quantize(
+        w, np.zeros(6, np.float32), weights.Surroundings("w", 0.01, 1.0, None, means)
+    )
+    got = (q * scales[:, None, None, None]).sum(axis=(1, 2, 3)) * np.repeat(
+        means, 2
+    ) + b * scales * 0.01
+    assert np.allclose(
+        got, w.sum(axis=(1, 2, 3)) * np.repeat(means, 2), atol=float(scales.max()) * 0.01
+    )

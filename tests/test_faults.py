@@ -1,4 +1,5 @@
-"""Whatever ends a build - kill -9 at any stage, a full disk, a rival - never leaves a bundle that is wrong."""
+"""Whatever ends a build - kill -9 at any stage, a full disk, a rival - never leaves a bundle that
+is wrong."""
 
 from __future__ import annotations
 
@@ -55,7 +56,10 @@ def test_killed_at_any_stage(stages: int, small_bundle: Path, tmp_path: Path, ru
         assert (output / "manifest.json").read_bytes() == before
         Bundle.open(output)
     assert run_cli("build", model, "-o", output, "--force")[0] == 0
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["b", "m.onnx"]  # what the killed ones left is swept
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "b",
+        "m.onnx",
+    ]  # what the killed ones left is swept
     assert Bundle.open(output).manifest["prediction"]["tpus"] == 1
 
 
@@ -84,7 +88,12 @@ def test_two_builds_into_one_folder(tmp_path: Path) -> None:
     model, output = save(tmp_path / "m.onnx", small_network()), tmp_path / "b"
     command = [sys.executable, "-m", "compiler", "build", str(model), "-o", str(output), "--force"]
     rivals = [
-        subprocess.Popen([*command, "--seed", str(seed)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        subprocess.Popen(
+            [*command, "--seed", str(seed)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         for seed in range(3)
     ]
     codes = [(rival.communicate()[1], rival.returncode)[1] for rival in rivals]
@@ -102,7 +111,8 @@ def test_places_that_cannot_be_written(small_model: Path, tmp_path: Path, run_cl
 
 
 def test_nan_is_refused_where_int8_begins(tmp_path: Path, small_bundle: Path) -> None:
-    """The first segment is on the host here, so NaN is met by its quantization; a TPU's own input refuses it."""
+    """The first segment is on the host here, so NaN is met by its quantization; a TPU's own input
+    refuses it."""
     from compiler.runtime.pipeline import quantize
 
     with pytest.raises(ValueError, match="NaN"):
@@ -111,5 +121,7 @@ def test_nan_is_refused_where_int8_begins(tmp_path: Path, small_bundle: Path) ->
     with Runner(Bundle.open(small_bundle), "cpu") as runner:
         x = np.zeros((1, 3, 16, 16), np.float32)
         want = Pipeline(Bundle.open(small_bundle)).run({"x": x})["y"]
-        results = [r["y"] for r in runner.stream([{"x": x}, {"x": np.full_like(x, np.inf)}, {"x": x}])]
+        results = [
+            r["y"] for r in runner.stream([{"x": x}, {"x": np.full_like(x, np.inf)}, {"x": x}])
+        ]
         assert np.array_equal(results[0], want) and np.array_equal(results[2], want)

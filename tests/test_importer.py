@@ -1,4 +1,5 @@
-"""What real exporters write: old opsets, external data, functions, initializers that are inputs, odd names."""
+"""What real exporters write: old opsets, external data, functions, initializers that are inputs,
+odd names."""
 
 from __future__ import annotations
 
@@ -52,9 +53,12 @@ def test_opsets(opset: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("external", [False, True])
 def test_weights_stay_in_their_files(external: bool, tmp_path: Path) -> None:
-    """Those that are large, wherever the file has them, so that what ends at an odd byte is read right too."""
+    """Those that are large, wherever the file has them, so that what ends at an odd byte is read
+    right too."""
     path = tmp_path / "m.onnx"
-    onnx.save(small_network(), path, save_as_external_data=external, location="w.bin", size_threshold=100)
+    onnx.save(
+        small_network(), path, save_as_external_data=external, location="w.bin", size_threshold=100
+    )
     weights = [v.const_value for v in importer.load(path).graph.initializers.values()]
     assert any(isinstance(w, ir.LazyTensor) for w in weights)
     builds(path, tmp_path)
@@ -70,10 +74,13 @@ def test_a_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
         importer.check_weights(graph)
 
 
-@pytest.mark.parametrize("path", sorted((FIXTURES / "exports").rglob("*.onnx")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted((FIXTURES / "exports").rglob("*.onnx")), ids=lambda p: p.stem
+)
 @pytest.mark.parametrize("smallest", [1, 100])
 def test_files_are_read_without_their_weights(path: Path, smallest: int) -> None:
-    """What protobuf reads itself, and what it reads after the weights have been left out, is the same."""
+    """What protobuf reads itself, and what it reads after the weights have been left out, is the
+    same."""
     found, wanted = onnxfile.load(path, smallest), onnx.load(path, load_external_data=False)
     for mine, theirs in zip(found.graph.initializer, wanted.graph.initializer, strict=True):
         outside = len(theirs.raw_data) >= smallest or bool(theirs.external_data)
@@ -88,7 +95,9 @@ def test_files_are_read_without_their_weights(path: Path, smallest: int) -> None
 def test_initializers_that_are_inputs(tmp_path: Path) -> None:
     proto = small_network()
     for tensor in proto.graph.initializer:
-        proto.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        proto.graph.input.append(
+            helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        )
     model = importer.load(save(tmp_path / "m.onnx", proto))
     assert [v.name for v in model.graph.inputs] == ["x"]
 
@@ -155,7 +164,9 @@ def test_output_that_is_an_input(tmp_path: Path) -> None:
     <ir_version: 10, opset_import: ["" : 18]>
     g (float[1,4] x) => (float[1,4] y, float[1,4] z) { y = Identity (x) z = Dropout (x) }"""
     x = np.ones((1, 4), np.float32)
-    result = builds(save(tmp_path / "m.onnx", onnx.parser.parse_model(text)), tmp_path).run({"x": x})
+    result = builds(save(tmp_path / "m.onnx", onnx.parser.parse_model(text)), tmp_path).run(
+        {"x": x}
+    )
     assert np.array_equal(result["y"], x) and np.array_equal(result["z"], x)
 
 
@@ -170,7 +181,10 @@ def test_float16_models_compute_in_float32(tmp_path: Path) -> None:
     pipeline = builds(save(tmp_path / "m.onnx", proto), tmp_path)
     assert [s["device"] for s in pipeline.bundle.manifest["segments"]].count("tpu") == 2
     result = pipeline.run({"x": np.zeros((1, 3, 16, 16), np.float16)})["y"]
-    assert result.dtype == np.float16 and pipeline.bundle.manifest["quality"]["outputs"]["y"]["sqnr_db"] > 20
+    assert (
+        result.dtype == np.float16
+        and pipeline.bundle.manifest["quality"]["outputs"]["y"]["sqnr_db"] > 20
+    )
 
 
 def test_shapes_computed_from_fixed_dimensions_are_folded(tmp_path: Path) -> None:
@@ -210,13 +224,17 @@ def test_models_in_training_mode_are_refused(tmp_path: Path) -> None:
 
 
 def test_models_whose_opset_cannot_be_raised_keep_their_operators(tmp_path: Path) -> None:
-    """Scan of opset 8 stays as it is, so a Gelu, which came with opset 20, must not appear beside it."""
+    """Scan of opset 8 stays as it is, so a Gelu, which came with opset 20, must not appear beside
+    it."""
 
     def value(name: str, *shape: int) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
 
     body = helper.make_graph(
-        [helper.make_node("Add", ["s", "e"], ["sum"]), helper.make_node("Identity", ["sum"], ["out"])],
+        [
+            helper.make_node("Add", ["s", "e"], ["sum"]),
+            helper.make_node("Identity", ["sum"], ["out"]),
+        ],
         "body",
         [value("s", 2), value("e", 2)],
         [value("sum", 2), value("out", 2)],
@@ -227,7 +245,9 @@ def test_models_whose_opset_cannot_be_raised_keep_their_operators(tmp_path: Path
         p = Pow (q, three) s = Mul (c, p) a = Add (q, s) i = Mul (root, a) t = Tanh (i) o = Add (one, t)
         h = Mul (q, o) y = Mul (h, half)
     }""")
-    gelu.node.append(helper.make_node("Scan", ["", "first", "x"], ["last", "z"], num_scan_inputs=1, body=body))
+    gelu.node.append(
+        helper.make_node("Scan", ["", "first", "x"], ["last", "z"], num_scan_inputs=1, body=body)
+    )
     gelu.input.extend(value(t.name) for t in gelu.initializer)
     proto = helper.make_model(gelu, opset_imports=[helper.make_opsetid("", 8)], ir_version=3)
     pipeline = builds(save(tmp_path / "m.onnx", proto), tmp_path)
@@ -243,6 +263,8 @@ def test_outputs_that_fold_to_constants(tmp_path: Path) -> None:
         z = Concat <axis = 0> (a, a)
         w = Add (z, z)
     }""")
-    results = builds(save(tmp_path / "m.onnx", proto), tmp_path).run({"x": np.zeros((1, 4), np.float32)})
+    results = builds(save(tmp_path / "m.onnx", proto), tmp_path).run(
+        {"x": np.zeros((1, 4), np.float32)}
+    )
     np.testing.assert_array_equal(results["z"], [[1, 2, 3, 4]] * 2)
     np.testing.assert_array_equal(results["w"], [[2, 4, 6, 8]] * 2)

@@ -1,4 +1,5 @@
-"""The device side in fresh environments that have nothing else of this project: the packages of its extras only."""
+"""The device side in fresh environments that have nothing else of this project: the packages of its
+extras only."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ CODE = """
 import sys
 import numpy as np
 from compiler.runtime import Bundle, Runner
-from compiler.runtime.interpreter import interpreter_module
+from compiler.runtime.tflite_segment import interpreter_module
 x = np.load(sys.argv[2])
 with Runner(Bundle.open(sys.argv[1])) as runner:
     results = list(runner.stream({"x": row[None]} for row in x))
@@ -28,7 +29,8 @@ print(interpreter_module().__name__, *sorted({m.split(".")[0] for m in sys.modul
 
 
 @pytest.mark.parametrize(
-    ("extra", "interpreter"), [("device", "ai_edge_litert"), ("device-tflite-runtime", "tflite_runtime")]
+    ("extra", "interpreter"),
+    [("device", "ai_edge_litert"), ("device-tflite-runtime", "tflite_runtime")],
 )
 def test_a_bundle_runs_with_the_device_extra_only(
     small_bundle: Path, tmp_path: Path, extra: str, interpreter: str
@@ -38,7 +40,11 @@ def test_a_bundle_runs_with_the_device_extra_only(
     source = tmp_path / "source"
     source.mkdir()
     for name in ("compiler", "passes", "fixtures"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.gguf", "exports"))
+        shutil.copytree(
+            ROOT / name,
+            source / name,
+            ignore=shutil.ignore_patterns("__pycache__", "*.gguf", "exports"),
+        )
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
     environment = tmp_path / "env"
@@ -61,7 +67,9 @@ def test_a_bundle_runs_with_the_device_extra_only(
     pipeline = Pipeline(Bundle.open(small_bundle))
     want = np.concatenate([pipeline.run({"x": row[None]})["y"] for row in x])
     # The oldest interpreter rounds some products otherwise: a step of int8 before the softmax.
-    assert np.abs(np.load(tmp_path / "y.npy") - want).max() <= (0 if interpreter == "ai_edge_litert" else 0.02)
+    assert np.abs(np.load(tmp_path / "y.npy") - want).max() <= (
+        0 if interpreter == "ai_edge_litert" else 0.02
+    )
 
     def command(*arguments: object) -> subprocess.CompletedProcess[str]:
         line = [python, "-m", "compiler", *map(str, arguments)]

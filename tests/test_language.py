@@ -1,4 +1,5 @@
-"""Language models from file to text: fixtures/language.gguf through the whole compiler and the runtime."""
+"""Language models from file to text: fixtures/language.gguf through the whole compiler and the
+runtime."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from compiler.frontends.architecture import Weight
 from compiler.frontends.rotate import rotate
 from compiler.graph import HOST_REASON
 from compiler.graph.reference import Reference
-from compiler.partition.partition import Place, Wishes
+from compiler.partition import PartitionOptions, PlacePolicy
 from compiler.runtime import RuntimeBundleError
 from compiler.runtime.language import LanguageModel
 from compiler.runtime.sampling import Sampler, Sampling
@@ -33,8 +34,8 @@ PROMPT = "The following statement"
 SETTINGS = language.Options(context=200, chunk=32, slots=3)
 
 
-def built(folder: Path, place: Place) -> Path:
-    options = building.Options(wishes=Wishes(place=place))
+def built(folder: Path, place: PlacePolicy) -> Path:
+    options = building.Options(partitioning=PartitionOptions(place=place))
     language.build(MODEL, folder / "b", options, SETTINGS)
     return folder / "b"
 
@@ -50,7 +51,7 @@ def tpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def float_greedy(tokens: list[int], count: int) -> list[int]:
-    form = decoder.Form(1, 64, 64, all_logits=True)
+    form = decoder.ProgramShape(1, 64, 64, all_logits=True)
     model = decoder.write(open_source(MODEL), form)
     text = list(tokens)
     with Reference(model) as reference:
@@ -80,24 +81,36 @@ def test_quality_and_text(place: str, request: pytest.FixtureRequest) -> None:
 
 def test_a_rotated_stream_computes_the_same() -> None:
     """With gains and biases other than those of the fixture, which has none."""
-    source, rng, form = open_source(MODEL), np.random.default_rng(0), decoder.Form(1, 16, 16, all_logits=True)
+    source, rng, form = (
+        open_source(MODEL),
+        np.random.default_rng(0),
+        decoder.ProgramShape(1, 16, 16, all_logits=True),
+    )
 
     def drawn(*shape: int) -> Weight:
         array = rng.uniform(0.5, 1.5, shape).astype(np.float32)
         return Weight(shape, lambda rows: array[rows])
 
     gains = {name: drawn(*w.shape) for name, w in source.weights.items() if "norm" in name}
-    biased = {name: w for name, w in source.weights.items() if "attn_v." in name or "ffn_down." in name}
+    biased = {
+        name: w for name, w in source.weights.items() if "attn_v." in name or "ffn_down." in name
+    }
     biases = {name.replace("weight", "bias"): drawn(w.shape[0]) for name, w in biased.items()}
     source = replace(source, weights={**source.weights, **gains, **biases})
-    turned = rotate(source)
-    assert all(np.ptp(turned.weights[name].array()) == 0 for name in gains)
+    rotated = rotate(source)
+    assert all(np.ptp(rotated.weights[name].array()) == 0 for name in gains)
     found = []
-    for each in (source, turned):
+    for each in (source, rotated):
         model = decoder.write(each, form)
         with Reference(model) as reference:
-            found.append(reference.run(language.sample(model.graph, np.arange(20, 36), form), ["logits"])["logits"])
-    np.testing.assert_allclose(*found, rtol=0, atol=1e-3 * np.abs(found[0]).max())  # embeddings are float16
+            found.append(
+                reference.run(language.sample(model.graph, np.arange(20, 36), form), ["logits"])[
+                    "logits"
+                ]
+            )
+    np.testing.assert_allclose(
+        *found, rtol=0, atol=1e-3 * np.abs(found[0]).max()
+    )  # embeddings are float16
 
 
 def test_a_rotated_stream_leaves_one_rotation_to_each_layer(tmp_path: Path) -> None:
@@ -105,15 +118,21 @@ def test_a_rotated_stream_leaves_one_rotation_to_each_layer(tmp_path: Path) -> N
     counts = []
     for also in (frozenset(), frozenset({"rotate_stream"})):
         changed, options = language.rotated(source, building.Options(also=also))
-        model = building.rewrite(decoder.write(changed, decoder.Form(1, 16, 16)), options)
+        model = building.rewrite(decoder.write(changed, decoder.ProgramShape(1, 16, 16)), options)
         counts.append(sum("rotates" in n.metadata_props.get(HOST_REASON, "") for n in model.graph))
     layers = source.architecture.layers
     assert counts == [4 * layers + 1, layers]
-    options = building.Options(wishes=Wishes(place="host"), also=frozenset({"rotate_stream"}))
+    options = building.Options(
+        partitioning=PartitionOptions(place="host"), also=frozenset({"rotate_stream"})
+    )
     quality = language.build(MODEL, tmp_path / "b", options, SETTINGS)["quality"]["perplexity"]
     assert 0.97 < quality["ratio"] < 1.05
     gemma = replace(
-        source, weights={**source.weights, "blk.0.post_ffw_norm.weight": source.weights["output_norm.weight"]}
+        source,
+        weights={
+            **source.weights,
+            "blk.0.post_ffw_norm.weight": source.weights["output_norm.weight"],
+        },
     )
     with pytest.raises(OptionError, match="behind this model's blocks have gains"):
         rotate(gemma)
@@ -130,7 +149,9 @@ def test_a_known_beginning_is_kept_and_changes_nothing(host: Path) -> None:
     assert model.kept(slot, other) == 50
     kept = model.prefill(slot, other).copy()
     slot.tokens.clear()
-    np.testing.assert_allclose(model.prefill(slot, other), kept, rtol=0, atol=2e-3 * np.abs(kept).max())
+    np.testing.assert_allclose(
+        model.prefill(slot, other), kept, rtol=0, atol=2e-3 * np.abs(kept).max()
+    )
 
 
 def test_slots_do_not_mix(host: Path) -> None:
@@ -161,12 +182,16 @@ def test_the_context_ends_a_text(host: Path) -> None:
 
 
 def test_weights_are_stored_once(host: Path, tpu: Path) -> None:
-    parameters = sum(int(np.prod(t.shape)) for t in open_source(MODEL).weights.values() if len(t.shape) == 2)
+    parameters = sum(
+        int(np.prod(t.shape)) for t in open_source(MODEL).weights.values() if len(t.shape) == 2
+    )
     embedding = 2 * 2048 * 192
     for path in (host, tpu):
         graphs = sum(f.stat().st_size for f in (path / "segments").glob("*.onnx"))
         stored = sum(f.stat().st_size for f in (path / "segments").iterdir()) - graphs
-        programs = 1 if path == host else 3  # TFLite files hold their weights, one per program on the Edge TPU
+        programs = (
+            1 if path == host else 3
+        )  # TFLite files hold their weights, one per program on the Edge TPU
         assert stored < programs * (parameters + 400_000) + embedding
 
 
@@ -221,7 +246,9 @@ def test_commands(host: Path, tmp_path: Path, run_cli: Cli) -> None:
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize(("keep", "message"), [(100, "not a GGUF file"), (900_000, "not a GGUF file")])
+@pytest.mark.parametrize(
+    ("keep", "message"), [(100, "not a GGUF file"), (900_000, "not a GGUF file")]
+)
 def test_truncated_gguf(keep: int, message: str, tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(MODEL.read_bytes()[:keep])
     with pytest.raises(ModelError, match=message):
@@ -242,13 +269,15 @@ def test_hugging_face_folder_computes_the_same(tmp_path: Path) -> None:
     source = open_source(MODEL)
     huggingface(source, tmp_path)
     other = open_source(tmp_path)
-    form = decoder.Form(1, 16, 16, all_logits=True)
+    form = decoder.ProgramShape(1, 16, 16, all_logits=True)
     row = np.arange(40, 56)
     found = []
     for each in (source, other):
         model = decoder.write(each, form)
         with Reference(model) as reference:
-            found.append(reference.run(language.sample(model.graph, row, form), ["logits"])["logits"])
+            found.append(
+                reference.run(language.sample(model.graph, row, form), ["logits"])["logits"]
+            )
     np.testing.assert_allclose(found[0], found[1], rtol=0, atol=1e-3)
     assert language.encode(other, PROMPT) == language.encode(source, PROMPT)
     shutil.copy(tmp_path / "model.safetensors", tmp_path / "whole")
@@ -293,13 +322,23 @@ def huggingface(source: decoder.Source, folder: Path) -> None:
     for name, weight in source.weights.items():
         array = weight.array()
         if "attn_q." in name or "attn_k." in name:
-            array = array.reshape(-1, a.head // 2, 2, a.width).transpose(0, 2, 1, 3).reshape(array.shape)
+            array = (
+                array.reshape(-1, a.head // 2, 2, a.width)
+                .transpose(0, 2, 1, 3)
+                .reshape(array.shape)
+            )
         parts = name.split(".")
         if parts[0] == "blk":
             full = f"model.layers.{parts[1]}.{names[parts[2]]}.weight"
         else:
-            full = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}[parts[0]] + ".weight"
-        header[full] = {"dtype": "F32", "shape": array.shape, "data_offsets": [len(data), len(data) + array.nbytes]}
+            full = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}[
+                parts[0]
+            ] + ".weight"
+        header[full] = {
+            "dtype": "F32",
+            "shape": array.shape,
+            "data_offsets": [len(data), len(data) + array.nbytes],
+        }
         data += np.ascontiguousarray(array, np.float32).tobytes()
     text = json.dumps(header).encode()
     (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
@@ -315,7 +354,18 @@ def test_exported_decoders_build_and_write(exporter: str, tmp_path: Path, run_cl
     text.write_text("The quick brown fox jumps over the lazy dog. " * 200)
     folder = EXPORTS / exporter
     source = folder if exporter == "optimum" else folder / "model.onnx"
-    options = ("--context", "64", "--chunk", "16", "--slots", "1", "--calibration", text, "--place", "tpu")
+    options = (
+        "--context",
+        "64",
+        "--chunk",
+        "16",
+        "--slots",
+        "1",
+        "--calibration",
+        text,
+        "--place",
+        "tpu",
+    )
     code, _, err = run_cli("build", source, "-o", tmp_path / "b", *options)
     assert code == 0, err
     quality = bundle.load(tmp_path / "b").manifest["quality"]["perplexity"]
@@ -353,15 +403,23 @@ print(list(model.generate([5, 6, 7, 8], 6, Sampling())), resident() - before)
 
 
 def test_a_bundle_runs_in_less_memory_than_its_weights(tmp_path: Path) -> None:
-    """The same tokens, with far less memory, of a model of 34 million weights; the rest of memory is measured too."""
+    """The same tokens, with far less memory, of a model of 34 million weights; the rest of memory
+    is measured too."""
     (tmp_path / "m").mkdir()
     huggingface(random_source(width=640, layers=8, hidden=1536), tmp_path / "m")
     found = {}
     for limit in (None, 16):
         settings = language.Options(context=192, chunk=128, slots=1, max_ram=limit)
         path = tmp_path / f"b{limit}"
-        language.build(tmp_path / "m", path, building.Options(wishes=Wishes(place="host")), settings)
-        made = subprocess.run([sys.executable, "-c", _MEASURE, path], capture_output=True, text=True, check=True)
+        language.build(
+            tmp_path / "m",
+            path,
+            building.Options(partitioning=PartitionOptions(place="host")),
+            settings,
+        )
+        made = subprocess.run(
+            [sys.executable, "-c", _MEASURE, path], capture_output=True, text=True, check=True
+        )
         tokens, _, kilobytes = made.stdout.strip().rpartition(" ")
         found[limit] = tokens, int(kilobytes)
         segments = bundle.load(path).manifest["language"]["programs"]["decode"]["segments"]
@@ -375,7 +433,13 @@ def test_a_bundle_runs_in_less_memory_than_its_weights(tmp_path: Path) -> None:
 def random_source(width: int, layers: int, hidden: int) -> decoder.Source:
     """A model of random weights with the tokenizer of fixtures/language.gguf."""
     source = open_source(MODEL)
-    sizes = {"width": width, "layers": layers, "hidden": hidden, "heads": width // 64, "kv_heads": 2}
+    sizes = {
+        "width": width,
+        "layers": layers,
+        "hidden": hidden,
+        "heads": width // 64,
+        "kv_heads": 2,
+    }
     each = {"bases": (10000.0,) * layers, "windows": (0,) * layers}
     a = replace(source.architecture, **sizes, **each, head=64, rotary=64)  # type: ignore[arg-type]
     shapes = {
@@ -392,6 +456,8 @@ def random_source(width: int, layers: int, hidden: int) -> decoder.Source:
     every = {f"blk.{i}.{n}": s for i in range(layers) for n, s in shapes.items()}
     every |= {"token_embd": (a.vocabulary, width), "output_norm": (width,)}
     rng = np.random.default_rng(0)
-    arrays = {n: (rng.standard_normal(s) / np.sqrt(s[-1])).astype(np.float32) for n, s in every.items()}
+    arrays = {
+        n: (rng.standard_normal(s) / np.sqrt(s[-1])).astype(np.float32) for n, s in every.items()
+    }
     weights = {f"{n}.weight": Weight(array.shape, array.__getitem__) for n, array in arrays.items()}
     return replace(source, architecture=a, weights=weights)

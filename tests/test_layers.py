@@ -30,17 +30,23 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "compiler" / "runtime").glob("*.py")), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "compiler" / "runtime").glob("*.py")), ids=lambda p: p.name
+)
 def test_runtime_imports_little(path: Path) -> None:
     for name in imports(path):
         top = name.split(".")[0]
-        assert top in sys.stdlib_module_names | RUNTIME_MAY_IMPORT | FILES_MAY_IMPORT.get(path.name, set()), name
+        assert top in sys.stdlib_module_names | RUNTIME_MAY_IMPORT | FILES_MAY_IMPORT.get(
+            path.name, set()
+        ), name
         assert top != "compiler" or name.startswith("compiler.runtime"), name
 
 
 def test_runtime_loads_without_the_compiler() -> None:
     code = "import sys, compiler.runtime; print(sorted({m.split('.')[0] for m in sys.modules}))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout
     for name in ("onnx", "onnx_ir", "onnxscript", "networkx", "rich", "typer", "jsonschema"):
         assert f"'{name}'" not in loaded
 

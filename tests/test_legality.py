@@ -20,7 +20,9 @@ GROUNDTRUTH = ROOT.parent / "shared" / "groundtruth"
 TARGET = Target.load()
 
 
-def op(builtin: str, *shapes: tuple[int, ...], version: int = 1, dtype: str = "int8", **options: object) -> OpInfo:
+def op(
+    builtin: str, *shapes: tuple[int, ...], version: int = 1, dtype: str = "int8", **options: object
+) -> OpInfo:
     *inputs, output = (TensorInfo(f"t{i}", shape, dtype) for i, shape in enumerate(shapes))
     return OpInfo(builtin, version, tuple(inputs), (output,), options)
 
@@ -57,11 +59,19 @@ def test_every_rule_names_its_source() -> None:
 
 
 def test_segments_that_we_write_would_map(small_model: Path, tmp_path: Path, run_cli: Cli) -> None:
-    np.savez(tmp_path / "c.npz", x=np.random.default_rng(0).standard_normal((2, 3, 16, 16)).astype(np.float32))
-    assert run_cli("build", small_model, "-o", tmp_path / "b", "--calibration", tmp_path / "c.npz")[0] == 0
+    np.savez(
+        tmp_path / "c.npz",
+        x=np.random.default_rng(0).standard_normal((2, 3, 16, 16)).astype(np.float32),
+    )
+    assert (
+        run_cli("build", small_model, "-o", tmp_path / "b", "--calibration", tmp_path / "c.npz")[0]
+        == 0
+    )
     for segment in (tmp_path / "b" / "segments").glob("*.tflite"):
         code, out, _ = run_cli("check", segment, "--json")
-        assert code == 0 and json.loads(out) and all(row["reason"] is None for row in json.loads(out))
+        assert (
+            code == 0 and json.loads(out) and all(row["reason"] is None for row in json.loads(out))
+        )
         assert "would map" in run_cli("check", segment)[1]
 
 
@@ -109,7 +119,8 @@ def test_agrees_with_the_real_compiler() -> None:
 
 @at_hand
 def test_parameter_bytes_are_those_of_the_real_compiler() -> None:
-    """Networks of one kind of layers and mixed ones; newer compilers add a table for a softmax, which is left out."""
+    """Networks of one kind of layers and mixed ones; newer compilers add a table for a softmax,
+    which is left out."""
     with_softmax = {
         p["name"]
         for p in json.loads((GROUNDTRUTH / "pairs.json").read_text())

@@ -20,14 +20,16 @@ def test_network(name: str, tmp_path: Path) -> None:
     model.unlink()
     quality = manifest["quality"]
     last = list(quality["segments"].values())[-1]
-    # The scores that the Edge TPU gives. Softmax behind them turns absolute errors into relative ones: its SQNR is
-    # reported too, and depends on how peaked the few held-out samples are.
+    # The scores that the Edge TPU gives. Softmax behind them turns absolute errors into relative
+    # ones: its SQNR is reported too, and depends on how peaked the few held-out samples are.
     assert last["cumulative_sqnr_db"] >= 20
     assert quality["outputs"].keys() == {o["name"] for o in manifest["outputs"]}
     for segment in manifest["segments"]:
         if segment["device"] == "tpu":
             assert segment["cached_bytes"] <= TARGET.tiles * TARGET.tile_bytes
-    operators = {o["operator"] for s in manifest["segments"] if s["device"] == "host" for o in s["operators"]}
+    operators = {
+        o["operator"] for s in manifest["segments"] if s["device"] == "host" for o in s["operators"]
+    }
     assert operators <= {"Transpose", "Reshape", "Softmax", "LRN"}
 
 

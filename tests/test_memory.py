@@ -1,4 +1,5 @@
-"""What fits the SRAM, against what the device left in public (sources: compiler/targets/chips/edgetpu.toml)."""
+"""What fits the SRAM, against what the device left in public (sources:
+compiler/targets/chips/edgetpu.toml)."""
 
 from __future__ import annotations
 
@@ -41,13 +42,16 @@ def test_stored_bytes_of_dense_layers() -> None:
     for size in (256, 512, 1024):
         assert stored_bytes(dense(size, size), TARGET) == size * size + 8 * size
     assert stored_bytes(dense(1024, 1024, per_channel=False), TARGET) == 1024 * 1024 + 4 * 1024
-    assert stored_bytes(dense(128, 35, per_channel=False), TARGET) == 48 * (128 + 4)  # s123600g/asr_edgetpu_demo
+    assert stored_bytes(dense(128, 35, per_channel=False), TARGET) == 48 * (
+        128 + 4
+    )  # s123600g/asr_edgetpu_demo
 
 
 @pytest.mark.parametrize(
     ("layer", "stored"),
     [
-        # Places of the biases in the parameters of mobilenet_v1_0.25_128 and posenet (google-coral/test_data).
+        # Places of the biases in the parameters of mobilenet_v1_0.25_128 and posenet
+        # (google-coral/test_data).
         (Layer("conv", 3, 8, 9, False), 640),
         (Layer("depthwise", 8, 8, 9, False), 320),
         (Layer("dense", 8, 16, 1, False), 192),

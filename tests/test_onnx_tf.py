@@ -15,7 +15,9 @@ from compiler.vendor import onnx_tf
 from tests.conftest import Cli
 
 ROOT = Path(__file__).parent.parent
-REAL = os.environ.get(onnx_tf.VARIABLE) or (str(onnx_tf.home() / "bin" / "python") if onnx_tf.home().is_dir() else None)
+REAL = os.environ.get(onnx_tf.VARIABLE) or (
+    str(onnx_tf.home() / "bin" / "python") if onnx_tf.home().is_dir() else None
+)
 
 
 @pytest.fixture
@@ -44,24 +46,36 @@ def sqnr(bundle: Path) -> float:
 def test_segments_of_other_scales_fit_together(
     sidecar: Path, small_model: Path, samples: Path, tmp_path: Path, run_cli: Cli
 ) -> None:
-    """The stand-in calibrates on samples that are larger, so that no border has the scale of its neighbour."""
+    """The stand-in calibrates on samples that are larger, so that no border has the scale of its
+    neighbour."""
     options = ("--calibration", samples, "--cut", "second")
     plain = ("--without", "correct_biases")  # which the stand-in does not do
     assert run_cli("build", small_model, "-o", tmp_path / "a", *options, *plain)[0] == 0
-    code, _, err = run_cli("build", small_model, "-o", tmp_path / "b", *options, "--lowering", "onnx-tf")
+    code, _, err = run_cli(
+        "build", small_model, "-o", tmp_path / "b", *options, "--lowering", "onnx-tf"
+    )
     assert code == 0, err
     direct, other = (Bundle.open(tmp_path / name).manifest["segments"] for name in ("a", "b"))
     assert {s["lowering"] for s in other if s["device"] == "tpu"} == {"onnx-tf"}
     assert {s["lowering"] for s in direct} == {"direct"}
     made = {t["name"]: t["scale"] for s in other for t in s["outputs"] if "scale" in t}
-    read = [(t["name"], t["scale"]) for s in other for t in s["inputs"] if "scale" in t and t["name"] in made]
+    read = [
+        (t["name"], t["scale"])
+        for s in other
+        for t in s["inputs"]
+        if "scale" in t and t["name"] in made
+    ]
     assert any(scale != made[name] for name, scale in read)
     assert sqnr(tmp_path / "b") > sqnr(tmp_path / "a") - 6 > 20
 
 
 @pytest.mark.parametrize(
     ("trouble", "why"),
-    [("fail", "is not implemented"), ("float", "not all of what it made is int8"), ("hang", "no end")],
+    [
+        ("fail", "is not implemented"),
+        ("float", "not all of what it made is int8"),
+        ("hang", "no end"),
+    ],
 )
 def test_what_it_fails_on_is_said_and_may_be_written_directly(
     sidecar: Path,
@@ -77,13 +91,20 @@ def test_what_it_fails_on_is_said_and_may_be_written_directly(
     monkeypatch.setattr(onnx_tf, "TIMEOUT", 3 if trouble == "hang" else 60)
     command = ("build", small_model, "-o", tmp_path / "b", "--calibration", samples, "--lowering")
     code, _, err = run_cli(*command, "onnx-tf")
-    assert code == 2 and "2 of 2 segments, first on 1" in err and why in err and not (tmp_path / "b").exists()
+    assert (
+        code == 2
+        and "2 of 2 segments, first on 1" in err
+        and why in err
+        and not (tmp_path / "b").exists()
+    )
     code, _, _ = run_cli(*command, "onnx-tf,direct")
     assert code == 0
     assert {s["lowering"] for s in Bundle.open(tmp_path / "b").manifest["segments"]} == {"direct"}
 
 
-def test_what_is_not_installed_is_said(small_model: Path, run_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_installed_is_said(
+    small_model: Path, run_cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(onnx_tf.VARIABLE, "/nowhere/python")
     code, _, err = run_cli("build", small_model, "--lowering", "onnx-tf")
     assert code == 2 and "toolchain install onnx-tf" in err
@@ -91,7 +112,9 @@ def test_what_is_not_installed_is_said(small_model: Path, run_cli: Cli, monkeypa
     assert code == 2 and "onnx-tf,direct" in err
 
 
-def test_install_refuses_other_pythons(run_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_install_refuses_other_pythons(
+    run_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     other = tmp_path / "python"
     other.write_text("#!/bin/sh\necho 3 13\n")
@@ -104,7 +127,16 @@ def test_install_refuses_other_pythons(run_cli: Cli, tmp_path: Path, monkeypatch
 
 @pytest.mark.skipif(REAL is None, reason="onnx-tf is not installed: `toolchain install onnx-tf`")
 def test_the_real_one(small_model: Path, samples: Path, tmp_path: Path, run_cli: Cli) -> None:
-    command = ("build", small_model, "-o", tmp_path / "b", "--calibration", samples, "--lowering", "onnx-tf")
+    command = (
+        "build",
+        small_model,
+        "-o",
+        tmp_path / "b",
+        "--calibration",
+        samples,
+        "--lowering",
+        "onnx-tf",
+    )
     assert run_cli(*command)[0] == 0
     assert sqnr(tmp_path / "b") > 30
     x = {"x": np.load(samples)["x"][:1]}

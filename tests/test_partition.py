@@ -8,8 +8,7 @@ import pytest
 
 from compiler.driver import build as building
 from compiler.graph import is_constant, origin_of, values_read
-from compiler.partition.partition import Wishes
-from compiler.partition.program import Program
+from compiler.partition import PartitionOptions, Program
 from fixtures import demo, light
 from tests.conftest import save, small_network
 
@@ -47,7 +46,7 @@ def test_contract_when_tiled(tmp_path: Path) -> None:
     made = program(demo.generate(tmp_path)[0])
     check_contract(made)
     assert sum(s.device == "tpu" for s in made.plan.segments) == 1
-    spread = building.divide(made.model, "usb3", Wishes(tpus=6))
+    spread = building.divide(made.model, "usb3", PartitionOptions(tpus=6))
     check_contract(spread)
     assert len({s.tpu for s in spread.plan.segments} - {None}) == 6
     assert not any(s.streamed for s in spread.plan.segments)
@@ -56,5 +55,10 @@ def test_contract_when_tiled(tmp_path: Path) -> None:
 def test_host_reasons(tmp_path: Path) -> None:
     made = program(save(tmp_path / "m.onnx", small_network()))
     check_contract(made)
-    reasons = {origin_of(n): p.reason for n, p in made.plan.placements.items() if p.device == "host"}
-    assert "LOCAL_RESPONSE_NORMALIZATION" in reasons["normalise"] and "probability" in reasons["softmax"]
+    reasons = {
+        origin_of(n): p.reason for n, p in made.plan.placements.items() if p.device == "host"
+    }
+    assert (
+        "LOCAL_RESPONSE_NORMALIZATION" in reasons["normalise"]
+        and "probability" in reasons["softmax"]
+    )

@@ -23,7 +23,10 @@ def test_range_holds_zero_exactly() -> None:
         quant = from_range(low, high)
         assert quant.dequantize(np.array([quant.zero_point]))[0] == 0
         for end in (low, high):
-            assert abs(quant.dequantize(quant.quantize(np.array([end])))[0] - end) <= quant.scale * 0.51
+            assert (
+                abs(quant.dequantize(quant.quantize(np.array([end])))[0] - end)
+                <= quant.scale * 0.51
+            )
     assert from_range(0, 0) == Quant(1.0, 0)
 
 
@@ -80,7 +83,9 @@ def test_observer_patterns() -> None:
     assert (observers.of("conv1"), observers.of("dense")) == ("percentile", "mse")
 
 
-def built(tmp_path: Path, nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray], x: np.ndarray) -> Pipeline:
+def built(
+    tmp_path: Path, nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray], x: np.ndarray
+) -> Pipeline:
     graph = helper.make_graph(
         nodes,
         "g",

@@ -1,4 +1,5 @@
-"""The pipeline over devices: same results in the same order, side by side, bounded, and through failures."""
+"""The pipeline over devices: same results in the same order, side by side, bounded, and through
+failures."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ def same(results: list[dict[str, np.ndarray]], expected: list[np.ndarray]) -> bo
 
 
 @pytest.mark.parametrize("devices", ["cpu", "sim:1", "sim:2", "sim:5"])
-def test_run_stream_and_async_agree(bundle: Bundle, expected: list[np.ndarray], devices: str) -> None:
+def test_run_stream_and_async_agree(
+    bundle: Bundle, expected: list[np.ndarray], devices: str
+) -> None:
     async def all_at_once(runner: Runner) -> list[dict[str, np.ndarray]]:
         return list(await asyncio.gather(*(runner.run_async(sample) for sample in inputs(20))))
 
@@ -58,7 +61,8 @@ def test_run_stream_and_async_agree(bundle: Bundle, expected: list[np.ndarray], 
 
 
 def test_devices_work_side_by_side(bundle: Bundle, expected: list[np.ndarray]) -> None:
-    """The second Edge TPU waits in each run until the first has begun with the next request, which it must have."""
+    """The second Edge TPU waits in each run until the first has begun with the next request, which
+    it must have."""
     begun = threading.Semaphore(0)
     last = 20
 
@@ -77,7 +81,9 @@ def test_devices_work_side_by_side(bundle: Bundle, expected: list[np.ndarray]) -
     assert same(results, expected)
 
 
-def _behind(begun: threading.Semaphore, samples: list[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
+def _behind(
+    begun: threading.Semaphore, samples: list[dict[str, np.ndarray]]
+) -> Iterator[dict[str, np.ndarray]]:
     """The start of the first request does not count."""
     yield samples[0]
     assert begun.acquire(timeout=20)
@@ -119,21 +125,31 @@ def test_a_device_that_fails_once_goes_on(bundle: Bundle, expected: list[np.ndar
 
 
 @pytest.mark.parametrize(("on_loss", "heir"), [("move", "sim:1"), ("cpu", "cpu")])
-def test_a_lost_device_loses_no_request(bundle: Bundle, expected: list[np.ndarray], on_loss: str, heir: str) -> None:
-    with Runner(bundle, [lossy("sim:0", lambda run: run >= 7), Simulated("sim:1", 0)], on_loss=on_loss) as runner:
+def test_a_lost_device_loses_no_request(
+    bundle: Bundle, expected: list[np.ndarray], on_loss: str, heir: str
+) -> None:
+    with Runner(
+        bundle, [lossy("sim:0", lambda run: run >= 7), Simulated("sim:1", 0)], on_loss=on_loss
+    ) as runner:
         assert same(list(runner.stream(inputs(20))), expected)
         assert [runner.pipeline.device(i).name for i in (1, 3)] == [heir, "sim:1"]
         assert len(runner.notices) == 1 and "sim:0 is lost" in runner.notices[0]
 
 
-def test_when_all_devices_are_lost_the_cpu_is_left(bundle: Bundle, expected: list[np.ndarray]) -> None:
-    with Runner(bundle, [lossy("sim:0", lambda run: run >= 3), lossy("sim:1", lambda run: run >= 9)]) as runner:
+def test_when_all_devices_are_lost_the_cpu_is_left(
+    bundle: Bundle, expected: list[np.ndarray]
+) -> None:
+    with Runner(
+        bundle, [lossy("sim:0", lambda run: run >= 3), lossy("sim:1", lambda run: run >= 9)]
+    ) as runner:
         assert same(list(runner.stream(inputs(20))), expected)
         assert {runner.pipeline.device(i).name for i in range(5)} == {"cpu"}
         assert "the CPU takes over" in runner.notices[-1]
 
 
-def test_stop_ends_the_stream_at_the_request_that_failed(bundle: Bundle, expected: list[np.ndarray]) -> None:
+def test_stop_ends_the_stream_at_the_request_that_failed(
+    bundle: Bundle, expected: list[np.ndarray]
+) -> None:
     devices = [lossy("sim:0", lambda run: run >= 7), Simulated("sim:1", 0)]
     got = []
     what = pytest.raises(SegmentError, match=r"request 7: segment 1: sim:0: USB transfer error 5")
@@ -143,7 +159,9 @@ def test_stop_ends_the_stream_at_the_request_that_failed(bundle: Bundle, expecte
     assert same(got, expected[:7])
 
 
-def test_errors_of_a_segment_name_it_and_leave_the_runner_whole(bundle: Bundle, expected: list[np.ndarray]) -> None:
+def test_errors_of_a_segment_name_it_and_leave_the_runner_whole(
+    bundle: Bundle, expected: list[np.ndarray]
+) -> None:
     with Runner(bundle, "cpu") as runner:
         opened = runner.pipeline._opened[2]
         assert opened is not None

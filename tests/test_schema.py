@@ -1,4 +1,5 @@
-"""Our reading of the manifest's schema agrees with the jsonschema package, on manifests that were spoilt."""
+"""Our reading of the manifest's schema agrees with the jsonschema package, on manifests that were
+spoilt."""
 
 from __future__ import annotations
 
@@ -13,19 +14,29 @@ from hypothesis import strategies as st
 
 from compiler.runtime.schema import complaint, manifest_schema
 
-VALUES = st.sampled_from([None, True, -1, 0, 1.5, 3, "", "tpu", [], {}, ["x"], {"path": "x"}, 10**9, "0" * 64])
+VALUES = st.sampled_from(
+    [None, True, -1, 0, 1.5, 3, "", "tpu", [], {}, ["x"], {"path": "x"}, 10**9, "0" * 64]
+)
 
 
 def places(value: Any) -> list[tuple[Any, Any]]:
     """Every (container, key) in a value."""
     found = []
-    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    pairs = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, inner in pairs:
         found += [(value, key), *places(inner)]
     return found
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_agrees_with_jsonschema(small_bundle: Path, data: st.DataObject) -> None:
     manifest = copy.deepcopy(json.loads((small_bundle / "manifest.json").read_text()))
@@ -45,4 +56,7 @@ def test_a_complaint_names_the_place(small_bundle: Path) -> None:
     manifest = json.loads((small_bundle / "manifest.json").read_text())
     assert complaint(manifest) is None
     manifest["segments"][2]["outputs"][0]["shape"] = ["x"]
-    assert complaint(manifest) == "manifest.segments[2].outputs[0].shape[0] is 'x', not integer or null"
+    assert (
+        complaint(manifest)
+        == "manifest.segments[2].outputs[0].shape[0] is 'x', not integer or null"
+    )

@@ -22,12 +22,15 @@ def encoder(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def two_layers(tmp_path: Path, shift: float) -> tuple[Path, Path]:
-    """Two linear layers between norms. Rows differ in size by three orders of magnitude, and channels of the second
-    have means as far from zero as `shift` says. (model, samples)"""
+    """Two linear layers between norms. Rows differ in size by three orders of magnitude, and
+    channels of the second have means as far from zero as `shift` says. (model, samples)"""
     rng = np.random.default_rng(0)
     names = ("first", "second")
     weights = {n: rng.standard_normal((WIDTH, WIDTH)).astype(np.float32) / 8 for n in names}
-    weights |= {"gain": np.ones(WIDTH, np.float32), "shift": rng.standard_normal(WIDTH).astype(np.float32) * shift}
+    weights |= {
+        "gain": np.ones(WIDTH, np.float32),
+        "shift": rng.standard_normal(WIDTH).astype(np.float32) * shift,
+    }
     nodes = [
         helper.make_node("MatMul", ["x", "first"], ["a"], name="first"),
         helper.make_node("LayerNormalization", ["a", "gain", "shift"], ["b"], name="norm"),
@@ -64,7 +67,9 @@ def test_shares_add_up_and_are_shown(run_cli: Cli, encoder: tuple[Path, Path]) -
     assert "Share of the error" in out
 
 
-def test_keep_float_buys_accuracy_within_its_budget(run_cli: Cli, encoder: tuple[Path, Path]) -> None:
+def test_keep_float_buys_accuracy_within_its_budget(
+    run_cli: Cli, encoder: tuple[Path, Path]
+) -> None:
     plain, _ = built(run_cli, encoder)
     manifest, out = built(run_cli, encoder, "--keep-float", "60")
     tpu = [s for s in manifest["segments"] if s["device"] == "tpu"]
@@ -74,14 +79,18 @@ def test_keep_float_buys_accuracy_within_its_budget(run_cli: Cli, encoder: tuple
     assert sum(s["device"] == "tpu" for s in none["segments"]) == 2
 
 
-def test_normalised_rows_hold_what_static_ranges_lose(run_cli: Cli, encoder: tuple[Path, Path]) -> None:
+def test_normalised_rows_hold_what_static_ranges_lose(
+    run_cli: Cli, encoder: tuple[Path, Path]
+) -> None:
     plain, _ = built(run_cli, encoder)
     static, _ = built(run_cli, encoder, "--without", "normalise_linears")
     assert sqnr(plain) > sqnr(static) + 10
     for kind, steps in (("balanced", ()), ("not", ("--without", "balance"))):
         manifest, _ = built(run_cli, encoder, *steps)
         (out,) = manifest["segments"][1]["outputs"]
-        assert (out["scale"] == pytest.approx(1 / 127) and out["zero_point"] == 0) == (kind == "balanced")
+        assert (out["scale"] == pytest.approx(1 / 127) and out["zero_point"] == 0) == (
+            kind == "balanced"
+        )
     assert run_cli("build", encoder[0], "--without", "import")[0] == 2
 
 
@@ -98,7 +107,10 @@ def test_a_second_row_gives_outputs_finer_steps(run_cli: Cli, tmp_path: Path) ->
 
 
 def test_balance_centres_channels_and_leaves_room() -> None:
-    low, high = np.array([-1.0, 3.0, 0.0, -0.5], np.float32), np.array([1.0, 5.0, 0.0, 0.0], np.float32)
+    low, high = (
+        np.array([-1.0, 3.0, 0.0, -0.5], np.float32),
+        np.array([1.0, 5.0, 0.0, 0.0], np.float32),
+    )
     twice = [np.stack([a, a]) for a in (low, high)]
     half, middle = balance._half_and_middle(*twice)
     np.testing.assert_allclose(middle, [0, 4, 0, -0.25])

@@ -29,7 +29,7 @@ from starlette.testclient import TestClient
 
 from compiler.driver import build as building
 from compiler.driver import language
-from compiler.partition.partition import Wishes
+from compiler.partition import PartitionOptions
 from compiler.runtime import Bundle
 from compiler.runtime.batching import Batcher, BusyError, Request
 from compiler.runtime.embedding import Embedder
@@ -54,7 +54,12 @@ class Served:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     path = tmp_path_factory.mktemp("served") / "manual.bundle"
-    language.build(ROOT / "fixtures/language.gguf", path, building.Options(wishes=Wishes(place="host")), SETTINGS)
+    language.build(
+        ROOT / "fixtures/language.gguf",
+        path,
+        building.Options(partitioning=PartitionOptions(place="host")),
+        SETTINGS,
+    )
     command = [
         sys.executable,
         "-m",
@@ -69,12 +74,16 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "20000",
     ]
     environment = {**os.environ, "CORAL_BUNDLE_API_KEY": "secret", "COLUMNS": "200"}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         url = line.split(" on ")[1].split()[0]
         assert url.startswith("http://127.0.0.1:")
-        yield Served(url, path, openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0))
+        yield Served(
+            url, path, openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0)
+        )
         process.terminate()
         assert process.wait(20) in (0, -15, 143)
 
@@ -86,7 +95,9 @@ def greedy(path: Path, prompt: str, count: int) -> str:
 
 
 def test_completion_is_what_generate_gives(served: Served) -> None:
-    made = served.client.completions.create(model="manual", prompt="The import statement", max_tokens=12, temperature=0)
+    made = served.client.completions.create(
+        model="manual", prompt="The import statement", max_tokens=12, temperature=0
+    )
     assert made.choices[0].text == greedy(served.bundle, "The import statement", 12)
     assert made.choices[0].finish_reason == "length" and made.usage is not None
     assert made.usage.completion_tokens == 12 and made.model == "manual"
@@ -94,7 +105,9 @@ def test_completion_is_what_generate_gives(served: Served) -> None:
 
 def test_streams(served: Served) -> None:
     messages = [{"role": "user", "content": "A class definition"}]
-    whole = served.client.chat.completions.create(model="manual", messages=messages, max_tokens=20, temperature=0)  # type: ignore[call-overload]
+    whole = served.client.chat.completions.create(
+        model="manual", messages=messages, max_tokens=20, temperature=0
+    )  # type: ignore[call-overload]
     stream = served.client.chat.completions.create(  # type: ignore[call-overload]
         model="manual",
         messages=messages,
@@ -104,7 +117,10 @@ def test_streams(served: Served) -> None:
         stream_options={"include_usage": True},
     )
     chunks = list(stream)
-    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole.choices[0].message.content
+    assert (
+        "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+        == whole.choices[0].message.content
+    )
     assert chunks[-1].usage.completion_tokens == 20
     word = whole.choices[0].message.content.split()[2]
     cut = served.client.chat.completions.create(  # type: ignore[call-overload]
@@ -114,12 +130,23 @@ def test_streams(served: Served) -> None:
 
 
 def test_many_at_once_get_their_own_answers(served: Served) -> None:
-    prompts = ["The import", "A class", "An exception", "If the", "For example", "Note that", "The value", "Objects"]
+    prompts = [
+        "The import",
+        "A class",
+        "An exception",
+        "If the",
+        "For example",
+        "Note that",
+        "The value",
+        "Objects",
+    ]
     wanted = {p: greedy(served.bundle, p, 24) for p in prompts}
     got: dict[str, str] = {}
 
     def ask(prompt: str) -> None:
-        made = served.client.completions.create(model="manual", prompt=prompt, max_tokens=24, temperature=0)
+        made = served.client.completions.create(
+            model="manual", prompt=prompt, max_tokens=24, temperature=0
+        )
         got[prompt] = made.choices[0].text
 
     threads = [threading.Thread(target=ask, args=(p,)) for p in prompts]
@@ -141,7 +168,10 @@ def test_models_health_and_metrics(served: Served) -> None:
 def test_bad_requests_are_refused_in_one_line(served: Served) -> None:
     url, key = f"{served.url}/v1/completions", {"Authorization": "Bearer secret"}
     assert httpx.post(url, json={"prompt": "x"}).status_code == 401
-    assert httpx.post(url, json={"prompt": "x"}, headers={"Authorization": "Bearer wrong"}).status_code == 401
+    assert (
+        httpx.post(url, json={"prompt": "x"}, headers={"Authorization": "Bearer wrong"}).status_code
+        == 401
+    )
     assert httpx.post(url, content=b"x" * 30_000, headers=key).status_code == 413
     for body, word in (
         (b"{", "JSON"),
@@ -161,7 +191,10 @@ def test_bad_requests_are_refused_in_one_line(served: Served) -> None:
     ):
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         answer = httpx.post(url, content=content, headers=key)
-        assert answer.status_code == 400 and word in answer.json()["error"]["message"], (body, answer.text)
+        assert answer.status_code == 400 and word in answer.json()["error"]["message"], (
+            body,
+            answer.text,
+        )
     with pytest.raises(openai.BadRequestError, match="messages"):
         served.client.chat.completions.create(model="m", messages=[])
 
@@ -219,7 +252,10 @@ def test_a_full_queue_refuses(served: Served) -> None:
     taken = refused = 0
     for _ in range(12):
         request = Request(
-            [5, 6], 100, Sampling(temperature=1.0, seed=1), lambda t: ended.release() if t is None else None
+            [5, 6],
+            100,
+            Sampling(temperature=1.0, seed=1),
+            lambda t: ended.release() if t is None else None,
         )
         try:
             batcher.submit(request)
@@ -239,10 +275,14 @@ def encoder(folder: Path) -> tuple[Path, Path]:
     """A small encoder of 16 tokens and a tokenizer of words. (model, tokenizer)"""
     rng = np.random.default_rng(0)
     words = ["[UNK]", "the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "cat"]
-    library = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    library = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]")
+    )
     library.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     library.save(str(folder / "tokenizer.json"))
-    table, weight = (rng.standard_normal(s).astype(np.float32) for s in ((len(words), 32), (32, 32)))
+    table, weight = (
+        rng.standard_normal(s).astype(np.float32) for s in ((len(words), 32), (32, 32))
+    )
     nodes = [
         helper.make_node("Gather", ["table", "input_ids"], ["x"]),
         helper.make_node("MatMul", ["x", "weight"], ["y"]),
@@ -253,12 +293,16 @@ def encoder(folder: Path) -> tuple[Path, Path]:
     ]
     constants = {"table": table, "weight": weight, "axis": np.array([2], np.int64)}
     inputs = [
-        helper.make_tensor_value_info(n, onnx.TensorProto.INT64, [1, 16]) for n in ("input_ids", "attention_mask")
+        helper.make_tensor_value_info(n, onnx.TensorProto.INT64, [1, 16])
+        for n in ("input_ids", "attention_mask")
     ]
     outputs = [helper.make_tensor_value_info("states", onnx.TensorProto.FLOAT, [1, 16, 32])]
     initializers = [numpy_helper.from_array(a, n) for n, a in constants.items()]
     graph = helper.make_graph(nodes, "g", inputs, outputs, initializers)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), folder / "m.onnx")
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10),
+        folder / "m.onnx",
+    )
     return folder / "m.onnx", folder / "tokenizer.json"
 
 
@@ -267,12 +311,17 @@ def test_embeddings(tmp_path: Path, run_cli: Cli) -> None:
     assert run_cli("build", model, "--tokenizer", model)[0] == 2
     ids = np.random.default_rng(1).integers(0, 10, (8, 16))
     np.savez(tmp_path / "c.npz", input_ids=ids, attention_mask=np.ones_like(ids))
-    code, _, err = run_cli("build", model, "--tokenizer", tokenizer, "--calibration", tmp_path / "c.npz")
+    code, _, err = run_cli(
+        "build", model, "--tokenizer", tokenizer, "--calibration", tmp_path / "c.npz"
+    )
     assert code == 0, err
     embedder = Embedder(Bundle.open(tmp_path / "m.bundle"))
     server = EmbeddingServer(Web("small"), embedder)
     client = openai.OpenAI(
-        base_url="http://test/v1", api_key="none", http_client=TestClient(server.app()), max_retries=0
+        base_url="http://test/v1",
+        api_key="none",
+        http_client=TestClient(server.app()),
+        max_retries=0,
     )
     texts = ["the quick fox", "over the lazy dog cat"]
     made = client.embeddings.create(model="small", input=texts)
@@ -288,5 +337,7 @@ def test_embeddings(tmp_path: Path, run_cli: Cli) -> None:
     for given, word in ((["x"] * 0, "input"), ("the " * 17, "tokens"), (5, "input")):
         with pytest.raises(openai.BadRequestError, match=word):
             client.embeddings.create(model="small", input=given)  # type: ignore[arg-type]
-    code, _, err = run_cli("build", model, "-o", tmp_path / "plain.bundle", "--calibration", tmp_path / "c.npz")
+    code, _, err = run_cli(
+        "build", model, "-o", tmp_path / "plain.bundle", "--calibration", tmp_path / "c.npz"
+    )
     assert run_cli("serve", tmp_path / "plain.bundle")[0] == 2

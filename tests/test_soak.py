@@ -6,15 +6,17 @@ from pathlib import Path
 
 from compiler.driver import build as building
 from compiler.driver import language
-from compiler.partition.partition import Wishes
+from compiler.partition import PartitionOptions
 from tests.soak import soak
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "language.gguf"
 
 
 def test_nothing_is_lost_and_memory_is_flat(small_bundle: Path, tmp_path: Path) -> None:
-    options = building.Options(wishes=Wishes(place="host"))
-    language.build(FIXTURE, tmp_path / "l", options, language.Options(context=96, chunk=32, slots=3))
+    options = building.Options(partitioning=PartitionOptions(place="host"))
+    language.build(
+        FIXTURE, tmp_path / "l", options, language.Options(context=96, chunk=32, slots=3)
+    )
     found = soak(small_bundle, tmp_path / "l", 120)
     assert found.wrong == 0
     assert found.streamed > 1000 and found.answered > 50

@@ -1,4 +1,5 @@
-"""edgetpu_compiler, which a program of ours stands in for: its log, its ways to fail, and what becomes of a bundle."""
+"""edgetpu_compiler, which a program of ours stands in for: its log, its ways to fail, and what
+becomes of a bundle."""
 
 from __future__ import annotations
 
@@ -44,7 +45,10 @@ def test_public_logs_are_read() -> None:
             fields |= model
         for key, name in NAMES.items():
             if want["file"] != "123.log":
-                assert fields.get(name) == (None if want[key] is None else str(want[key])), (want["file"], key)
+                assert fields.get(name) == (None if want[key] is None else str(want[key])), (
+                    want["file"],
+                    key,
+                )
 
 
 COMPLAINTS = (
@@ -54,8 +58,14 @@ COMPLAINTS = (
         "Compilation failed: Compilation failed due to large activation tensors in model.",
         "Compilation failed: Compilation failed due to large activation tensors in model.",
     ),
-    ("ERROR: Op builtin_code out of range: 150. Are you using old TFLite binary with newer model?", "ERROR: Op"),
-    ("Compilation timeout. This is usually caused by large activations.\nCompilation failed! ", "Compilation timeout."),
+    (
+        "ERROR: Op builtin_code out of range: 150. Are you using old TFLite binary with newer model?",
+        "ERROR: Op",
+    ),
+    (
+        "Compilation timeout. This is usually caused by large activations.\nCompilation failed! ",
+        "Compilation timeout.",
+    ),
     ("Invalid model: F\nModel not quantized", "Invalid model: F"),
 )
 
@@ -109,7 +119,11 @@ def test_the_culprit_is_found_and_the_others_stay_together(
     ],
 )
 def test_ways_to_fail(
-    edgetpu_compiler: Path, parts: list[Path], monkeypatch: pytest.MonkeyPatch, trouble: str, reason: str
+    edgetpu_compiler: Path,
+    parts: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    trouble: str,
+    reason: str,
 ) -> None:
     monkeypatch.setenv("STANDIN_COMPILER", trouble)
     monkeypatch.setattr(toolchain, "_GRACE", 2)
@@ -132,7 +146,9 @@ def built(run_cli: Cli, model: Path, output: Path, compiler: Path) -> tuple[dict
     return bundles.load(output).manifest, " ".join(out.split())
 
 
-def test_build_compiles(small_model: Path, tmp_path: Path, edgetpu_compiler: Path, run_cli: Cli) -> None:
+def test_build_compiles(
+    small_model: Path, tmp_path: Path, edgetpu_compiler: Path, run_cli: Cli
+) -> None:
     manifest, out = built(run_cli, small_model, tmp_path / "b", edgetpu_compiler)
     tpu = [s for s in manifest["segments"] if s["device"] == "tpu"]
     assert [s["compiled"]["compiler"] for s in tpu] == ["16.0.384591198"] * 2
@@ -142,7 +158,11 @@ def test_build_compiles(small_model: Path, tmp_path: Path, edgetpu_compiler: Pat
 
 
 def test_a_refused_segment_is_cut_until_the_culprit_is_alone(
-    small_model: Path, tmp_path: Path, edgetpu_compiler: Path, run_cli: Cli, monkeypatch: pytest.MonkeyPatch
+    small_model: Path,
+    tmp_path: Path,
+    edgetpu_compiler: Path,
+    run_cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("STANDIN_COMPILER", "crash:MEAN")
     whole, _ = built(run_cli, small_model, tmp_path / "a", Path("none"))
@@ -158,7 +178,11 @@ def test_a_refused_segment_is_cut_until_the_culprit_is_alone(
 
 
 def test_what_is_not_as_planned_is_told(
-    small_model: Path, tmp_path: Path, edgetpu_compiler: Path, run_cli: Cli, monkeypatch: pytest.MonkeyPatch
+    small_model: Path,
+    tmp_path: Path,
+    edgetpu_compiler: Path,
+    run_cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("STANDIN_COMPILER", "cpu:FULLY_CONNECTED")
     _, out = built(run_cli, small_model, tmp_path / "b", edgetpu_compiler)
@@ -170,7 +194,11 @@ def test_what_is_not_as_planned_is_told(
 
 
 def test_compile_later_is_whole_at_any_time(
-    small_bundle: Path, tmp_path: Path, edgetpu_compiler: Path, run_cli: Cli, monkeypatch: pytest.MonkeyPatch
+    small_bundle: Path,
+    tmp_path: Path,
+    edgetpu_compiler: Path,
+    run_cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = tmp_path / "b"
     shutil.copytree(small_bundle, path)
@@ -181,7 +209,11 @@ def test_compile_later_is_whole_at_any_time(
     monkeypatch.setenv("STANDIN_COMPILER", "stream")
     before = (path / "manifest.json").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(bundles, "write_manifest", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+        patch.setattr(
+            bundles,
+            "write_manifest",
+            lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")),
+        )
         code, _, err = run_cli("compile", path)
         assert code == 2 and "No space left" in err
     assert (path / "manifest.json").read_bytes() == before
@@ -199,7 +231,11 @@ def files(path: Path) -> set[str]:
 
 
 def test_a_container_is_called_with_its_folders(
-    small_bundle: Path, tmp_path: Path, edgetpu_compiler: Path, run_cli: Cli, monkeypatch: pytest.MonkeyPatch
+    small_bundle: Path,
+    tmp_path: Path,
+    edgetpu_compiler: Path,
+    run_cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A docker that writes down how it was called, and runs what comes behind the image."""
     docker = tmp_path / "docker"
@@ -214,7 +250,10 @@ def test_a_container_is_called_with_its_folders(
     assert run_cli("compile", path, "--docker", "coral:16")[0] == 0
     called = (tmp_path / "called").read_text().splitlines()
     assert len(called) == 2
-    assert all(call.startswith("run --rm --network none --user ") and " coral:16 " in call for call in called)
+    assert all(
+        call.startswith("run --rm --network none --user ") and " coral:16 " in call
+        for call in called
+    )
 
 
 def test_compilers_that_are_not_there(

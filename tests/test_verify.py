@@ -24,7 +24,9 @@ def test_equal_results_have_no_noise() -> None:
     assert difference([np.inf, np.nan], [np.inf, np.nan]).sqnr_db == PERFECT_DB
 
 
-@pytest.mark.parametrize(("got", "want"), [([3, 4], [3]), ([3], [3, 4]), ([[3], [4]], [[3, 0, 0]]), ([3, 4], [[3]])])
+@pytest.mark.parametrize(
+    ("got", "want"), [([3, 4], [3]), ([3], [3, 4]), ([[3], [4]], [[3, 0, 0]]), ([3, 4], [[3]])]
+)
 def test_what_one_lacks_is_an_error(got: object, want: object) -> None:
     found = difference(got, want)
     assert found.noise == 16 and found.largest == 4
@@ -32,8 +34,13 @@ def test_what_one_lacks_is_an_error(got: object, want: object) -> None:
 
 def test_numbers_are_samples_and_outputs_too(tmp_path: Path) -> None:
     """Inputs and outputs without axes."""
-    text = "g (float[1,4] x, float s) => (float y) { m = Mul (x, s) y = ReduceSum <keepdims = 0> (m) }"
-    model = save(tmp_path / "m.onnx", onnx.parser.parse_model('<ir_version: 10, opset_import: ["" : 18]> ' + text))
+    text = (
+        "g (float[1,4] x, float s) => (float y) { m = Mul (x, s) y = ReduceSum <keepdims = 0> (m) }"
+    )
+    model = save(
+        tmp_path / "m.onnx",
+        onnx.parser.parse_model('<ir_version: 10, opset_import: ["" : 18]> ' + text),
+    )
     data = tmp_path / "samples.npz"
     np.savez(data, x=np.ones((8, 1, 4), np.float32), s=np.arange(8, dtype=np.float32))
     manifest = building.build(model, tmp_path / "b", building.Options(calibration=data))

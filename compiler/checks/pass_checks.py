@@ -11,10 +11,12 @@ from compiler.graph import all_activations
 from compiler.graph.reference import Reference
 from compiler.quantize.samples import random_sample
 
-# Passes are exact rewrites: float rounding alone, relative to the largest value of a tensor. Rounding adds up over
-# the layers of a network; the deepest tested here, DenseNet-121, stays below 1e-6.
+# Passes are exact rewrites: float rounding alone, relative to the largest value of a tensor.
+# Rounding adds up over the layers of a network; the deepest tested here, DenseNet-121, stays below
+# 1e-6.
 TOLERANCE = 1e-4
-# Some networks blow rounding up: how far it goes shows by inputs that differ by NUDGE, and may be so many times that.
+# Some networks blow rounding up: how far it goes shows by inputs that differ by NUDGE, and may be
+# so many times that.
 NUDGE, MOST = 1e-6, 10
 
 
@@ -27,7 +29,9 @@ class Checker:
         rng = np.random.default_rng(seed)
         with Reference(original, values) as reference:
             self.wanted = reference.run(self.sample)
-            nudged = reference.run({name: _nudged(array, rng) for name, array in self.sample.items()})
+            nudged = reference.run(
+                {name: _nudged(array, rng) for name, array in self.sample.items()}
+            )
         self.allowed = {
             name: max(TOLERANCE, MOST * error)
             for name, wanted in self.wanted.items()
@@ -37,7 +41,9 @@ class Checker:
     def check(self, name: str, model: ir.Model) -> None:
         """Raises InternalError that names the pass and the first tensor that differs."""
         try:
-            if all(v.shape is not None for v in model.graph.outputs):  # else the checker has no words for it
+            if all(
+                v.shape is not None for v in model.graph.outputs
+            ):  # else the checker has no words for it
                 common.CheckerPass()(model)
         except Exception as error:
             raise InternalError(name, f"the model is not valid after this pass: {error}") from error
@@ -49,7 +55,9 @@ class Checker:
                 continue
             off = _error(found[value.name], self.wanted[value.name])
             if off > self.allowed.get(str(value.name), TOLERANCE):
-                raise InternalError(name, f"tensor '{value.name}' differs from the original by {off:.1e}")
+                raise InternalError(
+                    name, f"tensor '{value.name}' differs from the original by {off:.1e}"
+                )
 
 
 def _nudged(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -1,7 +1,9 @@
-"""How much each TPU segment contributes to the error at the end, and which to keep in float for a budget.
+"""How much each TPU segment contributes to the error at the end, and which to keep in float for a
+budget.
 
-A segment's own error on float inputs is added to its outputs in the float model; what that does to the model's outputs
-is its contribution. One model with a noise input behind each segment serves for all of them.
+A segment's own error on float inputs is added to its outputs in the float model; what that does to
+the model's outputs is its contribution. One model with a noise input behind each segment serves for
+all of them.
 """
 
 from __future__ import annotations
@@ -13,31 +15,42 @@ import onnx_ir as ir
 
 from compiler.graph import all_activations, origin_of, shape_of
 from compiler.graph.reference import Reference
-from compiler.partition.program import Program
+from compiler.partition import Program
 from compiler.quantize.samples import Sample
 from compiler.runtime import Bundle, Pipeline
 from compiler.runtime.pipeline import convert
 
 
 def shares(
-    bundle: Bundle, program: Program, samples: Iterable[Sample], progress: Callable[[], None] = lambda: None
+    bundle: Bundle,
+    program: Program,
+    samples: Iterable[Sample],
+    progress: Callable[[], None] = lambda: None,
 ) -> dict[int, float]:
-    """The share of each TPU segment in the noise of the model's float outputs, relative to their signal."""
+    """The share of each TPU segment in the noise of the model's float outputs, relative to their
+    signal."""
     segments = [s for s in program.plan.segments if s.device == "tpu"]
     outputs = {s.index: [str(v.name) for v in s.outputs] for s in segments}
     noisy = [v for s in segments for v in s.outputs]
-    borders = {str(v.name): v for s in segments for v in [*s.inputs, *s.outputs] if not v.is_graph_input()}
+    boundaries = {
+        str(v.name): v for s in segments for v in [*s.inputs, *s.outputs] if not v.is_graph_input()
+    }
     silent = {f"{v.name}/noise": np.zeros(shape_of(v), np.float32) for v in noisy}
     ends = [str(v.name) for v in program.model.graph.outputs if v.dtype == ir.DataType.FLOAT]
     pipeline, found = Pipeline(bundle), dict.fromkeys(outputs, 0.0)
-    with Reference(*_injected(program.model, noisy, borders)) as reference:
+    with Reference(*_injected(program.model, noisy, boundaries)) as reference:
         for sample in samples:
-            clean = reference.run({**sample, **silent}, [*ends, *(n for n in borders if n not in ends)])
+            clean = reference.run(
+                {**sample, **silent}, [*ends, *(n for n in boundaries if n not in ends)]
+            )
             floats = {**sample, **clean}
             for index, names in outputs.items():
                 entries = {t["name"]: t for t in pipeline.segments[index]["outputs"]}
                 alone = pipeline.run_segment(index, floats)
-                noise = {f"{n}/noise": convert(alone[n], {**entries[n], "dtype": "float32"}) - floats[n] for n in names}
+                noise = {
+                    f"{n}/noise": convert(alone[n], {**entries[n], "dtype": "float32"}) - floats[n]
+                    for n in names
+                }
                 disturbed = reference.run({**sample, **silent, **noise}, ends)
                 found[index] += sum(_relative(disturbed[n], clean[n]) for n in ends)
             progress()
@@ -51,9 +64,10 @@ def _relative(got: np.ndarray, want: np.ndarray) -> float:
 
 
 def _injected(
-    model: ir.Model, noisy: Iterable[ir.Value], borders: Mapping[str, ir.Value]
+    model: ir.Model, noisy: Iterable[ir.Value], boundaries: Mapping[str, ir.Value]
 ) -> tuple[ir.Model, list[ir.Value]]:
-    """(a copy in which an input `X/noise` is added to each value X, its values of the names in `borders`)."""
+    """(a copy in which an input `X/noise` is added to each value X, its values of the names in
+    `borders`)."""
     copy = model.clone()
     graph = copy.graph
     values = {str(v.name): v for v in all_activations(graph)}
@@ -71,12 +85,12 @@ def _injected(
         value.name = f"{name}/clean"
         graph.insert_after(producer, node)
         values[name] = result
-    return copy, [values[name] for name in borders]
+    return copy, [values[name] for name in boundaries]
 
 
 def kept_in_float(program: Program, contributions: Mapping[int, float], budget: float) -> list[str]:
-    """Names of nodes to keep on the host: of the segments that contribute most for their arithmetic, as many as have
-    up to a share `budget` of the Edge TPU's multiply-accumulates."""
+    """Names of nodes to keep on the host: of the segments that contribute most for their
+    arithmetic, as many as have up to a share `budget` of the Edge TPU's multiply-accumulates."""
     segments = [s for s in program.plan.segments if s.device == "tpu" and s.macs]
     room = budget * sum(s.macs for s in segments)
     names: list[str] = []

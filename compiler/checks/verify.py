@@ -1,4 +1,5 @@
-"""Runs a bundle against the float model and says how far apart they are, over all and segment by segment."""
+"""Runs a bundle against the float model and says how far apart they are, over all and segment by
+segment."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from compiler.graph.reference import Reference
-from compiler.partition.program import Program
+from compiler.partition import Program
 from compiler.quantize.calibrate import batches
 from compiler.quantize.samples import Sample
 from compiler.runtime import Bundle, Pipeline
@@ -20,7 +21,8 @@ from compiler.runtime.pipeline import convert
 
 # A perfect match has no noise; JSON has no infinity.
 PERFECT_DB = 200.0
-# What an infinity on one side only counts as, and the most that counts: far off, but with a square that float64 holds.
+# What an infinity on one side only counts as, and the most that counts: far off, but with a square
+# that float64 holds.
 HUGE = 1e100
 
 
@@ -32,7 +34,8 @@ class Difference:
         self.agree = self.count = 0
 
     def add(self, got: np.ndarray, want: np.ndarray) -> None:
-        """Where the float model itself gives NaN or infinity, the same is right; elsewhere they are an error.
+        """Where the float model itself gives NaN or infinity, the same is right; elsewhere they are
+        an error.
 
         So is what one of them lacks, where the shape depends on data.
         """
@@ -53,12 +56,15 @@ class Difference:
 
     @property
     def sqnr_db(self) -> float:
-        """Signal to quantization noise, 10 log10(sum want^2 / sum (got - want)^2), at most PERFECT_DB."""
+        """Signal to quantization noise, 10 log10(sum want^2 / sum (got - want)^2), at most
+        PERFECT_DB."""
         if self.noise == 0:
             return PERFECT_DB
         if self.signal == 0:
             return -PERFECT_DB
-        return round(float(np.clip(10 * math.log10(self.signal / self.noise), -PERFECT_DB, PERFECT_DB)), 2)
+        return round(
+            float(np.clip(10 * math.log10(self.signal / self.noise), -PERFECT_DB, PERFECT_DB)), 2
+        )
 
     @property
     def cosine(self) -> float:
@@ -66,8 +72,14 @@ class Difference:
         return round(self.product / norm, 6) if norm else float(self.signal == self.energy)
 
     def report(self, classes: bool) -> dict[str, Any]:
-        entry = {"sqnr_db": self.sqnr_db, "cosine": self.cosine, "max_error": float(f"{self.largest:.6g}")}
-        return entry | ({"top1_agreement": round(self.agree / self.count, 4)} if classes and self.count else {})
+        entry = {
+            "sqnr_db": self.sqnr_db,
+            "cosine": self.cosine,
+            "max_error": float(f"{self.largest:.6g}"),
+        }
+        return entry | (
+            {"top1_agreement": round(self.agree / self.count, 4)} if classes and self.count else {}
+        )
 
 
 def _same_shape(got: np.ndarray, want: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -75,11 +87,14 @@ def _same_shape(got: np.ndarray, want: np.ndarray) -> tuple[np.ndarray, np.ndarr
     if got.ndim != want.ndim:
         got, want = got.reshape(-1), want.reshape(-1)
     most = np.maximum(got.shape, want.shape)
-    return np.pad(got, [(0, n) for n in most - got.shape]), np.pad(want, [(0, n) for n in most - want.shape])
+    return np.pad(got, [(0, n) for n in most - got.shape]), np.pad(
+        want, [(0, n) for n in most - want.shape]
+    )
 
 
 class Embeddings:
-    """Sentence embeddings, the mean over a sample's own tokens, of states [1, S, K] and of the float model's."""
+    """Sentence embeddings, the mean over a sample's own tokens, of states [1, S, K] and of the
+    float model's."""
 
     def __init__(self) -> None:
         self.got: list[np.ndarray] = []
@@ -92,9 +107,13 @@ class Embeddings:
             found.append(vector / max(float(np.linalg.norm(vector)), 1e-30))
 
     def report(self) -> dict[str, Any]:
-        """Cosine with the float model's, and Spearman's correlation of the similarities of all pairs of samples."""
+        """Cosine with the float model's, and Spearman's correlation of the similarities of all
+        pairs of samples."""
         cosines = [float(a @ b) for a, b in zip(self.got, self.want, strict=True)]
-        entry = {"cosine": round(float(np.mean(cosines)), 6), "least_cosine": round(min(cosines), 6)}
+        entry = {
+            "cosine": round(float(np.mean(cosines)), 6),
+            "least_cosine": round(min(cosines), 6),
+        }
         ours, theirs = (_ranks(np.array(vectors)) for vectors in (self.got, self.want))
         if len(ours) > 1:
             entry["spearman"] = round(float(np.corrcoef(ours, theirs)[0, 1]), 6)
@@ -116,21 +135,23 @@ def verify(
 ) -> dict[str, Any]:
     """Compares with `expected`, what the model as imported gives for `samples`.
 
-    Measures each output, and each TPU segment fed with float inputs (its own loss) and in the pipeline. The float model
-    and the bundle are not in memory at the same time: what the one gives waits on disk for the other. Nor are all
-    borders, which onnxruntime keeps until a run ends.
+    Measures each output, and each TPU segment fed with float inputs (its own loss) and in the
+    pipeline. The float model and the bundle are not in memory at the same time: what the one gives
+    waits on disk for the other. Nor are all borders, which onnxruntime keeps until a run ends.
     """
     outputs: dict[str, Difference] = defaultdict(Difference)
     embeddings: dict[str, Embeddings] = defaultdict(Embeddings)
     own: dict[int, Difference] = defaultdict(Difference)
     total: dict[int, Difference] = defaultdict(Difference)
     tpu = [s for s in program.plan.segments if s.device == "tpu"]
-    borders = {str(v.name): v for s in tpu for v in [*s.inputs, *s.outputs] if not v.is_graph_input()}
+    boundaries = {
+        str(v.name): v for s in tpu for v in [*s.inputs, *s.outputs] if not v.is_graph_input()
+    }
     samples, count = list(samples), 0
     with tempfile.TemporaryDirectory(prefix="verify-") as folder:
-        saved = {name: f"{i}.npy" for i, name in enumerate(borders)}
-        for names in batches(borders):
-            with Reference(program.model, [borders[n] for n in names]) as inner:
+        saved = {name: f"{i}.npy" for i, name in enumerate(boundaries)}
+        for names in batches(boundaries):
+            with Reference(program.model, [boundaries[n] for n in names]) as inner:
                 for index, sample in enumerate(samples):
                     for name, array in inner.run(sample, names).items():
                         np.save(Path(folder) / f"{index}.{saved[name]}", array)
@@ -142,7 +163,10 @@ def verify(
                 if segment["device"] == "tpu":
                     around = [t["name"] for t in [*segment["inputs"], *segment["outputs"]]]
                     floats = {
-                        n: np.load(Path(folder) / f"{number}.{saved[n]}") if n in saved else sample[n] for n in around
+                        n: np.load(Path(folder) / f"{number}.{saved[n]}")
+                        if n in saved
+                        else sample[n]
+                        for n in around
                     }
                     alone = pipeline.run_segment(index, floats)
                     _compare(segment, alone, floats, own[index])
@@ -151,7 +175,11 @@ def verify(
                 if isinstance(array, np.ndarray | np.generic) and array.dtype.kind == "f":
                     outputs[name].add(np.asarray(array), np.asarray(wanted[name]))
                     mask = sample.get("attention_mask")
-                    if mask is not None and array.ndim == 3 and mask.shape == array.shape[:2] == (1, mask.size):
+                    if (
+                        mask is not None
+                        and array.ndim == 3
+                        and mask.shape == array.shape[:2] == (1, mask.size)
+                    ):
                         embeddings[name].add(array, wanted[name], mask)
             count += 1
             progress()
@@ -159,13 +187,23 @@ def verify(
     return {
         "samples": count,
         "outputs": {name: d.report(is_classifier(shapes[name])) for name, d in outputs.items()},
-        **({"embeddings": {name: e.report() for name, e in embeddings.items()}} if embeddings else {}),
-        "segments": {str(i): {"sqnr_db": own[i].sqnr_db, "cumulative_sqnr_db": total[i].sqnr_db} for i in sorted(own)},
+        **(
+            {"embeddings": {name: e.report() for name, e in embeddings.items()}}
+            if embeddings
+            else {}
+        ),
+        "segments": {
+            str(i): {"sqnr_db": own[i].sqnr_db, "cumulative_sqnr_db": total[i].sqnr_db}
+            for i in sorted(own)
+        },
     }
 
 
 def _compare(
-    segment: Mapping[str, Any], got: Mapping[str, np.ndarray], want: Mapping[str, np.ndarray], difference: Difference
+    segment: Mapping[str, Any],
+    got: Mapping[str, np.ndarray],
+    want: Mapping[str, np.ndarray],
+    difference: Difference,
 ) -> None:
     for tensor in segment["outputs"]:
         name = tensor["name"]

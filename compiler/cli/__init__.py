@@ -1,6 +1,7 @@
 """The command line. Results go to standard output, progress and errors to standard error.
 
-Commands of the device side work with what `pip install '.[device]'` brings; the others say what they need besides.
+Commands of the device side work with what `pip install '.[device]'` brings; the others say what
+they need besides.
 """
 
 from __future__ import annotations
@@ -27,9 +28,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-# For each module its commands, a package that it cannot do without, and the extra of this project that brings it.
+# For each module its commands, a package that it cannot do without, and the extra of this project
+# that brings it.
 _MODULES = (
-    ("compile", ("build", "inspect", "check", "plan", "compile", "measure", "toolchain"), "onnx_ir", "compiler"),
+    (
+        "compile",
+        ("build", "inspect", "check", "plan", "compile", "measure", "toolchain"),
+        "onnx_ir",
+        "compiler",
+    ),
     ("device", ("run", "bench", "doctor"), "onnxruntime", "device"),
     ("text", ("generate", "chat", "serve"), "tokenizers", "text"),
 )
@@ -63,13 +70,21 @@ def main() -> None:
     """Run the command line; errors become one line and an exit code."""
     signal.signal(signal.SIGTERM, _terminated)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it prints stacks of what we then say in a line
+    logging.getLogger("onnx_ir").setLevel(
+        logging.ERROR
+    )  # it prints stacks of what we then say in a line
     try:
         app()
     except CompilerError as error:
-        err.print(f"[bold red]error[/] {error.code}: {escape(str(error))}", highlight=False, soft_wrap=True)
+        err.print(
+            f"[bold red]error[/] {error.code}: {escape(str(error))}",
+            highlight=False,
+            soft_wrap=True,
+        )
         if error.exit_code == 70:
-            err.print("This is a bug of the compiler; please report it with the model and the lines below.")
+            err.print(
+                "This is a bug of the compiler; please report it with the model and the lines below."
+            )
             traceback.print_exc()
         sys.exit(error.exit_code)
     except KeyboardInterrupt:

@@ -10,7 +10,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from compiler.errors import BundleError, DeviceError, OptionError, OutputError
 from compiler.runtime import Bundle, RuntimeBundleError, SegmentError
@@ -22,10 +29,16 @@ err = Console(stderr=True)
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
 Devices = Annotated[
     str,
-    typer.Option(metavar="auto|cpu|usb:0,...", help="Edge TPUs: all that are found, none, these; sim:2, ray."),
+    typer.Option(
+        metavar="auto|cpu|usb:0,...", help="Edge TPUs: all that are found, none, these; sim:2, ray."
+    ),
 ]
 OnLoss = Annotated[
-    str, typer.Option(metavar="move|cpu|stop", help="A lost Edge TPU's segments go to the others, the CPU, nowhere.")
+    str,
+    typer.Option(
+        metavar="move|cpu|stop",
+        help="A lost Edge TPU's segments go to the others, the CPU, nowhere.",
+    ),
 ]
 
 

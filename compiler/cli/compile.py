@@ -19,8 +19,7 @@ from compiler.driver import build as building
 from compiler.driver import language
 from compiler.emit import bundle
 from compiler.errors import OptionError, ToolchainError
-from compiler.partition.partition import Wishes
-from compiler.partition.program import Program
+from compiler.partition import PartitionOptions, Program
 from compiler.quantize.calibrate import Observers
 from compiler.quantize.samples import ImageOptions
 from compiler.targets import Target
@@ -29,16 +28,27 @@ from compiler.vendor import edgetpu_compiler as toolchain
 from compiler.view import page as pages
 from compiler.view import tables
 
-Dims = Annotated[list[str] | None, typer.Option("--dim", metavar="NAME=VALUE", help="Fix a dynamic dimension.")]
+Dims = Annotated[
+    list[str] | None, typer.Option("--dim", metavar="NAME=VALUE", help="Fix a dynamic dimension.")
+]
 Shapes = Annotated[
-    list[str] | None, typer.Option("--shape", metavar="INPUT=1,3,224,224", help="Fix the shape of an input.")
+    list[str] | None,
+    typer.Option("--shape", metavar="INPUT=1,3,224,224", help="Fix the shape of an input."),
 ]
 TargetName = Annotated[
-    str, typer.Option("--target", help="Edge TPU and its link: usb3, usb2, pcie, devboard or a .toml file.")
+    str,
+    typer.Option(
+        "--target", help="Edge TPU and its link: usb3, usb2, pcie, devboard or a .toml file."
+    ),
 ]
-HostName = Annotated[str, typer.Option("--host", help="The CPU beside: pi5, pi4 or a .toml file that `measure` wrote.")]
+HostName = Annotated[
+    str,
+    typer.Option("--host", help="The CPU beside: pi5, pi4 or a .toml file that `measure` wrote."),
+]
 Tpus = Annotated[int, typer.Option(min=1, max=64, help="How many Edge TPUs there are.")]
-Aim = Annotated[str, typer.Option(metavar="latency|throughput", help="One fast inference, or a fast pipeline.")]
+Aim = Annotated[
+    str, typer.Option(metavar="latency|throughput", help="One fast inference, or a fast pipeline.")
+]
 Where = Annotated[
     str | None,
     typer.Option(
@@ -47,49 +57,90 @@ Where = Annotated[
     ),
 ]
 Context = Annotated[int, typer.Option(min=2, help="Language models: tokens that fit the cache.")]
-Chunk = Annotated[int, typer.Option(min=2, help="Language models: tokens that prefill takes at once.")]
-Slots = Annotated[int, typer.Option(min=1, max=64, help="Language models: sequences that decode takes at once.")]
-MaxRam = Annotated[
-    int | None, typer.Option(min=1, help="Language models: MB of memory for weights; more are loaded as they are used.")
+Chunk = Annotated[
+    int, typer.Option(min=2, help="Language models: tokens that prefill takes at once.")
 ]
-Pins = Annotated[list[str] | None, typer.Option("--pin", metavar="NODE=host", help="Place nodes; * and ? match.")]
-Cuts = Annotated[list[str] | None, typer.Option("--cut", metavar="NODE", help="End a segment behind this node.")]
+Slots = Annotated[
+    int, typer.Option(min=1, max=64, help="Language models: sequences that decode takes at once.")
+]
+MaxRam = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Language models: MB of memory for weights; more are loaded as they are used."
+    ),
+]
+Pins = Annotated[
+    list[str] | None, typer.Option("--pin", metavar="NODE=host", help="Place nodes; * and ? match.")
+]
+Cuts = Annotated[
+    list[str] | None, typer.Option("--cut", metavar="NODE", help="End a segment behind this node.")
+]
 Tool = Annotated[
     str | None,
     typer.Option(
-        metavar="PATH", help="edgetpu_compiler; default: $EDGETPU_COMPILER, else on PATH; none: do not run it."
+        metavar="PATH",
+        help="edgetpu_compiler; default: $EDGETPU_COMPILER, else on PATH; none: do not run it.",
     ),
 ]
-Docker = Annotated[str | None, typer.Option(metavar="IMAGE", help="Run edgetpu_compiler in this image.")]
-Timeout = Annotated[int, typer.Option(min=1, help="Seconds that edgetpu_compiler may take for a segment.")]
+Docker = Annotated[
+    str | None, typer.Option(metavar="IMAGE", help="Run edgetpu_compiler in this image.")
+]
+Timeout = Annotated[
+    int, typer.Option(min=1, help="Seconds that edgetpu_compiler may take for a segment.")
+]
 
 
 def build(
-    model: Annotated[Path, typer.Argument(help="ONNX file; or a language model: GGUF file, Hugging Face folder.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; default: MODEL.bundle.")] = None,
+    model: Annotated[
+        Path, typer.Argument(help="ONNX file; or a language model: GGUF file, Hugging Face folder.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder; default: MODEL.bundle.")
+    ] = None,
     calibration: Annotated[
         Path | None,
-        typer.Option(help=".npz or .npy file, a folder of them, a folder of images; text for language models."),
+        typer.Option(
+            help=".npz or .npy file, a folder of them, a folder of images; text for language models."
+        ),
     ] = None,
-    mean: Annotated[str, typer.Option(help="Subtracted from images in [0, 1], e.g. 0.485,0.456,0.406.")] = "0",
-    std: Annotated[str, typer.Option(help="Images are divided by it, e.g. 0.229,0.224,0.225.")] = "1",
+    mean: Annotated[
+        str, typer.Option(help="Subtracted from images in [0, 1], e.g. 0.485,0.456,0.406.")
+    ] = "0",
+    std: Annotated[
+        str, typer.Option(help="Images are divided by it, e.g. 0.229,0.224,0.225.")
+    ] = "1",
     size: Annotated[
-        str | None, typer.Option(help="HEIGHT,WIDTH that images are resized to before their centre is cut out.")
+        str | None,
+        typer.Option(
+            help="HEIGHT,WIDTH that images are resized to before their centre is cut out."
+        ),
     ] = None,
     observer: Annotated[
         list[str] | None,
-        typer.Option(metavar="[PATTERN=]KIND", help="minmax, percentile or mse; for all or matching tensors."),
+        typer.Option(
+            metavar="[PATTERN=]KIND", help="minmax, percentile or mse; for all or matching tensors."
+        ),
     ] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="tokenizer.json of an encoder, for the embeddings of `serve`.")
+        Path | None,
+        typer.Option(help="tokenizer.json of an encoder, for the embeddings of `serve`."),
     ] = None,
-    min_sqnr: Annotated[float | None, typer.Option(help="Fail below this SQNR in dB at any output.")] = None,
+    min_sqnr: Annotated[
+        float | None, typer.Option(help="Fail below this SQNR in dB at any output.")
+    ] = None,
     accuracy: Annotated[
-        str | None, typer.Option(metavar="report", help="Show how much each segment contributes to the end error.")
+        str | None,
+        typer.Option(
+            metavar="report", help="Show how much each segment contributes to the end error."
+        ),
     ] = None,
     keep_float: Annotated[
         float,
-        typer.Option(min=0, max=100, help="Percent of the multiply-accumulates that may stay in float on the host."),
+        typer.Option(
+            min=0,
+            max=100,
+            help="Percent of the multiply-accumulates that may stay in float on the host.",
+        ),
     ] = 0.0,
     dim: Dims = None,
     shape: Shapes = None,
@@ -105,17 +156,23 @@ def build(
     slots: Slots = language.Options.slots,
     max_ram: MaxRam = None,
     without: Annotated[
-        list[str] | None, typer.Option(metavar="STEP", help=f"Leave out a step: {', '.join(building.ACCURACY)}.")
+        list[str] | None,
+        typer.Option(metavar="STEP", help=f"Leave out a step: {', '.join(building.ACCURACY)}."),
     ] = None,
     also: Annotated[
         list[str] | None,
         typer.Option("--with", metavar="STEP", help=f"Add a step: {', '.join(building.OPTIONAL)}."),
     ] = None,
-    check_passes: Annotated[bool, typer.Option("--check-passes", help="Run the model after each pass.")] = False,
+    check_passes: Annotated[
+        bool, typer.Option("--check-passes", help="Run the model after each pass.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of random calibration data.")] = 0,
     lowering: Annotated[
         str,
-        typer.Option(metavar="direct|onnx-tf[,direct]", help="Who writes TPU segments; with ,direct where it fails."),
+        typer.Option(
+            metavar="direct|onnx-tf[,direct]",
+            help="Who writes TPU segments; with ,direct where it fails.",
+        ),
     ] = "direct",
     edgetpu_compiler: Tool = None,
     docker: Docker = None,
@@ -127,7 +184,9 @@ def build(
         dims=_dims(dim),
         shapes=_shapes(shape),
         target=target,
-        wishes=_wishes(tpus, objective, place or _default_place(model), pin, cut, host),
+        partitioning=_partition_options(
+            tpus, objective, place or _default_place(model), pin, cut, host
+        ),
         calibration=calibration,
         image=ImageOptions(_floats("--mean", mean), _floats("--std", std), _size(size)),
         observers=Observers.parse(observer or ()),
@@ -141,12 +200,14 @@ def build(
         seed=seed,
         force=force,
         lowering=_lowering(lowering),
-        tool=None if edgetpu_compiler == "none" else toolchain.find(edgetpu_compiler, docker, timeout),
+        tool=None
+        if edgetpu_compiler == "none"
+        else toolchain.find(edgetpu_compiler, docker, timeout),
     )
     if accuracy not in (None, "report"):
         raise OptionError(f"--accuracy {accuracy}: the only kind is 'report'")
     finer = options.also - {"rotate_stream"}
-    if finer and options.wishes.place != "tpu":
+    if finer and options.partitioning.place != "tpu":
         raise OptionError(f"--with {min(finer)}: is for layers on the Edge TPU; add --place tpu")
     output = output or model.with_suffix(".bundle")
     settings = language.Options(context, chunk, slots, max_ram)
@@ -156,14 +217,20 @@ def build(
             manifest = language.build(model, output, options, settings, step)
         tables.show_language(out, manifest)
         tables.show_compilation(out, manifest)
-        out.print(f"Wrote {escape(str(output))}. `generate {escape(str(output))} PROMPT` continues a text.")
+        out.print(
+            f"Wrote {escape(str(output))}. `generate {escape(str(output))} PROMPT` continues a text."
+        )
         return
     if "rotate_stream" in options.also:
         raise OptionError(f"{model}: --with rotate_stream is for language models")
     if settings != language.Options():
-        raise OptionError(f"{model}: --context, --chunk, --slots and --max-ram are for language models")
+        raise OptionError(
+            f"{model}: --context, --chunk, --slots and --max-ram are for language models"
+        )
     if calibration is None:
-        err.print("[bold yellow]No --calibration: using random data; accuracy will be meaningless.[/]")
+        err.print(
+            "[bold yellow]No --calibration: using random data; accuracy will be meaningless.[/]"
+        )
     with progress_bars() as step:
         manifest = building.build(model, output, options, step)
     tables.show_plan(out, manifest)
@@ -173,12 +240,19 @@ def build(
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A bundle, an ONNX file (a dry run), or a compiled .tflite file.")],
+    path: Annotated[
+        Path, typer.Argument(help="A bundle, an ONNX file (a dry run), or a compiled .tflite file.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
-    html: Annotated[Path | None, typer.Option("--html", help="Write the plan as one page, and print nothing.")] = None,
-    dot: Annotated[Path | None, typer.Option("--dot", help="Write the lowered graph for Graphviz (ONNX only).")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write the plan as one page, and print nothing.")
+    ] = None,
+    dot: Annotated[
+        Path | None, typer.Option("--dot", help="Write the lowered graph for Graphviz (ONNX only).")
+    ] = None,
     netron: Annotated[
-        Path | None, typer.Option("--netron", help="Write the lowered graph as ONNX for Netron (ONNX only).")
+        Path | None,
+        typer.Option("--netron", help="Write the lowered graph as ONNX for Netron (ONNX only)."),
     ] = None,
     dim: Dims = None,
     shape: Shapes = None,
@@ -190,14 +264,19 @@ def inspect(
     pin: Pins = None,
     cut: Cuts = None,
 ) -> None:
-    """Show the segments of a bundle, or those that an ONNX file would get, and why nodes are on the host.
+    """Show the segments of a bundle, or those that an ONNX file would get, and why nodes are on the
+    host.
 
     Of a compiled *_edgetpu.tflite file, show its executables and what is cached and streamed.
     """
     if frontends.recognises(path):
-        raise OptionError(f"{path}: `plan` shows what is predicted of a language model; `inspect` takes its bundle")
-    wishes = _wishes(tpus, objective, place or "tpu", pin, cut, host)
-    options = building.Options(dims=_dims(dim), shapes=_shapes(shape), target=target, wishes=wishes)
+        raise OptionError(
+            f"{path}: `plan` shows what is predicted of a language model; `inspect` takes its bundle"
+        )
+    partitioning = _partition_options(tpus, objective, place or "tpu", pin, cut, host)
+    options = building.Options(
+        dims=_dims(dim), shapes=_shapes(shape), target=target, partitioning=partitioning
+    )
     planned = path.is_dir() or path.suffix == ".tflite"
     if planned and options != building.Options():
         raise OptionError(f"{path}: is planned already; options of the plan are for .onnx files")
@@ -206,7 +285,9 @@ def inspect(
     if path.suffix == ".tflite":
         packages, on_cpu = darwinn.read(path)
         if as_json:
-            print(json.dumps({"packages": [asdict(p) for p in packages], "on_cpu": on_cpu}, indent=1))
+            print(
+                json.dumps({"packages": [asdict(p) for p in packages], "on_cpu": on_cpu}, indent=1)
+            )
         else:
             tables.show_compiled(out, path.name, packages, on_cpu)
         return
@@ -246,7 +327,9 @@ def check(
 
 def plan(
     model: Annotated[Path, typer.Argument(help="ONNX file, or a language model.")],
-    tpus: Annotated[str, typer.Option(metavar="1..8", help="How many Edge TPUs: 4, 1,2,4 or 1..8.")] = "1..8",
+    tpus: Annotated[
+        str, typer.Option(metavar="1..8", help="How many Edge TPUs: 4, 1,2,4 or 1..8.")
+    ] = "1..8",
     objective: Aim = "throughput",
     target: TargetName = "usb3",
     host: HostName = "pi5",
@@ -258,14 +341,18 @@ def plan(
     chunk: Chunk = language.Options.chunk,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
 ) -> None:
-    """Predict latency, throughput and memory of MODEL on several numbers of Edge TPUs, without quantizing it.
+    """Predict latency, throughput and memory of MODEL on several numbers of Edge TPUs, without
+    quantizing it.
 
-    Of a language model: tokens per second of prefill and decode on one Edge TPU, by where its layers run.
+    Of a language model: tokens per second of prefill and decode on one Edge TPU, by where its
+    layers run.
     """
     if frontends.recognises(model):
         number = 1 if tpus == "1..8" else _counts(tpus)[0]
-        wishes = _wishes(number, "latency", place or "auto", pin, None, host)
-        options = building.Options(dims=_dims(dim), shapes=_shapes(shape), target=target, wishes=wishes)
+        partitioning = _partition_options(number, "latency", place or "auto", pin, None, host)
+        options = building.Options(
+            dims=_dims(dim), shapes=_shapes(shape), target=target, partitioning=partitioning
+        )
         _refuse_for_language(options)
         with progress_bars() as step:
             done = step("predicting", 6)
@@ -286,8 +373,8 @@ def plan(
         done = step("cutting into segments", len(counts))
         rows = []
         for number in counts:
-            wishes = _wishes(number, objective, place, pin, None, host)
-            rows.append(building.forecast(building.divide(lowered, options.target, wishes)))
+            partitioning = _partition_options(number, objective, place, pin, None, host)
+            rows.append(building.forecast(building.divide(lowered, options.target, partitioning)))
             done()
     if as_json:
         print(json.dumps(rows, indent=1))
@@ -296,12 +383,15 @@ def plan(
 
 
 def compile_(
-    path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, which gets the compiled files.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="A bundle, which gets the compiled files.")
+    ],
     edgetpu_compiler: Tool = None,
     docker: Docker = None,
     timeout: Timeout = toolchain.TIMEOUT,
 ) -> None:
-    """Run edgetpu_compiler on the segments of a bundle that was built without it, e.g. on a Raspberry Pi."""
+    """Run edgetpu_compiler on the segments of a bundle that was built without it, e.g. on a
+    Raspberry Pi."""
     tool = toolchain.find(edgetpu_compiler, docker, timeout)
     if tool is None:
         raise ToolchainError(
@@ -317,7 +407,9 @@ def compile_(
 def toolchain_(
     action: Annotated[str, typer.Argument(metavar="install")],
     name: Annotated[str, typer.Argument(metavar="onnx-tf")],
-    python: Annotated[str, typer.Option(help="A Python 3.11 to make the environment with.")] = "python3.11",
+    python: Annotated[
+        str, typer.Option(help="A Python 3.11 to make the environment with.")
+    ] = "python3.11",
 ) -> None:
     """Install onnx-tf with TensorFlow in an environment of its own, for `build --lowering onnx-tf`."""
     if (action, name) != ("install", "onnx-tf"):
@@ -365,8 +457,10 @@ def _refuse_for_language(options: building.Options) -> None:
                 "image": "--mean, --std and --size",
                 "observers": "--observer",
             }
-            raise OptionError(f"{option.get(name, '--' + name.replace('_', '-'))}: is for .onnx files")
-    if options.wishes.cuts:
+            raise OptionError(
+                f"{option.get(name, '--' + name.replace('_', '-'))}: is for .onnx files"
+            )
+    if options.partitioning.cuts:
         raise OptionError("--cut: is for .onnx files")
 
 
@@ -383,7 +477,9 @@ def _dims(options: list[str] | None) -> dict[str, int]:
     for option in options or ():
         name, _, value = option.rpartition("=")
         if not name or not value.isdecimal() or int(value) < 1:
-            raise OptionError(f"--dim {option}: write NAME=VALUE with a positive number, e.g. --dim batch=1")
+            raise OptionError(
+                f"--dim {option}: write NAME=VALUE with a positive number, e.g. --dim batch=1"
+            )
         found[name] = int(value)
     return found
 
@@ -399,7 +495,9 @@ def _shapes(options: list[str] | None) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def _wishes(tpus: int, objective: str, place: str, pins: list[str] | None, cuts: list[str] | None, host: str) -> Wishes:
+def _partition_options(
+    tpus: int, objective: str, place: str, pins: list[str] | None, cuts: list[str] | None, host: str
+) -> PartitionOptions:
     for option, value, allowed in (
         ("--objective", objective, ("latency", "throughput")),
         ("--place", place, ("tpu", "host", "auto")),
@@ -412,14 +510,16 @@ def _wishes(tpus: int, objective: str, place: str, pins: list[str] | None, cuts:
         if not name or device not in ("tpu", "host"):
             raise OptionError(f"--pin {pin}: write NODE=host or NODE=tpu")
         pinned[name] = device
-    return Wishes(tpus, objective, place, pinned, tuple(cuts or ()), host)  # type: ignore[arg-type]
+    return PartitionOptions(tpus, objective, place, pinned, tuple(cuts or ()), host)  # type: ignore[arg-type]
 
 
 def _counts(text: str) -> list[int]:
     first, dots, last = text.partition("..")
     parts = [first, last] if dots else text.split(",")
     if not all(p.isdecimal() and 1 <= int(p) <= 64 for p in parts):
-        raise OptionError(f"--tpus {text}: write a number up to 64, several with commas, or a range such as 1..8")
+        raise OptionError(
+            f"--tpus {text}: write a number up to 64, several with commas, or a range such as 1..8"
+        )
     numbers = [int(p) for p in parts]
     return [*range(numbers[0], numbers[1] + 1)] if dots else numbers
 

@@ -35,14 +35,16 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red", "none": "dim"}
 def run(
     path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle.")],
     source: Annotated[
-        Path, typer.Option("--input", "-i", help=".npz with one array per input, or .npy for one input.")
+        Path,
+        typer.Option("--input", "-i", help=".npz with one array per input, or .npy for one input."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help=".npz for the outputs.")],
     devices: Devices = "auto",
     on_loss: OnLoss = "move",
     threads: Threads = 2,
 ) -> None:
-    """Run a bundle. Arrays may hold several samples stacked along the first axis; they go through as a pipeline."""
+    """Run a bundle. Arrays may hold several samples stacked along the first axis; they go through
+    as a pipeline."""
     if on_loss not in ON_LOSS:
         raise OptionError(f"--on-loss {on_loss}: choose from {', '.join(ON_LOSS)}")
     loaded = open_bundle(path)
@@ -66,7 +68,8 @@ def bench(
     path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle.")],
     runs: Annotated[int, typer.Option(min=2, help="How many inferences are measured.")] = 50,
     source: Annotated[
-        Path | None, typer.Option("--input", "-i", help=".npz or .npy with a sample; default: random values.")
+        Path | None,
+        typer.Option("--input", "-i", help=".npz or .npy with a sample; default: random values."),
     ] = None,
     devices: Devices = "auto",
     threads: Threads = 2,
@@ -134,7 +137,8 @@ def _bench_language(bundle: Any, devices: str, threads: int, runs: int, as_json:
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Check what Edge TPU users stumble over on this machine, and say what to do. Exit code 1 where something fails."""
+    """Check what Edge TPU users stumble over on this machine, and say what to do. Exit code 1 where
+    something fails."""
     findings = doctoring.examine()
     if as_json:
         print(json.dumps([asdict(f) for f in findings], indent=1))
@@ -155,7 +159,11 @@ def _samples(source: Path, runner: Runner) -> list[dict[str, np.ndarray]]:
     pipeline = runner.pipeline
     try:
         loaded = np.load(source, allow_pickle=False)
-        arrays = {pipeline.inputs[0]["name"]: loaded} if isinstance(loaded, np.ndarray) else dict(loaded.items())
+        arrays = (
+            {pipeline.inputs[0]["name"]: loaded}
+            if isinstance(loaded, np.ndarray)
+            else dict(loaded.items())
+        )
     except (OSError, ValueError, EOFError) as error:
         raise CalibrationError(f"{source}: cannot be read as numpy arrays: {error}") from error
     try:

@@ -19,10 +19,17 @@ from compiler.runtime.language import LanguageModel
 from compiler.runtime.sampling import Sampling
 from compiler.runtime.text import Text
 
-Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token, more draws more freely.")]
+Temperature = Annotated[
+    float, typer.Option(help="0 takes the likeliest token, more draws more freely.")
+]
 TopK = Annotated[int, typer.Option(help="Draw from so many of the likeliest tokens; 0: all.")]
-TopP = Annotated[float, typer.Option(help="Draw from the likeliest that together reach this probability.")]
-MinP = Annotated[float, typer.Option(help="Draw from those with at least this share of the likeliest's probability.")]
+TopP = Annotated[
+    float, typer.Option(help="Draw from the likeliest that together reach this probability.")
+]
+MinP = Annotated[
+    float,
+    typer.Option(help="Draw from those with at least this share of the likeliest's probability."),
+]
 Penalty = Annotated[float, typer.Option(help="Above 1: tokens of the text become less likely.")]
 Seed = Annotated[int | None, typer.Option(help="Draws the same tokens again.")]
 Stop = Annotated[list[str] | None, typer.Option(help="End in front of this text. May be repeated.")]
@@ -31,8 +38,12 @@ Stats = Annotated[bool, typer.Option("--stats", help="Print tokens per second to
 
 def generate(
     path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A language model's bundle.")],
-    prompt: Annotated[str, typer.Argument(help="The text to continue; - reads it from standard input.")],
-    tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, help="How many tokens at most.")] = 128,
+    prompt: Annotated[
+        str, typer.Argument(help="The text to continue; - reads it from standard input.")
+    ],
+    tokens: Annotated[
+        int, typer.Option("--tokens", "-n", min=1, help="How many tokens at most.")
+    ] = 128,
     temperature: Temperature = 0.0,
     top_k: TopK = 0,
     top_p: TopP = 1.0,
@@ -45,7 +56,9 @@ def generate(
     stats: Stats = False,
 ) -> None:
     """Continue a text with a language model, token by token."""
-    session = _session(path, devices, threads, temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    session = _session(
+        path, devices, threads, temperature, top_k, top_p, min_p, repetition_penalty, seed
+    )
     text = sys.stdin.read() if prompt == "-" else prompt
     with _text_errors():
         _answer(session, session.text.encode(text), tokens, stop, stats)
@@ -53,8 +66,12 @@ def generate(
 
 def chat(
     path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A language model's bundle.")],
-    system: Annotated[str | None, typer.Option(help="What the model is told before the conversation.")] = None,
-    tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, help="How many tokens an answer has at most.")] = 512,
+    system: Annotated[
+        str | None, typer.Option(help="What the model is told before the conversation.")
+    ] = None,
+    tokens: Annotated[
+        int, typer.Option("--tokens", "-n", min=1, help="How many tokens an answer has at most.")
+    ] = 512,
     temperature: Temperature = 0.7,
     top_k: TopK = 0,
     top_p: TopP = 0.95,
@@ -67,7 +84,9 @@ def chat(
     stats: Stats = False,
 ) -> None:
     """Talk with a language model; an empty line or the end of input ends it."""
-    session = _session(path, devices, threads, temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    session = _session(
+        path, devices, threads, temperature, top_k, top_p, min_p, repetition_penalty, seed
+    )
     messages = [{"role": "system", "content": system}] if system else []
     while True:
         try:
@@ -83,17 +102,23 @@ def chat(
 
 
 def serve(
-    path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle of a language model or an encoder.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="A bundle of a language model or an encoder.")
+    ],
     address: Annotated[
         str, typer.Option(help="Where to listen; only this machine can reach the default.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     slots: Annotated[
-        int | None, typer.Option(min=1, help="Texts at once; default: what the bundle was built for.")
+        int | None,
+        typer.Option(min=1, help="Texts at once; default: what the bundle was built for."),
     ] = None,
-    waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait for a slot; more are refused.")] = 32,
+    waiting: Annotated[
+        int, typer.Option(min=1, help="Requests that may wait for a slot; more are refused.")
+    ] = 32,
     api_key: Annotated[
-        str | None, typer.Option(envvar="CORAL_BUNDLE_API_KEY", help="Clients must send it as a bearer token.")
+        str | None,
+        typer.Option(envvar="CORAL_BUNDLE_API_KEY", help="Clients must send it as a bearer token."),
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")] = 4096,
     max_body: Annotated[int, typer.Option(min=1024, help="Bytes of a request at most.")] = 1 << 20,
@@ -105,7 +130,7 @@ def serve(
 
     from compiler.runtime.batching import Batcher
     from compiler.runtime.embedding import Embedder
-    from compiler.runtime.protocol import Patient
+    from compiler.runtime.protocol import HeadTimeoutProtocol
     from compiler.runtime.server import EmbeddingServer, Limits, Server, Web
 
     loaded = open_bundle(path)
@@ -124,7 +149,7 @@ def serve(
             server, what = EmbeddingServer(web, embedder), "for embeddings"
     config = uvicorn.Config(
         server.app(),
-        http=Patient,
+        http=HeadTimeoutProtocol,
         host=address,
         port=port,
         log_level="warning",
@@ -169,7 +194,9 @@ def _session(path: Path, devices: str, threads: int, *how: Any) -> _Session:
         return _Session(model, Text(loaded), sampling)
 
 
-def _answer(session: _Session, prompt: list[int], limit: int, stops: list[str] | None, stats: bool) -> str:
+def _answer(
+    session: _Session, prompt: list[int], limit: int, stops: list[str] | None, stats: bool
+) -> str:
     """Print the text that follows a prompt as it comes; returns it."""
     began, times, parts = time.perf_counter(), [], []
     kept = session.model.kept(session.model.slots[0], prompt)
@@ -185,7 +212,13 @@ def _answer(session: _Session, prompt: list[int], limit: int, stops: list[str] |
     print()
     if stats and times:
         first, more = times[0] - began, times[-1] - times[0]
-        rate = f", decode {len(times) - 1} tokens, {(len(times) - 1) / more:.1f} tokens/s" if more else ""
+        rate = (
+            f", decode {len(times) - 1} tokens, {(len(times) - 1) / more:.1f} tokens/s"
+            if more
+            else ""
+        )
         read = len(prompt) - kept
-        err.print(f"prefill {read} tokens, {read / first:.1f} tokens/s, {first * 1e3:.0f} ms to the first{rate}")
+        err.print(
+            f"prefill {read} tokens, {read / first:.1f} tokens/s, {first * 1e3:.0f} ms to the first{rate}"
+        )
     return "".join(parts)

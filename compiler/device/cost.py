@@ -1,9 +1,11 @@
 """What a node costs on an Edge TPU and on the host: seconds and bytes, predicted.
 
-    segment = invoke + operators * operator + compute * slowdown + bytes in / down + bytes out / up + streamed / stream
+segment = invoke + operators * operator + compute * slowdown + bytes in / down + bytes out / up +
+streamed / stream
 
-Figures and their sources stand in compiler/targets/*.toml; benchmarks/fit_cost.py fits them to public latencies and
-tells how far predictions are off for networks that the fit did not see. Nothing here has run on an Edge TPU of ours.
+Figures and their sources stand in compiler/targets/*.toml; benchmarks/fit_cost.py fits them to
+public latencies and tells how far predictions are off for networks that the fit did not see.
+Nothing here has run on an Edge TPU of ours.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ from compiler.targets import Host, Layer, Target, stored_bytes
 
 @dataclass(frozen=True)
 class Parameters:
-    """A layer as it is cached or streamed: bytes on the device, seconds where they are sent at each invocation."""
+    """A layer as it is cached or streamed: bytes on the device, seconds where they are sent at each
+    invocation."""
 
     layer: Layer
     bytes: int
@@ -42,7 +45,8 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Cost:
-    """One node. `tpu` and `host` are seconds without transfers; `activations` are bytes that live while it runs."""
+    """One node. `tpu` and `host` are seconds without transfers; `activations` are bytes that live
+    while it runs."""
 
     tpu: float
     host: float
@@ -52,20 +56,26 @@ class Cost:
 
 
 def of_operators(ops: Sequence[OpInfo], target: Target, host: float = 0.0) -> Cost:
-    """The cost of TFLite operators on the Edge TPU; `host` are the seconds that the same takes there."""
+    """The cost of TFLite operators on the Edge TPU; `host` are the seconds that the same takes
+    there."""
     seconds, macs, most, parameters = 0.0, 0, 0, []
     for op in ops:
         builtin = BUILTINS.get(op.builtin)
         if builtin is None:
             continue
         work, layer = builtin.work(op, target), builtin.layer(op)
-        seconds += work.amount / getattr(target, work.kind) / target.clock * target.slowdown + target.operator
+        seconds += (
+            work.amount / getattr(target, work.kind) / target.clock * target.slowdown
+            + target.operator
+        )
         macs += work.macs
         live = sum(t.elements for t in op.activations)
         most = max(most, live)
         if layer is not None:
             size = stored_bytes(layer, target)
-            parameters.append(Parameters(layer, size, size / target.stream * max(1.0, live / target.pass_bytes)))
+            parameters.append(
+                Parameters(layer, size, size / target.stream * max(1.0, live / target.pass_bytes))
+            )
     return Cost(seconds, host, macs, most, tuple(parameters))
 
 
@@ -84,14 +94,16 @@ def _is_fused(node: ir.Node) -> bool:
 
 
 def on_host(node: ir.Node, host: Host, int8: bool = False) -> float:
-    """Seconds on the host: bound by arithmetic or by memory. int8 weights are a quarter of the bytes to read; that
-    they multiply no slower than float is assumed."""
+    """Seconds on the host: bound by arithmetic or by memory. int8 weights are a quarter of the
+    bytes to read; that they multiply no slower than float is assumed."""
     if node.op_type in ("Reshape", "Identity"):
         return 0.0
     values = [v for v in [*values_read(node), *node.outputs] if is_static(v)]
     if node.op_type == "GroupQueryAttention":
         # The cache is written in place, and read as far as it is filled: half, on average.
-        cache = sum(element_count(v) for v in values if v.is_graph_input() and len(shape_of(v)) == 4)
+        cache = sum(
+            element_count(v) for v in values if v.is_graph_input() and len(shape_of(v)) == 4
+        )
         moved = 2 * cache + 4 * sum(element_count(v) for v in values if len(shape_of(v)) < 4)
     elif int8 and node.domain == DIALECT and is_constant(input_at(node, 1)):
         moved = sum(element_count(v) * (1 if is_constant(v) else 4) for v in values)
@@ -118,5 +130,7 @@ def float_macs(node: ir.Node) -> int:
         case "Attention":
             return 2 * math.prod(y) * w[-2]
         case "GroupQueryAttention":
-            return math.prod(y) * shape_of(node.inputs[3])[2]  # of twice the cache's places, half are filled
+            return (
+                math.prod(y) * shape_of(node.inputs[3])[2]
+            )  # of twice the cache's places, half are filled
     return 0

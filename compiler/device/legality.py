@@ -1,7 +1,8 @@
 """Does the Edge TPU take this? Asked of nodes of the lowered IR, and of operators in a TFLite file.
 
-A node is judged by the TFLite operators that would be written for it: it is written to a `Draft`, which keeps shapes
-and options but no weights, and each operator is held against the rules of its family (compiler/ops/rules.py).
+A node is judged by the TFLite operators that would be written for it: it is written to a `Draft`,
+which keeps shapes and options but no weights, and each operator is held against the rules of its
+family (compiler/ops/rules.py).
 """
 
 from __future__ import annotations
@@ -16,7 +17,15 @@ import onnx_ir as ir
 from ai_edge_litert import schema_py_generated as schema
 
 from compiler.errors import ModelError
-from compiler.graph import HOST_REASON, LOWERING_REASON, activations_of, is_constant, is_static, operator_name, shape_of
+from compiler.graph import (
+    HOST_REASON,
+    LOWERING_REASON,
+    activations_of,
+    is_constant,
+    is_static,
+    operator_name,
+    shape_of,
+)
 from compiler.ops import BUILTINS, lookup
 from compiler.ops.rules import OpInfo, TensorInfo, judge
 from compiler.ops.writer import Writer
@@ -30,7 +39,9 @@ def refusal(node: ir.Node, target: Target) -> str | None:
         return node.metadata_props[HOST_REASON]
     operator = lookup(node)
     if operator is None or operator.emit is None:
-        return node.metadata_props.get(LOWERING_REASON, f"the Edge TPU has no {operator_name(node)}")
+        return node.metadata_props.get(
+            LOWERING_REASON, f"the Edge TPU has no {operator_name(node)}"
+        )
     for value in [*activations_of(node), *node.outputs]:
         if not is_static(value):
             return f"the shape of '{value.name}' depends on data; the Edge TPU needs static shapes"
@@ -79,7 +90,9 @@ class Draft(Writer):
         shape = tuple(shape_of(weight)[i] for i in order)
         parameters = [(weight, shape, "int8"), (bias, shape_of(bias), "int32")]
         outputs = shape_of(weight)[0]
-        first, second = (TensorInfo(str(v.name), s, d, is_constant(v), False, outputs) for v, s, d in parameters)
+        first, second = (
+            TensorInfo(str(v.name), s, d, is_constant(v), False, outputs) for v, s, d in parameters
+        )
         return self._keep(first), self._keep(second)
 
     def quantized_constant(self, name: str, array: np.ndarray, quant: Quant | None = None) -> int:
@@ -108,7 +121,14 @@ class Draft(Writer):
             return self._info(name, shape, "int8")
         return self._info(name, shape, str(data.dtype), True)
 
-    def _info(self, name: str, shape: Sequence[int], dtype: str, constant: bool = False, zeros: bool = False) -> int:
+    def _info(
+        self,
+        name: str,
+        shape: Sequence[int],
+        dtype: str,
+        constant: bool = False,
+        zeros: bool = False,
+    ) -> int:
         return self._keep(TensorInfo(name, tuple(shape), dtype, constant, zeros))
 
     def _keep(self, info: TensorInfo) -> int:
@@ -117,10 +137,12 @@ class Draft(Writer):
 
 
 def check(path: Path, target: Target) -> list[dict[str, str | None]]:
-    """Each operator of a TFLite file, in order, with the `reason` why it would stay on the CPU, or None.
+    """Each operator of a TFLite file, in order, with the `reason` why it would stay on the CPU, or
+    None.
 
-    The compiler delegates one part only: what follows an operator that it does not take stays on the CPU too, unless
-    nothing before was delegated. Raises ModelError for what is not a TFLite model.
+    The compiler delegates one part only: what follows an operator that it does not take stays on
+    the CPU too, unless nothing before was delegated. Raises ModelError for what is not a TFLite
+    model.
     """
     ops = read(path)
     after: dict[str, bool] = {}
@@ -134,7 +156,13 @@ def check(path: Path, target: Target) -> list[dict[str, str | None]]:
         delegated = any(after.get(name) for name in names)
         state = True if reason is None else False if delegated or behind else None
         after.update({t.name: state for t in op.outputs})  # type: ignore[misc]
-        rows.append({"operator": op.builtin, "output": op.outputs[0].name if op.outputs else "", "reason": reason})
+        rows.append(
+            {
+                "operator": op.builtin,
+                "output": op.outputs[0].name if op.outputs else "",
+                "reason": reason,
+            }
+        )
     return rows
 
 
@@ -157,7 +185,8 @@ def unpacked(data: bytes) -> Any:
 
 @contextmanager
 def tflite_file(path: Path, kind: str) -> Iterator[None]:
-    """Whatever fails while the file is read means that it cannot be, or is not of that kind. Raises ModelError."""
+    """Whatever fails while the file is read means that it cannot be, or is not of that kind. Raises
+    ModelError."""
     try:
         yield
     except OSError as error:
@@ -173,12 +202,17 @@ _DTYPES = {v: k.lower() for k, v in vars(schema.TensorType).items() if not k.sta
 def _tensor(tensor: Any, index: int, buffers: Sequence[Any]) -> TensorInfo:
     data = buffers[tensor.buffer].data if tensor.buffer < len(buffers) else None
     held = data is not None and len(data) > 0
-    # A batch that the signature leaves open compiles as the 1 that the shape says (LibrEdgeTPU dense_256).
+    # A batch that the signature leaves open compiles as the 1 that the shape says (LibrEdgeTPU
+    # dense_256).
     dims = tuple(int(d) for d in tensor.shape) if tensor.shape is not None else ()
     zero_point = tensor.quantization.zeroPoint if tensor.quantization is not None else None
     zero = int(zero_point[0]) if zero_point is not None and len(zero_point) else 0
     zeros = held and bool(np.all(np.asarray(data, np.uint8) == zero % 256))
-    name = tensor.name.decode("utf-8", "replace") if isinstance(tensor.name, bytes) else str(tensor.name)
+    name = (
+        tensor.name.decode("utf-8", "replace")
+        if isinstance(tensor.name, bytes)
+        else str(tensor.name)
+    )
     scales = tensor.quantization.scale if tensor.quantization is not None else None
     count = len(scales) if scales is not None else 1
     return TensorInfo(f"{name}#{index}", dims, _DTYPES[tensor.type], held, zeros, count)
@@ -196,4 +230,6 @@ def _op(operator: Any, codes: Sequence[Any], infos: Sequence[TensorInfo]) -> OpI
     code = codes[operator.opcodeIndex]
     inputs = tuple(infos[i] if i >= 0 else None for i in operator.inputs)
     options = vars(operator.builtinOptions) if operator.builtinOptions is not None else {}
-    return OpInfo(op_name(code), code.version, inputs, tuple(infos[i] for i in operator.outputs), options)
+    return OpInfo(
+        op_name(code), code.version, inputs, tuple(infos[i] for i in operator.outputs), options
+    )

@@ -1,4 +1,5 @@
-"""Measures this machine's CPU as a host: what onnxruntime reaches in float, as the TOML file that `--host` takes."""
+"""Measures this machine's CPU as a host: what onnxruntime reaches in float, as the TOML file that
+`--host` takes."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ _REPEATS = 7
 
 
 def measure(threads: int) -> str:
-    """The text of a host file: multiply-accumulates and bytes per second, seconds for each operator."""
+    """The text of a host file: multiply-accumulates and bytes per second, seconds for each
+    operator."""
     size, length, steps = 1024, 1 << 24, 200
     product = _seconds(_model(["MatMul"], [(size, size), (size, size)]), threads)
     total = _seconds(_model(["Add"], [(length,), (length,)]), threads)
@@ -31,7 +33,9 @@ def measure(threads: int) -> str:
 
 def _model(kinds: list[str], shapes: list[tuple[int, ...]]) -> bytes:
     """A chain of operators; the first reads all inputs."""
-    inputs = [helper.make_tensor_value_info(f"x{i}", TensorProto.FLOAT, s) for i, s in enumerate(shapes)]
+    inputs = [
+        helper.make_tensor_value_info(f"x{i}", TensorProto.FLOAT, s) for i, s in enumerate(shapes)
+    ]
     nodes, names = [], [i.name for i in inputs]
     for index, kind in enumerate(kinds):
         nodes.append(helper.make_node(kind, names, [f"y{index}"]))

@@ -32,11 +32,10 @@ from compiler.errors import (
 from compiler.graph import activations_around
 from compiler.graph.reference import Reference
 from compiler.importer import load as importer
-from compiler.partition.partition import Wishes, halved, partition
-from compiler.partition.program import Program
+from compiler.partition import PartitionOptions, Program, halved, partition
 from compiler.quantize import samples as sampling
 from compiler.quantize.balance import Product, balance, products
-from compiler.quantize.calibrate import Observers, Ranges, Shown, calibrate, observe
+from compiler.quantize.calibrate import ChannelStats, Observers, Ranges, calibrate, observe
 from compiler.quantize.equalise import equalise
 from compiler.quantize.saturate import saturated
 from compiler.quantize.scales import assign, separate
@@ -64,7 +63,7 @@ SENSITIVITY_SAMPLES = 4
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
-Report = Callable[[str, int], Callable[[], None]]
+Progress = Callable[[str, int], Callable[[], None]]
 """report(stage, steps) announces a stage and returns what to call after each of its steps."""
 
 
@@ -79,7 +78,7 @@ class Options:
     dims: Mapping[str, int] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     target: str = "usb3"
-    wishes: Wishes = field(default_factory=Wishes)
+    partitioning: PartitionOptions = field(default_factory=PartitionOptions)
     calibration: Path | None = None
     image: sampling.ImageOptions = field(default_factory=sampling.ImageOptions)
     observers: Observers = field(default_factory=Observers)
@@ -105,22 +104,24 @@ def stage(name: str):  # type: ignore[no-untyped-def]
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _FULL:
-            raise OutputError(f"stage '{name}' ran out of room: {error.strerror}: free some or set $TMPDIR") from error
+            raise OutputError(
+                f"stage '{name}' ran out of room: {error.strerror}: free some or set $TMPDIR"
+            ) from error
         raise InternalError(name, f"{type(error).__name__}: {error}") from error
 
 
-def read(path: Path, options: Options, report: Report = silent) -> ir.Model:
+def read(path: Path, options: Options, progress: Progress = silent) -> ir.Model:
     """The model in `path`, checked and normalised."""
     with stage("import"):
-        report("reading the model", 1)
+        progress("reading the model", 1)
         return importer.load(path, options.dims, options.shapes)
 
 
-def rewrite(model: ir.Model, options: Options, report: Report = silent) -> ir.Model:
+def rewrite(model: ir.Model, options: Options, progress: Progress = silent) -> ir.Model:
     """Run every pass over a model, in place."""
     target = Target.load(options.target)
     checker = Checker(model, options.seed) if options.check_passes else None
-    step = report("rewriting", len(passes.PASSES))
+    step = progress("rewriting", len(passes.PASSES))
     for name, run in passes.PASSES:
         if name in options.without or (name in OPTIONAL and name not in options.also):
             step()
@@ -136,50 +137,59 @@ def rewrite(model: ir.Model, options: Options, report: Report = silent) -> ir.Mo
     return model
 
 
-def divide(model: ir.Model, target: str, wishes: Wishes) -> Program:
+def divide(model: ir.Model, target: str, partitioning: PartitionOptions) -> Program:
     """Cut a rewritten model into segments."""
     with stage("partition"):
         device = Target.load(target)
-        return Program(model, partition(model, device, wishes), device)
+        return Program(model, partition(model, device, partitioning), device)
 
 
-def lower(model: ir.Model, options: Options, report: Report = silent) -> Program:
+def lower(model: ir.Model, options: Options, progress: Progress = silent) -> Program:
     """Run every pass over a model, in place, and cut it into segments."""
-    return divided(rewrite(model, options, report), options, report)
+    return divided(rewrite(model, options, progress), options, progress)
 
 
-def divided(model: ir.Model, options: Options, report: Report = silent) -> Program:
-    report("cutting into segments", 1)
-    return divide(model, options.target, options.wishes)
+def divided(model: ir.Model, options: Options, progress: Progress = silent) -> Program:
+    progress("cutting into segments", 1)
+    return divide(model, options.target, options.partitioning)
 
 
-def sensitive(program: Program, samples: sampling.Samples, budget: float, report: Report = silent) -> list[str]:
-    """Nodes of the segments that contribute most to the error, found by running them on calibration samples."""
+def sensitive(
+    program: Program, samples: sampling.Samples, budget: float, progress: Progress = silent
+) -> list[str]:
+    """Nodes of the segments that contribute most to the error, found by running them on calibration
+    samples."""
     few = sampling.Samples(samples.loaders[:SENSITIVITY_SAMPLES])
-    step = report("finding what contributes", len(few))
+    step = progress("finding what contributes", len(few))
     with stage("sensitivity"), tempfile.TemporaryDirectory(prefix="sensitivity-") as folder:
         segments = bundle.write_segments({"": program}, Path(folder))[""]
         trial = bundle.Bundle(Path(folder), program_entry(program, segments))
-        return sensitivity.kept_in_float(program, sensitivity.shares(trial, program, few, step), budget)
+        return sensitivity.kept_in_float(
+            program, sensitivity.shares(trial, program, few, step), budget
+        )
 
 
-def build(path: Path, output: Path, options: Options, report: Report = silent) -> dict[str, Any]:
+def build(
+    path: Path, output: Path, options: Options, progress: Progress = silent
+) -> dict[str, Any]:
     """Build a bundle from the ONNX file `path` in the folder `output`; returns its manifest."""
     with bundle.folder(output, options.force) as folder:
-        model = read(path, options, report)
+        model = read(path, options, progress)
         importer.check_weights(model.graph)
-        samples = sampling.load(options.calibration, model.graph.inputs, options.image, options.seed)
+        samples = sampling.load(
+            options.calibration, model.graph.inputs, options.image, options.seed
+        )
         calibration, held_out = samples.split()
-        expected = float_results(model, held_out, report)
-        rewritten = rewrite(model, options, report)
-        program = quantize(divided(rewritten, options, report), calibration, options, report)
+        expected = float_results(model, held_out, progress)
+        rewritten = rewrite(model, options, progress)
+        program = quantize(divided(rewritten, options, progress), calibration, options, progress)
         if options.keep_float:
-            kept = tuple(sensitive(program, calibration, options.keep_float, report))
-            wishes = replace(options.wishes, kept=kept)
-            again = replace(options, wishes=wishes)
-            program = quantize(divided(rewritten, again, report), calibration, options, report)
-        lowered = lower_elsewhere(program, calibration, options, report)
-        programs, entries = emit({"": program}, folder, options, report, lowered)
+            kept = tuple(sensitive(program, calibration, options.keep_float, progress))
+            partitioning = replace(options.partitioning, kept=kept)
+            again = replace(options, partitioning=partitioning)
+            program = quantize(divided(rewritten, again, progress), calibration, options, progress)
+        lowered = lower_elsewhere(program, calibration, options, progress)
+        programs, entries = emit({"": program}, folder, options, progress, lowered)
         program, segments = programs[""], entries[""]
         with stage("emit"):
             manifest = {
@@ -196,11 +206,13 @@ def build(path: Path, output: Path, options: Options, report: Report = silent) -
                 manifest["tokenizer"] = bundle.copy_tokenizer(options.tokenizer, folder)
             bundle.write_manifest(folder, manifest)
         with stage("verify"):
-            step = report("verifying", len(held_out))
+            step = progress("verifying", len(held_out))
             quality = verify.verify(bundle.load(folder), program, held_out, expected, step)
             if options.accuracy is not None:
-                step = report("finding what contributes", len(held_out))
-                for index, share in sensitivity.shares(bundle.load(folder), program, held_out, step).items():
+                step = progress("finding what contributes", len(held_out))
+                for index, share in sensitivity.shares(
+                    bundle.load(folder), program, held_out, step
+                ).items():
                     quality["segments"][str(index)]["share"] = share
             manifest["quality"] |= quality
             bundle.write_manifest(folder, manifest)
@@ -210,14 +222,14 @@ def build(path: Path, output: Path, options: Options, report: Report = silent) -
 
 
 def lower_elsewhere(
-    program: Program, samples: sampling.Samples, options: Options, report: Report = silent
+    program: Program, samples: sampling.Samples, options: Options, progress: Progress = silent
 ) -> dict[int, Lowered]:
-    """The segments for Edge TPUs as onnx-tf writes them. Raises ToolchainError for one that it fails on, unless the
-    direct writer may take that over."""
+    """The segments for Edge TPUs as onnx-tf writes them. Raises ToolchainError for one that it
+    fails on, unless the direct writer may take that over."""
     if options.lowering[0] == "direct":
         return {}
     with stage("onnx-tf"):
-        done, failed = onnx_tf.lower(program, samples, report)
+        done, failed = onnx_tf.lower(program, samples, progress)
     if failed and "direct" not in options.lowering:
         index, why = min(failed.items())
         raise ToolchainError(
@@ -231,16 +243,18 @@ def emit(
     programs: Mapping[str, Program],
     folder: Path,
     options: Options,
-    report: Report = silent,
+    progress: Progress = silent,
     lowered: Mapping[int, Lowered] | None = None,
 ) -> tuple[dict[str, Program], dict[str, list[dict[str, Any]]]]:
-    """Write every segment of the programs, and compile those for Edge TPUs where edgetpu_compiler is at hand.
+    """Write every segment of the programs, and compile those for Edge TPUs where edgetpu_compiler
+    is at hand.
 
-    A segment that it refuses is cut in two, until only single operators are left that it refuses: these stay int8
-    TFLite for the CPU. Returns the programs as they are now, and the entries of their segments in the manifest.
+    A segment that it refuses is cut in two, until only single operators are left that it refuses:
+    these stay int8 TFLite for the CPU. Returns the programs as they are now, and the entries of
+    their segments in the manifest.
     """
     found = dict(programs)
-    report("writing segments", 1)
+    progress("writing segments", 1)
     with stage("emit"):
         entries = bundle.write_segments(found, folder, lowered)
     if options.tool is None:
@@ -248,7 +262,7 @@ def emit(
     with stage("edgetpu_compiler"), edgetpu_compiler.Session(options.tool) as session:
         while True:
             groups = edgetpu_compiler.groups(entries.values(), folder)
-            outcomes = session.compile(groups, report("edgetpu_compiler", len(groups)))
+            outcomes = session.compile(groups, progress("edgetpu_compiler", len(groups)))
             if lowered:
                 break  # its segments are what onnx-tf made of them
             before = sum(len(segments) for segments in entries.values())
@@ -265,12 +279,14 @@ def emit(
     return found, entries
 
 
-def float_results(model: ir.Model, samples: sampling.Samples, report: Report = silent) -> list[sampling.Sample]:
+def float_results(
+    model: ir.Model, samples: sampling.Samples, progress: Progress = silent
+) -> list[sampling.Sample]:
     """What the imported model itself gives, before any pass has touched it.
 
     Raises ModelError where onnxruntime cannot load it, CalibrationError where it fails on a sample.
     """
-    step = report("running the float model", len(samples))
+    step = progress("running the float model", len(samples))
     results = []
     try:
         reference = Reference(model)
@@ -284,18 +300,22 @@ def float_results(model: ir.Model, samples: sampling.Samples, report: Report = s
                 results.append(reference.run(sample))
             except Exception as error:
                 hint = "; give samples with --calibration" if samples.random else ""
-                raise CalibrationError(f"the float model fails on a sample: {first_line(error)}{hint}") from error
+                raise CalibrationError(
+                    f"the float model fails on a sample: {first_line(error)}{hint}"
+                ) from error
             step()
     return results
 
 
-def quantize(program: Program, samples: sampling.Samples, options: Options, report: Report = silent) -> Program:
+def quantize(
+    program: Program, samples: sampling.Samples, options: Options, progress: Progress = silent
+) -> Program:
     """Give a scale to every activation that a TPU segment touches."""
     with stage("balance"):
         chosen = {} if "balance" in options.without else balanced(program)
-        step = report("balancing channels", len(samples) if chosen else 0)
+        step = progress("balancing channels", len(samples) if chosen else 0)
         ranges = balance(program.model, list(chosen.values()), samples, step)
-    return scaled(program, ranges, samples, options, report)
+    return scaled(program, ranges, samples, options, progress)
 
 
 def balanced(program: Program) -> dict[str, Product]:
@@ -305,23 +325,35 @@ def balanced(program: Program) -> dict[str, Product]:
 
 
 def scaled(
-    program: Program, ranges: Ranges, samples: sampling.Samples, options: Options, report: Report = silent
+    program: Program,
+    ranges: Ranges,
+    samples: sampling.Samples,
+    options: Options,
+    progress: Progress = silent,
 ) -> Program:
-    """Scales where ranges are known already, and from samples where they are not; channels are equalised first."""
+    """Scales where ranges are known already, and from samples where they are not; channels are
+    equalised first."""
     nodes = [n for s in program.plan.segments if s.device == "tpu" for n in s.nodes]
     values = activations_around(nodes)
     unknown = [v for v in values if str(v.name) not in ranges]
-    shown: dict[str, Shown] = {}
+    shown: dict[str, ChannelStats] = {}
     with stage("calibrate"):
         if unknown:
-            shown = saturated(nodes, observe(program.model, unknown, samples, report("calibrating", len(samples))))
+            shown = saturated(
+                nodes,
+                observe(program.model, unknown, samples, progress("calibrating", len(samples))),
+            )
     if "equalise" not in options.without:
         with stage("equalise"):
             shown = equalise(program.model, nodes, shown)
     with stage("calibrate"):
         ranges = ranges | calibrate(program.model, unknown, shown, samples, options.observers)
     with stage("quantize"):
-        means = {} if "correct_biases" in options.without else {name: s.mean for name, s in shown.items()}
+        means = (
+            {}
+            if "correct_biases" in options.without
+            else {name: s.mean for name, s in shown.items()}
+        )
         return replace(program, quants=assign(nodes, values, ranges), means=means)
 
 
@@ -352,7 +384,9 @@ def program_entry(program: Program, segments: Sequence[dict[str, Any]]) -> dict[
     graph, quants = program.model.graph, program.quants
     return {
         "inputs": [bundle.tensor_entry(v, {}, False) for v in graph.inputs],
-        "outputs": [bundle.tensor_entry(v, quants, False, v in program.made_on_tpu) for v in graph.outputs],
+        "outputs": [
+            bundle.tensor_entry(v, quants, False, v in program.made_on_tpu) for v in graph.outputs
+        ],
         "prediction": prediction(program),
         "segments": list(segments),
     }
@@ -375,10 +409,10 @@ def prediction(program: Program) -> dict[str, Any]:
     """What the cost model says of the whole plan, and how far to trust it."""
     plan = program.plan
     return {
-        "tpus": plan.wishes.tpus,
-        "host": plan.wishes.host,
-        "objective": plan.wishes.objective,
-        "place": plan.wishes.place,
+        "tpus": plan.options.tpus,
+        "host": plan.options.host,
+        "objective": plan.options.objective,
+        "place": plan.options.place,
         "latency_ms": bundle.milliseconds(plan.latency),
         "interval_ms": bundle.milliseconds(plan.interval),
         "gap_percent": None if plan.gap is None else round(100 * plan.gap, 2),
@@ -394,4 +428,6 @@ def gate(quality: Mapping[str, Any], least: float | None) -> None:
         if entry["sqnr_db"] < least:
             worst = verify.worst_segment(quality)
             where = f"; segment {worst[0]} loses most ({worst[1]} dB)" if worst else ""
-            raise QualityError(f"output '{name}' has {entry['sqnr_db']} dB, --min-sqnr asks for {least}{where}")
+            raise QualityError(
+                f"output '{name}' has {entry['sqnr_db']} dB, --min-sqnr asks for {least}{where}"
+            )

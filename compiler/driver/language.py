@@ -4,8 +4,9 @@
     decode    one token of one sequence
     batch     one token of each of `slots` sequences
 
-All have the weights in common, as bytes in the bundle and as numbers: factors and offsets of normalised products
-(compiler/quantize/balance.py) are chosen for prefill and taken over by the others. The planner places each by itself.
+All have the weights in common, as bytes in the bundle and as numbers: factors and offsets of
+normalised products (compiler/quantize/balance.py) are chosen for prefill and taken over by the
+others. The planner places each by itself.
 """
 
 from __future__ import annotations
@@ -25,20 +26,19 @@ from compiler.driver import build as building
 from compiler.emit import bundle
 from compiler.errors import CalibrationError, OptionError
 from compiler.frontends import Source, decoder, open_source
-from compiler.frontends.decoder import Form
+from compiler.frontends.decoder import ProgramShape
 from compiler.frontends.rotate import rotate
 from compiler.graph import OPSET, shape_of
 from compiler.graph.reference import Reference
-from compiler.partition.partition import Place, Wishes
-from compiler.partition.program import Program
+from compiler.partition import PartitionOptions, PlacePolicy, Program
 from compiler.quantize import samples as sampling
 from compiler.quantize.balance import balance, known, products
 from compiler.runtime.language import LanguageModel
 from compiler.targets import Target
 from compiler.view import page
 
-# Sequences that set the ranges, and others that the bundle is verified on. Of the latter the first `chunk` tokens go
-# through prefill, the rest through decode.
+# Sequences that set the ranges, and others that the bundle is verified on. Of the latter the first
+# `chunk` tokens go through prefill, the rest through decode.
 CALIBRATION, HELD_OUT, DECODED = 48, 8, 48
 
 
@@ -46,9 +46,10 @@ CALIBRATION, HELD_OUT, DECODED = 48, 8, 48
 class Options:
     """What a user may choose of a language model, besides what `build.Options` has.
 
-    `context` tokens fit the cache, prefill takes `chunk` at a time, decode up to `slots` sequences at once. With
-    `max_ram`, in MB, the bundle runs with about so much memory for weights: half for prefill, half for decode, whose
-    segments on the host are an eighth of that, to be loaded one after the other.
+    `context` tokens fit the cache, prefill takes `chunk` at a time, decode up to `slots` sequences
+    at once. With `max_ram`, in MB, the bundle runs with about so much memory for weights: half for
+    prefill, half for decode, whose segments on the host are an eighth of that, to be loaded one
+    after the other.
     """
 
     context: int = 2048
@@ -60,33 +61,47 @@ class Options:
         """The options, the context no longer than the model's. Raises OptionError."""
         most = source.architecture.context
         if self.context > most:
-            raise OptionError(f"--context {self.context}: the model was made for {most} tokens at most")
+            raise OptionError(
+                f"--context {self.context}: the model was made for {most} tokens at most"
+            )
         return replace(self, chunk=min(self.chunk, self.context))
 
-    def forms(self) -> dict[str, Form]:
+    def program_shapes(self) -> dict[str, ProgramShape]:
         """The programs. Prefill pads its last chunk, so the cache has that many places more."""
         places = self.context + self.chunk
-        found = {"prefill": Form(1, self.chunk, places), "decode": Form(1, 1, places)}
-        return found | ({"batch": Form(self.slots, 1, places)} if self.slots > 1 else {})
+        found = {
+            "prefill": ProgramShape(1, self.chunk, places),
+            "decode": ProgramShape(1, 1, places),
+        }
+        return found | ({"batch": ProgramShape(self.slots, 1, places)} if self.slots > 1 else {})
 
 
 def build(
-    path: Path, output: Path, options: building.Options, language: Options, report: building.Report = building.silent
+    path: Path,
+    output: Path,
+    options: building.Options,
+    language: Options,
+    progress: building.Progress = building.silent,
 ) -> dict[str, Any]:
     """Build a bundle from the language model `path` in the folder `output`; returns its manifest."""
     with bundle.folder(output, options.force) as folder:
         with building.stage("import"):
-            report("reading the model", 1)
+            progress("reading the model", 1)
             source = open_source(path)
             language = language.check(source)
             rows = calibration_rows(source, options.calibration, language)
-        programs = compiled(source, options, language, rows[:-HELD_OUT], report)
+        programs = compiled(source, options, language, rows[:-HELD_OUT], progress)
         prefixes = {name: "" if name == "prefill" else f"{name}-" for name in programs}
-        written, segments = building.emit({prefixes[n]: p for n, p in programs.items()}, folder, options, report)
+        written, segments = building.emit(
+            {prefixes[n]: p for n, p in programs.items()}, folder, options, progress
+        )
         with building.stage("emit"):
             tokenizer = folder / "tokenizer.json"
             tokenizer.write_text(source.tokenizer.definition, encoding="utf-8")
-            parts = {name: building.program_entry(written[p], segments[p]) for name, p in prefixes.items()}
+            parts = {
+                name: building.program_entry(written[p], segments[p])
+                for name, p in prefixes.items()
+            }
             manifest = {
                 "model": {"file": path.name, "sha256": _digest(path), "opset": OPSET},
                 "target": building.target_entry(Target.load(options.target)),
@@ -103,7 +118,7 @@ def build(
             bundle.write_manifest(folder, manifest)
         with building.stage("verify"):
             manifest["quality"] |= verify(
-                LanguageModel(bundle.load(folder), stream=False), source, rows[-HELD_OUT:], report
+                LanguageModel(bundle.load(folder), stream=False), source, rows[-HELD_OUT:], progress
             )
             bundle.write_manifest(folder, manifest)
             (folder / "report.html").write_text(page.page(manifest), encoding="utf-8")
@@ -115,43 +130,56 @@ def compiled(
     options: building.Options,
     language: Options,
     rows: Sequence[np.ndarray],
-    report: building.Report = building.silent,
+    progress: building.Progress = building.silent,
 ) -> dict[str, Program]:
     """The programs, quantized by what `rows` of tokens show."""
     size = None if language.max_ram is None else (language.max_ram << 20) // 16
-    options = replace(options, wishes=replace(options.wishes, host_int8=True, host_bytes=size))
+    options = replace(
+        options, partitioning=replace(options.partitioning, host_int8=True, host_bytes=size)
+    )
     source, options = rotated(source, options)
-    forms = language.forms()
-    lowered = {name: building.lower(decoder.write(source, form), options, report) for name, form in forms.items()}
+    program_shapes = language.program_shapes()
+    lowered = {
+        name: building.lower(decoder.write(source, form), options, progress)
+        for name, form in program_shapes.items()
+    }
     wanted = sorted({name for program in lowered.values() for name in building.balanced(program)})
     # Of the head, prefill shows the last row only: balance it by the rows of all tokens.
-    form = replace(forms["prefill"], all_logits=True)
-    shown = building.rewrite(decoder.write(source, form), options) if wanted else lowered["prefill"].model
+    form = replace(program_shapes["prefill"], all_logits=True)
+    shown = (
+        building.rewrite(decoder.write(source, form), options)
+        if wanted
+        else lowered["prefill"].model
+    )
     samples = sampling.Samples([lambda row=row: sample(shown.graph, row, form) for row in rows])  # type: ignore[misc]
     with building.stage("balance"):
         chosen = products(shown.graph)
-        step = report("balancing channels", len(samples) if wanted else 0)
+        step = progress("balancing channels", len(samples) if wanted else 0)
         balance(shown, [chosen[name] for name in wanted], samples, step)
     found = {}
     for name, program in lowered.items():
         own = products(program.model.graph)
         for product in wanted:
-            factors, offsets = chosen[product].factors.const_value, chosen[product].offsets.const_value
+            factors, offsets = (
+                chosen[product].factors.const_value,
+                chosen[product].offsets.const_value,
+            )
             assert factors is not None and offsets is not None
             own[product].set(factors, offsets)
         ranges = known([own[product] for product in wanted])
-        found[name] = building.scaled(program, ranges, sampling.Samples([]), options, report)
+        found[name] = building.scaled(program, ranges, sampling.Samples([]), options, progress)
     return found
 
 
 def rotated(source: Source, options: building.Options) -> tuple[Source, building.Options]:
-    """The source with a rotated residual stream where options ask for it; its rows are then left alone."""
+    """The source with a rotated residual stream where options ask for it; its rows are then left
+    alone."""
     source = rotate(source) if "rotate_stream" in options.also else source
     without = options.without if source.rotation is None else options.without | {"rotate_rows"}
     return source, replace(options, without=without)
 
 
-def sample(graph: ir.Graph, tokens: np.ndarray, form: Form) -> sampling.Sample:
+def sample(graph: ir.Graph, tokens: np.ndarray, form: ProgramShape) -> sampling.Sample:
     """Inputs of a program for the first tokens of an empty cache."""
     feeds: sampling.Sample = {
         "tokens": tokens[: form.tokens].reshape(1, -1),
@@ -175,12 +203,16 @@ def calibration_rows(source: Source, path: Path | None, language: Options) -> li
         try:
             text = path.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise CalibrationError(f"{path}: language models are calibrated on UTF-8 text: {error}") from error
+            raise CalibrationError(
+                f"{path}: language models are calibrated on UTF-8 text: {error}"
+            ) from error
     tokens = np.array(encode(source, text), np.int64)
     length = min(language.chunk + DECODED, language.context)
     count = CALIBRATION + HELD_OUT
     if len(tokens) < 2 * HELD_OUT * length:
-        raise CalibrationError(f"{path}: has {len(tokens)} tokens; give at least {2 * HELD_OUT * length}")
+        raise CalibrationError(
+            f"{path}: has {len(tokens)} tokens; give at least {2 * HELD_OUT * length}"
+        )
     starts = np.linspace(0, len(tokens) - length, min(count, len(tokens) // length)).astype(int)
     # Every seventh is held out, so that both kinds come from all of the text.
     order = sorted(range(len(starts)), key=lambda i: (i % 7 == 6, i))
@@ -195,15 +227,21 @@ def manual() -> str:
 def encode(source: Source, text: str) -> list[int]:
     from tokenizers import Tokenizer
 
-    return list(Tokenizer.from_str(source.tokenizer.definition).encode(text, add_special_tokens=False).ids)
+    return list(
+        Tokenizer.from_str(source.tokenizer.definition).encode(text, add_special_tokens=False).ids
+    )
 
 
 def verify(
-    model: LanguageModel, source: Source, rows: Sequence[np.ndarray], report: building.Report = building.silent
+    model: LanguageModel,
+    source: Source,
+    rows: Sequence[np.ndarray],
+    progress: building.Progress = building.silent,
 ) -> dict[str, Any]:
-    """Perplexity of bundle and float model on rows of tokens: the first chunk is prefilled, the rest decoded."""
-    step = report("verifying", len(rows))
-    form = Form(1, len(rows[0]) - 1, len(rows[0]) - 1, all_logits=True)
+    """Perplexity of bundle and float model on rows of tokens: the first chunk is prefilled, the
+    rest decoded."""
+    step = progress("verifying", len(rows))
+    form = ProgramShape(1, len(rows[0]) - 1, len(rows[0]) - 1, all_logits=True)
     losses, diverged, same = [], 0.0, 0
     graph = decoder.write(source, form)
     with Reference(graph) as reference:
@@ -274,22 +312,27 @@ def _digest(path: Path) -> str:
 
 
 def forecasts(path: Path, options: building.Options, language: Options) -> Iterator[dict[str, Any]]:
-    """For each way to place it, what is predicted of prefill and decode, and what the link allows at most."""
+    """For each way to place it, what is predicted of prefill and decode, and what the link allows
+    at most."""
     source = open_source(path)
     language = language.check(source)
     target = Target.load(options.target)
-    forms = language.forms()
+    program_shapes = language.program_shapes()
     for name in ("prefill", "decode"):
-        lowered = building.rewrite(decoder.write(source, forms[name]), options)
-        places: tuple[Place, ...] = ("tpu", "host", "auto")
+        lowered = building.rewrite(decoder.write(source, program_shapes[name]), options)
+        places: tuple[PlacePolicy, ...] = ("tpu", "host", "auto")
         for place in places:
-            wishes: Wishes = replace(options.wishes, place=place, host_int8=True)
-            program = building.divide(lowered, options.target, wishes)
+            partitioning: PartitionOptions = replace(
+                options.partitioning, place=place, host_int8=True
+            )
+            program = building.divide(lowered, options.target, partitioning)
             row = building.forecast(program)
             stored = sum(p.bytes for cost in program.plan.costs.values() for p in cost.parameters)
             yield row | {
                 "program": name,
-                "tokens": forms[name].tokens,
-                "tokens_per_second": round(forms[name].tokens / program.plan.latency, 2),
-                "link_limit": round(forms[name].tokens * target.stream / stored, 2) if stored else None,
+                "tokens": program_shapes[name].tokens,
+                "tokens_per_second": round(program_shapes[name].tokens / program.plan.latency, 2),
+                "link_limit": round(program_shapes[name].tokens * target.stream / stored, 2)
+                if stored
+                else None,
             }

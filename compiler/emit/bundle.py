@@ -1,4 +1,5 @@
-"""Writes a bundle: manifest.json and segments/, in a temporary folder that is renamed when all is there."""
+"""Writes a bundle: manifest.json and segments/, in a temporary folder that is renamed when all is
+there."""
 
 from __future__ import annotations
 
@@ -15,12 +16,11 @@ from typing import Any
 
 import onnx_ir as ir
 
-from compiler.emit import host, tflite
+from compiler.emit import host_segment, tflite
 from compiler.emit.store import Store
 from compiler.errors import BundleError, InternalError, OptionError, OutputError
 from compiler.graph import operator_name, origin_of
-from compiler.partition.partition import Segment
-from compiler.partition.program import Program
+from compiler.partition import Program, Segment
 from compiler.quant import Quant
 from compiler.runtime import Bundle, RuntimeBundleError, schema
 from compiler.runtime.bundle import MANIFEST_VERSION, sha256
@@ -31,7 +31,8 @@ TOOLS = ("onnx", "onnx-ir", "onnxscript", "onnxruntime", "ai-edge-litert", "nump
 
 @contextmanager
 def folder(path: Path, force: bool) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its place when the block ends well. Raises OutputError."""
+    """A temporary folder beside `path` that takes its place when the block ends well. Raises
+    OutputError."""
     if path.exists() and not force:
         raise OutputError(f"{path}: exists already; --force replaces it")
     if path.exists() and not (path / "manifest.json").is_file():
@@ -39,7 +40,9 @@ def folder(path: Path, force: bool) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path)
-        made = Path(tempfile.mkdtemp(prefix=f".{path.name}.building-{os.getpid()}-", dir=path.parent))
+        made = Path(
+            tempfile.mkdtemp(prefix=f".{path.name}.building-{os.getpid()}-", dir=path.parent)
+        )
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
     try:
@@ -63,7 +66,9 @@ def _swap(made: Path, path: Path) -> None:
     old = None
     try:
         if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.building-{os.getpid()}-", dir=path.parent))
+            old = Path(
+                tempfile.mkdtemp(prefix=f".{path.name}.building-{os.getpid()}-", dir=path.parent)
+            )
             os.rename(path, old / "bundle")
         os.rename(made, path)
     except OSError as error:
@@ -78,10 +83,11 @@ def _swap(made: Path, path: Path) -> None:
 def write_segments(
     programs: Mapping[str, Program], path: Path, lowered: Mapping[int, Lowered] | None = None
 ) -> dict[str, list[dict[str, Any]]]:
-    """Write every segment of the programs under `path`/segments; returns their entries in the manifest, by program.
+    """Write every segment of the programs under `path`/segments; returns their entries in the
+    manifest, by program.
 
-    `lowered` are segments of a single program that were written elsewhere, by index. Those for the Edge TPU come first,
-    so that those for the host find weights that they share in their files.
+    `lowered` are segments of a single program that were written elsewhere, by index. Those for the
+    Edge TPU come first, so that those for the host find weights that they share in their files.
     """
     folder = path / "segments"
     folder.mkdir()
@@ -93,7 +99,13 @@ def write_segments(
                 file = folder / f"{name}{segment.index:02d}.tflite"
                 other = lowered.get(segment.index) if lowered else None
                 file.write_bytes(
-                    tflite.write(segment.nodes, segment.inputs, segment.outputs, program.quants, program.means)
+                    tflite.write(
+                        segment.nodes,
+                        segment.inputs,
+                        segment.outputs,
+                        program.quants,
+                        program.means,
+                    )
                     if other is None
                     else other.file
                 )
@@ -103,7 +115,7 @@ def write_segments(
         for segment in program.plan.segments:
             if segment.device == "host":
                 file = folder / f"{name}{segment.index:02d}.onnx"
-                files[name, segment.index] = host.write(program, segment, file, store)
+                files[name, segment.index] = host_segment.write(program, segment, file, store)
     entries = {file: file_entry(file, path) for written in files.values() for file in written}
     return {
         name: [
@@ -127,14 +139,17 @@ def _lowering(lowered: Lowered | None) -> dict[str, Any]:
 
 
 def copy_tokenizer(source: Path, path: Path) -> dict[str, Any]:
-    """Put a tokenizer.json into the bundle in `path`; returns its entry. Raises OptionError for what is none."""
+    """Put a tokenizer.json into the bundle in `path`; returns its entry. Raises OptionError for
+    what is none."""
     from tokenizers import Tokenizer
 
     try:
         definition = source.read_text("utf-8")
         Tokenizer.from_str(definition)
     except Exception as error:
-        raise OptionError(f"--tokenizer {source}: not a tokenizer.json of the tokenizers library: {error}") from error
+        raise OptionError(
+            f"--tokenizer {source}: not a tokenizer.json of the tokenizers library: {error}"
+        ) from error
     copy = path / "tokenizer.json"
     copy.write_text(definition, encoding="utf-8")
     return file_entry(copy, path)
@@ -142,7 +157,11 @@ def copy_tokenizer(source: Path, path: Path) -> dict[str, Any]:
 
 def file_entry(file: Path, path: Path) -> dict[str, Any]:
     """How the manifest names a file of the bundle in `path`."""
-    return {"path": file.relative_to(path).as_posix(), "sha256": sha256(file), "bytes": file.stat().st_size}
+    return {
+        "path": file.relative_to(path).as_posix(),
+        "sha256": sha256(file),
+        "bytes": file.stat().st_size,
+    }
 
 
 def segment_entry(program: Program, segment: Segment) -> dict[str, Any]:
@@ -152,10 +171,14 @@ def segment_entry(program: Program, segment: Segment) -> dict[str, Any]:
         "index": segment.index,
         "device": segment.device,
         "inputs": [
-            tensor_entry(v, quants, tpu or v in program.dequantized_inside, v in program.made_on_tpu)
+            tensor_entry(
+                v, quants, tpu or v in program.dequantized_inside, v in program.made_on_tpu
+            )
             for v in segment.inputs
         ],
-        "outputs": [tensor_entry(v, quants, tpu or v in program.quantized_inside) for v in segment.outputs],
+        "outputs": [
+            tensor_entry(v, quants, tpu or v in program.quantized_inside) for v in segment.outputs
+        ],
         "tpu": segment.tpu,
         "parameter_bytes": segment.parameter_bytes,
         "cached_bytes": segment.cached,
@@ -185,13 +208,20 @@ def milliseconds(seconds: float) -> float:
 def tensor_entry(
     value: ir.Value, quants: Mapping[str, Quant], quantized: bool, dequantized: bool = False
 ) -> dict[str, Any]:
-    """How a reader takes a tensor: as int8 of its scale, or, `dequantized`, as float made from that."""
-    shape = [int(d) if isinstance(d, int) else None for d in value.shape] if value.shape is not None else None
+    """How a reader takes a tensor: as int8 of its scale, or, `dequantized`, as float made from
+    that."""
+    shape = (
+        [int(d) if isinstance(d, int) else None for d in value.shape]
+        if value.shape is not None
+        else None
+    )
     entry: dict[str, Any] = {
         "name": str(value.name),
         "dtype": "int8" if quantized and str(value.name) in quants else numpy_name(value),
         "shape": shape,
-        "layout": "NHWC" if str(value.name) in quants and shape is not None and len(shape) == 4 else None,
+        "layout": "NHWC"
+        if str(value.name) in quants and shape is not None and len(shape) == 4
+        else None,
     }
     if (quantized or dequantized) and str(value.name) in quants:
         quant = quants[str(value.name)]
@@ -208,7 +238,8 @@ def tool_versions() -> dict[str, str]:
 
 
 def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
-    """Check a manifest against the schema and write it. Raises InternalError for one that does not hold."""
+    """Check a manifest against the schema and write it. Raises InternalError for one that does not
+    hold."""
     manifest = {"manifest_version": MANIFEST_VERSION, **manifest}
     wrong = schema.complaint(manifest)
     if wrong is not None:
@@ -220,7 +251,8 @@ def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> Bundle:
-    """A bundle whose manifest holds to the schema and whose files are unchanged. Raises BundleError."""
+    """A bundle whose manifest holds to the schema and whose files are unchanged. Raises
+    BundleError."""
     try:
         return Bundle.open(path)
     except RuntimeBundleError as error:

@@ -1,4 +1,5 @@
-"""Large constants of a bundle, each stored once: a file that already holds the same bytes serves other segments too."""
+"""Large constants of a bundle, each stored once: a file that already holds the same bytes serves
+other segments too."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ ALIGNMENT = 4096
 
 
 @dataclass(frozen=True)
-class Place:
+class FileSpan:
     """Where bytes lie, in a file of the store's folder."""
 
     file: str
@@ -29,7 +30,7 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._places: dict[bytes, Place] = {}
+        self._places: dict[bytes, FileSpan] = {}
 
     def register(self, file: Path) -> None:
         """Make the buffers of a TFLite file known."""
@@ -39,16 +40,19 @@ class Store:
         for index in range(model.BuffersLength()):
             if model.Buffers(index).DataLength() >= LEAST_BYTES:
                 array = model.Buffers(index).DataAsNumpy()
-                place = Place(file.name, array.__array_interface__["data"][0] - base, array.nbytes)
+                place = FileSpan(
+                    file.name, array.__array_interface__["data"][0] - base, array.nbytes
+                )
                 self._places.setdefault(hashlib.sha256(array.tobytes()).digest(), place)
 
-    def place(self, array: np.ndarray) -> Place:
-        """Where the bytes of an array lie; they are appended to weights.bin where no file has them yet."""
+    def place(self, array: np.ndarray) -> FileSpan:
+        """Where the bytes of an array lie; they are appended to weights.bin where no file has them
+        yet."""
         data = np.ascontiguousarray(array).tobytes()
         digest = hashlib.sha256(data).digest()
         if digest not in self._places:
             with (self.folder / "weights.bin").open("ab") as file:
                 file.write(bytes(-file.tell() % ALIGNMENT))
-                self._places[digest] = Place("weights.bin", file.tell(), len(data))
+                self._places[digest] = FileSpan("weights.bin", file.tell(), len(data))
                 file.write(data)
         return self._places[digest]

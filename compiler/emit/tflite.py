@@ -1,6 +1,8 @@
-"""Writes one int8 TFLite model. How an operator is written stands with the operator; this file is the pen.
+"""Writes one int8 TFLite model. How an operator is written stands with the operator; this file is
+the pen.
 
-Operator versions are the lowest legal ones: edgetpu_compiler 16 was built on TensorFlow 2.5 and refuses newer.
+Operator versions are the lowest legal ones: edgetpu_compiler 16 was built on TensorFlow 2.5 and
+refuses newer.
 """
 
 from __future__ import annotations
@@ -42,8 +44,8 @@ def write(
     quants: Mapping[str, Quant],
     means: Mapping[str, np.ndarray] | None = None,
 ) -> bytes:
-    """The TFLite file of a segment; every activation of its nodes has an entry in `quants`. Biases are corrected for
-    rounded weights where `means` has the channels of a layer's input."""
+    """The TFLite file of a segment; every activation of its nodes has an entry in `quants`. Biases
+    are corrected for rounded weights where `means` has the channels of a layer's input."""
     writer = TFLiteWriter(quants, means)
     for value in inputs:
         writer.tensor(value)
@@ -57,7 +59,9 @@ def write(
 class TFLiteWriter(Writer):
     """Collects the tensors, buffers and operators of one subgraph of a flatbuffer."""
 
-    def __init__(self, quants: Mapping[str, Quant], means: Mapping[str, np.ndarray] | None = None) -> None:
+    def __init__(
+        self, quants: Mapping[str, Quant], means: Mapping[str, np.ndarray] | None = None
+    ) -> None:
         super().__init__()
         self._quants, self._means = quants, means or {}
         self._tensors: list[Any] = []
@@ -75,13 +79,20 @@ class TFLiteWriter(Writer):
         return self._add(name, array.shape, quant.quantize(array), quant)
 
     def filters(self, node: ir.Node, order: Sequence[int]) -> tuple[int, int]:
-        """(weights, bias) of a node of x, weights and bias. `order` puts ONNX's axes into TFLite's order."""
+        """(weights, bias) of a node of x, weights and bias. `order` puts ONNX's axes into TFLite's
+        order."""
         x, weight, bias = node.inputs
         assert weight is not None and bias is not None
         input_scale, output_scale = self.quant(x).scale, self.quant(node.outputs[0]).scale
         # The taps of a TransposeConv2D take turns; their mean result is not that of one position.
-        means = self._means.get(str(x.name)) if x is not None and node.op_type != "TransposeConv2D" else None
-        around = weights.Surroundings(str(weight.name), input_scale, output_scale, grid_of(weight), means)
+        means = (
+            self._means.get(str(x.name))
+            if x is not None and node.op_type != "TransposeConv2D"
+            else None
+        )
+        around = weights.Surroundings(
+            str(weight.name), input_scale, output_scale, grid_of(weight), means
+        )
         quantized, scales, biases = weights.quantize(array_of(weight), array_of(bias), around)
         data = np.ascontiguousarray(quantized.transpose(order))
         axis = list(order).index(0)
@@ -90,7 +101,8 @@ class TFLiteWriter(Writer):
         return filters, self._add(str(bias.name), biases.shape, biases, None, (bias_scales, 0))
 
     def clamps(self, x: ir.Value, y: ir.Value, limits: tuple[float, float]) -> bool:
-        """Whether x and y share a scale whose int8 range lies within `limits`, so that int8 clamps by itself."""
+        """Whether x and y share a scale whose int8 range lies within `limits`, so that int8 clamps
+        by itself."""
         quant = self.quant(x)
         low, high = ((bound - quant.zero_point) * quant.scale for bound in (-128, 127))
         slack = quant.scale / 2
@@ -111,7 +123,9 @@ class TFLiteWriter(Writer):
         operator.inputs = np.asarray(inputs, np.int32)
         operator.outputs = np.asarray(outputs, np.int32)
         if options is not None:
-            table = _OPTIONS.get(name, "".join(part.capitalize() for part in name.split("_")) + "Options")
+            table = _OPTIONS.get(
+                name, "".join(part.capitalize() for part in name.split("_")) + "Options"
+            )
             operator.builtinOptionsType = getattr(schema.BuiltinOptions, table)
             operator.builtinOptions = getattr(schema, f"{table}T")()
             for field, value in options.items():
@@ -133,7 +147,9 @@ class TFLiteWriter(Writer):
         model.operatorCodes = [_code(builtin, version) for builtin, version in self._codes]
         model.subgraphs = [graph]
         model.buffers = self._buffers
-        builder = flatbuffers.Builder(sum(len(b.data) for b in self._buffers if b.data is not None) + (1 << 16))
+        builder = flatbuffers.Builder(
+            sum(len(b.data) for b in self._buffers if b.data is not None) + (1 << 16)
+        )
         builder.Finish(model.Pack(builder), b"TFL3")
         return bytes(builder.Output())
 

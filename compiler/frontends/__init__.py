@@ -1,4 +1,5 @@
-"""Language models as one description of a decoder: GGUF files, Hugging Face folders, exported ONNX decoders."""
+"""Language models as one description of a decoder: GGUF files, Hugging Face folders, exported ONNX
+decoders."""
 
 from __future__ import annotations
 
@@ -12,7 +13,11 @@ from compiler.frontends.architecture import Architecture, Source
 def recognises(path: Path) -> bool:
     """Whether `path` is a language model for `open_source`."""
     known = ("config.json", onnx_export.GENAI)
-    return path.suffix == ".gguf" or any((path / name).is_file() for name in known) or onnx_export.recognises(path)
+    return (
+        path.suffix == ".gguf"
+        or any((path / name).is_file() for name in known)
+        or onnx_export.recognises(path)
+    )
 
 
 def open_source(path: Path) -> Source:
@@ -26,7 +31,9 @@ def open_source(path: Path) -> Source:
             return onnx_export.read(exported[0])
         return huggingface.read(path)
     if not path.is_file():
-        raise ModelError(f"{path}: no such file; give an .onnx or .gguf file, or a folder with config.json")
+        raise ModelError(
+            f"{path}: no such file; give an .onnx or .gguf file, or a folder with config.json"
+        )
     return onnx_export.read(path) if path.suffix == ".onnx" else gguf.read(path)
 
 

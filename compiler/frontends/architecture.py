@@ -25,8 +25,9 @@ class Weight:
 class Architecture:
     """Sizes and habits of a decoder.
 
-    `interleaved` tells that rotary embedding turns neighbours (GGUF's Llama) and not halves. `windows` gives, per
-    layer, how many tokens attention looks back, 0 for all; `bases` the rotary base of each layer.
+    `interleaved` tells that rotary embedding turns neighbours (GGUF's Llama) and not halves.
+    `windows` gives, per layer, how many tokens attention looks back, 0 for all; `bases` the rotary
+    base of each layer.
     """
 
     name: str
@@ -52,11 +53,17 @@ class Architecture:
         sizes = ("vocabulary", "width", "layers", "heads", "kv_heads", "head", "hidden", "context")
         for name in sizes:
             if getattr(self, name) < 1:
-                raise ModelError(f"{self.name}: {name} is {getattr(self, name)}; it must be positive")
+                raise ModelError(
+                    f"{self.name}: {name} is {getattr(self, name)}; it must be positive"
+                )
         if self.head % 16:
-            raise ModelError(f"{self.name}: heads of {self.head}; onnxruntime's attention takes multiples of 16")
+            raise ModelError(
+                f"{self.name}: heads of {self.head}; onnxruntime's attention takes multiples of 16"
+            )
         if self.heads % self.kv_heads:
-            raise ModelError(f"{self.name}: {self.heads} heads cannot share {self.kv_heads} keys and values")
+            raise ModelError(
+                f"{self.name}: {self.heads} heads cannot share {self.kv_heads} keys and values"
+            )
 
 
 @dataclass(frozen=True)
@@ -72,8 +79,8 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class Source:
-    """A language model in its file. `weights` have GGUF's names. `rotation` is what the rows of `ffn_down` are
-    multiplied by, block for block, as its weights undo it."""
+    """A language model in its file. `weights` have GGUF's names. `rotation` is what the rows of
+    `ffn_down` are multiplied by, block for block, as its weights undo it."""
 
     architecture: Architecture
     weights: Mapping[str, Weight]
@@ -84,7 +91,11 @@ class Source:
         """A weight of a known shape. Raises ModelError."""
         found = self.weights.get(name)
         if found is None:
-            raise ModelError(f"{self.architecture.name}: weights '{name}' are missing: the file is incomplete")
+            raise ModelError(
+                f"{self.architecture.name}: weights '{name}' are missing: the file is incomplete"
+            )
         if found.shape != shape:
-            raise ModelError(f"{self.architecture.name}: weights '{name}' are {list(found.shape)}, not {list(shape)}")
+            raise ModelError(
+                f"{self.architecture.name}: weights '{name}' are {list(found.shape)}, not {list(shape)}"
+            )
         return found

@@ -1,4 +1,5 @@
-"""GGUF files, what llama.cpp and Ollama run: metadata, tokenizer, and weights that stay memory-mapped.
+"""GGUF files, what llama.cpp and Ollama run: metadata, tokenizer, and weights that stay
+memory-mapped.
 
 Field names: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -21,14 +22,17 @@ _MOST_LAYERS = 4096  # lists are made of that number, which a stranger's file gi
 
 
 def read(path: Path) -> Source:
-    """The model in a GGUF file. Raises ModelError for files that are broken or of a family that is not supported."""
+    """The model in a GGUF file. Raises ModelError for files that are broken or of a family that is
+    not supported."""
     from gguf import GGUFReader
 
     try:
         reader = GGUFReader(path)
         fields = {name: field.contents() for name, field in reader.fields.items() if field.data}
     except Exception as error:
-        raise ModelError(f"{path}: not a GGUF file, or a truncated one ({first_line(error)})") from error
+        raise ModelError(
+            f"{path}: not a GGUF file, or a truncated one ({first_line(error)})"
+        ) from error
     try:
         architecture = _architecture(path, fields)
         weights = {tensor.name: _weight(tensor) for tensor in reader.tensors}
@@ -38,7 +42,9 @@ def read(path: Path) -> Source:
     except KeyError as error:
         raise ModelError(f"{path}: its metadata lack {error}: convert the model again") from error
     except Exception as error:  # numbers and texts of strangers fail in too many ways to list
-        raise ModelError(f"{path}: its metadata cannot be understood ({first_line(error)})") from error
+        raise ModelError(
+            f"{path}: its metadata cannot be understood ({first_line(error)})"
+        ) from error
 
 
 def _architecture(path: Path, fields: Mapping[str, Any]) -> Architecture:
@@ -50,9 +56,15 @@ def _architecture(path: Path, fields: Mapping[str, Any]) -> Architecture:
         key = f"{family}.{name}"
         return fields[key] if default is None else fields.get(key, default)
 
-    width, layers, heads = int(get("embedding_length")), int(get("block_count")), int(get("attention.head_count"))
+    width, layers, heads = (
+        int(get("embedding_length")),
+        int(get("block_count")),
+        int(get("attention.head_count")),
+    )
     if not (0 < layers <= _MOST_LAYERS and 0 < heads <= width):
-        raise ModelError(f"{path}: {layers} layers of {heads} heads and width {width} make no model")
+        raise ModelError(
+            f"{path}: {layers} layers of {heads} heads and width {width} make no model"
+        )
     head = int(get("attention.key_length", width // heads))
     base, window = float(get("rope.freq_base", 10000.0)), int(get("attention.sliding_window", 0))
     scaling = get("rope.scaling.type", "none")

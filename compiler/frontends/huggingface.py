@@ -1,4 +1,5 @@
-"""Hugging Face folders: config.json, safetensors and tokenizer.json, read without torch; weights stay memory-mapped."""
+"""Hugging Face folders: config.json, safetensors and tokenizer.json, read without torch; weights
+stay memory-mapped."""
 
 from __future__ import annotations
 
@@ -53,7 +54,9 @@ def read(folder: Path) -> Source:
     weights: dict[str, Weight] = {}
     for file in files:
         for name, weight in _safetensors(file).items():
-            weights[name_of(name, gemma)] = plus_one(weight) if gemma and len(weight.shape) == 1 else weight
+            weights[name_of(name, gemma)] = (
+                plus_one(weight) if gemma and len(weight.shape) == 1 else weight
+            )
     return Source(architecture(folder, config), weights, tokenizer(folder, config))
 
 
@@ -85,7 +88,9 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _architecture(folder: Path, config: Mapping[str, Any], gemma: bool) -> Architecture:
-    layers, heads, width = (int(config[k]) for k in ("num_hidden_layers", "num_attention_heads", "hidden_size"))
+    layers, heads, width = (
+        int(config[k]) for k in ("num_hidden_layers", "num_attention_heads", "hidden_size")
+    )
     head = int(config.get("head_dim") or width // heads)
     rope = config.get("rope_parameters") or {}
     kinds = config.get("layer_types") or ["full_attention"] * layers
@@ -94,10 +99,16 @@ def _architecture(folder: Path, config: Mapping[str, Any], gemma: bool) -> Archi
     if config.get("model_type") == "mistral":
         kinds = ["sliding_attention"] * layers
     scaling = config.get("rope_scaling") or rope
-    kind = scaling.get("rope_type", scaling.get("type", "default")) if "full_attention" not in scaling else "default"
+    kind = (
+        scaling.get("rope_type", scaling.get("type", "default"))
+        if "full_attention" not in scaling
+        else "default"
+    )
     if kind not in ("default", "llama3"):
         raise ModelError(f"{folder}: its rotary scaling '{kind}' is not supported; 'llama3' is")
-    base = float(config.get("rope_theta") or rope.get("rope_theta") or _of(rope, "full_attention") or 10000.0)
+    base = float(
+        config.get("rope_theta") or rope.get("rope_theta") or _of(rope, "full_attention") or 10000.0
+    )
     local_base = float(config.get("rope_local_base_freq") or _of(rope, "sliding_attention") or base)
     local = [k == "sliding_attention" for k in kinds]
     scale = config.get("query_pre_attn_scalar")
@@ -128,10 +139,15 @@ def _of(rope: Mapping[str, Any], kind: str) -> float | None:
 
 
 def _llama3(scaling: Mapping[str, Any], base: float, head: int) -> tuple[float, ...]:
-    """What each rotary frequency is divided by. Source: transformers, modeling_rope_utils, 'llama3'."""
-    factor, low, high = (float(scaling[k]) for k in ("factor", "low_freq_factor", "high_freq_factor"))
+    """What each rotary frequency is divided by. Source: transformers, modeling_rope_utils,
+    'llama3'."""
+    factor, low, high = (
+        float(scaling[k]) for k in ("factor", "low_freq_factor", "high_freq_factor")
+    )
     waves = 2 * math.pi * base ** (np.arange(0, head, 2) / head)
-    smooth = np.clip((float(scaling["original_max_position_embeddings"]) / waves - low) / (high - low), 0, 1)
+    smooth = np.clip(
+        (float(scaling["original_max_position_embeddings"]) / waves - low) / (high - low), 0, 1
+    )
     return tuple(float(f) for f in 1 / ((1 - smooth) / factor + smooth))
 
 
@@ -160,20 +176,31 @@ def _safetensors(path: Path) -> dict[str, Weight]:
         try:
             header = json.loads(file.read(length))
             entries = {
-                n: (e["dtype"], tuple(e["shape"]), e["data_offsets"]) for n, e in header.items() if n != "__metadata__"
+                n: (e["dtype"], tuple(e["shape"]), e["data_offsets"])
+                for n, e in header.items()
+                if n != "__metadata__"
             }
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"{path}: its header cannot be read ({error})") from error
     return {name: _mapped(path, name, entry, 8 + length, size) for name, entry in entries.items()}
 
 
-def _mapped(path: Path, name: str, entry: tuple[str, tuple[int, ...], list[int]], start: int, size: int) -> Weight:
+def _mapped(
+    path: Path, name: str, entry: tuple[str, tuple[int, ...], list[int]], start: int, size: int
+) -> Weight:
     kind, shape, (begin, end) = entry
     if kind not in _TYPES:
         raise ModelError(f"{path}: weights '{name}' are {kind}; supported are {', '.join(_TYPES)}")
     dtype = np.dtype(_TYPES[kind])
-    if not shape or begin < 0 or start + end > size or end - begin != math.prod(shape) * dtype.itemsize:
-        raise ModelError(f"{path}: weights '{name}' {list(shape)} do not fit the file: download it again")
+    if (
+        not shape
+        or begin < 0
+        or start + end > size
+        or end - begin != math.prod(shape) * dtype.itemsize
+    ):
+        raise ModelError(
+            f"{path}: weights '{name}' {list(shape)} do not fit the file: download it again"
+        )
     array = np.memmap(path, dtype, "r", start + begin, shape)
     return Weight(shape, lambda rows: np.asarray(array[rows], np.float32))
 
@@ -182,8 +209,16 @@ def tokenizer(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ModelError(f"{folder}: has no tokenizer.json; save the tokenizer in the fast format")
-    extra = _json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
-    generation = _json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
+    extra = (
+        _json(folder / "tokenizer_config.json")
+        if (folder / "tokenizer_config.json").is_file()
+        else {}
+    )
+    generation = (
+        _json(folder / "generation_config.json")
+        if (folder / "generation_config.json").is_file()
+        else {}
+    )
     ends = generation.get("eos_token_id", config.get("eos_token_id"))
     begin = config.get("bos_token_id")
     template = extra.get("chat_template")

@@ -1,8 +1,10 @@
-"""ONNX decoders as optimum, onnxruntime-genai's builder and torch.onnx export them, beside their configuration.
+"""ONNX decoders as optimum, onnxruntime-genai's builder and torch.onnx export them, beside their
+configuration.
 
-Weights are found by the names that exporters give to modules, and the decoder is written anew from them, with a cache
-of static shape (frontends/decoder.py). The export itself then runs on onnxruntime: where its logits are not those of
-the new decoder, it computes something that its configuration does not say, and is refused.
+Weights are found by the names that exporters give to modules, and the decoder is written anew from
+them, with a cache of static shape (frontends/decoder.py). The export itself then runs on
+onnxruntime: where its logits are not those of the new decoder, it computes something that its
+configuration does not say, and is refused.
 """
 
 from __future__ import annotations
@@ -26,10 +28,13 @@ from compiler.importer import load as importer
 
 GENAI = "genai_config.json"
 TOKENS = 12
-# Largest difference of logits, as a share of the largest: the new decoder keeps its embeddings as float16.
+# Largest difference of logits, as a share of the largest: the new decoder keeps its embeddings as
+# float16.
 TOLERANCE = 5e-3
 
-_LINEAR = re.compile(r"layers[./](\d+)[./].*?\b(q_proj|k_proj|v_proj|qkv_proj|o_proj|gate_proj|up_proj|down_proj)\b")
+_LINEAR = re.compile(
+    r"layers[./](\d+)[./].*?\b(q_proj|k_proj|v_proj|qkv_proj|o_proj|gate_proj|up_proj|down_proj)\b"
+)
 _NAMED = re.compile(r"(?:^|\.)(model\.(?:layers\.\d+\..+|embed_tokens|norm)\.(?:weight|bias))$")
 _FINAL_NORM = re.compile(r"final_norm_layernorm\.weight$")
 _GGUF = {
@@ -44,20 +49,25 @@ _GGUF = {
 
 
 def recognises(path: Path) -> bool:
-    """Whether an .onnx file is an exported decoder: its folder has a configuration of a family that is supported."""
+    """Whether an .onnx file is an exported decoder: its folder has a configuration of a family that
+    is supported."""
     folder = path.parent
     if path.suffix != ".onnx" or not path.is_file():
         return False
     if (folder / GENAI).is_file():
         return True
     try:
-        return json.loads((folder / "config.json").read_text("utf-8"))["model_type"] in huggingface.SUPPORTED
+        return (
+            json.loads((folder / "config.json").read_text("utf-8"))["model_type"]
+            in huggingface.SUPPORTED
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
 def read(path: Path) -> Source:
-    """The decoder in an .onnx file. Raises ModelError for what is missing, and for exports that compute otherwise."""
+    """The decoder in an .onnx file. Raises ModelError for what is missing, and for exports that
+    compute otherwise."""
     model = importer.read_file(path)
     folder = path.parent
     if (folder / GENAI).is_file():
@@ -76,10 +86,16 @@ def _weights(model: ir.Model, a: Architecture, gemma: bool) -> dict[str, Weight]
     found: dict[str, Weight] = {}
     for name, value in model.graph.initializers.items():
         match = None if _FINAL_NORM.search(str(name)) else _NAMED.search(str(name))
-        if match and value.const_value is not None and not re.search(r"_proj\.weight$", match.group(1)):
+        if (
+            match
+            and value.const_value is not None
+            and not re.search(r"_proj\.weight$", match.group(1))
+        ):
             weight = _weight(value.const_value)
             plus = gemma and len(weight.shape) == 1
-            found[huggingface.name_of(match.group(1), gemma)] = huggingface.plus_one(weight) if plus else weight
+            found[huggingface.name_of(match.group(1), gemma)] = (
+                huggingface.plus_one(weight) if plus else weight
+            )
         elif _FINAL_NORM.search(str(name)) and value.const_value is not None:
             found["output_norm.weight"] = _weight(value.const_value)
     for node in model.graph:
@@ -87,7 +103,9 @@ def _weights(model: ir.Model, a: Architecture, gemma: bool) -> dict[str, Weight]
         if place is None:
             continue
         if node.op_type == "MatMulNBits":
-            raise ModelError(f"{node.name}: its weights are in 4 bits already: export the model in fp16 or fp32")
+            raise ModelError(
+                f"{node.name}: its weights are in 4 bits already: export the model in fp16 or fp32"
+            )
         linear = _linear(node)
         if linear is not None:
             for part, weight in _split(place, linear[0], a):
@@ -98,7 +116,8 @@ def _weights(model: ir.Model, a: Architecture, gemma: bool) -> dict[str, Weight]
 
 
 def _place(node: ir.Node) -> str | None:
-    """GGUF's name of the linear layer that a node belongs to, by its name or by the scopes that torch writes down."""
+    """GGUF's name of the linear layer that a node belongs to, by its name or by the scopes that
+    torch writes down."""
     text = node.metadata_props.get("pkg.torch.onnx.name_scopes") or node.name or ""
     if re.search(r"\blm_head\b", text):
         return "output"
@@ -157,20 +176,31 @@ def _rows_from(weight: Weight, begin: int, count: int) -> Weight:
 
 
 def _genai(folder: Path, model: ir.Model) -> tuple[Architecture, dict[str, Any]]:
-    """The architecture of a model of onnxruntime-genai's builder: its configuration, and what its operators say."""
+    """The architecture of a model of onnxruntime-genai's builder: its configuration, and what its
+    operators say."""
     try:
         config = json.loads((folder / GENAI).read_text("utf-8"))["model"]
         own = config["decoder"]
         heads, layers = int(own["num_attention_heads"]), int(own["num_hidden_layers"])
         kv_heads, head = int(own["num_key_value_heads"]), int(own["head_size"])
-        width, vocabulary, context = int(own["hidden_size"]), int(config["vocab_size"]), int(config["context_length"])
+        width, vocabulary, context = (
+            int(own["hidden_size"]),
+            int(config["vocab_size"]),
+            int(config["context_length"]),
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{folder / GENAI}: cannot be understood ({error!r})") from error
     attention = [n for n in model.graph if n.op_type == "GroupQueryAttention"]
-    norm = next((n for n in model.graph if n.op_type.endswith("SimplifiedLayerNormalization")), None)
-    hidden = next((w.shape[0] for n in model.graph if _is_gate(n) and (w := _gate(n)) is not None), None)
+    norm = next(
+        (n for n in model.graph if n.op_type.endswith("SimplifiedLayerNormalization")), None
+    )
+    hidden = next(
+        (w.shape[0] for n in model.graph if _is_gate(n) and (w := _gate(n)) is not None), None
+    )
     if len(attention) != layers or norm is None or hidden is None:
-        raise ModelError(f"{folder}: has no GroupQueryAttention or gated layer for each of its {layers} layers")
+        raise ModelError(
+            f"{folder}: has no GroupQueryAttention or gated layer for each of its {layers} layers"
+        )
     base, factors = _rotary(folder, attention[0])
     made = Architecture(
         name=folder.name,
@@ -204,10 +234,13 @@ def _gate(node: ir.Node) -> Weight | None:
 
 
 def _rotary(folder: Path, attention: ir.Node) -> tuple[float, tuple[float, ...]]:
-    """(base, what its frequencies are divided by) from the tables of cosines and sines of places 0 and 1."""
+    """(base, what its frequencies are divided by) from the tables of cosines and sines of places 0
+    and 1."""
     tables = [constant_of(input_at(attention, i)) for i in (7, 8)]
     if not attribute_of(attention, "do_rotary", 0) or any(t is None or len(t) < 2 for t in tables):
-        raise ModelError(f"{folder}: rotary embedding outside of GroupQueryAttention is not supported")
+        raise ModelError(
+            f"{folder}: rotary embedding outside of GroupQueryAttention is not supported"
+        )
     cos, sin = (np.asarray(t, np.float64)[1] for t in tables)
     frequencies = np.arctan2(sin, cos)
     size = len(frequencies)
@@ -217,7 +250,8 @@ def _rotary(folder: Path, attention: ir.Node) -> tuple[float, tuple[float, ...]]
 
 
 def _compare(path: Path, source: Source) -> None:
-    """Run the export and the decoder that was made of it on the same tokens. Raises ModelError where they differ."""
+    """Run the export and the decoder that was made of it on the same tokens. Raises ModelError
+    where they differ."""
     a = source.architecture
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -233,10 +267,14 @@ def _compare(path: Path, source: Source) -> None:
     except Exception as error:
         raise ModelError(f"{path}: cannot be run as a decoder ({first_line(error)})") from error
     del session
-    form = decoder.Form(1, length, length, all_logits=True)
-    model = decoder.write(source, form)
+    program_shape = decoder.ProgramShape(1, length, length, all_logits=True)
+    model = decoder.write(source, program_shape)
     with Reference(model) as reference:
-        cache = {str(v.name): np.zeros(shape_of(v), np.float32) for v in model.graph.inputs if len(shape_of(v)) == 4}
+        cache = {
+            str(v.name): np.zeros(shape_of(v), np.float32)
+            for v in model.graph.inputs
+            if len(shape_of(v)) == 4
+        }
         own: dict[str, np.ndarray] = {
             "tokens": tokens[None],
             "lengths": np.array([length - 1], np.int32),
@@ -244,7 +282,10 @@ def _compare(path: Path, source: Source) -> None:
         }
         got = reference.run({**own, **cache}, ["logits"])["logits"]
     wanted = np.asarray(wanted, np.float32)
-    differs, largest = float(np.abs(got[:, -wanted.shape[1] :] - wanted).max()), float(np.abs(wanted).max())
+    differs, largest = (
+        float(np.abs(got[:, -wanted.shape[1] :] - wanted).max()),
+        float(np.abs(wanted).max()),
+    )
     if not differs <= TOLERANCE * largest:
         raise ModelError(
             f"{path}: computes something else than its configuration says: logits of up to {largest:.3g} differ by "
@@ -255,9 +296,11 @@ def _compare(path: Path, source: Source) -> None:
 def _feed(value: Any, tokens: np.ndarray, a: Architecture) -> np.ndarray:
     """An input of an export for these tokens and nothing cached."""
     count = len(tokens)
-    dtype = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(float16)": np.float16}.get(
-        value.type, np.float32
-    )
+    dtype = {
+        "tensor(int64)": np.int64,
+        "tensor(int32)": np.int32,
+        "tensor(float16)": np.float16,
+    }.get(value.type, np.float32)
     arrays: Mapping[str, np.ndarray] = {
         "input_ids": tokens[None],
         "attention_mask": np.ones((1, count)),
@@ -268,4 +311,6 @@ def _feed(value: Any, tokens: np.ndarray, a: Architecture) -> np.ndarray:
         return arrays[value.name].astype(dtype)
     if value.name.startswith("past_key_values."):
         return np.zeros((1, a.kv_heads, 0, a.head), dtype)
-    raise ModelError(f"input '{value.name}' of the exported decoder is not known: export it with optimum")
+    raise ModelError(
+        f"input '{value.name}' of the exported decoder is not known: export it with optimum"
+    )

@@ -11,7 +11,8 @@ from tokenizers import Tokenizer as Library
 from compiler.errors import ModelError
 from compiler.frontends.architecture import Tokenizer
 
-# How byte-level tokenizers cut text before merging, by `tokenizer.ggml.pre`; llama.cpp keeps the same list.
+# How byte-level tokenizers cut text before merging, by `tokenizer.ggml.pre`; llama.cpp keeps the
+# same list.
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -32,7 +33,8 @@ _CONTROL, _USER = 3, 4  # token types of GGUF
 
 
 def from_gguf(fields: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer in the metadata of a GGUF file. Raises ModelError for kinds that are not supported."""
+    """The tokenizer in the metadata of a GGUF file. Raises ModelError for kinds that are not
+    supported."""
     tokens, kind = list(fields["tokenizer.ggml.tokens"]), fields["tokenizer.ggml.model"]
     types = list(fields.get("tokenizer.ggml.token_type", [1] * len(tokens)))
     if kind == "gpt2":
@@ -49,7 +51,11 @@ def from_gguf(fields: Mapping[str, Any]) -> Tokenizer:
     library.add_tokens(special)
     library.add_special_tokens([t for t in special if t.special])
     ends = {fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")} - {None}
-    ends |= {i for i, t in enumerate(tokens) if t in ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|endoftext|>")}
+    ends |= {
+        i
+        for i, t in enumerate(tokens)
+        if t in ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|endoftext|>")
+    }
     return Tokenizer(
         definition=library.to_str(),
         begin=fields.get("tokenizer.ggml.bos_token_id"),
@@ -62,10 +68,16 @@ def from_gguf(fields: Mapping[str, Any]) -> Tokenizer:
 def _byte_level(fields: Mapping[str, Any], tokens: list[str]) -> Library:
     pre = fields.get("tokenizer.ggml.pre", "default")
     if pre not in _PATTERNS:
-        raise ModelError(f"its tokenizer cuts text as '{pre}', which is not supported: {', '.join(_PATTERNS)} are")
+        raise ModelError(
+            f"its tokenizer cuts text as '{pre}', which is not supported: {', '.join(_PATTERNS)} are"
+        )
     merges = [tuple(m.split(" ", 1)) for m in fields["tokenizer.ggml.merges"]]
     library = Library(
-        models.BPE({t: i for i, t in enumerate(tokens)}, merges, ignore_merges=pre in ("llama-bpe", "llama3", "tekken"))
+        models.BPE(
+            {t: i for i, t in enumerate(tokens)},
+            merges,
+            ignore_merges=pre in ("llama-bpe", "llama3", "tekken"),
+        )
     )
     cuts: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if pre in _DIGITS else []
     cuts.append(pre_tokenizers.Split(Regex(_PATTERNS[pre]), "isolated"))
@@ -99,5 +111,7 @@ def _sentencepiece(fields: Mapping[str, Any], tokens: list[str]) -> Library:
     steps: list[Any] = [normalizers.Prepend("▁")] if prefix else []
     library.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
     strip: list[Any] = [decoders.Strip(" ", 1, 0)] if prefix else []
-    library.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+    library.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
     return library

@@ -1,7 +1,8 @@
-"""The IR, an `onnx_ir.Model` that onnxruntime can run at any time: how it is read, walked and rewritten.
+"""The IR, an `onnx_ir.Model` that onnxruntime can run at any time: how it is read, walked and
+rewritten.
 
-Operators that ONNX lacks live in the domain `edgetpu`; each is a model-local function whose body says in plain ONNX
-what it computes (compiler/ops/dialect.py).
+Operators that ONNX lacks live in the domain `edgetpu`; each is a model-local function whose body
+says in plain ONNX what it computes (compiler/ops/dialect.py).
 """
 
 from compiler.graph.builder import NCHW, NHWC, Builder, Names, to_nchw, to_nhwc

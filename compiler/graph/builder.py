@@ -19,7 +19,11 @@ class Names:
     """Hands out names that no value and no node of the graph uses yet."""
 
     def __init__(self, graph: ir.Graph) -> None:
-        self._taken = {v.name for v in all_activations(graph)} | set(graph.initializers) | {n.name for n in graph}
+        self._taken = (
+            {v.name for v in all_activations(graph)}
+            | set(graph.initializers)
+            | {n.name for n in graph}
+        )
 
     def fresh(self, hint: str) -> str:
         name, number = hint, 0
@@ -31,7 +35,8 @@ class Names:
 
 
 class Builder:
-    """Adds nodes in front of `anchor`: shapes are inferred, names are free, the origin is the anchor's."""
+    """Adds nodes in front of `anchor`: shapes are inferred, names are free, the origin is the
+    anchor's."""
 
     def __init__(self, model: ir.Model, names: Names, anchor: ir.Node) -> None:
         self.model, self.graph, self.names, self.anchor = model, model.graph, names, anchor
@@ -43,7 +48,11 @@ class Builder:
 
     def const(self, array: np.ndarray | np.generic | ir.TensorProtocol, hint: str) -> ir.Value:
         """A new initializer. A lazy tensor stays unread until it is written."""
-        tensor = ir.tensor(np.asarray(array, order="C")) if isinstance(array, np.ndarray | np.generic) else array
+        tensor = (
+            ir.tensor(np.asarray(array, order="C"))
+            if isinstance(array, np.ndarray | np.generic)
+            else array
+        )
         value = ir.Value(
             name=self.names.fresh(hint),
             type=ir.TensorType(tensor.dtype),
@@ -53,21 +62,26 @@ class Builder:
         self.graph.register_initializer(value)
         return value
 
-    def lazy(self, source: ir.Value, change: Callable[[np.ndarray], np.ndarray], new: Shape, hint: str) -> ir.Value:
-        """A constant computed from another when it is read, so that weights are not held in memory twice."""
+    def lazy(
+        self, source: ir.Value, change: Callable[[np.ndarray], np.ndarray], new: Shape, hint: str
+    ) -> ir.Value:
+        """A constant computed from another when it is read, so that weights are not held in memory
+        twice."""
         return self._made(lambda: change(array_of(source)), source, new, hint)
 
     def lazy_rows(
         self, source: ir.Value, change: Callable[[np.ndarray], np.ndarray], new: Shape, hint: str
     ) -> ir.Value:
-        """As `lazy`, for a change that treats each row (first axis) by itself, so that tiles read only their rows."""
+        """As `lazy`, for a change that treats each row (first axis) by itself, so that tiles read
+        only their rows."""
         value = self.lazy(source, change, new, hint)
         value.meta[ROWS] = lambda rows: change(rows_of(source, rows))
         value.meta[GRID] = grid_of(source)
         return value
 
     def by_rows(self, read: Callable[[slice], np.ndarray], new: Shape, hint: str) -> ir.Value:
-        """A float constant of shape `new` of which `read` computes some rows (first axis) when they are needed."""
+        """A float constant of shape `new` of which `read` computes some rows (first axis) when they
+        are needed."""
         whole = slice(0, new[0])
         tensor = ir.LazyTensor(
             lambda: ir.tensor(np.ascontiguousarray(read(whole), np.float32)),
@@ -82,7 +96,9 @@ class Builder:
     def rows(self, source: ir.Value, rows: slice) -> ir.Value:
         """Some rows of a constant."""
         new = (rows.stop - rows.start, *shape_of(source)[1:])
-        value = self._made(lambda: rows_of(source, rows), source, new, f"{source.name}/{rows.start}")
+        value = self._made(
+            lambda: rows_of(source, rows), source, new, f"{source.name}/{rows.start}"
+        )
         scales = grid_of(source)
         value.meta[GRID] = scales if scales is None else scales[rows]
         return value
@@ -94,7 +110,9 @@ class Builder:
         value.meta[GRID] = source.meta.get(COLUMN_GRID)
         return value
 
-    def _made(self, make: Callable[[], np.ndarray], source: ir.Value, new: Shape, hint: str) -> ir.Value:
+    def _made(
+        self, make: Callable[[], np.ndarray], source: ir.Value, new: Shape, hint: str
+    ) -> ir.Value:
         assert source.const_value is not None
         tensor = ir.LazyTensor(
             lambda: ir.tensor(np.ascontiguousarray(make())),

@@ -11,7 +11,8 @@ from compiler.graph.keys import DIALECT, IR_VERSION, ORIGIN, origin_of
 
 
 def infer_node(model: ir.Model, node: ir.Node) -> None:
-    """Type and shape of a node's outputs from ONNX's own inference; function bodies serve the dialect."""
+    """Type and shape of a node's outputs from ONNX's own inference; function bodies serve the
+    dialect."""
     graph = onnx.GraphProto(name="one")
     graph.node.append(ir.serde.serialize_node(node))
     for value in dict.fromkeys(v for v in node.inputs if v is not None):
@@ -38,11 +39,14 @@ def infer_node(model: ir.Model, node: ir.Node) -> None:
 
 
 def replace_node(
-    node: ir.Node, values: Sequence[ir.Value], made: frozenset[ir.Value] | set[ir.Value] = frozenset()
+    node: ir.Node,
+    values: Sequence[ir.Value],
+    made: frozenset[ir.Value] | set[ir.Value] = frozenset(),
 ) -> None:
     """Put other values in the place of a node's outputs and remove the node.
 
-    Values in `made` are new and take the names of those they replace, so that names stay those of the source model.
+    Values in `made` are new and take the names of those they replace, so that names stay those of
+    the source model.
     """
     graph = node.graph
     assert isinstance(graph, ir.Graph)

@@ -1,4 +1,5 @@
-"""Names that the whole compiler shares: the dialect, the opset, keys of metadata, and what nodes are called."""
+"""Names that the whole compiler shares: the dialect, the opset, keys of metadata, and what nodes
+are called."""
 
 from __future__ import annotations
 

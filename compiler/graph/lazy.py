@@ -1,4 +1,5 @@
-"""Constants that are computed row by row when they are read, so that weights are not held in memory twice."""
+"""Constants that are computed row by row when they are read, so that weights are not held in memory
+twice."""
 
 from __future__ import annotations
 
@@ -34,5 +35,6 @@ def joined_rows(values: Sequence[ir.Value], rows: slice) -> np.ndarray:
 
 
 def grid_of(value: ir.Value) -> np.ndarray | None:
-    """Scales of the int8 grid that a weight was given on, one for each row; None where it was given as float."""
+    """Scales of the int8 grid that a weight was given on, one for each row; None where it was given
+    as float."""
     return value.meta.get(GRID)

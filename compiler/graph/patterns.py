@@ -20,7 +20,13 @@ def unscaled(value: ir.Value) -> tuple[ir.Value, float]:
     if node.op_type == "Mul" and is_constant(x):
         x, by = by, x
     number = scalar_of(by)
-    if x is None or not number or is_constant(x) or not is_static(x) or len(shape_of(by)) > len(shape_of(x)):
+    if (
+        x is None
+        or not number
+        or is_constant(x)
+        or not is_static(x)
+        or len(shape_of(by)) > len(shape_of(x))
+    ):
         return value, 1.0
     rest, factor = unscaled(x)
     return rest, factor * (number if node.op_type == "Mul" else 1 / number)
@@ -32,7 +38,8 @@ def is_near(found: float, number: float) -> bool:
 
 
 def product_of(made: ir.Value, x: ir.Value | None, number: float) -> ir.Node | None:
-    """The last node of made * x * number, or of made * number without x, whatever the order of the factors."""
+    """The last node of made * x * number, or of made * number without x, whatever the order of the
+    factors."""
     factor, missing = 1.0, x is not None
     while (last := only_consumer(made)) is not None and key_of(last) in (("", "Mul"), ("", "Div")):
         other = next((v for v in last.inputs if v is not made), None)

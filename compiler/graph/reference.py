@@ -19,15 +19,17 @@ Arrays = Mapping[str, np.ndarray]
 class Reference:
     """A float model in onnxruntime, with some of its inner tensors as extra outputs.
 
-    Weights go through a temporary file, which onnxruntime maps into memory, so that they are not held twice.
-    Use it as a context manager.
+    Weights go through a temporary file, which onnxruntime maps into memory, so that they are not
+    held twice. Use it as a context manager.
     """
 
     def __init__(self, model: ir.Model, extra: Sequence[ir.Value] = ()) -> None:
         try:
             self._folder = tempfile.TemporaryDirectory(prefix="reference-")
         except OSError as error:
-            raise OutputError(f"no temporary folder can be made: {error.strerror or error}: set $TMPDIR") from error
+            raise OutputError(
+                f"no temporary folder can be made: {error.strerror or error}: set $TMPDIR"
+            ) from error
         path = Path(self._folder.name) / "model.onnx"
         graph = model.graph
         known = {id(v) for v in graph.outputs}
@@ -62,20 +64,26 @@ class Reference:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         del self.session
         self._folder.cleanup()
 
 
 def save(model: ir.Model, path: Path) -> None:
-    """Write a model with its larger weights in a file beside it, one after the other. Raises OutputError."""
+    """Write a model with its larger weights in a file beside it, one after the other. Raises
+    OutputError."""
     kept = {v: v.const_value for v in model.graph.initializers.values()}
     try:
         ir.save(model, path, external_data=f"{path.name}.data", max_workers=1)
     except OSError as error:
         why = error.strerror or str(error)  # numpy has no errno where a file takes a part only
-        raise OutputError(f"{path.parent}: cannot be written: {why}: free some room or set $TMPDIR") from error
+        raise OutputError(
+            f"{path.parent}: cannot be written: {why}: free some room or set $TMPDIR"
+        ) from error
     finally:
         for value, tensor in kept.items():
             value.const_value = tensor

@@ -14,7 +14,8 @@ MOST_ROUNDS = 1000  # of rewriting a graph; the deepest network in the tests tak
 
 
 def rewrite_until_stable(model: ir.Model, rewrite: Callable[[ir.Node, Builder], bool]) -> None:
-    """Offer every node of static shapes to `rewrite`, which says whether it changed anything, until none does.
+    """Offer every node of static shapes to `rewrite`, which says whether it changed anything, until
+    none does.
 
     Raises RuntimeError where that does not come to an end.
     """
@@ -22,7 +23,9 @@ def rewrite_until_stable(model: ir.Model, rewrite: Callable[[ir.Node, Builder], 
     for _ in range(MOST_ROUNDS):
         changed = False
         for node in list(model.graph):
-            if node.graph is not None and all(is_static(v) for v in [*node.inputs, *node.outputs] if v is not None):
+            if node.graph is not None and all(
+                is_static(v) for v in [*node.inputs, *node.outputs] if v is not None
+            ):
                 changed |= rewrite(node, Builder(model, names, node))
         common.RemoveUnusedNodesPass()(model)
         if not changed:

@@ -12,16 +12,21 @@ from compiler.graph.keys import Shape
 
 
 def shape_of(value: ir.Value | None) -> Shape:
-    """Static shape of a value. Raises ValueError where it is not known; the importer makes sure that it is."""
+    """Static shape of a value. Raises ValueError where it is not known; the importer makes sure
+    that it is."""
     if value is not None and value.const_value is not None:
         return tuple(int(d) for d in value.const_value.shape)  # type: ignore[arg-type]
     if value is None or value.shape is None or not value.shape.is_static():
-        raise ValueError(f"tensor '{value.name if value is not None else None}' has no static shape")
+        raise ValueError(
+            f"tensor '{value.name if value is not None else None}' has no static shape"
+        )
     return tuple(d for d in value.shape if isinstance(d, int))
 
 
 def is_static(value: ir.Value | None) -> bool:
-    return is_constant(value) or (value is not None and value.shape is not None and value.shape.is_static())
+    return is_constant(value) or (
+        value is not None and value.shape is not None and value.shape.is_static()
+    )
 
 
 def element_count(value: ir.Value) -> int:
@@ -60,7 +65,8 @@ def ints_of(value: ir.Value | None) -> list[int] | None:
 
 
 def attribute_of(node: ir.Node, name: str, default: Any = None) -> Any:
-    """Attribute value as a plain Python object (int, float, str, tuple, tensor), `default` where it is absent."""
+    """Attribute value as a plain Python object (int, float, str, tuple, tensor), `default` where it
+    is absent."""
     attribute = node.attributes.get(name)
     if attribute is None:
         return default

@@ -45,10 +45,13 @@ def all_activations(graph: ir.Graph) -> Iterator[ir.Value]:
 
 
 def values_read(node: ir.Node) -> list[ir.Value]:
-    """Every value of the graph that a node needs, those that its subgraphs capture included; each once."""
+    """Every value of the graph that a node needs, those that its subgraphs capture included; each
+    once."""
     found = dict.fromkeys(v for v in node.inputs if v is not None)
     for attribute in node.attributes.values():
-        graphs = {"GRAPH": [attribute.value], "GRAPHS": attribute.value}.get(attribute.type.name, [])
+        graphs = {"GRAPH": [attribute.value], "GRAPHS": attribute.value}.get(
+            attribute.type.name, []
+        )
         for graph in graphs:
             local = set(graph.inputs) | set(graph.initializers.values())
             for inner in graph:

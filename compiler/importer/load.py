@@ -37,19 +37,25 @@ OLDEST_OPSET = 7
 SMALL = 4096
 
 
-# onnxruntime's operator under ONNX's name, which ONNX's checker does not know: RMSNormalization of opset 23.
+# onnxruntime's operator under ONNX's name, which ONNX's checker does not know: RMSNormalization of
+# opset 23.
 _SIMPLIFIED = "SimplifiedLayerNormalization"
 # Types of inputs: those that numpy has itself.
-_INPUT_TYPES = {"FLOAT", "FLOAT16", "DOUBLE", "BOOL"} | {f"{u}INT{n}" for u in ("", "U") for n in (8, 16, 32, 64)}
+_INPUT_TYPES = {"FLOAT", "FLOAT16", "DOUBLE", "BOOL"} | {
+    f"{u}INT{n}" for u in ("", "U") for n in (8, 16, 32, 64)
+}
 
 
 def load(
-    path: Path, dims: Mapping[str, int] | None = None, shapes: Mapping[str, tuple[int, ...]] | None = None
+    path: Path,
+    dims: Mapping[str, int] | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> ir.Model:
     """Read, check and normalise the model in `path`.
 
-    `dims` fixes symbolic dimensions by name, `shapes` whole inputs by name. Raises ModelError for a file that is
-    broken, unsafe or still dynamic, OptionError for names that the model does not have.
+    `dims` fixes symbolic dimensions by name, `shapes` whole inputs by name. Raises ModelError for a
+    file that is broken, unsafe or still dynamic, OptionError for names that the model does not
+    have.
     """
     model = read_file(path)
     _check_defined(model.graph)
@@ -64,7 +70,11 @@ def load(
     _check_inference(model.graph)
     _fix_inputs(model, dict(dims or {}), dict(shapes or {}))
     _upgrade(model)
-    _rename(model, ("com.microsoft", _SIMPLIFIED), ("", "RMSNormalization" if is_current(model) else _SIMPLIFIED))
+    _rename(
+        model,
+        ("com.microsoft", _SIMPLIFIED),
+        ("", "RMSNormalization" if is_current(model) else _SIMPLIFIED),
+    )
     _widen(model)
     name_nodes(model.graph)
     model.ir_version = max(model.ir_version or 0, IR_VERSION)
@@ -78,7 +88,9 @@ def read_file(path: Path) -> ir.Model:
     try:
         proto = onnxfile.load(path, SMALL)
     except (DecodeError, ValueError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path}: not an ONNX file, or a truncated one ({first_line(error)})") from error
+        raise ModelError(
+            f"{path}: not an ONNX file, or a truncated one ({first_line(error)})"
+        ) from error
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
     if not proto.HasField("graph") or not proto.graph.output or not proto.opset_import:
@@ -115,7 +127,9 @@ def _unpack(graph: ir.Graph) -> None:
 
 
 def _wrong_size(value: ir.Value) -> ModelError:
-    return ModelError(f"weights '{value.name}' {list(shape_of(value))} hold another number of values: export again")
+    return ModelError(
+        f"weights '{value.name}' {list(shape_of(value))} hold another number of values: export again"
+    )
 
 
 def _check_external_data(model: ir.Model, path: Path) -> None:
@@ -129,11 +143,17 @@ def _check_external_data(model: ir.Model, path: Path) -> None:
             place = (folder / tensor.location).resolve()
             where = f"{path}: weights of '{value.name}'"
             if not place.is_relative_to(folder):
-                raise ModelError(f"{where} lie outside the model's folder ({tensor.location}): move them beside it")
+                raise ModelError(
+                    f"{where} lie outside the model's folder ({tensor.location}): move them beside it"
+                )
             if not place.is_file():
-                raise ModelError(f"{where} are in '{tensor.location}', which does not exist: put it beside the model")
+                raise ModelError(
+                    f"{where} are in '{tensor.location}', which does not exist: put it beside the model"
+                )
             if place.stat().st_size < (tensor.offset or 0) + (tensor.length or tensor.nbytes):
-                raise ModelError(f"{where}: '{tensor.location}' is shorter than the model says: copy it again")
+                raise ModelError(
+                    f"{where}: '{tensor.location}' is shorter than the model says: copy it again"
+                )
 
 
 def _rename(model: ir.Model, old: tuple[str, str], new: tuple[str, str]) -> None:
@@ -156,21 +176,36 @@ def _check_defined(graph: ir.Graph) -> None:
 def _check_inference(graph: ir.Graph) -> None:
     """Results of a model in training mode are random. Raises ModelError."""
     for node in graph:
-        if key_of(node) == ("", "Dropout") and scalar_of(input_at(node, 2)) and scalar_of(input_at(node, 1)) != 0:
+        if (
+            key_of(node) == ("", "Dropout")
+            and scalar_of(input_at(node, 2))
+            and scalar_of(input_at(node, 1)) != 0
+        ):
             name = origin_of(node)
-            raise ModelError(f"Dropout '{name}' is in training mode: export the model again after model.eval()")
+            raise ModelError(
+                f"Dropout '{name}' is in training mode: export the model again after model.eval()"
+            )
 
 
 def _fix_inputs(model: ir.Model, dims: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> None:
     inputs = {v.name: v for v in model.graph.inputs}
     for name, fixed in shapes.items():
         if name not in inputs:
-            raise OptionError(f"--shape {name}: the model has no such input; it has {_quoted(inputs)}")
+            raise OptionError(
+                f"--shape {name}: the model has no such input; it has {_quoted(inputs)}"
+            )
         declared = inputs[name].shape
         if declared is not None and len(declared) != len(fixed):
-            raise OptionError(f"--shape {name}: the input has {len(declared)} dimensions, not {len(fixed)}")
+            raise OptionError(
+                f"--shape {name}: the input has {len(declared)} dimensions, not {len(fixed)}"
+            )
         inputs[name].shape = ir.Shape(fixed)
-    symbols = {str(d.value) for v in inputs.values() for d in v.shape or () if isinstance(d, ir.SymbolicDim)}
+    symbols = {
+        str(d.value)
+        for v in inputs.values()
+        for d in v.shape or ()
+        if isinstance(d, ir.SymbolicDim)
+    }
     unused = [name for name in dims if name not in symbols and not shapes]
     if unused:
         has = _quoted(s for s in symbols if s != "None") or "none"
@@ -182,18 +217,32 @@ def _fix_inputs(model: ir.Model, dims: dict[str, int], shapes: dict[str, tuple[i
             continue
         fixed_dims = [_fixed(d, dims) for d in value.shape]
         value.shape = ir.Shape(fixed_dims)
-        unknown = [(d, "..." if axis else 1) for axis, d in enumerate(fixed_dims) if not isinstance(d, int)]
-        missing += [f"--dim {d}={guess}" if d else f"--shape {value.name}=..." for d, guess in unknown]
+        unknown = [
+            (d, "..." if axis else 1) for axis, d in enumerate(fixed_dims) if not isinstance(d, int)
+        ]
+        missing += [
+            f"--dim {d}={guess}" if d else f"--shape {value.name}=..." for d, guess in unknown
+        ]
     if missing:
         wanted = " ".join(dict.fromkeys(missing))
-        raise ModelError(f"some dimensions are not fixed; the Edge TPU needs static shapes: add {wanted}")
+        raise ModelError(
+            f"some dimensions are not fixed; the Edge TPU needs static shapes: add {wanted}"
+        )
     for value in inputs.values():
-        name = value.dtype.name if isinstance(value.type, ir.TensorType) and value.dtype is not None else "not a tensor"
+        name = (
+            value.dtype.name
+            if isinstance(value.type, ir.TensorType) and value.dtype is not None
+            else "not a tensor"
+        )
         if name not in _INPUT_TYPES:
-            raise ModelError(f"input '{value.name}' is {name.lower()}; bundles take tensors of numpy's own types")
+            raise ModelError(
+                f"input '{value.name}' is {name.lower()}; bundles take tensors of numpy's own types"
+            )
     for value in model.graph.outputs:
         if isinstance(value.type, ir.OptionalType):
-            raise ModelError(f"output '{value.name}' is optional; bundles give tensors and sequences")
+            raise ModelError(
+                f"output '{value.name}' is optional; bundles give tensors and sequences"
+            )
     fixed_inputs = {v: v.shape for v in inputs.values()}
     for value in all_activations(model.graph):
         value.shape = fixed_inputs.get(value)
@@ -206,7 +255,8 @@ def _fixed(dim: int | ir.SymbolicDim, dims: Mapping[str, int]) -> int | str | No
 
 
 def _modern(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
-    """The model in an opset that onnxruntime takes. Raises ModelError for one that is too old or too new."""
+    """The model in an opset that onnxruntime takes. Raises ModelError for one that is too old or
+    too new."""
     newest = onnx.defs.onnx_opset_version()
     opset = {o.domain: o.version for o in proto.opset_import}.get("", newest)
     if OLDEST_OPSET <= opset <= newest:
@@ -230,11 +280,13 @@ def _quoted(names: object) -> str:
 def _upgrade(model: ir.Model) -> None:
     """Raise the opset to 23, so that each operator has one form.
 
-    A model that the converters cannot raise keeps its opset: its nodes then run on the host, where onnxruntime knows
-    their old meaning.
+    A model that the converters cannot raise keeps its opset: its nodes then run on the host, where
+    onnxruntime knows their old meaning.
     """
     version = model.graph.opset_imports.get("", OPSET)
-    batched = version < 9 and any(node.op_type == "Scan" for node in model.graph)  # which no converter knows
+    batched = version < 9 and any(
+        node.op_type == "Scan" for node in model.graph
+    )  # which no converter knows
     if version >= OPSET or batched:
         return
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
@@ -251,7 +303,9 @@ def _widen(model: ir.Model) -> None:
     """
     half, single = ir.DataType.FLOAT16, ir.DataType.FLOAT
     graph = model.graph
-    if not any(v.dtype == half for v in [*graph.initializers.values(), *graph.inputs]) or any(graph.subgraphs()):
+    if not any(v.dtype == half for v in [*graph.initializers.values(), *graph.inputs]) or any(
+        graph.subgraphs()
+    ):
         return
     common.ShapeInferencePass()(model)
     for value in graph.initializers.values():
@@ -286,8 +340,14 @@ def _widen_attributes(node: ir.Node) -> None:
         if attribute is not None and attribute.value == ir.DataType.FLOAT16:
             node.attributes[name] = ir.AttrInt64(name, ir.DataType.FLOAT.value)
     value = node.attributes.get("value")
-    if value is not None and isinstance(value.value, ir.TensorProtocol) and value.value.dtype == ir.DataType.FLOAT16:
-        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(value.value.numpy().astype(np.float32)))
+    if (
+        value is not None
+        and isinstance(value.value, ir.TensorProtocol)
+        and value.value.dtype == ir.DataType.FLOAT16
+    ):
+        node.attributes["value"] = ir.AttrTensor(
+            "value", ir.tensor(value.value.numpy().astype(np.float32))
+        )
 
 
 def _cast_input(graph: ir.Graph, value: ir.Value) -> None:
@@ -307,7 +367,11 @@ def _cast_output(graph: ir.Graph, value: ir.Value) -> ir.Value:
 
 def _cast(value: ir.Value, to: ir.DataType, name: str) -> ir.Node:
     node = ir.node("Cast", [value], {"to": to.value}, num_outputs=1, name=f"{name}/cast")
-    node.outputs[0].name, node.outputs[0].shape, node.outputs[0].type = name, value.shape, ir.TensorType(to)
+    node.outputs[0].name, node.outputs[0].shape, node.outputs[0].type = (
+        name,
+        value.shape,
+        ir.TensorType(to),
+    )
     return node
 
 
@@ -324,7 +388,8 @@ def name_nodes(graph: ir.Graph) -> None:
 
 
 def _check_valid(model: ir.Model) -> None:
-    """ONNX's own checker; it insists on shapes of outputs, which many exporters leave out and inference fills in."""
+    """ONNX's own checker; it insists on shapes of outputs, which many exporters leave out and
+    inference fills in."""
     if any(v.shape is None for v in model.graph.outputs):
         common.ShapeInferencePass()(model)
     bare = [v for v in model.graph.outputs if v.shape is None]
@@ -344,4 +409,6 @@ def check_weights(graph: ir.Graph) -> None:
         if tensor is None or not tensor.dtype.is_floating_point() or tensor.dtype.itemsize < 2:
             continue
         if np.isnan(np.min(tensor.numpy().astype(np.float32, copy=False), initial=0)):
-            raise ModelError(f"weights '{value.name}' {list(tensor.shape)} hold NaN: repair or export the model again")
+            raise ModelError(
+                f"weights '{value.name}' {list(tensor.shape)} hold NaN: repair or export the model again"
+            )

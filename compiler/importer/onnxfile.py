@@ -1,8 +1,8 @@
 """Reads an ONNX file without its weights, which stay where they are until somebody looks at them.
 
-Weights inside a protobuf message are bytes at some place in the file, as those in external files are. Messages are
-taken apart by protobuf's wire format (protobuf.dev/programming-guides/encoding) no further than to find these places;
-the rest is left to protobuf itself.
+Weights inside a protobuf message are bytes at some place in the file, as those in external files
+are. Messages are taken apart by protobuf's wire format (protobuf.dev/programming-guides/encoding)
+no further than to find these places; the rest is left to protobuf itself.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9
 # Its types of fields.
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
-Place = tuple[int, int]
+ByteRange = tuple[int, int]
 
 
 def load(path: Path, smallest: int) -> onnx.ModelProto:
-    """The model in a file; of the main graph's weights those of `smallest` bytes and more are external data, be it of
-    the file itself. Raises DecodeError for what is no protobuf message."""
+    """The model in a file; of the main graph's weights those of `smallest` bytes and more are
+    external data, be it of the file itself. Raises DecodeError for what is no protobuf message."""
     model, own = onnx.ModelProto(), path.resolve().name
     with path.open("rb") as file:
         empty = not path.stat().st_size  # which cannot be mapped
@@ -39,8 +39,8 @@ def load(path: Path, smallest: int) -> onnx.ModelProto:
 
 
 def read_lazily(tensor: ir.ExternalTensor) -> ir.LazyTensor:
-    """A tensor whose file is mapped while somebody holds its array, and no longer. Reading it raises ModelError where
-    the file has changed since."""
+    """A tensor whose file is mapped while somebody holds its array, and no longer. Reading it
+    raises ModelError where the file has changed since."""
     shape, path = ir.Shape(list(tensor.shape)), Path(tensor.path)
     before = _state(path)
 
@@ -62,7 +62,9 @@ def _state(path: Path) -> tuple[int, int] | None:
     return found.st_mtime_ns, found.st_size
 
 
-def _add_tensor(data: memoryview, place: Place, tensor: onnx.TensorProto, file: str, smallest: int) -> None:
+def _add_tensor(
+    data: memoryview, place: ByteRange, tensor: onnx.TensorProto, file: str, smallest: int
+) -> None:
     for start, end in _apart(data, place, _RAW_DATA, tensor):
         if end - start < smallest:
             tensor.raw_data = bytes(data[start:end])
@@ -72,7 +74,9 @@ def _add_tensor(data: memoryview, place: Place, tensor: onnx.TensorProto, file: 
                 tensor.external_data.add(key=key, value=str(value))
 
 
-def _apart(data: memoryview, place: Place, number: int, rest: onnx.ModelProto) -> list[Place]:
+def _apart(
+    data: memoryview, place: ByteRange, number: int, rest: onnx.ModelProto
+) -> list[ByteRange]:
     """Where the fields of a number are in a message; the others are merged into `rest`."""
     found, others, last = [], [], place[0]
     for field, before, start, end in _fields(data, place):
@@ -84,8 +88,9 @@ def _apart(data: memoryview, place: Place, number: int, rest: onnx.ModelProto) -
     return found
 
 
-def _fields(data: memoryview, place: Place) -> Iterator[tuple[int, int, int, int]]:
-    """(number, where it begins, where its content begins, where it ends) of each field of a message."""
+def _fields(data: memoryview, place: ByteRange) -> Iterator[tuple[int, int, int, int]]:
+    """(number, where it begins, where its content begins, where it ends) of each field of a
+    message."""
     at, stop = place
     while at < stop:
         begin = at

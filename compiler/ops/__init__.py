@@ -10,7 +10,7 @@ from compiler.ops import (
     concat,
     conv,
     elementwise,
-    host,
+    host_only,
     matmul,
     pad,
     pool,
@@ -42,10 +42,12 @@ FAMILIES = (
     resize,
     space,
     quantize,
-    host,
+    host_only,
 )
 
-OPERATORS: dict[tuple[str, str], Operator] = {op.key: op for family in FAMILIES for op in family.OPERATORS}
+OPERATORS: dict[tuple[str, str], Operator] = {
+    op.key: op for family in FAMILIES for op in family.OPERATORS
+}
 
 BUILTINS: dict[str, Builtin] = {b.name: b for family in FAMILIES for b in family.BUILTINS}
 

@@ -1,4 +1,5 @@
-"""Activation functions: RELU, RELU6, RELU_N1_TO_1, PRELU, LOGISTIC, TANH, and what is written with them."""
+"""Activation functions: RELU, RELU6, RELU_N1_TO_1, PRELU, LOGISTIC, TANH, and what is written with
+them."""
 
 from __future__ import annotations
 
@@ -59,8 +60,8 @@ def refuse_clamp(node: ir.Node, target: Target) -> Refusal:
 def scales_clamp(node: ir.Node) -> Scales:
     """MINIMUM and MAXIMUM, which write the clamps that have no operator, have one scale for all.
 
-    A clamp that is the only reader of its input needs no operator at all: the input takes the output's scale, whose
-    int8 range is the clamp (this is what TFLite's fused activations compute).
+    A clamp that is the only reader of its input needs no operator at all: the input takes the
+    output's scale, whose int8 range is the clamp (this is what TFLite's fused activations compute).
     """
     x = node.inputs[0]
     assert x is not None
@@ -98,7 +99,11 @@ def lower_prelu(node: ir.Node, b: Builder) -> None:
     """One slope per channel of an image: along the innermost axis as NHWC."""
     x, slope = node.inputs
     assert x is not None and slope is not None
-    if not is_constant(slope) or len(shape_of(x)) != 4 or shape_of(slope)[-3:] != (shape_of(x)[1], 1, 1):
+    if (
+        not is_constant(slope)
+        or len(shape_of(x)) != 4
+        or shape_of(slope)[-3:] != (shape_of(x)[1], 1, 1)
+    ):
         return
     flat = b.const(array_of(slope).reshape(-1), f"{slope.name}/flat")
     b.replace(to_nchw(b, b.op("PRelu", [to_nhwc(b, x), flat])))
@@ -124,8 +129,8 @@ def emit_prelu(node: ir.Node, w: Writer) -> None:
 
 
 def affine(b: Builder, x: ir.Value, slope: float, shift: float) -> ir.Value:
-    """slope * x + shift. Of an image it is a 1x1 depthwise convolution: one operator, and one that can undo the factors
-    that channels are equalised by (compiler/quantize/equalise.py)."""
+    """slope * x + shift. Of an image it is a 1x1 depthwise convolution: one operator, and one that
+    can undo the factors that channels are equalised by (compiler/quantize/equalise.py)."""
     if len(shape_of(x)) != 4 or shape_of(x)[0] != 1:
         y = b.op("Mul", [x, b.scalar(slope, "slope")])
         return b.op("Add", [y, b.scalar(shift, "shift")]) if shift else y
@@ -140,7 +145,11 @@ def affine(b: Builder, x: ir.Value, slope: float, shift: float) -> ir.Value:
 def lower_hard_sigmoid(node: ir.Node, b: Builder) -> None:
     (x,) = node.inputs
     assert x is not None
-    b.replace(_hard_sigmoid(b, x, float(attribute_of(node, "alpha", 0.2)), float(attribute_of(node, "beta", 0.5))))
+    b.replace(
+        _hard_sigmoid(
+            b, x, float(attribute_of(node, "alpha", 0.2)), float(attribute_of(node, "beta", 0.5))
+        )
+    )
 
 
 def _hard_sigmoid(b: Builder, x: ir.Value, alpha: float, beta: float) -> ir.Value:
@@ -149,8 +158,8 @@ def _hard_sigmoid(b: Builder, x: ir.Value, alpha: float, beta: float) -> ir.Valu
 
 
 def lower_gelu(node: ir.Node, b: Builder) -> None:
-    """x * gate(1.702 x), the gate written as a sigmoid: at most 0.0203 off (Hendrycks and Gimpel, 2016). TFLite's own
-    GELU is newer than what the Edge TPU compiler reads."""
+    """x * gate(1.702 x), the gate written as a sigmoid: at most 0.0203 off (Hendrycks and Gimpel,
+    2016). TFLite's own GELU is newer than what the Edge TPU compiler reads."""
     (x,) = node.inputs
     assert x is not None
     gate = GELU_GATES[attribute_of(node, "approximate", "none") == "tanh"]
@@ -200,7 +209,10 @@ BUILTINS = (
     Builtin(
         "PRELU",
         1,
-        (constant(1, "slopes"), Rule("its slope varies along the innermost dimension only", _slope, "documented")),
+        (
+            constant(1, "slopes"),
+            Rule("its slope varies along the innermost dimension only", _slope, "documented"),
+        ),
     ),
 )
 
@@ -213,7 +225,9 @@ OPERATORS = (
         permute=free_permute,
         ties=same_channels,
     ),
-    Operator("Clip", refuse=refuse_clamp, scales=scales_clamp, emit=emit_clamp, permute=free_permute),
+    Operator(
+        "Clip", refuse=refuse_clamp, scales=scales_clamp, emit=emit_clamp, permute=free_permute
+    ),
     Operator("LeakyRelu", lower=lower_leaky_relu),
     Operator(
         "PRelu",
@@ -227,7 +241,10 @@ OPERATORS = (
     Operator("HardSwish", lower=lower_hard_swish),
     Operator("Swish", lower=lower_swish),
     Operator("Gelu", lower=lower_gelu),
-    *(Operator(gate, DIALECT, scales=scales_sigmoid, emit=emit_table, permute=free_permute) for gate in GELU_GATES),
+    *(
+        Operator(gate, DIALECT, scales=scales_sigmoid, emit=emit_table, permute=free_permute)
+        for gate in GELU_GATES
+    ),
     Operator("Sigmoid", scales=scales_sigmoid, emit=emit_table, permute=free_permute),
     Operator("Tanh", scales=scales_tanh, emit=emit_table, permute=free_permute),
 )

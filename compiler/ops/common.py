@@ -23,9 +23,9 @@ class RefuseError(Exception):
 class Scales:
     """What TFLite's int8 specification asks of an operator's activations.
 
-    `same` share one scale and zero point; `fixed` gives (scale, zero point) where the specification prescribes them.
-    `range_of` names the member of `same` whose observed range counts for all. Everything else is free.
-    Source: https://ai.google.dev/edge/litert/models/quantization_spec
+    `same` share one scale and zero point; `fixed` gives (scale, zero point) where the specification
+    prescribes them. `range_of` names the member of `same` whose observed range counts for all.
+    Everything else is free. Source: https://ai.google.dev/edge/litert/models/quantization_spec
     """
 
     same: tuple[ir.Value, ...] = ()
@@ -37,8 +37,9 @@ Refusal = str | None
 
 
 @dataclass(frozen=True)
-class Tie:
-    """Channels (last axis) of `a` that can be multiplied by positive factors if those of `b` are by the same.
+class ChannelTie:
+    """Channels (last axis) of `a` that can be multiplied by positive factors if those of `b` are by
+    the same.
 
     `of_a` and `of_b` index the channels, all of them by default.
     """
@@ -51,7 +52,8 @@ class Tie:
 
 @dataclass(frozen=True)
 class Operator:
-    """All that the compiler knows of one operator; absent parts mean that the operator does not have them.
+    """All that the compiler knows of one operator; absent parts mean that the operator does not
+    have them.
 
     lower:    rewrites the ONNX operator into what the Edge TPU has, or raises RefuseError
     refuse:   why it cannot or should not be written for the Edge TPU, None where it can; the Edge TPU's own rules
@@ -69,7 +71,7 @@ class Operator:
     scales: Callable[[ir.Node], Scales] = lambda node: Scales()
     emit: Callable[[ir.Node, Writer], None] | None = None
     permute: Callable[[ir.Node, Sequence[int], Builder], None] | None = None
-    ties: Callable[[ir.Node], list[Tie] | None] = lambda node: None
+    ties: Callable[[ir.Node], list[ChannelTie] | None] = lambda node: None
 
     @property
     def key(self) -> tuple[str, str]:
@@ -86,12 +88,12 @@ def channels(value: ir.Value) -> int:
     return shape_of(value)[-1] if shape_of(value) else 1
 
 
-def same_channels(node: ir.Node) -> list[Tie] | None:
+def same_channels(node: ir.Node) -> list[ChannelTie] | None:
     """Factors of channels go through an operator that treats each channel alike and by itself."""
     first, *others = [*activations_of(node), *node.outputs]
     if any(channels(v) != channels(first) for v in others):
         return None
-    return [Tie(first, v) for v in others]
+    return [ChannelTie(first, v) for v in others]
 
 
 def free_permute(node: ir.Node, perm: Sequence[int], b: Builder) -> None:

@@ -9,10 +9,10 @@ import onnx_ir as ir
 
 from compiler.graph import Builder, attribute_of, axis_of, input_at, is_constant, shape_of
 from compiler.ops.common import (
+    ChannelTie,
     Operator,
     Refusal,
     RefuseError,
-    Tie,
     channels,
     permute_axis,
     same_channels,
@@ -36,7 +36,7 @@ def emit_concat(node: ir.Node, w: Writer) -> None:
     w.add("CONCATENATION", 2, inputs, [w.tensor(y)], {"axis": axis, "fusedActivationFunction": 0})
 
 
-def ties(node: ir.Node) -> list[Tie] | None:
+def ties(node: ir.Node) -> list[ChannelTie] | None:
     """Channels of the whole are those of the parts, one behind the other or alike."""
     concat = node.op_type == "Concat"
     whole, parts = (node.outputs[0], node.inputs) if concat else (node.inputs[0], node.outputs)
@@ -48,7 +48,7 @@ def ties(node: ir.Node) -> list[Tie] | None:
     found, begin = [], 0
     for part in parts:
         assert part is not None
-        found.append(Tie(part, whole, of_b=slice(begin, begin + channels(part))))
+        found.append(ChannelTie(part, whole, of_b=slice(begin, begin + channels(part))))
         begin += channels(part)
     return found
 
@@ -65,7 +65,9 @@ def lower_split(node: ir.Node, b: Builder) -> None:
     if len(set(sizes)) == 1:
         if sizes_value is not None:
             count = len(sizes)
-            b.replace(*b.ops("Split", [x, None], {"axis": axis, "num_outputs": count}, outputs=count))
+            b.replace(
+                *b.ops("Split", [x, None], {"axis": axis, "num_outputs": count}, outputs=count)
+            )
         return
     parts, begin = [], 0
     for size in sizes:
@@ -100,7 +102,11 @@ BUILTINS = (
         2,
         (
             NO_FUSED_ACTIVATION,
-            Rule("a constant among its inputs is all zeros and one of two", _joined_constants, "documented"),
+            Rule(
+                "a constant among its inputs is all zeros and one of two",
+                _joined_constants,
+                "documented",
+            ),
         ),
     ),
     Builtin("SPLIT", 2),

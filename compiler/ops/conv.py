@@ -10,7 +10,16 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from compiler.graph import DIALECT, Builder, attribute_of, input_at, is_constant, shape_of, to_nchw, to_nhwc
+from compiler.graph import (
+    DIALECT,
+    Builder,
+    attribute_of,
+    input_at,
+    is_constant,
+    shape_of,
+    to_nchw,
+    to_nhwc,
+)
 from compiler.ops.common import Operator, RefuseError, same_geometry
 from compiler.ops.rules import Builtin, OpInfo, Rule, TensorInfo, Work, constant
 from compiler.ops.writer import Writer
@@ -84,7 +93,9 @@ def image(b: Builder, value: ir.Value, node: ir.Node) -> ir.Value:
     """NCHW [1, C, H, W] or [1, C, W] as NHWC."""
     shape = shape_of(value)
     if len(shape) not in (3, 4):
-        raise RefuseError(f"it is {len(shape) - 2}-dimensional; the Edge TPU has 1 and 2 dimensional windows")
+        raise RefuseError(
+            f"it is {len(shape) - 2}-dimensional; the Edge TPU has 1 and 2 dimensional windows"
+        )
     if shape[0] != 1:
         raise RefuseError(f"its batch is {shape[0]}; the Edge TPU takes one image at a time")
     if len(shape) == 3:
@@ -112,7 +123,9 @@ def lower_conv(node: ir.Node, b: Builder) -> None:
     nhwc = image(b, x, node)
     if rank == 3:
         out, cin, taps = shape_of(weight)
-        weight = b.lazy(weight, lambda w: w[:, :, None, :], (out, cin, 1, taps), f"{weight.name}/2d")
+        weight = b.lazy(
+            weight, lambda w: w[:, :, None, :], (out, cin, 1, taps), f"{weight.name}/2d"
+        )
     _, height, width, channels = shape_of(nhwc)
     win = window(node, height, width, shape_of(weight)[2:])
     bias = input_at(node, 2) or zero_bias(b, shape_of(weight)[0], weight)
@@ -133,9 +146,14 @@ def zero_bias(b: Builder, outputs: int, weight: ir.Value) -> ir.Value:
 
 
 def grouped(
-    b: Builder, x: ir.Value, params: tuple[ir.Value, ir.Value], group: int, attributes: dict[str, tuple[int, ...]]
+    b: Builder,
+    x: ir.Value,
+    params: tuple[ir.Value, ir.Value],
+    group: int,
+    attributes: dict[str, tuple[int, ...]],
 ) -> ir.Value:
-    """A grouped convolution as Split, one convolution per group, Concat; the Edge TPU has no groups."""
+    """A grouped convolution as Split, one convolution per group, Concat; the Edge TPU has no
+    groups."""
     parts = b.ops("Split", [x, None], {"axis": 3, "num_outputs": group}, outputs=group)
     each = shape_of(params[0])[0] // group
     made = []
@@ -153,14 +171,18 @@ def lower_conv_transpose(node: ir.Node, b: Builder) -> None:
         raise RefuseError("its weights are computed at run time; the Edge TPU needs them constant")
     if len(shape_of(x)) != 4:
         raise RefuseError("it is not two-dimensional; TRANSPOSE_CONV is")
-    if int(attribute_of(node, "group", 1)) != 1 or set(attribute_of(node, "dilations", (1, 1))) != {1}:
+    if int(attribute_of(node, "group", 1)) != 1 or set(attribute_of(node, "dilations", (1, 1))) != {
+        1
+    }:
         raise RefuseError("it has groups or dilations; TRANSPOSE_CONV has neither")
     nhwc = image(b, x, node)
     kernel, strides = shape_of(weight)[2:], tuple(attribute_of(node, "strides", (1, 1)))
     if any(k < s for k, s in zip(kernel, strides, strict=True)):
         raise RefuseError(f"its kernel {list(kernel)} is smaller than its stride {list(strides)}")
     cin, cout = shape_of(weight)[:2]
-    weight = b.lazy(weight, lambda w: w.transpose(1, 0, 2, 3), (cout, cin, *kernel), f"{weight.name}/oihw")
+    weight = b.lazy(
+        weight, lambda w: w.transpose(1, 0, 2, 3), (cout, cin, *kernel), f"{weight.name}/oihw"
+    )
     bias = input_at(node, 2) or zero_bias(b, cout, weight)
     sizes, want = shape_of(nhwc)[1:3], shape_of(node.outputs[0])[2:]
     begins = _crop(node, sizes, strides, kernel, want)
@@ -170,13 +192,19 @@ def lower_conv_transpose(node: ir.Node, b: Builder) -> None:
         attributes = {"strides": strides, "pads": (*same, *ends)}
         y = b.op("TransposeConv2D", [nhwc, weight, bias], attributes, DIALECT)
     else:
-        y = b.op("TransposeConv2D", [nhwc, weight, bias], {"strides": strides, "pads": (0,) * 4}, DIALECT)
+        y = b.op(
+            "TransposeConv2D", [nhwc, weight, bias], {"strides": strides, "pads": (0,) * 4}, DIALECT
+        )
         y = crop(b, y, begins, want)
     b.replace(to_nchw(b, y))
 
 
 def _crop(
-    node: ir.Node, sizes: Sequence[int], strides: Sequence[int], kernel: Sequence[int], want: Sequence[int]
+    node: ir.Node,
+    sizes: Sequence[int],
+    strides: Sequence[int],
+    kernel: Sequence[int],
+    want: Sequence[int],
 ) -> tuple[int, ...]:
     """Where the wanted image begins in the uncropped one of a ConvTranspose."""
     full = [(i - 1) * s + k for i, s, k in zip(sizes, strides, kernel, strict=True)]
@@ -222,9 +250,19 @@ def emit(node: ir.Node, w: Writer) -> None:
 def emit_transpose_conv(node: ir.Node, w: Writer) -> None:
     filters, biases = w.filters(node, (0, 2, 3, 1))
     strides = attribute_of(node, "strides")
-    options = {"padding": w.padding(attribute_of(node, "pads")), "strideH": strides[0], "strideW": strides[1]}
+    options = {
+        "padding": w.padding(attribute_of(node, "pads")),
+        "strideH": strides[0],
+        "strideW": strides[1],
+    }
     size = w.ints(shape_of(node.outputs[0]))
-    w.add("TRANSPOSE_CONV", 3, [size, filters, w.tensor(node.inputs[0]), biases], [w.tensor(node.outputs[0])], options)
+    w.add(
+        "TRANSPOSE_CONV",
+        3,
+        [size, filters, w.tensor(node.inputs[0]), biases],
+        [w.tensor(node.outputs[0])],
+        options,
+    )
 
 
 def _kernel(op: OpInfo, target: Target) -> str | None:
@@ -250,7 +288,8 @@ def layer(op: OpInfo) -> Layer:
     taps, per_channel = height * width, filters.scales > 1
     if op.builtin != "DEPTHWISE_CONV_2D":
         return Layer("dense" if taps == 1 else "conv", inputs, out, taps, per_channel)
-    # A depthwise convolution of one channel is an ordinary one to the device (LibrEdgeTPU's gabor models).
+    # A depthwise convolution of one channel is an ordinary one to the device (LibrEdgeTPU's gabor
+    # models).
     single = op.activations[0].shape[3] == 1 and inputs > 1
     return Layer("conv" if single else "depthwise", 1, inputs, taps, per_channel)
 
@@ -269,7 +308,12 @@ def work(op: OpInfo, target: Target) -> Work:
 _SHARED = (
     constant(1, "weights"),
     constant(2, "biases"),
-    Rule("the kernel is at most 16 x 16", _kernel, "measured", "LibrEdgeTPU: 16 x 16 compiles, 64 x 64 fails"),
+    Rule(
+        "the kernel is at most 16 x 16",
+        _kernel,
+        "measured",
+        "LibrEdgeTPU: 16 x 16 compiles, 64 x 64 fails",
+    ),
     Rule("height and width have the same dilation", _dilation, "documented"),
 )
 

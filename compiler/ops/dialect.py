@@ -1,7 +1,7 @@
 """The dialect: operators that the Edge TPU has and ONNX lacks, as ONNX functions.
 
-Images are NHWC, weights keep ONNX's order (output channels first). The gates of GELU, Gelu(t) / t of t = x / 1.702, are
-written as LOGISTIC, which comes close (compiler/ops/activation.py).
+Images are NHWC, weights keep ONNX's order (output channels first). The gates of GELU, Gelu(t) / t
+of t = x / 1.702, are written as LOGISTIC, which comes close (compiler/ops/activation.py).
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Writes docs/supported-ops.md from the declarations: `python -m compiler.ops.document > docs/supported-ops.md`."""
+"""Writes docs/supported-ops.md from the declarations: `python -m compiler.ops.document >
+docs/supported-ops.md`."""
 
 from __future__ import annotations
 
 import sys
 
-from compiler.ops import BUILTINS, FAMILIES, host
+from compiler.ops import BUILTINS, FAMILIES, host_only
 from compiler.ops.rules import COMMON, Rule
 
 _HEAD = """# Operators
@@ -18,25 +19,48 @@ A rule is *documented* by the vendor, *measured* by a named third party or read 
 
 def page() -> str:
     """The whole page as Markdown."""
-    parts = [_HEAD, "## ONNX operators\n", _onnx(), "## ONNX operators that the host runs\n", _host()]
-    parts += ["## TFLite operators and the Edge TPU's rules\n", "Every operator:\n", _list(COMMON), _tflite()]
+    parts = [
+        _HEAD,
+        "## ONNX operators\n",
+        _onnx(),
+        "## ONNX operators that the host runs\n",
+        _host(),
+    ]
+    parts += [
+        "## TFLite operators and the Edge TPU's rules\n",
+        "Every operator:\n",
+        _list(COMMON),
+        _tflite(),
+    ]
     return "\n".join(parts)
 
 
 def _onnx() -> str:
-    rows = ["Written for the Edge TPU where their form allows it; `inspect` says of each node why not.\n"]
+    rows = [
+        "Written for the Edge TPU where their form allows it; `inspect` says of each node why not.\n"
+    ]
     rows += ["| family | operators | TFLite |", "|---|---|---|"]
     for family in FAMILIES:
-        names = [op.op_type for op in family.OPERATORS if not op.domain and op.op_type not in host.REASONS]
+        names = [
+            op.op_type
+            for op in family.OPERATORS
+            if not op.domain and op.op_type not in host_only.REASONS
+        ]
         if names:
             builtins = ", ".join(b.name for b in family.BUILTINS)
-            rows.append(f"| {family.__name__.rpartition('.')[2]} | {', '.join(names)} | {builtins} |")
+            rows.append(
+                f"| {family.__name__.rpartition('.')[2]} | {', '.join(names)} | {builtins} |"
+            )
     return "\n".join([*rows, ""])
 
 
 def _host() -> str:
-    rows = ["And every operator that is not named on this page.\n", "| operator | why |", "|---|---|"]
-    rows += [f"| {name} | {reason} |" for name, reason in host.REASONS.items()]
+    rows = [
+        "And every operator that is not named on this page.\n",
+        "| operator | why |",
+        "|---|---|",
+    ]
+    rows += [f"| {name} | {reason} |" for name, reason in host_only.REASONS.items()]
     return "\n".join([*rows, ""])
 
 

@@ -7,8 +7,22 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from compiler.graph import Builder, activations_of, constant_of, element_count, is_constant, scalar_of
-from compiler.ops.common import Operator, Refusal, RefuseError, Tie, same_channels, same_scale
+from compiler.graph import (
+    Builder,
+    activations_of,
+    constant_of,
+    element_count,
+    is_constant,
+    scalar_of,
+)
+from compiler.ops.common import (
+    ChannelTie,
+    Operator,
+    Refusal,
+    RefuseError,
+    same_channels,
+    same_scale,
+)
 from compiler.ops.rules import Builtin, OpInfo, Rule
 from compiler.ops.writer import Writer
 from compiler.targets import Target
@@ -34,8 +48,9 @@ def refuse(node: ir.Node, target: Target) -> Refusal:
     return None
 
 
-def ties_product(node: ir.Node) -> list[Tie] | None:
-    """Of a product with a constant; that of two activations is for compiler/quantize/equalise.py to settle."""
+def ties_product(node: ir.Node) -> list[ChannelTie] | None:
+    """Of a product with a constant; that of two activations is for compiler/quantize/equalise.py to
+    settle."""
     return same_channels(node) if len(activations_of(node)) == 1 else None
 
 
@@ -83,7 +98,9 @@ def lower_neg(node: ir.Node, b: Builder) -> None:
 def lower_pow(node: ir.Node, b: Builder) -> None:
     x, exponent = node.inputs
     if x is None or x.dtype != ir.DataType.FLOAT or scalar_of(exponent) != 2:
-        raise RefuseError("the Edge TPU has no POW; only the constant exponent 2 can be a multiplication")
+        raise RefuseError(
+            "the Edge TPU has no POW; only the constant exponent 2 can be a multiplication"
+        )
     b.replace(b.op("Mul", [x, x]))
 
 
@@ -92,7 +109,14 @@ def _dimensions(op: OpInfo, target: Target) -> str | None:
     return f"it has {most}" if most > 4 else None
 
 
-_RULES = (Rule("it has at most four dimensions", _dimensions, "assumed", "TensorFlow Lite broadcasts up to four"),)
+_RULES = (
+    Rule(
+        "it has at most four dimensions",
+        _dimensions,
+        "assumed",
+        "TensorFlow Lite broadcasts up to four",
+    ),
+)
 
 BUILTINS = tuple(Builtin(name, 2, _RULES) for name in _BUILTIN.values())
 

@@ -1,6 +1,7 @@
 """MatMul and Gemm with constant weights: FULLY_CONNECTED for one row, a 1x1 CONV_2D for several.
 
-FULLY_CONNECTED gives one-dimensional output on the Edge TPU, so S rows of K inputs become an image [1, 1, S, K].
+FULLY_CONNECTED gives one-dimensional output on the Edge TPU, so S rows of K inputs become an image
+[1, 1, S, K].
 """
 
 from __future__ import annotations
@@ -36,9 +37,13 @@ def lower_matmul(node: ir.Node, b: Builder) -> None:
     assert x is not None and weight is not None
     if not is_constant(weight):
         both = "both operands are" if not is_constant(x) else "its right operand is"
-        raise RefuseError(f"{both} computed at run time; the Edge TPU multiplies by constant weights only")
+        raise RefuseError(
+            f"{both} computed at run time; the Edge TPU multiplies by constant weights only"
+        )
     if len(shape_of(weight)) != 2:
-        raise RefuseError(f"its weights {list(shape_of(weight))} are a batch of matrices; the Edge TPU takes one")
+        raise RefuseError(
+            f"its weights {list(shape_of(weight))} are a batch of matrices; the Edge TPU takes one"
+        )
     outputs = shape_of(weight)[1]
     rows = b.transposed(weight)
     add, bias = _bias_after(node, outputs)
@@ -72,7 +77,9 @@ def lower_gemm(node: ir.Node, b: Builder) -> None:
     if flip:
         weight = b.transposed(weight)
     if alpha != 1.0:
-        weight = b.lazy_rows(weight, lambda w: w * np.float32(alpha), (outputs, inputs), f"{weight.name}/alpha")
+        weight = b.lazy_rows(
+            weight, lambda w: w * np.float32(alpha), (outputs, inputs), f"{weight.name}/alpha"
+        )
     if bias is None:
         bias = zero_bias(b, outputs, weight)
     else:
@@ -80,7 +87,9 @@ def lower_gemm(node: ir.Node, b: Builder) -> None:
         assert array is not None
         if array.size not in (1, outputs) or (array.ndim == 2 and array.shape[0] != 1):
             raise RefuseError(f"its bias {list(array.shape)} differs from row to row")
-        bias = b.const(np.broadcast_to(array.reshape(-1) * np.float32(beta), (outputs,)), f"{bias.name}/row")
+        bias = b.const(
+            np.broadcast_to(array.reshape(-1) * np.float32(beta), (outputs,)), f"{bias.name}/row"
+        )
     b.replace(linear(b, x, weight, bias, shape_of(node.outputs[0])))
 
 
@@ -91,7 +100,9 @@ def linear(b: Builder, x: ir.Value, weight: ir.Value, bias: ir.Value, out: Shape
     if count == 1:
         y = b.op("FullyConnected", [b.reshape(x, (1, inputs)), weight, bias], domain=DIALECT)
         return b.reshape(y, out)
-    kernel = b.lazy_rows(weight, lambda w: w[:, :, None, None], (outputs, inputs, 1, 1), f"{weight.name}/1x1")
+    kernel = b.lazy_rows(
+        weight, lambda w: w[:, :, None, None], (outputs, inputs, 1, 1), f"{weight.name}/1x1"
+    )
     attributes = {"strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1)}
     y = b.op("Conv2D", [b.reshape(x, (1, 1, count, inputs)), kernel, bias], attributes, DIALECT)
     return b.reshape(y, out)
@@ -100,7 +111,13 @@ def linear(b: Builder, x: ir.Value, weight: ir.Value, bias: ir.Value, out: Shape
 def emit(node: ir.Node, w: Writer) -> None:
     filters, biases = w.filters(node, (0, 1))
     options = {"fusedActivationFunction": 0, "keepNumDims": False}
-    w.add("FULLY_CONNECTED", 4, [w.tensor(node.inputs[0]), filters, biases], [w.tensor(node.outputs[0])], options)
+    w.add(
+        "FULLY_CONNECTED",
+        4,
+        [w.tensor(node.inputs[0]), filters, biases],
+        [w.tensor(node.outputs[0])],
+        options,
+    )
 
 
 def _rows(op: OpInfo, target: Target) -> str | None:
@@ -125,7 +142,11 @@ BUILTINS = (
     Builtin(
         "FULLY_CONNECTED",
         4,
-        (constant(1, "weights"), constant(2, "biases"), Rule("its output is one row", _rows, "documented")),
+        (
+            constant(1, "weights"),
+            constant(2, "biases"),
+            Rule("its output is one row", _rows, "documented"),
+        ),
         layer,
         work,
     ),

@@ -62,4 +62,8 @@ def emit(node: ir.Node, w: Writer) -> None:
 
 BUILTINS = (Builtin("PAD", 2),)
 
-OPERATORS = (Operator("Pad", refuse=refuse, scales=same_scale, emit=emit, permute=permute, ties=same_channels),)
+OPERATORS = (
+    Operator(
+        "Pad", refuse=refuse, scales=same_scale, emit=emit, permute=permute, ties=same_channels
+    ),
+)

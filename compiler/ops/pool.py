@@ -5,7 +5,17 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from compiler.graph import DIALECT, Builder, Shape, attribute_of, input_at, scalar_of, shape_of, to_nchw, to_nhwc
+from compiler.graph import (
+    DIALECT,
+    Builder,
+    Shape,
+    attribute_of,
+    input_at,
+    scalar_of,
+    shape_of,
+    to_nchw,
+    to_nhwc,
+)
 from compiler.ops.common import Operator, RefuseError, same_channels, same_scale
 from compiler.ops.conv import Window, image, tflite_pads, unimage, window, zero_padded
 from compiler.ops.rules import NO_FUSED_ACTIVATION, Builtin
@@ -24,7 +34,9 @@ def _window(node: ir.Node, nhwc: ir.Value) -> Window:
     kernel = tuple(attribute_of(node, "kernel_shape"))
     win = window(node, height, width, kernel if len(kernel) == 2 else (1, *kernel))
     if set(win.dilations) != {1}:
-        raise RefuseError(f"its dilations are {list(win.dilations)}; pooling on the Edge TPU has none")
+        raise RefuseError(
+            f"its dilations are {list(win.dilations)}; pooling on the Edge TPU has none"
+        )
     out = shape_of(node.outputs[0])[2:]
     out = out if len(out) == 2 else (1, *out)
     pads = list(win.pads)
@@ -32,7 +44,10 @@ def _window(node: ir.Node, nhwc: ir.Value) -> Window:
         reach = (out[axis] - 1) * win.strides[axis] + win.kernel[axis]
         pads[axis + 2] = max(pads[axis + 2], reach - size - pads[axis])
     made = Window(win.kernel, win.strides, win.dilations, (pads[0], pads[1], pads[2], pads[3]))
-    covers = all(o == 1 and k - p >= s for o, k, p, s in zip(out, win.kernel, pads[:2], (height, width), strict=True))
+    covers = all(
+        o == 1 and k - p >= s
+        for o, k, p, s in zip(out, win.kernel, pads[:2], (height, width), strict=True)
+    )
     if covers and not _counts_padding(node):
         return Window((height, width), win.strides, win.dilations, (0, 0, 0, 0))
     return made
@@ -40,7 +55,9 @@ def _window(node: ir.Node, nhwc: ir.Value) -> Window:
 
 def _counts_padding(node: ir.Node) -> bool:
     """Whether an average divides by padding too; what ceil_mode adds never counts."""
-    return bool(attribute_of(node, "count_include_pad", 0)) and any(attribute_of(node, "pads", (0,)))
+    return bool(attribute_of(node, "count_include_pad", 0)) and any(
+        attribute_of(node, "pads", (0,))
+    )
 
 
 def _attributes(win: Window) -> dict[str, tuple[int, ...]]:
@@ -76,7 +93,9 @@ def lower_max(node: ir.Node, b: Builder) -> None:
     win = _window(node, nhwc)
     if not tflite_pads(win, nhwc):
         if not _never_negative(x):
-            raise RefuseError(f"its padding {list(win.pads)} is not SAME and its input may be negative")
+            raise RefuseError(
+                f"its padding {list(win.pads)} is not SAME and its input may be negative"
+            )
         nhwc, win = _zero_padded(b, nhwc, win)
     y = b.op("MaxPool2D", [nhwc], _attributes(win), DIALECT)
     b.replace(unimage(b, y, len(shape_of(x))), *list(node.outputs)[1:])

@@ -8,8 +8,25 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from compiler.graph import Builder, attribute_of, axis_of, input_at, ints_of, is_constant, shape_of, to_nchw, to_nhwc
-from compiler.ops.common import Operator, Refusal, RefuseError, Tie, same_channels, same_scale
+from compiler.graph import (
+    Builder,
+    attribute_of,
+    axis_of,
+    input_at,
+    ints_of,
+    is_constant,
+    shape_of,
+    to_nchw,
+    to_nhwc,
+)
+from compiler.ops.common import (
+    ChannelTie,
+    Operator,
+    Refusal,
+    RefuseError,
+    same_channels,
+    same_scale,
+)
 from compiler.ops.rules import Builtin
 from compiler.ops.writer import Writer
 from compiler.targets import Target
@@ -35,7 +52,8 @@ def axes_of(node: ir.Node) -> list[int]:
 
 
 def lower(node: ir.Node, b: Builder) -> None:
-    """Keep the reduced dimensions and drop them by a Reshape, so that a Transpose can pass; images as NHWC."""
+    """Keep the reduced dimensions and drop them by a Reshape, so that a Transpose can pass; images
+    as NHWC."""
     axes, x = axes_of(node), node.inputs[0]
     assert x is not None
     if axes == [2, 3] and len(shape_of(x)) == 4:
@@ -83,7 +101,7 @@ def refuse(node: ir.Node, target: Target) -> Refusal:
     return None
 
 
-def ties(node: ir.Node) -> list[Tie] | None:
+def ties(node: ir.Node) -> list[ChannelTie] | None:
     rank = len(shape_of(node.inputs[0]))
     return None if rank - 1 in axes_of(node) else same_channels(node)
 
@@ -99,6 +117,22 @@ BUILTINS = tuple(Builtin(name, version) for name, version in _BUILTIN.values())
 OPERATORS = (
     Operator("ReduceMean", lower=lower, refuse=refuse, emit=emit, permute=permute, ties=ties),
     Operator("ReduceSum", lower=lower, refuse=refuse, emit=emit, permute=permute, ties=ties),
-    Operator("ReduceMax", lower=lower, refuse=refuse, scales=same_scale, emit=emit, permute=permute, ties=ties),
-    Operator("ReduceMin", lower=lower, refuse=refuse, scales=same_scale, emit=emit, permute=permute, ties=ties),
+    Operator(
+        "ReduceMax",
+        lower=lower,
+        refuse=refuse,
+        scales=same_scale,
+        emit=emit,
+        permute=permute,
+        ties=ties,
+    ),
+    Operator(
+        "ReduceMin",
+        lower=lower,
+        refuse=refuse,
+        scales=same_scale,
+        emit=emit,
+        permute=permute,
+        ties=ties,
+    ),
 )

@@ -1,12 +1,29 @@
-"""Reshape, Flatten, Squeeze, Unsqueeze: RESHAPE. Identity and Dropout: nothing, but for a copy where one is needed."""
+"""Reshape, Flatten, Squeeze, Unsqueeze: RESHAPE. Identity and Dropout: nothing, but for a copy
+where one is needed."""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
 
-from compiler.graph import Builder, element_count, input_at, ints_of, is_constant, is_static, shape_of
-from compiler.ops.common import Operator, RefuseError, Tie, channels, free_permute, same_channels, same_scale
+from compiler.graph import (
+    Builder,
+    element_count,
+    input_at,
+    ints_of,
+    is_constant,
+    is_static,
+    shape_of,
+)
+from compiler.ops.common import (
+    ChannelTie,
+    Operator,
+    RefuseError,
+    channels,
+    free_permute,
+    same_channels,
+    same_scale,
+)
 from compiler.ops.rules import Builtin
 from compiler.ops.writer import Writer
 
@@ -15,7 +32,9 @@ def lower(node: ir.Node, b: Builder) -> None:
     x, y = node.inputs[0], node.outputs[0]
     assert x is not None
     if not is_static(x) or not is_static(y):
-        raise RefuseError(f"the shape of '{y.name}' depends on data; the Edge TPU needs static shapes")
+        raise RefuseError(
+            f"the shape of '{y.name}' depends on data; the Edge TPU needs static shapes"
+        )
     target = ints_of(input_at(node, 1))
     if node.op_type == "Reshape" and target is not None and tuple(target) == shape_of(y):
         return
@@ -28,12 +47,14 @@ def lower_nothing(node: ir.Node, b: Builder) -> None:
         raise RefuseError("its mask is used")
     x = node.inputs[0]
     assert x is not None
-    if node.outputs[0].is_graph_output() and (x.is_graph_input() or x.is_graph_output() or is_constant(x)):
+    if node.outputs[0].is_graph_output() and (
+        x.is_graph_input() or x.is_graph_output() or is_constant(x)
+    ):
         return
     b.replace(x, *list(node.outputs)[1:])
 
 
-def ties(node: ir.Node) -> list[Tie] | None:
+def ties(node: ir.Node) -> list[ChannelTie] | None:
     """The last axis stays, or becomes a row in which the channels take turns."""
     x, y = node.inputs[0], node.outputs[0]
     assert x is not None
@@ -41,13 +62,19 @@ def ties(node: ir.Node) -> list[Tie] | None:
         return same_channels(node)
     if channels(y) != element_count(y):
         return None
-    return [Tie(x, y, of_a=np.arange(channels(y)) % channels(x))]
+    return [ChannelTie(x, y, of_a=np.arange(channels(y)) % channels(x))]
 
 
 def emit(node: ir.Node, w: Writer) -> None:
     y = node.outputs[0]
     shape = shape_of(y)
-    w.add("RESHAPE", 1, [w.tensor(node.inputs[0]), w.ints(shape)], [w.tensor(y)], {"newShape": list(shape)})
+    w.add(
+        "RESHAPE",
+        1,
+        [w.tensor(node.inputs[0]), w.ints(shape)],
+        [w.tensor(y)],
+        {"newShape": list(shape)},
+    )
 
 
 BUILTINS = (Builtin("RESHAPE", 1),)
@@ -57,6 +84,13 @@ OPERATORS = (
     Operator("Flatten", lower=lower),
     Operator("Squeeze", lower=lower),
     Operator("Unsqueeze", lower=lower),
-    Operator("Identity", lower=lower_nothing, scales=same_scale, emit=emit, permute=free_permute, ties=same_channels),
+    Operator(
+        "Identity",
+        lower=lower_nothing,
+        scales=same_scale,
+        emit=emit,
+        permute=free_permute,
+        ties=same_channels,
+    ),
     Operator("Dropout", lower=lower_nothing),
 )

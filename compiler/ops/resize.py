@@ -1,7 +1,8 @@
 """Resize of images: RESIZE_BILINEAR, RESIZE_NEAREST_NEIGHBOR.
 
-ONNX has many coordinate rules, TFLite three per operator. A node is taken where every source coordinate of one of
-TFLite's rules is the one that ONNX asks for; the dialect's Resize2D then names that rule.
+ONNX has many coordinate rules, TFLite three per operator. A node is taken where every source
+coordinate of one of TFLite's rules is the one that ONNX asks for; the dialect's Resize2D then names
+that rule.
 """
 
 from __future__ import annotations
@@ -9,14 +10,24 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from compiler.graph import DIALECT, Builder, attribute_of, axis_of, constant_of, input_at, shape_of, to_nchw, to_nhwc
+from compiler.graph import (
+    DIALECT,
+    Builder,
+    attribute_of,
+    axis_of,
+    constant_of,
+    input_at,
+    shape_of,
+    to_nchw,
+    to_nhwc,
+)
 from compiler.ops.common import Operator, RefuseError, same_channels, same_scale
 from compiler.ops.rules import Builtin, OpInfo, Rule
 from compiler.ops.writer import Writer
 from compiler.targets import Target
 
-# (align_corners, half_pixel_centers) as ONNX's (coordinate mode, rounding of nearest), plainest first: half pixels
-# need operator version 3.
+# (align_corners, half_pixel_centers) as ONNX's (coordinate mode, rounding of nearest), plainest
+# first: half pixels need operator version 3.
 _RULES = {
     (False, False): ("asymmetric", "floor"),
     (True, False): ("align_corners", "round_prefer_ceil"),
@@ -82,9 +93,13 @@ def _same(node: ir.Node, mode: str, rule: tuple[bool, bool], axis: tuple[int, in
     coordinates = onnx_coordinates(mode, size, new, scale)
     if attribute_of(node, "mode", "nearest") == "nearest":
         rounding = attribute_of(node, "nearest_mode", "round_prefer_floor")
-        return np.array_equal(onnx_nearest(rounding, coordinates, size), tflite_nearest(rule, size, new))
+        return np.array_equal(
+            onnx_nearest(rounding, coordinates, size), tflite_nearest(rule, size, new)
+        )
     theirs = tflite_coordinates(rule, size, new)
-    return bool(np.allclose(np.clip(coordinates, 0, size - 1), np.clip(theirs, 0, size - 1), atol=1e-5))
+    return bool(
+        np.allclose(np.clip(coordinates, 0, size - 1), np.clip(theirs, 0, size - 1), atol=1e-5)
+    )
 
 
 def _scales(node: ir.Node) -> list[float]:
@@ -107,13 +122,17 @@ def lower(node: ir.Node, b: Builder) -> None:
     if len(shape) != 4 or shape[:2] != new[:2]:
         raise RefuseError("it does not resize the height and width of an image")
     if attribute_of(node, "mode", "nearest") not in ("nearest", "linear"):
-        raise RefuseError(f"its mode is {attribute_of(node, 'mode')}; the Edge TPU has nearest and linear")
+        raise RefuseError(
+            f"its mode is {attribute_of(node, 'mode')}; the Edge TPU has nearest and linear"
+        )
     if attribute_of(node, "antialias", 0) or attribute_of(node, "exclude_outside", 0):
         raise RefuseError("it smooths or excludes the border; the Edge TPU does not")
     rule = matching_rule(node)
     if rule is None:
         mode = attribute_of(node, "coordinate_transformation_mode", "half_pixel")
-        raise RefuseError(f"TFLite has no resize with the coordinates of '{mode}' from {shape[2:]} to {new[2:]}")
+        raise RefuseError(
+            f"TFLite has no resize with the coordinates of '{mode}' from {shape[2:]} to {new[2:]}"
+        )
     coordinates, rounding = _RULES[rule]
     attributes = {
         "mode": attribute_of(node, "mode", "nearest"),
@@ -131,12 +150,20 @@ def emit(node: ir.Node, w: Writer) -> None:
     linear = attribute_of(node, "mode") == "linear"
     name = "RESIZE_BILINEAR" if linear else "RESIZE_NEAREST_NEIGHBOR"
     inputs = [w.tensor(node.inputs[0]), w.ints(shape_of(y)[1:3])]
-    w.add(name, 3 if half else 2, inputs, [w.tensor(y)], {"alignCorners": align, "halfPixelCenters": half})
+    w.add(
+        name,
+        3 if half else 2,
+        inputs,
+        [w.tensor(y)],
+        {"alignCorners": align, "halfPixelCenters": half},
+    )
 
 
 def _one_pixel(op: OpInfo, target: Target) -> str | None:
     image = op.inputs[0]
-    return f"it is {list(image.shape)}" if image is not None and image.shape[1:3] == (1, 1) else None
+    return (
+        f"it is {list(image.shape)}" if image is not None and image.shape[1:3] == (1, 1) else None
+    )
 
 
 _PIXELS = Rule(

@@ -1,7 +1,9 @@
-"""What the Edge TPU asks of TFLite operators, as predicates with a sentence, a source and a standing.
+"""What the Edge TPU asks of TFLite operators, as predicates with a sentence, a source and a
+standing.
 
-Rules are about operators as TFLite writes them, so that one set serves the compiler, which asks before it places a
-node, and `check`, which reads existing files. Each family's file declares its operators as `Builtin`s.
+Rules are about operators as TFLite writes them, so that one set serves the compiler, which asks
+before it places a node, and `check`, which reads existing files. Each family's file declares its
+operators as `Builtin`s.
 """
 
 from __future__ import annotations
@@ -13,14 +15,15 @@ from typing import Any, Literal
 
 from compiler.targets import Layer, Target
 
-# documented: the vendor's table (coral.ai/docs/edgetpu/models-intro). measured: seen in public compiled files or
-# compiler logs. assumed: our inference, on the careful side.
+# documented: the vendor's table (coral.ai/docs/edgetpu/models-intro). measured: seen in public
+# compiled files or compiler logs. assumed: our inference, on the careful side.
 Standing = Literal["documented", "measured", "assumed"]
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor of a TFLite operator. `zeros` tells that a constant holds nothing else, `scales` how many it has."""
+    """A tensor of a TFLite operator. `zeros` tells that a constant holds nothing else, `scales` how
+    many it has."""
 
     name: str
     shape: tuple[int, ...]
@@ -51,7 +54,8 @@ class OpInfo:
 
 @dataclass(frozen=True)
 class Rule:
-    """`needs` is a sentence; `broken` gives what an operator has instead, None where it keeps the rule."""
+    """`needs` is a sentence; `broken` gives what an operator has instead, None where it keeps the
+    rule."""
 
     needs: str
     broken: Callable[[OpInfo, Target], str | None]
@@ -61,10 +65,11 @@ class Rule:
 
 @dataclass(frozen=True)
 class Work:
-    """What one operator asks of the device: `amount` units of a `kind`, of which a target does so many a cycle.
+    """What one operator asks of the device: `amount` units of a `kind`, of which a target does so
+    many a cycle.
 
-    Of "conv", "pointwise", "depthwise" and "dense" the units are multiply-accumulates with the padding that the device
-    computes too, of "vector" elements. `macs` is without padding.
+    Of "conv", "pointwise", "depthwise" and "dense" the units are multiply-accumulates with the
+    padding that the device computes too, of "vector" elements. `macs` is without padding.
     """
 
     kind: Literal["conv", "pointwise", "depthwise", "dense", "vector"]
@@ -80,7 +85,8 @@ def elements(op: OpInfo, target: Target) -> Work:
 
 @dataclass(frozen=True)
 class Builtin:
-    """A TFLite operator that the Edge TPU has, up to a version, under rules beyond those of every operator.
+    """A TFLite operator that the Edge TPU has, up to a version, under rules beyond those of every
+    operator.
 
     `layer` gives the parameters that it stores on the device, `work` what it computes.
     """
@@ -127,7 +133,11 @@ def constant(index: int, what: str) -> Rule:
 
     def broken(op: OpInfo, target: Target) -> str | None:
         tensor = op.inputs[index] if index < len(op.inputs) else None
-        return None if tensor is None or tensor.constant else f"'{tensor.name}' is computed at run time"
+        return (
+            None
+            if tensor is None or tensor.constant
+            else f"'{tensor.name}' is computed at run time"
+        )
 
     return Rule(f"its {what} are constant", broken, "documented")
 
@@ -146,7 +156,9 @@ def judge(op: OpInfo, builtins: Mapping[str, Builtin], target: Target) -> str | 
     if builtin is None:
         return f"the Edge TPU has no {op.builtin}"
     if op.version > builtin.newest:
-        return f"{op.builtin} is version {op.version}; the newest known to compile is {builtin.newest}"
+        return (
+            f"{op.builtin} is version {op.version}; the newest known to compile is {builtin.newest}"
+        )
     for rule in (*COMMON, *builtin.rules):
         has = rule.broken(op, target)
         if has is not None:

@@ -7,15 +7,25 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from compiler.graph import Builder, attribute_of, axis_of, element_count, input_at, ints_of, is_constant, shape_of
-from compiler.ops.common import Operator, Refusal, RefuseError, Tie, same_scale
+from compiler.graph import (
+    Builder,
+    attribute_of,
+    axis_of,
+    element_count,
+    input_at,
+    ints_of,
+    is_constant,
+    shape_of,
+)
+from compiler.ops.common import ChannelTie, Operator, Refusal, RefuseError, same_scale
 from compiler.ops.rules import Builtin
 from compiler.ops.writer import Writer
 from compiler.targets import Target
 
 
 def ranges(node: ir.Node) -> tuple[list[int], list[int]] | None:
-    """Begin and end of every dimension, None where they are computed at run time or a step is not one."""
+    """Begin and end of every dimension, None where they are computed at run time or a step is not
+    one."""
     shape = shape_of(node.inputs[0])
     given = [input_at(node, i) for i in range(1, 5)]
     if any(v is not None and not is_constant(v) for v in given):
@@ -48,10 +58,10 @@ def refuse(node: ir.Node, target: Target) -> Refusal:
     return None
 
 
-def ties(node: ir.Node) -> list[Tie] | None:
+def ties(node: ir.Node) -> list[ChannelTie] | None:
     bounds, x = ranges(node), node.inputs[0]
     assert bounds is not None and x is not None
-    return [Tie(x, node.outputs[0], of_a=slice(bounds[0][-1], bounds[1][-1]))]
+    return [ChannelTie(x, node.outputs[0], of_a=slice(bounds[0][-1], bounds[1][-1]))]
 
 
 def emit(node: ir.Node, w: Writer) -> None:

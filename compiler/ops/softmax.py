@@ -41,7 +41,8 @@ def _leaves(value: ir.Value) -> bool:
     """Whether a value only goes, reshaped, to the outputs of the graph."""
     users = consumers_of(value)
     return bool(users) and all(
-        n.op_type in ("Reshape", "Identity") and (n.outputs[0].is_graph_output() or _leaves(n.outputs[0]))
+        n.op_type in ("Reshape", "Identity")
+        and (n.outputs[0].is_graph_output() or _leaves(n.outputs[0]))
         for n in users
     )
 
@@ -70,7 +71,12 @@ BUILTINS = (
         2,
         (
             Rule("it has one row", _rows, "documented"),
-            Rule("a row has at most 16,384 elements", _elements, "measured", "LibrEdgeTPU bright_128x128"),
+            Rule(
+                "a row has at most 16,384 elements",
+                _elements,
+                "measured",
+                "LibrEdgeTPU bright_128x128",
+            ),
         ),
     ),
 )

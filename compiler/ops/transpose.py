@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from compiler.graph import attribute_of, shape_of
-from compiler.ops.common import Operator, Refusal, Tie, same_channels, same_scale
+from compiler.ops.common import ChannelTie, Operator, Refusal, same_channels, same_scale
 from compiler.ops.rules import Builtin
 from compiler.ops.writer import Writer
 from compiler.targets import Target
@@ -22,7 +22,7 @@ def refuse(node: ir.Node, target: Target) -> Refusal:
     return None
 
 
-def ties(node: ir.Node) -> list[Tie] | None:
+def ties(node: ir.Node) -> list[ChannelTie] | None:
     perm = permutation(node)
     return same_channels(node) if perm[-1] == len(perm) - 1 else None
 

@@ -1,4 +1,5 @@
-"""What operators write themselves with: a TFLite file, or a draft of one that is held against the device's rules."""
+"""What operators write themselves with: a TFLite file, or a draft of one that is held against the
+device's rules."""
 
 from __future__ import annotations
 
@@ -25,11 +26,13 @@ class Writer(ABC):
 
     @abstractmethod
     def clamps(self, x: ir.Value, y: ir.Value, limits: tuple[float, float]) -> bool:
-        """Whether x and y share a scale whose int8 range lies within `limits`, so that int8 clamps by itself."""
+        """Whether x and y share a scale whose int8 range lies within `limits`, so that int8 clamps
+        by itself."""
 
     @abstractmethod
     def filters(self, node: ir.Node, order: Sequence[int]) -> tuple[int, int]:
-        """(weights, bias) of a node of x, weights and bias. `order` puts ONNX's axes into TFLite's order."""
+        """(weights, bias) of a node of x, weights and bias. `order` puts ONNX's axes into TFLite's
+        order."""
 
     @abstractmethod
     def quantized_constant(self, name: str, array: np.ndarray, quant: Quant | None = None) -> int:
@@ -55,13 +58,16 @@ class Writer(ABC):
         quant: Quant | None,
         channels: tuple[np.ndarray, int] | None = None,
     ) -> int:
-        """A tensor: an activation where `data` is None. `channels` are scales per channel and their axis."""
+        """A tensor: an activation where `data` is None. `channels` are scales per channel and their
+        axis."""
 
     def tensor(self, value: ir.Value | None) -> int:
         """Index of an activation."""
         assert value is not None and not is_constant(value), value
         if value not in self._indices:
-            self._indices[value] = self._add(str(value.name), shape_of(value), None, self.quant(value))
+            self._indices[value] = self._add(
+                str(value.name), shape_of(value), None, self.quant(value)
+            )
         return self._indices[value]
 
     def alias(self, value: ir.Value, same: ir.Value | None) -> None:

@@ -10,15 +10,15 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler.graph import OPSET, values_read
-from compiler.partition.partition import Plan
+from compiler.partition.plan import Plan
 from compiler.quant import Quant
 from compiler.targets import Target
 
 
 @dataclass(frozen=True)
 class Program:
-    """A model after all passes, cut into segments. Calibration fills in `quants`, and `means`: of each channel of an
-    activation, by name."""
+    """A model after all passes, cut into segments. Calibration fills in `quants`, and `means`: of
+    each channel of an activation, by name."""
 
     model: ir.Model
     plan: Plan
@@ -32,19 +32,20 @@ class Program:
         return {v for s in self.plan.segments if s.device == "tpu" for v in s.outputs}
 
     @property
-    def int8_borders(self) -> bool:
-        """Whether host segments quantize by themselves; onnxruntime lacks QuantizeLinear of the newest opsets."""
+    def int8_boundaries(self) -> bool:
+        """Whether host segments quantize by themselves; onnxruntime lacks QuantizeLinear of the
+        newest opsets."""
         return self.model.graph.opset_imports.get("", OPSET) <= OPSET
 
     @cached_property
     def dequantized_inside(self) -> set[ir.Value]:
         """Tensors of the Edge TPU that host segments take as int8."""
-        return self.made_on_tpu if self.int8_borders else set()
+        return self.made_on_tpu if self.int8_boundaries else set()
 
     @cached_property
     def quantized_inside(self) -> set[ir.Value]:
         """Tensors of host segments that only TPU segments read, so that they leave as int8."""
-        if not self.int8_borders:
+        if not self.int8_boundaries:
             return set()
         tpu = {n for s in self.plan.segments if s.device == "tpu" for n in s.nodes}
         crossing = {v for s in self.plan.segments if s.device == "host" for v in s.outputs}

@@ -1,12 +1,14 @@
 """Where to cut, as a mathematical problem: a directed graph, a host, and some Edge TPUs.
 
-A plan gives every node a *stage*; stages run in order, each on one device, and no edge goes backwards, so every stage
-is convex. A TPU's load is what its stages take: computing, invocations, tensors in and out, parameters that do not
-stay cached. The host's load is what its stages take. Latency is the sum of the loads; a pipeline's pace is set by the
-largest. The unit of time is the caller's.
+A plan gives every node a *stage*; stages run in order, each on one device, and no edge goes
+backwards, so every stage is convex. A TPU's load is what its stages take: computing, invocations,
+tensors in and out, parameters that do not stay cached. The host's load is what its stages take.
+Latency is the sum of the loads; a pipeline's pace is set by the largest. The unit of time is the
+caller's.
 
-`exact` hands the problem to OR-tools' CP-SAT over all orders of the graph and proves how far from the optimum it is.
-`heuristic` cuts several orders by dynamic programming and then moves nodes between stages.
+`exact` hands the problem to OR-tools' CP-SAT over all orders of the graph and proves how far from
+the optimum it is. `heuristic` cuts several orders by dynamic programming and then moves nodes
+between stages.
 """
 
 from __future__ import annotations
@@ -16,17 +18,31 @@ from dataclasses import replace
 from compiler.planner.budget import Budget
 from compiler.planner.exact import exact
 from compiler.planner.heuristic import alternate, heuristic, neighbours
-from compiler.planner.problem import HOST, Objective, Plan, Problem, Tensor, cached, cost, needed, simple_bound
+from compiler.planner.problem import (
+    HOST,
+    INFINITE,
+    Objective,
+    Problem,
+    Solution,
+    Stages,
+    Tensor,
+    cached,
+    cost,
+    needed,
+    simple_bound,
+)
 
 # Graphs of more nodes go to the heuristic alone.
 EXACT_NODES = 700
 
 __all__ = [
     "HOST",
+    "INFINITE",
     "Budget",
     "Objective",
     "Plan",
     "Problem",
+    "Stages",
     "Tensor",
     "alternate",
     "cached",
@@ -39,8 +55,9 @@ __all__ = [
 ]
 
 
-def solve(problem: Problem, seconds: float = 5.0) -> Plan:
-    """The heuristic's plan, and the exact one where the graph allows; about twice `seconds` of an x86 core at most.
+def solve(problem: Problem, seconds: float = 5.0) -> Solution:
+    """The heuristic's plan, and the exact one where the graph allows; about twice `seconds` of an
+    x86 core at most.
 
     Work is counted, not time: a problem has the same plan each time.
     """

@@ -1,4 +1,5 @@
-"""How long a search goes on, in work and not in time: the same problem gives the same plan on any machine."""
+"""How long a search goes on, in work and not in time: the same problem gives the same plan on any
+machine."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ RATE = 6_000_000
 
 
 class Budget:
-    """Work that a search may do: `seconds` of it, about as many on a current x86 core, more on a slower one."""
+    """Work that a search may do: `seconds` of it, about as many on a current x86 core, more on a
+    slower one."""
 
     def __init__(self, seconds: float) -> None:
         self._left = seconds * RATE

@@ -1,4 +1,5 @@
-"""The best plan by constraint programming: OR-tools' CP-SAT over all orders of the graph, with a proven bound."""
+"""The best plan by constraint programming: OR-tools' CP-SAT over all orders of the graph, with a
+proven bound."""
 
 from __future__ import annotations
 
@@ -8,14 +9,25 @@ from typing import Any
 import networkx as nx
 from ortools.sat.python import cp_model
 
-from compiler.planner.problem import HOST, INFINITE, Plan, Problem, Stages, cost, filled, levels, simple_bound
+from compiler.planner.problem import (
+    HOST,
+    INFINITE,
+    Problem,
+    Solution,
+    Stages,
+    cost,
+    filled,
+    levels,
+    simple_bound,
+)
 
 Terms = list[tuple[int, Any]]
 """(weight, variable) pairs."""
 
 
-def exact(problem: Problem, seconds: float, hint: Plan | None = None) -> Plan | None:
-    """The best plan in which every TPU has one stage, and how good any such plan can be; None where there is none."""
+def exact(problem: Problem, seconds: float, hint: Solution | None = None) -> Solution | None:
+    """The best plan in which every TPU has one stage, and how good any such plan can be; None where
+    there is none."""
     formulation = _Formulation(problem)
     if hint is not None:
         formulation.start_from(hint)
@@ -32,15 +44,17 @@ def exact(problem: Problem, seconds: float, hint: Plan | None = None) -> Plan | 
     stages = formulation.stages(solver)
     # Rounding moves each term by half a unit at most.
     slack = min(0.5 * formulation.terms, 1e-4 * reached)
-    return Plan(stages, cost(problem, stages), max(0.0, (least - slack) / scale))
+    return Solution(stages, cost(problem, stages), max(0.0, (least - slack) / scale))
 
 
 def _solver(seconds: float) -> cp_model.CpSolver:
-    """One search whose work is counted: the same problem gives the same plan, whatever else the machine does."""
+    """One search whose work is counted: the same problem gives the same plan, whatever else the
+    machine does."""
     solver = cp_model.CpSolver()
     solver.parameters.max_deterministic_time = seconds
     solver.parameters.num_workers = 1
-    # Of the counted work, probing took the most on graphs of a hundred nodes and more, and gave the least.
+    # Of the counted work, probing took the most on graphs of a hundred nodes and more, and gave the
+    # least.
     solver.parameters.cp_model_probing_level = 0
     return solver
 
@@ -53,7 +67,9 @@ class _Formulation:
         self.devices = levels(problem)
         self.model = cp_model.CpModel()
         finite = [min(t, h) for t, h in zip(problem.tpu, problem.host, strict=True)]
-        finite += [t.down + t.up for t in problem.tensors] + [s for s in problem.stream if s < INFINITE]
+        finite += [t.down + t.up for t in problem.tensors] + [
+            s for s in problem.stream if s < INFINITE
+        ]
         self.scale = 10**7 / max(sum(finite) + problem.invoke, 1e-30)
         nodes, count = range(problem.count), len(self.devices)
         self.late = [[self.model.new_bool_var("") for _ in range(count - 1)] for _ in nodes]
@@ -61,7 +77,9 @@ class _Formulation:
         for row in self.late:
             for near, far in pairwise(row):
                 self.model.add_implication(far, near)
-        for u, v in nx.transitive_reduction(nx.DiGraph([*problem.edges])).edges if problem.edges else ():
+        for u, v in (
+            nx.transitive_reduction(nx.DiGraph([*problem.edges])).edges if problem.edges else ()
+        ):
             for k in range(count - 1):
                 self.model.add_implication(self.late[u][k], self.late[v][k])
         loads: dict[int, Terms] = {device: [] for device in self.devices}
@@ -76,7 +94,9 @@ class _Formulation:
             self.goal = self.model.new_int_var(0, 10**8, "")
             for value in self.sums:
                 self.model.add(value <= self.goal)
-        self.model.add(self.goal >= int(simple_bound(problem) * self.scale * (1 - 1e-6)) - self.terms)
+        self.model.add(
+            self.goal >= int(simple_bound(problem) * self.scale * (1 - 1e-6)) - self.terms
+        )
         self.model.minimize(self.goal)
 
     def _units(self, time: float) -> int:
@@ -84,7 +104,9 @@ class _Formulation:
 
     def _behind(self, n: int, level: int) -> Any:
         """Node n stands at this level or a later one."""
-        return True if level <= 0 else False if level >= len(self.devices) else self.late[n][level - 1]
+        return (
+            True if level <= 0 else False if level >= len(self.devices) else self.late[n][level - 1]
+        )
 
     def _at(self, n: int, level: int) -> Any:
         here, further = self._behind(n, level), self._behind(n, level + 1)
@@ -135,18 +157,20 @@ class _Formulation:
     def _streaming(self, k: int) -> Terms:
         """Parameters that level k does not keep: the smallest stay, as many as there is room for."""
         problem, terms = self.problem, []
-        holders = sorted((n for n in range(problem.count) if problem.sizes[n]), key=problem.rank.__getitem__)
-        unit = max(1, max(problem.rooms, default=0) >> 24)
-        room = self.model.new_int_var(0, max(problem.rooms, default=0) // unit, "")
-        for n, own in enumerate(problem.rooms):
-            if own < max(problem.rooms):
+        holders = sorted(
+            (n for n in range(problem.count) if problem.sizes[n]), key=problem.rank.__getitem__
+        )
+        unit = max(1, max(problem.capacities, default=0) >> 24)
+        room = self.model.new_int_var(0, max(problem.capacities, default=0) // unit, "")
+        for n, own in enumerate(problem.capacities):
+            if own < max(problem.capacities):
                 self.model.add(room <= own // unit).only_enforce_if(self.at[n][k])
         below: list[Any] = []
         whole, opened = 0, None
         for n in holders:
             whole += problem.sizes[n]
             below.append(-(-problem.sizes[n] // unit) * self.at[n][k])
-            if problem.stream[n] == INFINITE or whole <= min(problem.rooms):
+            if problem.stream[n] == INFINITE or whole <= min(problem.capacities):
                 continue
             stays = self.model.new_bool_var("")
             if opened is not None:
@@ -156,7 +180,11 @@ class _Formulation:
             misses = self.model.new_bool_var("")
             self.model.add_bool_or([misses, stays, ~self.at[n][k]])
             terms.append((self._units(problem.stream[n]), misses))
-        must = [-(-problem.sizes[n] // unit) * self.at[n][k] for n in holders if problem.stream[n] == INFINITE]
+        must = [
+            -(-problem.sizes[n] // unit) * self.at[n][k]
+            for n in holders
+            if problem.stream[n] == INFINITE
+        ]
         self.model.add(sum(must) <= room)
         return terms
 
@@ -168,7 +196,7 @@ class _Formulation:
                 self.model.add_implication(row[k], used[-1])
         self.model.add(sum(used) <= most)
 
-    def start_from(self, plan: Plan) -> None:
+    def start_from(self, plan: Solution) -> None:
         """Hint at a plan, where the levels can express it."""
         level: dict[int, int] = {}
         start = 0

@@ -1,4 +1,5 @@
-"""Cuts orders of the graph by dynamic programming, then moves nodes between stages. Fast, and proves nothing."""
+"""Cuts orders of the graph by dynamic programming, then moves nodes between stages. Fast, and
+proves nothing."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ from compiler.planner.budget import Budget
 from compiler.planner.problem import (
     HOST,
     INFINITE,
-    Plan,
     Problem,
+    Solution,
     Stages,
     cached,
     cost,
@@ -30,7 +31,8 @@ from compiler.planner.problem import (
 
 # Places where the dynamic programme may cut; more of them cost time quadratically.
 _CUTS = 160
-# Graphs of up to so many nodes are searched more widely: random orders, the best few plans shaken so many times.
+# Graphs of up to so many nodes are searched more widely: random orders, the best few plans shaken
+# so many times.
 _SMALL = 120
 _IMPROVED = 3
 _SHAKES = 12
@@ -39,10 +41,11 @@ _AGAIN = 6
 _ROUNDS = 3
 
 
-def heuristic(problem: Problem, seconds: float = 8.0, seed: int = 0) -> Plan:
-    """The best of several orders and sides, each cut by dynamic programming, then improved part by part."""
+def heuristic(problem: Problem, seconds: float = 8.0, seed: int = 0) -> Solution:
+    """The best of several orders and sides, each cut by dynamic programming, then improved part by
+    part."""
     if not problem.count:
-        return Plan((), 0.0)
+        return Solution((), 0.0)
     budget = Budget(seconds)
     rng = random.Random(seed)
     sides = _sides(problem)
@@ -50,7 +53,10 @@ def heuristic(problem: Problem, seconds: float = 8.0, seed: int = 0) -> Plan:
 
     def keep(stages: Stages) -> None:
         """Of plans with the same pace, the one with the lower latency."""
-        if problem.host_stages is not None and sum(d == HOST for d, _ in stages) > problem.host_stages:
+        if (
+            problem.host_stages is not None
+            and sum(d == HOST for d, _ in stages) > problem.host_stages
+        ):
             return
         found[stages] = (cost(problem, stages), sum(loads(problem, stages).values()))
 
@@ -71,7 +77,7 @@ def heuristic(problem: Problem, seconds: float = 8.0, seed: int = 0) -> Plan:
         if budget.spent:
             break
     stages = min(found, key=found.__getitem__)
-    return Plan(stages, found[stages][0])
+    return Solution(stages, found[stages][0])
 
 
 def _orders_of(problem: Problem, stages: Stages, rng: random.Random) -> Iterator[list[int]]:
@@ -96,17 +102,24 @@ def _from_order(
 def _sides(problem: Problem) -> list[list[bool]]:
     """Whether each node goes to a TPU: minimum cuts, the least sum of times and transfers.
 
-    Invocations and the bytes that fit are not seen by a cut; parameters that surely do not fit count as streamed. In
-    a pipeline TPUs share what is theirs, so their time counts for less; how much less is tried.
+    Invocations and the bytes that fit are not seen by a cut; parameters that surely do not fit
+    count as streamed. In a pipeline TPUs share what is theirs, so their time counts for less; how
+    much less is tried.
     """
-    free = [n for n in range(problem.count) if problem.tpu[n] < INFINITE and problem.host[n] < INFINITE]
+    free = [
+        n for n in range(problem.count) if problem.tpu[n] < INFINITE and problem.host[n] < INFINITE
+    ]
     plain = [t < INFINITE for t in problem.tpu]
     if not free:
         return [plain]
-    weights = [1.0] if problem.objective == "latency" else [2.0**i / problem.tpus for i in range(-4, 5)]
-    spread = replace(problem, rooms=[room * problem.tpus for room in problem.rooms])
+    weights = (
+        [1.0] if problem.objective == "latency" else [2.0**i / problem.tpus for i in range(-4, 5)]
+    )
+    spread = replace(problem, capacities=[room * problem.tpus for room in problem.capacities])
     kept = cached(spread, [n for n, goes in enumerate(plain) if goes])[0]
-    streamed = [0.0 if n in kept or not size else problem.stream[n] for n, size in enumerate(problem.sizes)]
+    streamed = [
+        0.0 if n in kept or not size else problem.stream[n] for n, size in enumerate(problem.sizes)
+    ]
     cuts = [_side(problem, streamed, weight) for weight in weights]
     return [plain, *(side for i, side in enumerate(cuts) if side not in [plain, *cuts[:i]])]
 
@@ -117,14 +130,19 @@ def _side(problem: Problem, streamed: Sequence[float], weight: float) -> list[bo
     names = numbers(problem.count)
     on_tpu, on_host = next(names), next(names)
     for n in range(problem.count):
-        for a, b, time_ in ((on_tpu, n, problem.host[n]), (n, on_host, weight * (problem.tpu[n] + streamed[n]))):
+        for a, b, time_ in (
+            (on_tpu, n, problem.host[n]),
+            (n, on_host, weight * (problem.tpu[n] + streamed[n])),
+        ):
             graph.add_edge(a, b, **({} if time_ == INFINITE else {"capacity": time_}))
     for tensor in problem.tensors:
         down, up = next(names), next(names)
         for reader in tensor.readers:
             graph.add_edge(reader, down)
             graph.add_edge(up, reader)
-        graph.add_edge(down, on_host if tensor.source is None else tensor.source, capacity=weight * tensor.down)
+        graph.add_edge(
+            down, on_host if tensor.source is None else tensor.source, capacity=weight * tensor.down
+        )
         if tensor.source is not None:
             graph.add_edge(tensor.source, up, capacity=weight * tensor.up)
             if tensor.leaves:
@@ -141,12 +159,18 @@ def _orders(problem: Problem, rng: random.Random) -> list[list[int]]:
         ranks += [{n: rng.random() for n in range(problem.count)} for _ in range(6)]
     given = list(range(problem.count))
     found = [given, sorted(given, key=lambda n: (problem.depth[n], n))]
-    found += [[*nx.lexicographical_topological_sort(problem.graph, key=rank.__getitem__)] for rank in ranks]
+    found += [
+        [*nx.lexicographical_topological_sort(problem.graph, key=rank.__getitem__)]
+        for rank in ranks
+    ]
     return [order for i, order in enumerate(found) if order not in found[:i]]
 
 
-def alternate(problem: Problem, order: Sequence[int], sides: Sequence[bool]) -> list[tuple[bool, list[int]]]:
-    """As few turns between host and TPUs as the order allows: one side runs as long as something is ready for it."""
+def alternate(
+    problem: Problem, order: Sequence[int], sides: Sequence[bool]
+) -> list[tuple[bool, list[int]]]:
+    """As few turns between host and TPUs as the order allows: one side runs as long as something is
+    ready for it."""
     inside = set(order)
     waiting = {n: len(inside & {*problem.predecessors[n]}) for n in order}
     position = {n: i for i, n in enumerate(order)}
@@ -173,7 +197,8 @@ def alternate(problem: Problem, order: Sequence[int], sides: Sequence[bool]) -> 
 
 @dataclass
 class _Piece:
-    """The part of a turn that a device holds so far: tensors read from outside, readers outside of those made."""
+    """The part of a turn that a device holds so far: tensors read from outside, readers outside of
+    those made."""
 
     read: set[int] = field(default_factory=set)
     left: dict[int, int] = field(default_factory=dict)
@@ -205,7 +230,9 @@ def _cut(problem: Problem, turns: Sequence[tuple[bool, list[int]]], budget: Budg
     best: dict[int, tuple[tuple[float, float], tuple[int, ...]]] = {
         0: ((0.0 if problem.objective == "latency" else host, 0.0), ())
     }
-    ranges = _ranges(problem, sequence, places, places[:-1] if problem.tpus > 1 else places[:1], budget)
+    ranges = _ranges(
+        problem, sequence, places, places[:-1] if problem.tpus > 1 else places[:1], budget
+    )
     combine = (lambda a, b: a + b) if problem.objective == "latency" else max
     done: tuple[tuple[float, float], tuple[int, ...]] | None = None
     for _ in range(problem.tpus):
@@ -227,7 +254,11 @@ def _cut(problem: Problem, turns: Sequence[tuple[bool, list[int]]], budget: Budg
             stages.append((HOST, tuple(nodes)))
             continue
         for device in range(len(cuts)):
-            part = [n for i, n in enumerate(nodes, at) if (cuts[device - 1] if device else 0) <= i < cuts[device]]
+            part = [
+                n
+                for i, n in enumerate(nodes, at)
+                if (cuts[device - 1] if device else 0) <= i < cuts[device]
+            ]
             if part:
                 stages.append((device, tuple(part)))
         at += len(nodes)
@@ -235,7 +266,8 @@ def _cut(problem: Problem, turns: Sequence[tuple[bool, list[int]]], budget: Budg
 
 
 def _joint(problem: Problem, order: Sequence[int], budget: Budget) -> Stages | None:
-    """Placement and cuts of one order together: ranges for the host and the TPUs in turn; None where none will do.
+    """Placement and cuts of one order together: ranges for the host and the TPUs in turn; None
+    where none will do.
 
     For a pipeline the pace is searched: with every TPU held to it, the host should take no longer.
     """
@@ -248,13 +280,16 @@ def _joint(problem: Problem, order: Sequence[int], budget: Budget) -> Stages | N
         for end, time_ in row.items():
             tpu[index[start], index[end]] = time_
     np.fill_diagonal(tpu, 0.0)
-    sums = np.cumsum([0.0, *(problem.host[n] if problem.host[n] < INFINITE else 0.0 for n in order)])[places]
+    sums = np.cumsum(
+        [0.0, *(problem.host[n] if problem.host[n] < INFINITE else 0.0 for n in order)]
+    )[places]
     never = np.cumsum([0, *(problem.host[n] == INFINITE for n in order)])[places]
     allowed = (never[None, :] == never[:, None]) & (sums[None, :] >= sums[:, None])
     host = np.where(np.triu(allowed), sums[None, :] - sums[:, None], np.inf)
 
     def least(pace: float) -> tuple[float, list[int]]:
-        """(least time of what is counted, end of each level's range) with no TPU's range above `pace`."""
+        """(least time of what is counted, end of each level's range) with no TPU's range above
+        `pace`."""
         held = tpu if pace == INFINITE else np.where(tpu <= pace, 0.0, np.inf)
         reached = np.full(len(places), np.inf)
         reached[0] = 0.0
@@ -282,7 +317,9 @@ def _joint(problem: Problem, order: Sequence[int], budget: Budget) -> Stages | N
             else:
                 low = middle + 1
         # Just below the pace at which the host keeps up, the host itself may set a better one.
-        pace = min((finite[i] for i in {low, max(low - 1, 0)}), key=lambda pace: max(pace, least(pace)[0]))
+        pace = min(
+            (finite[i] for i in {low, max(low - 1, 0)}), key=lambda pace: max(pace, least(pace)[0])
+        )
         best, ends = least(pace)
         if best == INFINITE:
             return None
@@ -295,7 +332,8 @@ def _joint(problem: Problem, order: Sequence[int], budget: Budget) -> Stages | N
 
 
 def _places(problem: Problem, sequence: Sequence[tuple[int, int]]) -> list[int]:
-    """Positions in the sequence where a cut may stand: those with the least traffic across, well spread."""
+    """Positions in the sequence where a cut may stand: those with the least traffic across, well
+    spread."""
     count = len(sequence)
     if count <= _CUTS:
         return [*range(count + 1)]
@@ -315,14 +353,21 @@ def _places(problem: Problem, sequence: Sequence[tuple[int, int]]) -> list[int]:
 
 
 def _ranges(
-    problem: Problem, sequence: Sequence[tuple[int, int]], places: Sequence[int], starts: Sequence[int], budget: Budget
+    problem: Problem,
+    sequence: Sequence[tuple[int, int]],
+    places: Sequence[int],
+    starts: Sequence[int],
+    budget: Budget,
 ) -> dict[int, dict[int, float]]:
     """Time of a TPU that holds sequence[start:end], for the places."""
     allowed = set(places)
     found: dict[int, dict[int, float]] = {}
     on_tpu = [(turn, n) for turn, n in sequence if problem.tpu[n] < INFINITE]
     turns = [[n for _, n in group] for _, group in groupby(on_tpu, key=itemgetter(0))]
-    whole = sum(stage_time(problem, 0, nodes) for nodes in turns) + cached(problem, [n for _, n in on_tpu])[1]
+    whole = (
+        sum(stage_time(problem, 0, nodes) for nodes in turns)
+        + cached(problem, [n for _, n in on_tpu])[1]
+    )
     for start in starts:
         row = found[start] = {}
         if start and budget.spent:
@@ -340,7 +385,9 @@ def _ranges(
             if index + 1 in allowed:
                 budget.spend(5 + len(held))
                 row[index + 1] = before + piece.time + cached(problem, held)[1]
-                heavy = problem.objective == "throughput" and row[index + 1] > 4 * whole / problem.tpus
+                heavy = (
+                    problem.objective == "throughput" and row[index + 1] > 4 * whole / problem.tpus
+                )
                 if heavy and start:
                     break
     return found
@@ -365,7 +412,9 @@ class _Rows:
     def _late(self, device: int) -> float:
         if device == HOST:
             return 0.0
-        nodes = [n for d, row in zip(self.devices, self.rows, strict=True) if d == device for n in row]
+        nodes = [
+            n for d, row in zip(self.devices, self.rows, strict=True) if d == device for n in row
+        ]
         self.budget.spend(10 + len(nodes))
         return cached(self.problem, nodes)[1]
 
@@ -375,10 +424,15 @@ class _Rows:
         for device, time_ in zip(self.devices, self.times, strict=True):
             sums[device] += time_
         even = sum(t * t for t in sums.values())
-        return (sum(sums.values()) if self.problem.objective == "latency" else max(sums.values(), default=0.0)), even
+        return (
+            sum(sums.values())
+            if self.problem.objective == "latency"
+            else max(sums.values(), default=0.0)
+        ), even
 
     def group(self, n: int, new: int) -> set[int]:
-        """n with all that must move along: its ancestors on the way to an earlier stage, else its descendants."""
+        """n with all that must move along: its ancestors on the way to an earlier stage, else its
+        descendants."""
         earlier = new < self.level[n]
         near = self.problem.predecessors if earlier else self.problem.successors
         group, todo = {n}, [n]
@@ -395,7 +449,8 @@ class _Rows:
         return times[n] < INFINITE
 
     def move(self, n: int, new: int) -> dict[int, int] | None:
-        """Put a node into stage `new` with all that must go along; gives where they were, None where it cannot be.
+        """Put a node into stage `new` with all that must go along; gives where they were, None
+        where it cannot be.
 
         What may not be on that stage's device goes one stage further.
         """
@@ -403,7 +458,10 @@ class _Rows:
         places: dict[int, int] = {}
         self.budget.spend(20)
         for m in self.group(n, new):
-            place = next((s for s in (new, new + step) if 0 <= s < len(self.rows) and self.allowed(m, s)), None)
+            place = next(
+                (s for s in (new, new + step) if 0 <= s < len(self.rows) and self.allowed(m, s)),
+                None,
+            )
             if place is None or (m == n and place != new):
                 return None
             places[m] = place
@@ -437,7 +495,8 @@ class _Rows:
 
 
 def _improve(problem: Problem, stages: Stages, rng: random.Random, budget: Budget) -> Stages:
-    """Move nodes, with what must go along, to another stage while that helps; shake and try again on small graphs."""
+    """Move nodes, with what must go along, to another stage while that helps; shake and try again
+    on small graphs."""
     rows = _Rows(problem, _opened(problem, stages), budget)
     best = _descend(rows)
     while not budget.spent and (better := _recut(rows, rng)) < best:
@@ -472,7 +531,8 @@ def neighbours(problem: Problem, stages: Stages, budget: Budget) -> Iterator[Sta
 
 
 def _recut(rows: _Rows, rng: random.Random) -> tuple[float, float]:
-    """Cut each pair of neighbouring stages anew, in several orders of what they hold; gives the score reached."""
+    """Cut each pair of neighbouring stages anew, in several orders of what they hold; gives the
+    score reached."""
     problem = rows.problem
     best = rows.score()
     pairs = [(i, i + 1) for i in range(len(rows.rows) - 1)]
@@ -501,7 +561,8 @@ def _recut(rows: _Rows, rng: random.Random) -> tuple[float, float]:
 
 
 def _opened(problem: Problem, stages: Stages) -> Stages:
-    """Where every TPU has one stage at most, the empty stages between too, so that nodes can move there."""
+    """Where every TPU has one stage at most, the empty stages between too, so that nodes can move
+    there."""
     devices = levels(problem)
     rows: list[list[int]] = [[] for _ in devices]
     at = 0

@@ -18,7 +18,8 @@ INFINITE = math.inf
 
 @dataclass(frozen=True)
 class Tensor:
-    """`source` makes it (None: it comes from outside), `readers` read it; `leaves` tells that the caller wants it.
+    """`source` makes it (None: it comes from outside), `readers` read it; `leaves` tells that the
+    caller wants it.
 
     `down` is the time to bring it to a TPU, `up` the time to bring it back; a stage pays each once.
     """
@@ -34,8 +35,9 @@ class Tensor:
 class Problem:
     """Nodes are numbered in a topological order. Infinite times forbid a device.
 
-    `sizes` are parameter bytes, `stream` the time to send them at each run where they are not cached. `rooms` bounds
-    the bytes cached on the device of a node. `host_stages` bounds how many stages the host may have.
+    `sizes` are parameter bytes, `stream` the time to send them at each run where they are not
+    cached. `rooms` bounds the bytes cached on the device of a node. `host_stages` bounds how many
+    stages the host may have.
     """
 
     tpu: Sequence[float]
@@ -44,7 +46,7 @@ class Problem:
     tensors: Sequence[Tensor]
     sizes: Sequence[int]
     stream: Sequence[float]
-    rooms: Sequence[int]
+    capacities: Sequence[int]
     tpus: int
     invoke: float = 0.0
     objective: Objective = "latency"
@@ -101,7 +103,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Solution:
     """Stages in order, as (device, nodes); empty ones are left out.
 
     `bound` is what no plan can be better than where a solver has looked for it, else None.
@@ -115,12 +117,12 @@ class Plan:
 def cached(problem: Problem, nodes: Iterable[int]) -> tuple[set[int], float]:
     """(nodes whose parameters stay cached, time to stream the others) where `nodes` share one TPU.
 
-    The smallest stay, as many as there is room for: the order of the vendor's compiler is not known, and this one
-    predicts public latencies.
+    The smallest stay, as many as there is room for: the order of the vendor's compiler is not
+    known, and this one predicts public latencies.
     """
     nodes = [*nodes]
     holders = [n for n in nodes if problem.sizes[n]]
-    room = min((problem.rooms[n] for n in nodes), default=0)
+    room = min((problem.capacities[n] for n in nodes), default=0)
     used = sum(problem.sizes[n] for n in holders)
     if used <= room:
         return set(holders), 0.0
@@ -164,11 +166,18 @@ def cost(problem: Problem, stages: Sequence[tuple[int, Sequence[int]]]) -> float
 
 
 def simple_bound(problem: Problem) -> float:
-    """What cannot be undercut: every node on its faster device, parameters that fit nowhere streamed, evenly shared."""
+    """What cannot be undercut: every node on its faster device, parameters that fit nowhere
+    streamed, evenly shared."""
     nodes = range(problem.count)
-    tpu = sum(problem.tpu[n] for n in nodes if problem.host[n] == INFINITE) + _surely_streamed(problem)
+    tpu = sum(problem.tpu[n] for n in nodes if problem.host[n] == INFINITE) + _surely_streamed(
+        problem
+    )
     host = sum(problem.host[n] for n in nodes if problem.tpu[n] == INFINITE)
-    free = sum(min(problem.tpu[n], problem.host[n]) for n in nodes if INFINITE not in (problem.tpu[n], problem.host[n]))
+    free = sum(
+        min(problem.tpu[n], problem.host[n])
+        for n in nodes
+        if INFINITE not in (problem.tpu[n], problem.host[n])
+    )
     if problem.objective == "latency":
         return tpu + host + free
     return max(host, tpu / problem.tpus, (tpu + host + free) / (problem.tpus + 1))
@@ -176,13 +185,13 @@ def simple_bound(problem: Problem) -> float:
 
 def needed(problem: Problem) -> int:
     """The fewest TPUs whose room holds all parameters, if they could be cut anywhere."""
-    return math.ceil(sum(problem.sizes) / max(max(problem.rooms, default=1), 1))
+    return math.ceil(sum(problem.sizes) / max(max(problem.capacities, default=1), 1))
 
 
 def _surely_streamed(problem: Problem) -> float:
     """Least time to stream what does not fit all TPUs together."""
     held = [n for n in range(problem.count) if problem.sizes[n] and problem.host[n] == INFINITE]
-    excess = sum(problem.sizes[n] for n in held) - problem.tpus * max(problem.rooms, default=0)
+    excess = sum(problem.sizes[n] for n in held) - problem.tpus * max(problem.capacities, default=0)
     late = 0.0
     for n in sorted(held, key=lambda n: problem.stream[n] / problem.sizes[n]):
         if excess <= 0 or problem.stream[n] == INFINITE:
@@ -193,7 +202,8 @@ def _surely_streamed(problem: Problem) -> float:
 
 
 def levels(problem: Problem) -> list[int]:
-    """Device of each level of a pipeline: the host before, between and behind the TPUs, where it may run anything."""
+    """Device of each level of a pipeline: the host before, between and behind the TPUs, where it
+    may run anything."""
     if all(time == INFINITE for time in problem.host):
         return [*range(problem.tpus)]
     return [HOST, *(device for t in range(problem.tpus) for device in (t, HOST))]

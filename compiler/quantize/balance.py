@@ -1,7 +1,8 @@
 """Lets each output channel of a normalised product fill its int8 range, by what calibration shows.
 
-`normalise_linears` leaves, per output channel, a factor and an offset that may be any numbers without changing what the
-model computes. Here they get the half range and the middle of what the channel shows, with room for what it does not.
+`normalise_linears` leaves, per output channel, a factor and an offset that may be any numbers
+without changing what the model computes. Here they get the half range and the middle of what the
+channel shows, with room for what it does not.
 """
 
 from __future__ import annotations
@@ -16,16 +17,17 @@ from compiler.graph import BALANCED, DIALECT, ROWS, activations_of, array_of, on
 from compiler.quantize.calibrate import Ranges, observe
 from compiler.quantize.samples import Sample
 
-# How much wider a channel's range is than calibration shows. Clipping costs far more than coarser steps: of SmolLM2's
-# outputs alone, 1, 1.3, 1.6 and 2 raise the perplexity by 26, 2.7, 0.9 and 1.1% with 64 samples of 128 tokens.
+# How much wider a channel's range is than calibration shows. Clipping costs far more than coarser
+# steps: of SmolLM2's outputs alone, 1, 1.3, 1.6 and 2 raise the perplexity by 26, 2.7, 0.9 and 1.1%
+# with 64 samples of 128 tokens.
 MARGIN = 1.6
-# Few samples show little of channels that hardly move within one of them, as where attention averages. How much wider
-# their ranges would have to be for one half of the samples to hold the other says so: the margin is what this share of
-# the channels needs, at most WIDEST.
+# Few samples show little of channels that hardly move within one of them, as where attention
+# averages. How much wider their ranges would have to be for one half of the samples to hold the
+# other says so: the margin is what this share of the channels needs, at most WIDEST.
 COVERED = 0.98
 WIDEST = 4.0
-# The least half range, as a share of what the whole tensor's would be if channels differed by their weights only: a
-# channel that hardly moved on few samples may yet.
+# The least half range, as a share of what the whole tensor's would be if channels differed by their
+# weights only: a channel that hardly moved on few samples may yet.
 FLOOR = 0.1
 # The range of balanced outputs and of normalised rows: symmetric, so that 1 is 127 steps of 1/127.
 UNIT = (-128 / 127, 1.0)
@@ -35,8 +37,9 @@ LARGEST_STEP = 126.5 / 127
 
 @dataclass(frozen=True)
 class Product:
-    """A normalised product: z is what is multiplied by `factors` and shifted by `offsets`. `made` is what the Edge TPU
-    makes: z, or what z is read from by two rows for one (passes/second_row.py)."""
+    """A normalised product: z is what is multiplied by `factors` and shifted by `offsets`. `made`
+    is what the Edge TPU makes: z, or what z is read from by two rows for one
+    (passes/second_row.py)."""
 
     z: ir.Value
     factors: ir.Value
@@ -59,7 +62,12 @@ def products(graph: ir.Graph) -> dict[str, Product]:
     for node in graph:
         if BALANCED in node.metadata_props:
             (z, factors), add = node.inputs, only_consumer(node.outputs[0])
-            assert z is not None and factors is not None and add is not None and add.inputs[1] is not None
+            assert (
+                z is not None
+                and factors is not None
+                and add is not None
+                and add.inputs[1] is not None
+            )
             found[str(factors.name)] = Product(z, factors, add.inputs[1], _made(z))
     return found
 
@@ -73,14 +81,18 @@ def _made(z: ir.Value) -> ir.Value:
 
 
 def balance(
-    model: ir.Model, chosen: Collection[Product], samples: Iterable[Sample], progress: Callable[[], None] = lambda: None
+    model: ir.Model,
+    chosen: Collection[Product],
+    samples: Iterable[Sample],
+    progress: Callable[[], None] = lambda: None,
 ) -> Ranges:
-    """Choose factors and offsets of some products by samples; returns the ranges that are known by that."""
+    """Choose factors and offsets of some products by samples; returns the ranges that are known by
+    that."""
     if not chosen:
         return {}
-    shown = observe(model, [p.z for p in chosen], samples, progress)
+    stats = observe(model, [p.z for p in chosen], samples, progress)
     for product in chosen:
-        z = shown[str(product.z.name)]
+        z = stats[str(product.z.name)]
         half, middle = _half_and_middle(z.low, z.high)
         if product.halved:  # the range that a row at half its size reaches, though not its offset
             half = (half + np.abs(middle)) / 2

@@ -1,4 +1,5 @@
-"""What the float model shows of activations on the samples, and ranges for them, chosen by an observer."""
+"""What the float model shows of activations on the samples, and ranges for them, chosen by an
+observer."""
 
 from __future__ import annotations
 
@@ -32,12 +33,15 @@ class Observers:
 
     @classmethod
     def parse(cls, options: Sequence[str]) -> Observers:
-        """From `minmax`, `percentile`, `mse` or `PATTERN=OBSERVER`, e.g. `conv*=mse`. Raises OptionError."""
+        """From `minmax`, `percentile`, `mse` or `PATTERN=OBSERVER`, e.g. `conv*=mse`. Raises
+        OptionError."""
         default, patterns = "minmax", []
         for option in options:
             pattern, _, name = option.rpartition("=")
             if name not in OBSERVERS:
-                raise OptionError(f"--observer {option}: '{name}' is none of {', '.join(OBSERVERS)}")
+                raise OptionError(
+                    f"--observer {option}: '{name}' is none of {', '.join(OBSERVERS)}"
+                )
             if pattern:
                 patterns.append((pattern, name))
             else:
@@ -45,13 +49,15 @@ class Observers:
         return cls(default, tuple(patterns))
 
     def of(self, name: str) -> str:
-        return next((o for pattern, o in self.patterns if fnmatch.fnmatchcase(name, pattern)), self.default)
+        return next(
+            (o for pattern, o in self.patterns if fnmatch.fnmatchcase(name, pattern)), self.default
+        )
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What an activation shows, by channel (last axis): lowest and highest over the samples of even and of odd number
-    [2, C], mean and mean square over all [C]. A number has one channel."""
+class ChannelStats:
+    """What an activation shows, by channel (last axis): lowest and highest over the samples of even
+    and of odd number [2, C], mean and mean square over all [C]. A number has one channel."""
 
     low: np.ndarray
     high: np.ndarray
@@ -62,21 +68,24 @@ class Shown:
     def range(self) -> tuple[float, float]:
         return float(self.low.min()), float(self.high.max())
 
-    def times(self, factors: np.ndarray) -> Shown:
+    def times(self, factors: np.ndarray) -> ChannelStats:
         """What it would show if each channel were multiplied by a positive factor."""
-        return Shown(self.low * factors, self.high * factors, self.mean * factors, self.square * factors**2)
+        return ChannelStats(
+            self.low * factors, self.high * factors, self.mean * factors, self.square * factors**2
+        )
 
 
 def calibrate(
     model: ir.Model,
     values: Iterable[ir.Value],
-    shown: Mapping[str, Shown],
+    stats: Mapping[str, ChannelStats],
     samples: Iterable[Sample],
     observers: Observers,
 ) -> Ranges:
-    """(lowest, highest) of each of `values`, which `shown` has; percentile and mse look at the samples once more."""
+    """(lowest, highest) of each of `values`, which `shown` has; percentile and mse look at the
+    samples once more."""
     watched = {str(v.name): v for v in values}
-    ranges = {name: shown[name].range for name in watched}
+    ranges = {name: stats[name].range for name in watched}
     clipped = {name: value for name, value in watched.items() if observers.of(name) != "minmax"}
     if clipped:
         for name, counts in _histograms(model, ranges, clipped, samples).items():
@@ -89,17 +98,20 @@ def observe(
     values: Iterable[ir.Value],
     samples: Iterable[Sample],
     progress: Callable[[], None] = lambda: None,
-) -> dict[str, Shown]:
-    """What each of `values` shows over the samples, by name. It is found inside the graph, so that not all activations
-    are in memory at once. Raises CalibrationError where one becomes NaN or infinite."""
+) -> dict[str, ChannelStats]:
+    """What each of `values` shows over the samples, by name. It is found inside the graph, so that
+    not all activations are in memory at once. Raises CalibrationError where one becomes NaN or
+    infinite."""
     watched = {str(v.name): v for v in values}
-    seen: dict[str, list[Shown]] = {name: [] for name in watched}
+    seen: dict[str, list[ChannelStats]] = {name: [] for name in watched}
     count = 0
     with Reference(_reducing(model, watched)) as reference:
         for sample in samples:
             results = reference.run(sample)
             for name, value in watched.items():
-                now = Shown(*(np.atleast_1d(results[f"{name}/{kind}"]) for kind in _REDUCTIONS))
+                now = ChannelStats(
+                    *(np.atleast_1d(results[f"{name}/{kind}"]) for kind in _REDUCTIONS)
+                )
                 if not all(np.isfinite(a).all() for a in (now.low, now.high, now.mean)):
                     raise CalibrationError(
                         f"tensor '{name}' {list(shape_of(value))} becomes NaN or infinite in the float model: "
@@ -115,22 +127,25 @@ def observe(
     }
 
 
-def _add(halves: list[Shown], now: Shown, number: int) -> None:
+def _add(halves: list[ChannelStats], now: ChannelStats, number: int) -> None:
     """Let one half of the samples show what its next one does; mean and square are summed."""
     if number < 2:
         halves.append(now)
         return
     half = halves[number % 2]
     low, high = np.minimum(half.low, now.low), np.maximum(half.high, now.high)
-    halves[number % 2] = Shown(low, high, half.mean + now.mean, half.square + now.square)
+    halves[number % 2] = ChannelStats(low, high, half.mean + now.mean, half.square + now.square)
 
 
-def _joined(halves: Sequence[Shown], count: int, positions: int) -> Shown:
+def _joined(halves: Sequence[ChannelStats], count: int, positions: int) -> ChannelStats:
     """Both halves; of a single sample, the same twice."""
     first, last = halves[0], halves[-1]
     mean, square = (sum(getattr(half, name) for half in halves) for name in ("mean", "square"))
-    return Shown(
-        np.stack([first.low, last.low]), np.stack([first.high, last.high]), mean / count, square / (count * positions)
+    return ChannelStats(
+        np.stack([first.low, last.low]),
+        np.stack([first.high, last.high]),
+        mean / count,
+        square / (count * positions),
     )
 
 
@@ -139,7 +154,8 @@ _REDUCTIONS = ("ReduceMin", "ReduceMax", "ReduceMean", "ReduceSumSquare")
 
 
 def _reducing(model: ir.Model, watched: Mapping[str, ir.Value]) -> ir.Model:
-    """A copy of the model whose outputs are the reductions of the watched tensors, to one number for each channel."""
+    """A copy of the model whose outputs are the reductions of the watched tensors, to one number
+    for each channel."""
     copy = model.clone()
     graph = copy.graph
     values = {str(v.name): v for v in all_activations(graph)}
@@ -159,7 +175,11 @@ def _reducing(model: ir.Model, watched: Mapping[str, ir.Value]) -> ir.Model:
             )
             (out,) = node.outputs
             shape = shape_of(values[name])[-1:]
-            out.name, out.type, out.shape = node.name, ir.TensorType(ir.DataType.FLOAT), ir.Shape(shape)
+            out.name, out.type, out.shape = (
+                node.name,
+                ir.TensorType(ir.DataType.FLOAT),
+                ir.Shape(shape),
+            )
             producer = values[name].producer()
             if producer is None:
                 graph.insert_before(graph[0], node)
@@ -175,7 +195,8 @@ def _histograms(
     watched: Mapping[str, ir.Value],
     samples: Iterable[Sample],
 ) -> dict[str, np.ndarray]:
-    """How often each activation falls into each of BINS parts of its range; a few tensors at a time."""
+    """How often each activation falls into each of BINS parts of its range; a few tensors at a
+    time."""
     counts = {name: np.zeros(BINS, np.int64) for name in watched}
     inner = [v for v in watched.values() if not v.is_graph_input()]
     with Reference(model, inner) as reference:
@@ -216,7 +237,8 @@ def _percentile(counts: np.ndarray, low: float, high: float) -> tuple[float, flo
 
 
 def _mse(counts: np.ndarray, low: float, high: float) -> tuple[float, float]:
-    """The range of least expected squared error: step^2 / 12 inside, the distance to the border outside."""
+    """The range of least expected squared error: step^2 / 12 inside, the distance to the border
+    outside."""
     if not counts.sum():
         return low, high
     edges = np.linspace(low, high, BINS + 1)

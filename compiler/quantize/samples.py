@@ -20,8 +20,8 @@ RANDOM_SAMPLES = 8
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """How an image becomes an array: resized to `size` (height, width), its centre cut out to the input's size, scaled
-    to [0, 1], then (x - mean) / std."""
+    """How an image becomes an array: resized to `size` (height, width), its centre cut out to the
+    input's size, scaled to [0, 1], then (x - mean) / std."""
 
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
@@ -42,7 +42,8 @@ class Samples:
         return (load() for load in self.loaders)
 
     def split(self) -> tuple[Samples, Samples]:
-        """(for calibration, held out for verification): every fourth is held out; a single one serves both."""
+        """(for calibration, held out for verification): every fourth is held out; a single one
+        serves both."""
         if len(self) < 2:
             return self, self
         step = 4 if len(self) >= 4 else 2
@@ -51,10 +52,16 @@ class Samples:
         return Samples(kept, self.random), Samples(held, self.random)
 
 
-def load(path: Path | None, inputs: Sequence[ir.Value], options: ImageOptions, seed: int = 0) -> Samples:
-    """Samples for the inputs of a model. Raises CalibrationError with what does not fit and what would."""
+def load(
+    path: Path | None, inputs: Sequence[ir.Value], options: ImageOptions, seed: int = 0
+) -> Samples:
+    """Samples for the inputs of a model. Raises CalibrationError with what does not fit and what
+    would."""
     if path is None:
-        return Samples([lambda i=i: random_sample(inputs, seed + i) for i in range(RANDOM_SAMPLES)], random=True)  # type: ignore[misc]
+        return Samples(
+            [lambda i=i: random_sample(inputs, seed + i) for i in range(RANDOM_SAMPLES)],
+            random=True,
+        )  # type: ignore[misc]
     if not path.exists():
         raise CalibrationError(f"{path}: no such file or folder")
     if path.is_file():
@@ -78,7 +85,9 @@ def _from_file(path: Path, inputs: Sequence[ir.Value]) -> list[Callable[[], Samp
         if isinstance(loaded, np.ndarray):
             if len(inputs) != 1:
                 names = ", ".join(f"'{v.name}'" for v in inputs)
-                raise CalibrationError(f"{path}: one array for {len(inputs)} inputs ({names}): use an .npz file")
+                raise CalibrationError(
+                    f"{path}: one array for {len(inputs)} inputs ({names}): use an .npz file"
+                )
             arrays = {str(inputs[0].name): loaded}
         else:
             arrays = {name: loaded[name] for name in loaded.files}
@@ -87,12 +96,16 @@ def _from_file(path: Path, inputs: Sequence[ir.Value]) -> list[Callable[[], Samp
     return split_arrays(arrays, inputs, str(path))
 
 
-def split_arrays(arrays: Sample, inputs: Sequence[ir.Value], where: str) -> list[Callable[[], Sample]]:
+def split_arrays(
+    arrays: Sample, inputs: Sequence[ir.Value], where: str
+) -> list[Callable[[], Sample]]:
     """Checks arrays against a model's inputs and cuts them into samples along their first axis."""
     wanted = {str(v.name): v for v in inputs}
     for name in arrays:
         if name not in wanted:
-            raise CalibrationError(f"{where}: array '{name}' is no input of the model; it has {', '.join(wanted)}")
+            raise CalibrationError(
+                f"{where}: array '{name}' is no input of the model; it has {', '.join(wanted)}"
+            )
     counts = {}
     for name, value in wanted.items():
         if name not in arrays:
@@ -103,7 +116,10 @@ def split_arrays(arrays: Sample, inputs: Sequence[ir.Value], where: str) -> list
     if not arrays or not next(iter(counts.values())):
         raise CalibrationError(f"{where}: holds no samples")
     number = next(iter(counts.values()))
-    return [lambda i=i: {name: np.asarray(array[i]) for name, array in arrays.items()} for i in range(number)]  # type: ignore[misc]
+    return [
+        lambda i=i: {name: np.asarray(array[i]) for name, array in arrays.items()}
+        for i in range(number)
+    ]  # type: ignore[misc]
 
 
 def _stacked(array: np.ndarray, value: ir.Value, where: str) -> tuple[np.ndarray, int]:
@@ -114,7 +130,9 @@ def _stacked(array: np.ndarray, value: ir.Value, where: str) -> tuple[np.ndarray
         raise CalibrationError(f"{what}: the model takes {np.dtype(dtype).name}")
     found = stacked(array, shape)
     if found is None:
-        raise CalibrationError(f"{what}: the model takes {list(shape)}, or several stacked along the first axis")
+        raise CalibrationError(
+            f"{what}: the model takes {list(shape)}, or several stacked along the first axis"
+        )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise CalibrationError(f"{what}: holds NaN or infinity")
     return found.astype(dtype, copy=False), len(found)
@@ -122,7 +140,9 @@ def _stacked(array: np.ndarray, value: ir.Value, where: str) -> tuple[np.ndarray
 
 def _image_input(path: Path, inputs: Sequence[ir.Value]) -> ir.Value:
     if len(inputs) != 1 or len(shape_of(inputs[0])) != 4 or inputs[0].dtype != ir.DataType.FLOAT:
-        raise CalibrationError(f"{path}: images need a model with one float image input: use .npz files")
+        raise CalibrationError(
+            f"{path}: images need a model with one float image input: use .npz files"
+        )
     return inputs[0]
 
 
@@ -134,25 +154,37 @@ def _image(path: Path, value: ir.Value, options: ImageOptions) -> np.ndarray:
     channels, height, width = (shape[3], shape[1], shape[2]) if last else shape[1:]
     tall, wide = options.size or (height, width)
     if tall < height or wide < width:
-        raise CalibrationError(f"--size {tall},{wide}: smaller than the input of the model, {height},{width}")
+        raise CalibrationError(
+            f"--size {tall},{wide}: smaller than the input of the model, {height},{width}"
+        )
     if channels not in (1, 3):
-        raise CalibrationError(f"{path}: the model takes {channels} channels, images have 1 or 3: use .npz files")
-    if any(len(numbers) not in (1, channels) for numbers in (options.mean, options.std)) or 0 in options.std:
+        raise CalibrationError(
+            f"{path}: the model takes {channels} channels, images have 1 or 3: use .npz files"
+        )
+    if (
+        any(len(numbers) not in (1, channels) for numbers in (options.mean, options.std))
+        or 0 in options.std
+    ):
         raise CalibrationError(f"--mean and --std: give 1 or {channels} numbers, and no --std of 0")
     try:
         with Image.open(path) as file:
-            image = file.convert("L" if channels == 1 else "RGB").resize((wide, tall), Image.Resampling.BILINEAR)
+            image = file.convert("L" if channels == 1 else "RGB").resize(
+                (wide, tall), Image.Resampling.BILINEAR
+            )
             pixels = np.asarray(image, np.float32).reshape(tall, wide, channels) / np.float32(255)
     except (OSError, UnidentifiedImageError) as error:
         raise CalibrationError(f"{path}: not an image that can be read") from error
     top, left = (tall - height) // 2, (wide - width) // 2
     pixels = pixels[top : top + height, left : left + width]
     array = (pixels - np.array(options.mean, np.float32)) / np.array(options.std, np.float32)
-    return np.ascontiguousarray(array if last else array.transpose(2, 0, 1))[None].astype(np.float32)
+    return np.ascontiguousarray(array if last else array.transpose(2, 0, 1))[None].astype(
+        np.float32
+    )
 
 
 def random_sample(inputs: Sequence[ir.Value], seed: int) -> Sample:
-    """Standard normal floats; integers within the table that they index, else ones (a mask that hides nothing)."""
+    """Standard normal floats; integers within the table that they index, else ones (a mask that
+    hides nothing)."""
     rng = np.random.default_rng(seed)
     sample = {}
     for value in inputs:

@@ -3,8 +3,8 @@
     x * gate(x)      below some x the gate is closed: what lies further down gives the same product
     Sigmoid, Tanh    far out, their int8 results are the first or the last
 
-int8 saturates there by itself, so that its steps serve the values that matter: the input of a hard swish from -250 to
-185 needs its range from -3 on.
+int8 saturates there by itself, so that its steps serve the values that matter: the input of a hard
+swish from -250 to 185 needs its range from -3 on.
 """
 
 from __future__ import annotations
@@ -15,13 +15,21 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from compiler.graph import activations_of, constant_of, consumers_of, only_consumer, scalar_of, shape_of
+from compiler.graph import (
+    activations_of,
+    constant_of,
+    consumers_of,
+    only_consumer,
+    scalar_of,
+    shape_of,
+)
 from compiler.ops.activation import GELU_GATES, SIGMOID_END, TANH_END, bounds
-from compiler.quantize.calibrate import Shown
+from compiler.quantize.calibrate import ChannelStats
 
 # What saturation may change in a product of x and its gate, in steps of its int8 result.
 SLACK = 0.25
-# Where x * gate(x) is looked at below zero: for the gates that networks have, all is settled long before.
+# Where x * gate(x) is looked at below zero: for the gates that networks have, all is settled long
+# before.
 _GRID = np.linspace(-64, 0, 64 * 64 + 1)
 # Written as LOGISTIC.
 _SIGMOIDS = ("Sigmoid", *GELU_GATES)
@@ -30,28 +38,35 @@ _ENDS = {**dict.fromkeys(_SIGMOIDS, SIGMOID_END), "Tanh": TANH_END}
 Function = Callable[[np.ndarray], np.ndarray]
 
 
-def saturated(nodes: Iterable[ir.Node], shown: Mapping[str, Shown]) -> dict[str, Shown]:
-    """What activations show, without what lies beyond such ends where all readers are among `nodes`."""
+def saturated(
+    nodes: Iterable[ir.Node], stats: Mapping[str, ChannelStats]
+) -> dict[str, ChannelStats]:
+    """What activations show, without what lies beyond such ends where all readers are among
+    `nodes`."""
     nodes = list(nodes)
-    inside, found = set(nodes), dict(shown)
+    inside, found = set(nodes), dict(stats)
     for value in dict.fromkeys(v for n in nodes for v in activations_of(n)):
         name, readers = str(value.name), consumers_of(value)
-        if name in shown and not value.is_graph_output() and inside.issuperset(readers):
-            low, high = _ends(value, readers, shown)
-            seen = shown[name]
-            found[name] = replace(seen, low=np.clip(seen.low, low, high), high=np.clip(seen.high, low, high))
+        if name in stats and not value.is_graph_output() and inside.issuperset(readers):
+            low, high = _ends(value, readers, stats)
+            seen = stats[name]
+            found[name] = replace(
+                seen, low=np.clip(seen.low, low, high), high=np.clip(seen.high, low, high)
+            )
     return found
 
 
-def _ends(x: ir.Value, readers: list[ir.Node], shown: Mapping[str, Shown]) -> tuple[float, float]:
+def _ends(
+    x: ir.Value, readers: list[ir.Node], stats: Mapping[str, ChannelStats]
+) -> tuple[float, float]:
     """(lowest, highest) value of x that matters."""
     kinds = {node.op_type for node in readers}
     if len(kinds) == 1 and (end := _ENDS.get(kinds.pop())) is not None:
         return -end, end
     for product in readers:
         function = _gated(product, x, readers)
-        if function is not None and str(product.outputs[0].name) in shown:
-            low, high = shown[str(product.outputs[0].name)].range
+        if function is not None and str(product.outputs[0].name) in stats:
+            low, high = stats[str(product.outputs[0].name)].range
             return _closed(function, SLACK * (high - low) / 255), np.inf
     return -np.inf, np.inf
 
@@ -65,7 +80,8 @@ def _gated(product: ir.Node, x: ir.Value, readers: list[ir.Node]) -> Function | 
 
 
 def _along(value: ir.Value | None, x: ir.Value) -> Function | None:
-    """What operators of numbers alone make of x on the way to `value`, as a function, where nothing else reads it."""
+    """What operators of numbers alone make of x on the way to `value`, as a function, where nothing
+    else reads it."""
     node = value.producer() if value is not None else None
     rest = activations_of(node) if node is not None else []
     if node is None or len(rest) != 1 or only_consumer(node.outputs[0]) is None:

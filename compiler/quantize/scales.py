@@ -1,4 +1,5 @@
-"""Scales and zero points of activations, under what TFLite's specification asks of the operators around them."""
+"""Scales and zero points of activations, under what TFLite's specification asks of the operators
+around them."""
 
 from __future__ import annotations
 
@@ -14,24 +15,33 @@ from compiler.quantize.calibrate import Ranges
 
 
 def constraints(nodes: Iterable[ir.Node]) -> list[tuple[ir.Node, Scales]]:
-    """What the operators ask. A clamp that is absorbed by its input's scale is so only where that scale is free."""
+    """What the operators ask. A clamp that is absorbed by its input's scale is so only where that
+    scale is free."""
     found: dict[ir.Node, Scales] = {}
     for node in nodes:
         operator = lookup(node)
         assert operator is not None
         found[node] = operator.scales(node)
-    bound = {v for scales in found.values() if scales.range_of is None for v in (*scales.same, *scales.fixed)}
+    bound = {
+        v
+        for scales in found.values()
+        if scales.range_of is None
+        for v in (*scales.same, *scales.fixed)
+    }
     return [(node, _settled(node, scales, bound)) for node, scales in found.items()]
 
 
 def _settled(node: ir.Node, scales: Scales, bound: set[ir.Value]) -> Scales:
-    if scales.range_of is None or not any(v in bound for v in scales.same if v is not scales.range_of):
+    if scales.range_of is None or not any(
+        v in bound for v in scales.same if v is not scales.range_of
+    ):
         return scales
     return Scales() if key_of(node) == ("", "Relu") else Scales(scales.same)
 
 
 def separate(model: ir.Model, nodes: Iterable[ir.Node]) -> None:
-    """Insert Requantize where operators that share a scale would tie together scales that are fixed and differ."""
+    """Insert Requantize where operators that share a scale would tie together scales that are fixed
+    and differ."""
     asked = constraints(nodes)
     groups = _groups(asked)
     fixed = [(v, q) for _, scales in asked for v, q in scales.fixed.items()]
@@ -64,7 +74,9 @@ class Groups:
         asked = constraints(nodes)
         self._index = _groups(asked)
         # What a clamp cuts off does not count.
-        self._silent = {v for _, s in asked if s.range_of is not None for v in s.same if v is not s.range_of}
+        self._silent = {
+            v for _, s in asked if s.range_of is not None for v in s.same if v is not s.range_of
+        }
         self.fixed = {self._index[v]: Quant(*q) for _, s in asked for v, q in s.fixed.items()}
 
     def of(self, value: ir.Value) -> int | ir.Value:
@@ -76,7 +88,9 @@ class Groups:
         return [v for v in values if v not in self._silent]
 
 
-def assign(nodes: Iterable[ir.Node], values: Iterable[ir.Value], ranges: Ranges) -> dict[str, Quant]:
+def assign(
+    nodes: Iterable[ir.Node], values: Iterable[ir.Value], ranges: Ranges
+) -> dict[str, Quant]:
     """A scale for each of `values`, which are all activations of the TPU nodes `nodes`."""
     groups, values = Groups(nodes), list(values)
     shared: dict[int | ir.Value, tuple[float, float]] = {}

@@ -1,4 +1,5 @@
-"""Loads and runs a bundle. Needs numpy, one TFLite interpreter and onnxruntime; nothing else of this project.
+"""Loads and runs a bundle. Needs numpy, one TFLite interpreter and onnxruntime; nothing else of
+this project.
 
 Bundle.open    a bundle on disk, every file compared with its digest
 Runner         runs it on Edge TPUs and the CPU: run, stream, run_async, stream_async

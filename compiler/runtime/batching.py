@@ -1,7 +1,9 @@
-"""Several texts at once by continuous batching: requests share decode's slots, and join and leave at any step.
+"""Several texts at once by continuous batching: requests share decode's slots, and join and leave
+at any step.
 
-One thread runs the model. At each turn it takes the next chunk of one text that is still being read, then one token of
-each text that is being written. A request waits in a bounded queue until a slot is free.
+One thread runs the model. At each turn it takes the next chunk of one text that is still being
+read, then one token of each text that is being written. A request waits in a bounded queue until a
+slot is free.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ class BusyError(Exception):
 
 @dataclass
 class Request:
-    """A text to continue by up to `limit` tokens. `emit` gets each token, then None or the error that ended it; it is
-    called in the thread of the model."""
+    """A text to continue by up to `limit` tokens. `emit` gets each token, then None or the error
+    that ended it; it is called in the thread of the model."""
 
     tokens: list[int]
     limit: int
@@ -85,7 +87,9 @@ class Batcher:
     def submit(self, request: Request) -> None:
         """Take a request. Raises BusyError, or ValueError for a text that does not fit the context."""
         if not 0 < len(request.tokens) < self.model.context:
-            raise ValueError(f"the prompt has {len(request.tokens)} tokens; it must have 1 to {self.model.context - 1}")
+            raise ValueError(
+                f"the prompt has {len(request.tokens)} tokens; it must have 1 to {self.model.context - 1}"
+            )
         try:
             self._queue.put_nowait(request)
         except queue.Full as error:
@@ -124,7 +128,9 @@ class Batcher:
         free = [s for s in self.model.slots if s.index not in taken]
         while free:
             try:
-                request = self._queue.get(block, timeout=0.05) if block else self._queue.get_nowait()
+                request = (
+                    self._queue.get(block, timeout=0.05) if block else self._queue.get_nowait()
+                )
             except queue.Empty:
                 return
             block = False

@@ -26,8 +26,11 @@ def random_inputs(tensors: Sequence[Mapping[str, Any]], seed: int = 0) -> dict[s
     return found
 
 
-def bench(runner: Runner, runs: int, inputs: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
-    """Milliseconds of single inferences and of their segments, and results per second of the full pipeline."""
+def bench(
+    runner: Runner, runs: int, inputs: Mapping[str, np.ndarray] | None = None
+) -> dict[str, Any]:
+    """Milliseconds of single inferences and of their segments, and results per second of the full
+    pipeline."""
     pipeline = runner.pipeline
     sample = dict(inputs or random_inputs(pipeline.inputs))
     for _ in range(WARM):
@@ -46,7 +49,8 @@ def bench(runner: Runner, runs: int, inputs: Mapping[str, np.ndarray] | None = N
     times = [time.perf_counter()]
     for _ in runner.stream(sample for _ in range(runs + 2 * runner.depth)):
         times.append(time.perf_counter())
-    # A pipeline that fills at the beginning gives results late, one that empties at the end gives them early.
+    # A pipeline that fills at the beginning gives results late, one that empties at the end gives
+    # them early.
     steady = times[runner.depth : -runner.depth] if len(times) > 2 * runner.depth + 1 else times
     return {
         "runs": runs,
@@ -94,4 +98,8 @@ def bench_language(model: LanguageModel, runs: int) -> dict[str, Any]:
 
 
 def _rate(tokens: int, program: Mapping[str, Any]) -> float:
-    return float(tokens / program["prediction"]["latency_ms"] * 1e3) if program["prediction"]["latency_ms"] else 0.0
+    return (
+        float(tokens / program["prediction"]["latency_ms"] * 1e3)
+        if program["prediction"]["latency_ms"]
+        else 0.0
+    )

@@ -30,17 +30,22 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path, check: bool = True) -> Bundle:
-        """Read the manifest; with `check`, compare every file with its sha256. Raises RuntimeBundleError."""
+        """Read the manifest; with `check`, compare every file with its sha256. Raises
+        RuntimeBundleError."""
         path = Path(path)
         file = path / "manifest.json"
         if not file.is_file():
             raise RuntimeBundleError(f"{path}: not a bundle: it has no manifest.json")
         if file.stat().st_size > MANIFEST_BYTES:
-            raise RuntimeBundleError(f"{file}: larger than {MANIFEST_BYTES >> 20} MiB, so not a manifest")
+            raise RuntimeBundleError(
+                f"{file}: larger than {MANIFEST_BYTES >> 20} MiB, so not a manifest"
+            )
         try:
             manifest = json.loads(file.read_text("utf-8"))
         except (ValueError, RecursionError) as error:
-            raise RuntimeBundleError(f"{file}: not a manifest ({error}): build the bundle again") from error
+            raise RuntimeBundleError(
+                f"{file}: not a manifest ({error}): build the bundle again"
+            ) from error
         except OSError as error:
             raise RuntimeBundleError(f"{file}: cannot be read: {error.strerror}") from error
         version = manifest.get("manifest_version") if isinstance(manifest, dict) else None
@@ -68,9 +73,19 @@ class Bundle:
 
     def files(self) -> list[dict[str, Any]]:
         """Every file of the bundle: path, sha256, bytes."""
-        entries = [e for program in self.programs().values() for s in program["segments"] for e in s["files"]]
-        tokenizers = [self.manifest.get("tokenizer"), self.manifest.get("language", {}).get("tokenizer")]
-        return list({e["path"]: e for e in [*entries, *(t for t in tokenizers if t is not None)]}.values())
+        entries = [
+            e
+            for program in self.programs().values()
+            for s in program["segments"]
+            for e in s["files"]
+        ]
+        tokenizers = [
+            self.manifest.get("tokenizer"),
+            self.manifest.get("language", {}).get("tokenizer"),
+        ]
+        return list(
+            {e["path"]: e for e in [*entries, *(t for t in tokenizers if t is not None)]}.values()
+        )
 
     def _check(self, name: str, digest: str) -> None:
         file = (self.path / name).resolve()
@@ -79,7 +94,9 @@ class Bundle:
         if not file.is_file():
             raise RuntimeBundleError(f"{file}: missing: build the bundle again")
         if sha256(file) != digest:
-            raise RuntimeBundleError(f"{file}: changed since the bundle was built: build the bundle again")
+            raise RuntimeBundleError(
+                f"{file}: changed since the bundle was built: build the bundle again"
+            )
 
 
 def _broken(program: Mapping[str, Any]) -> str | None:
@@ -90,7 +107,9 @@ def _broken(program: Mapping[str, Any]) -> str | None:
         if segment["index"] != number:
             return f"segment {number} has index {segment['index']}"
         if (segment["device"] == "tpu") != (segment["tpu"] is not None):
-            return f"segment {number} is for the {segment['device']}, but its tpu is {segment['tpu']}"
+            return (
+                f"segment {number} is for the {segment['device']}, but its tpu is {segment['tpu']}"
+            )
         if compiled is not None and compiled["path"] not in [e["path"] for e in segment["files"]]:
             return f"the compiled file of segment {number} is not among its files"
         for tensor in segment["inputs"]:
@@ -107,9 +126,11 @@ def sha256(path: Path) -> str:
 
 
 def tensor_bytes(tensors: Sequence[Mapping[str, Any]]) -> int:
-    """Bytes of tensors at a border; shapes that depend on data, and types that numpy has not, count as nothing."""
+    """Bytes of tensors at a border; shapes that depend on data, and types that numpy has not, count
+    as nothing."""
     return sum(
-        int(np.prod([d or 0 for d in t["shape"] or (0,)])) * np.dtype(np.sctypeDict[t["dtype"]]).itemsize
+        int(np.prod([d or 0 for d in t["shape"] or (0,)]))
+        * np.dtype(np.sctypeDict[t["dtype"]]).itemsize
         for t in tensors
         if t["dtype"] in np.sctypeDict
     )

@@ -1,8 +1,9 @@
-"""Edge TPUs of other machines, through Ray: each is an actor that holds one unit of the resource `edgetpu`.
+"""Edge TPUs of other machines, through Ray: each is an actor that holds one unit of the resource
+`edgetpu`.
 
-A node joins with `ray start --address=HEAD:6379 --resources='{"edgetpu": 2}'`, and needs the `device` and `cluster`
-extras; the bundle is read on the machine that runs it, and its segments are sent. Tensors go from there to a node and
-back: nodes do not send to each other.
+A node joins with `ray start --address=HEAD:6379 --resources='{"edgetpu": 2}'`, and needs the
+`device` and `cluster` extras; the bundle is read on the machine that runs it, and its segments are
+sent. Tensors go from there to a node and back: nodes do not send to each other.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ RUN_SECONDS = 30.0
 
 
 class _Worker:
-    """On the node: runs segments on an Edge TPU that no other worker has, on its CPU where it has none."""
+    """On the node: runs segments on an Edge TPU that no other worker has, on its CPU where it has
+    none."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="coral-bundle-")
@@ -50,7 +52,9 @@ class _Worker:
         except OSError:
             return None
         for device in found:
-            lock = (Path(tempfile.gettempdir()) / f"coral-bundle-{device.name.replace(':', '-')}.lock").open("w")
+            lock = (
+                Path(tempfile.gettempdir()) / f"coral-bundle-{device.name.replace(':', '-')}.lock"
+            ).open("w")
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -68,7 +72,9 @@ class _Remote:
         self._name, self._actor, self._number = name, actor, number
 
     def run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
-        found: list[np.ndarray] = _wait(self._name, self._actor.run.remote(self._number, arrays), RUN_SECONDS)
+        found: list[np.ndarray] = _wait(
+            self._name, self._actor.run.remote(self._number, arrays), RUN_SECONDS
+        )
         return found
 
 
@@ -100,7 +106,8 @@ def _wait(name: str, reference: Any, seconds: float) -> Any:
 
 
 def nodes(address: str | None = None) -> list[Device]:
-    """A device for each Edge TPU that a Ray cluster has; `address` of its head, None for the one that Ray finds.
+    """A device for each Edge TPU that a Ray cluster has; `address` of its head, None for the one
+    that Ray finds.
 
     Raises ConnectionError where there is no cluster.
     """

@@ -1,7 +1,7 @@
 """What segments run on: Edge TPUs through libedgetpu, the CPU, simulated Edge TPUs.
 
-An Edge TPU is found, opened and named as libedgetpu does: "usb:0", "pci:1". Its public C interface, edgetpu_c.h, lists
-them, and TFLite loads the library as an external delegate.
+An Edge TPU is found, opened and named as libedgetpu does: "usb:0", "pci:1". Its public C interface,
+edgetpu_c.h, lists them, and TFLite loads the library as an external delegate.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from compiler.runtime.bundle import RuntimeBundleError
-from compiler.runtime.host import HostSegment
-from compiler.runtime.interpreter import TFLiteSegment, load_delegate
+from compiler.runtime.onnx_segment import HostSegment
+from compiler.runtime.tflite_segment import TFLiteSegment, load_delegate
 
 log = logging.getLogger("compiler.runtime")
 log.addHandler(logging.NullHandler())  # notices are on the runner; who wants them logged says so
@@ -50,7 +50,8 @@ class Device:
         self.lock = threading.Lock()
 
     def open(self, folder: Path, segment: Mapping[str, Any]) -> Executable:
-        """Load a segment of the bundle in `folder`. Raises DeviceError, or RuntimeBundleError for a broken file."""
+        """Load a segment of the bundle in `folder`. Raises DeviceError, or RuntimeBundleError for a
+        broken file."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
@@ -58,7 +59,8 @@ class Device:
 
 
 class Cpu(Device):
-    """onnxruntime for host segments; TFLite's CPU kernels for those of Edge TPUs that are not there."""
+    """onnxruntime for host segments; TFLite's CPU kernels for those of Edge TPUs that are not
+    there."""
 
     def __init__(self, threads: int, alone: bool = False) -> None:
         super().__init__("cpu")
@@ -75,9 +77,12 @@ class Cpu(Device):
 
 
 class EdgeTpu(Device):
-    """An Edge TPU behind libedgetpu. `options` go to the delegate beside `device`, e.g. {"Performance": "High"}."""
+    """An Edge TPU behind libedgetpu. `options` go to the delegate beside `device`, e.g.
+    {"Performance": "High"}."""
 
-    def __init__(self, name: str, library: str | None = None, options: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, name: str, library: str | None = None, options: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(name)
         self.library = library or library_name()
         self.options = {"device": name, **(options or {})}
@@ -94,12 +99,15 @@ class EdgeTpu(Device):
 
 
 class Simulated(Device):
-    """Stands for an Edge TPU: runs on the CPU and takes the time that was predicted, times `slowdown`.
+    """Stands for an Edge TPU: runs on the CPU and takes the time that was predicted, times
+    `slowdown`.
 
     `broken` is asked before each run and may raise DeviceError, for tests of what happens then.
     """
 
-    def __init__(self, name: str, slowdown: float = 1.0, broken: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, name: str, slowdown: float = 1.0, broken: Callable[[], None] = lambda: None
+    ) -> None:
         super().__init__(name)
         self.slowdown, self.broken = slowdown, broken
 
@@ -142,7 +150,8 @@ class _Record(ctypes.Structure):
 
 
 def edge_tpus(library: str | None = None) -> list[EdgeTpu]:
-    """The Edge TPUs that libedgetpu finds, those on PCIe first. Raises OSError where the library cannot be loaded."""
+    """The Edge TPUs that libedgetpu finds, those on PCIe first. Raises OSError where the library
+    cannot be loaded."""
     name = library or library_name()
     loaded = ctypes.CDLL(name)
     loaded.edgetpu_list_devices.restype = ctypes.POINTER(_Record)

@@ -1,8 +1,9 @@
 """Looks at what Edge TPU users stumble over, and says what to do about it.
 
-What is checked and how it is mended comes from coral.ai/docs, libedgetpu's and Raspberry Pi's issue trackers: the USB
-ids and udev rules of libedgetpu, /dev/apex_0 of the gasket driver, kernels with 16 KiB pages that this driver cannot
-take (Raspberry Pi 5's default), PCIe settings in config.txt, trip points under /sys/class/apex.
+What is checked and how it is mended comes from coral.ai/docs, libedgetpu's and Raspberry Pi's issue
+trackers: the USB ids and udev rules of libedgetpu, /dev/apex_0 of the gasket driver, kernels with
+16 KiB pages that this driver cannot take (Raspberry Pi 5's default), PCIe settings in config.txt,
+trip points under /sys/class/apex.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compiler.runtime.devices import edge_tpus, library_name
-from compiler.runtime.interpreter import interpreter_module
+from compiler.runtime.tflite_segment import interpreter_module
 
 # USB ids before and after libedgetpu has sent the firmware.
 USB_IDS = {("1a6e", "089a"): "waits for its firmware", ("18d1", "9302"): "ready"}
@@ -29,7 +30,8 @@ _TOO_HOT = 85.0  # degrees Celsius where the Edge TPU's clock is reduced and a P
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: `state` is "ok", "warn", "fail" or "none" (not here, and not wrong); `fix` says what to do."""
+    """One check: `state` is "ok", "warn", "fail" or "none" (not here, and not wrong); `fix` says
+    what to do."""
 
     name: str
     state: str
@@ -39,7 +41,8 @@ class Finding:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where to look: `root` stands before /dev, /sys, /proc and /boot, so that a test can show any machine."""
+    """Where to look: `root` stands before /dev, /sys, /proc and /boot, so that a test can show any
+    machine."""
 
     root: Path = Path("/")
     page_size: int = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
@@ -110,7 +113,9 @@ def _library(machine: Machine) -> Iterator[Finding]:
     text = (loaded.edgetpu_version() or b"").decode("utf-8", "replace")
     runtime = re.search(r"RuntimeVersion\((\d+)\)", text)
     if runtime and int(runtime.group(1)) < 14:
-        yield Finding("libedgetpu", "warn", text, "runtime 14 or newer runs what edgetpu_compiler 16 writes")
+        yield Finding(
+            "libedgetpu", "warn", text, "runtime 14 or newer runs what edgetpu_compiler 16 writes"
+        )
     else:
         yield Finding("libedgetpu", "ok", text or name)
     try:
@@ -135,12 +140,21 @@ def _usb(machine: Machine) -> Iterator[Finding]:
         speed = machine.read(f"{at}/speed")
         if speed.isdecimal() and int(speed) < USB3_SPEED:
             fix = "use a blue USB 3 port and a USB 3 cable; some cables carry USB 2 only"
-            yield Finding(name, "warn", f"{USB_IDS[ids]}, at {speed} Mbit/s: about ten times slower to send", fix)
+            yield Finding(
+                name,
+                "warn",
+                f"{USB_IDS[ids]}, at {speed} Mbit/s: about ten times slower to send",
+                fix,
+            )
         else:
             yield Finding(name, "ok", f"{USB_IDS[ids]}, at {speed or '?'} Mbit/s")
-        node = "dev/bus/usb/{:0>3}/{:0>3}".format(machine.read(f"{at}/busnum"), machine.read(f"{at}/devnum"))
+        node = "dev/bus/usb/{:0>3}/{:0>3}".format(
+            machine.read(f"{at}/busnum"), machine.read(f"{at}/devnum")
+        )
         if (machine.root / node).exists() and not os.access(machine.root / node, os.W_OK):
-            rule = 'SUBSYSTEM=="usb", ATTRS{idVendor}=="' + ids[0] + '", MODE="0664", GROUP="plugdev"'
+            rule = (
+                'SUBSYSTEM=="usb", ATTRS{idVendor}=="' + ids[0] + '", MODE="0664", GROUP="plugdev"'
+            )
             fix = f"add {rule} to /etc/udev/rules.d/60-edgetpu.rules, join the group plugdev, plug it in again"
             yield Finding(name, "fail", f"/{node} is not writable", fix)
     if not found:
@@ -151,7 +165,10 @@ def _pcie(machine: Machine) -> Iterator[Finding]:
     cards = [
         p
         for p in machine.glob("sys/bus/pci/devices/*")
-        if (machine.read(f"sys/bus/pci/devices/{p.name}/vendor"), machine.read(f"sys/bus/pci/devices/{p.name}/device"))
+        if (
+            machine.read(f"sys/bus/pci/devices/{p.name}/vendor"),
+            machine.read(f"sys/bus/pci/devices/{p.name}/device"),
+        )
         == PCI_ID
     ]
     nodes = machine.glob("dev/apex_*")
@@ -177,7 +194,9 @@ def _driver(machine: Machine, cards: Sequence[Path], nodes: Sequence[Path]) -> I
             yield Finding("driver", "ok", f"/dev/{node.name}")
         else:
             rule = 'SUBSYSTEM=="apex", MODE="0660", GROUP="apex"'
-            fix = f"add {rule} to /etc/udev/rules.d/65-apex.rules, join the group apex, log in again"
+            fix = (
+                f"add {rule} to /etc/udev/rules.d/65-apex.rules, join the group apex, log in again"
+            )
             yield Finding("driver", "fail", f"/dev/{node.name} is not yours to open", fix)
 
 
@@ -201,16 +220,25 @@ def _pi5_slot(machine: Machine) -> Iterator[Finding]:
     if "pcie_aspm=off" not in command:
         fix = "append pcie_aspm=off to the line in /boot/firmware/cmdline.txt"
         yield Finding(
-            "PCIe power saving", "warn", "pcie_aspm=off is not set: the Edge TPU may go to sleep for good", fix
+            "PCIe power saving",
+            "warn",
+            "pcie_aspm=off is not set: the Edge TPU may go to sleep for good",
+            fix,
         )
-    if not any(line.startswith("dtoverlay=") and ("coral" in line or "hat-ai" in line) for line in lines):
+    if not any(
+        line.startswith("dtoverlay=") and ("coral" in line or "hat-ai" in line) for line in lines
+    ):
         fix = "write dtoverlay=pineboards-hat-ai, or your board's, into /boot/firmware/config.txt"
-        yield Finding("PCIe interrupts", "warn", "no overlay that gives the slot MSI-X interrupts", fix)
+        yield Finding(
+            "PCIe interrupts", "warn", "no overlay that gives the slot MSI-X interrupts", fix
+        )
 
 
 def _heat(machine: Machine) -> Iterator[Finding]:
     for node in machine.glob("sys/class/apex/apex_*"):
-        yield from _temperature(machine, f"{node.name} temperature", f"sys/class/apex/{node.name}/temp")
+        yield from _temperature(
+            machine, f"{node.name} temperature", f"sys/class/apex/{node.name}/temp"
+        )
     zone = "sys/class/thermal/thermal_zone0/temp"
     yield from _temperature(machine, "CPU temperature", zone)
     throttled = machine.read("sys/devices/platform/soc/soc:firmware/get_throttled")
@@ -225,7 +253,9 @@ def _temperature(machine: Machine, name: str, path: str) -> Iterator[Finding]:
         return
     degrees = int(text) / 1e3
     if degrees >= _TOO_HOT:
-        yield Finding(name, "warn", f"{degrees:.0f} C: clocks are reduced", "add a heat sink or a fan")
+        yield Finding(
+            name, "warn", f"{degrees:.0f} C: clocks are reduced", "add a heat sink or a fan"
+        )
     else:
         yield Finding(name, "ok", f"{degrees:.0f} C")
 

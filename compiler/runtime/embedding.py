@@ -1,4 +1,5 @@
-"""Sentence embeddings from an encoder's bundle: token states averaged over a text's own tokens, as unit vectors."""
+"""Sentence embeddings from an encoder's bundle: token states averaged over a text's own tokens, as
+unit vectors."""
 
 from __future__ import annotations
 
@@ -17,13 +18,16 @@ _INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 
 
 class Embedder:
-    """An encoder with its tokenizer (`build --tokenizer`). Raises RuntimeBundleError for bundles that are none.
+    """An encoder with its tokenizer (`build --tokenizer`). Raises RuntimeBundleError for bundles
+    that are none.
 
-    It takes input_ids and, where the model has them, attention_mask and token_type_ids [1, S]; its first output is
-    [1, S, D], or [1, D] where the model pools by itself.
+    It takes input_ids and, where the model has them, attention_mask and token_type_ids [1, S]; its
+    first output is [1, S, D], or [1, D] where the model pools by itself.
     """
 
-    def __init__(self, bundle: Bundle, threads: int = 2, devices: str | Sequence[Device] = "cpu") -> None:
+    def __init__(
+        self, bundle: Bundle, threads: int = 2, devices: str | Sequence[Device] = "cpu"
+    ) -> None:
         from tokenizers import Tokenizer
 
         entry: dict[str, Any] | None = bundle.manifest.get("tokenizer")
@@ -37,7 +41,9 @@ class Embedder:
         self._tokenizer = Tokenizer.from_file(str(bundle.path / entry["path"]))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self.length = int(next(i["shape"][1] for i in self._pipeline.inputs if i["name"] == "input_ids"))
+        self.length = int(
+            next(i["shape"][1] for i in self._pipeline.inputs if i["name"] == "input_ids")
+        )
 
     def tokens(self, text: str) -> list[int]:
         """The tokens of a text. Raises ValueError where they do not fit."""
@@ -55,7 +61,9 @@ class Embedder:
         arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(mask)}
         kinds = {i["name"]: i["dtype"] for i in self._pipeline.inputs}
         with self._lock:
-            results = self._pipeline.run({name: arrays[name].astype(kind) for name, kind in kinds.items()})
+            results = self._pipeline.run(
+                {name: arrays[name].astype(kind) for name, kind in kinds.items()}
+            )
         states = results[self._pipeline.outputs[0]["name"]].astype(np.float64)
         vector = states[0, : len(tokens)].mean(axis=0) if states.ndim == 3 else states[0]
         return np.asarray(vector / max(float(np.linalg.norm(vector)), 1e-12), np.float32)

@@ -1,7 +1,8 @@
-"""Runs the programs of a language model: prefill takes tokens in chunks, decode one token of each sequence.
+"""Runs the programs of a language model: prefill takes tokens in chunks, decode one token of each
+sequence.
 
-The key/value cache is memory of this process, one row for each slot, and never copied: the programs write into it.
-Cached tokens that a new text begins with are kept.
+The key/value cache is memory of this process, one row for each slot, and never copied: the programs
+write into it. Cached tokens that a new text begins with are kept.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from compiler.runtime.bundle import Bundle, RuntimeBundleError
 from compiler.runtime.devices import Device
 from compiler.runtime.fleet import Fleet
-from compiler.runtime.host import CACHE, PRESENT
+from compiler.runtime.onnx_segment import CACHE, PRESENT
 from compiler.runtime.pipeline import Arrays, Pipeline
 from compiler.runtime.sampling import Sampler, Sampling
 
@@ -31,10 +32,10 @@ class Slot:
 class LanguageModel:
     """A language model's bundle, ready to generate.
 
-    With `slots` above 1 the program for several sequences at once is opened instead of the one for a single sequence.
-    With `stream`, a bundle that was built to keep within some memory does so; without, it is faster. `devices` are
-    those of a `Runner`.
-    Raises RuntimeBundleError for bundles that are none, or hold no program for so many slots.
+    With `slots` above 1 the program for several sequences at once is opened instead of the one for
+    a single sequence. With `stream`, a bundle that was built to keep within some memory does so;
+    without, it is faster. `devices` are those of a `Runner`. Raises RuntimeBundleError for bundles
+    that are none, or hold no program for so many slots.
     """
 
     def __init__(
@@ -60,8 +61,12 @@ class LanguageModel:
         self.fleet = Fleet.of(devices, threads, bundle.manifest["segments"], decode["segments"])
         self._prefill = Pipeline(bundle, threads, None, limit and limit // 2, self.fleet)
         self._decode = Pipeline(bundle, threads, decode, limit and limit // 2, self.fleet)
-        shapes = {t["name"]: t["shape"] for t in self._prefill.inputs if t["name"].startswith(CACHE)}
-        self._cache = {name: np.zeros((slots, *shape[1:]), np.float32) for name, shape in shapes.items()}
+        shapes = {
+            t["name"]: t["shape"] for t in self._prefill.inputs if t["name"].startswith(CACHE)
+        }
+        self._cache = {
+            name: np.zeros((slots, *shape[1:]), np.float32) for name, shape in shapes.items()
+        }
         self.slots = [Slot(i) for i in range(slots)]
 
     @property
@@ -71,7 +76,8 @@ class LanguageModel:
     def prefill(self, slot: Slot, tokens: Sequence[int]) -> np.ndarray:
         """Bring the tokens of a whole text into a slot; returns the logits [V] behind the last one.
 
-        What the slot holds of the text already is kept. Raises ValueError for an empty text, or one that is too long.
+        What the slot holds of the text already is kept. Raises ValueError for an empty text, or one
+        that is too long.
         """
         logits = None
         for logits in self.prefill_steps(slot, tokens):  # noqa: B007
@@ -97,17 +103,21 @@ class LanguageModel:
                 "last": np.array([len(part) - 1], np.int64),
             }
             rows = slice(slot.index, slot.index + 1)
-            logits = _run(self._prefill, feeds, {name: array[rows] for name, array in self._cache.items()})
+            logits = _run(
+                self._prefill, feeds, {name: array[rows] for name, array in self._cache.items()}
+            )
             slot.tokens += part
             yield logits[0, -1]
 
     def kept(self, slot: Slot, tokens: Sequence[int]) -> int:
-        """How many tokens of a text `prefill` would find in the slot; never all, as the last one gives the logits."""
+        """How many tokens of a text `prefill` would find in the slot; never all, as the last one
+        gives the logits."""
         limit = min(len(tokens) - 1, len(slot.tokens))
         return next((i for i in range(limit) if slot.tokens[i] != tokens[i]), limit)
 
     def decode(self, tokens: dict[int, int]) -> dict[int, np.ndarray]:
-        """Append one token to each of some slots, given by index; returns the logits [V] behind each."""
+        """Append one token to each of some slots, given by index; returns the logits [V] behind
+        each."""
         count = len(self.slots)
         ids, lengths = np.zeros((count, 1), np.int64), np.zeros(count, np.int32)
         for slot in self.slots:
@@ -127,7 +137,8 @@ class LanguageModel:
     def generate(
         self, tokens: Sequence[int], limit: int, sampling: Sampling, slot: Slot | None = None
     ) -> Iterator[int]:
-        """The tokens that follow a text, up to `limit` or the end of the context; stops behind an end token."""
+        """The tokens that follow a text, up to `limit` or the end of the context; stops behind an
+        end token."""
         slot = slot or self.slots[0]
         sampler, text = Sampler(sampling), list(tokens)
         ends = set(self.settings["tokenizer"]["ends"])

@@ -44,13 +44,17 @@ class SegmentError(Exception):
 
 
 class Streamed:
-    """Segments of which only some are loaded at a time, so that they take at most about `limit` bytes for weights.
+    """Segments of which only some are loaded at a time, so that they take at most about `limit`
+    bytes for weights.
 
-    Runs go through all segments again and again: the first ones stay, as many as leave room for two others; each of
-    the rest is loaded while the one before it runs, and released behind its own run.
+    Runs go through all segments again and again: the first ones stay, as many as leave room for two
+    others; each of the rest is loaded while the one before it runs, and released behind its own
+    run.
     """
 
-    def __init__(self, open_: Callable[[int], Executable], sizes: Sequence[int], limit: int) -> None:
+    def __init__(
+        self, open_: Callable[[int], Executable], sizes: Sequence[int], limit: int
+    ) -> None:
         self._open = open_
         room, first = limit - 2 * max(sizes), 0
         while first < len(sizes) and sizes[first] <= room:
@@ -83,11 +87,12 @@ class _Part:
 
 
 class Pipeline:
-    """The segments of a bundle, loaded on a fleet's devices. TPU segments take and give int8; host segments and the
-    user see the model's own types.
+    """The segments of a bundle, loaded on a fleet's devices. TPU segments take and give int8; host
+    segments and the user see the model's own types.
 
-    `program` is the manifest itself, or one of the programs of a language model in it. `limit` are bytes that weights
-    may take (`Streamed`), None for all. Without a `fleet` everything runs on the CPU.
+    `program` is the manifest itself, or one of the programs of a language model in it. `limit` are
+    bytes that weights may take (`Streamed`), None for all. Without a `fleet` everything runs on the
+    CPU.
     """
 
     def __init__(
@@ -116,7 +121,9 @@ class Pipeline:
         if fleet is None or streams:
             fleet = Fleet([], Cpu(threads, alone=len(self.segments) == 1))
         self.fleet = fleet
-        self._made = {t["name"]: t for s in self.segments for t in s["outputs"] if t["dtype"] == "int8"}
+        self._made = {
+            t["name"]: t for s in self.segments for t in s["outputs"] if t["dtype"] == "int8"
+        }
         self._opened: list[tuple[Device, Executable] | None] = [None] * len(self.segments)
         if streams:
             assert limit is not None
@@ -133,7 +140,8 @@ class Pipeline:
         return device.open(self.bundle.path, self.segments[index])
 
     def _use(self, index: int, use: Callable[[Executable], T]) -> T:
-        """Use a segment where it is loaded; where its device fails, on another. Raises SegmentError."""
+        """Use a segment where it is loaded; where its device fails, on another. Raises
+        SegmentError."""
         while True:
             device = self.device(index)
             try:
@@ -162,7 +170,8 @@ class Pipeline:
                 self._opened[index] = None
 
     def run(self, arrays: Arrays) -> dict[str, np.ndarray]:
-        """The model's outputs for one sample. Raises ValueError for arrays that do not fit the inputs."""
+        """The model's outputs for one sample. Raises ValueError for arrays that do not fit the
+        inputs."""
         values = self.check_inputs(arrays)
         for index in range(len(self.segments)):
             self.advance(index, values)
@@ -170,26 +179,40 @@ class Pipeline:
 
     def results(self, values: Arrays) -> dict[str, np.ndarray]:
         """The model's outputs among the values of a run."""
-        return {o["name"]: convert(values[o["name"]], o, self._made.get(o["name"])) for o in self.outputs}
+        return {
+            o["name"]: convert(values[o["name"]], o, self._made.get(o["name"]))
+            for o in self.outputs
+        }
 
     def advance(self, index: int, values: dict[str, np.ndarray]) -> None:
-        """Run a segment on `values` and put its outputs there; what no later segment reads is dropped."""
+        """Run a segment on `values` and put its outputs there; what no later segment reads is
+        dropped."""
         values.update(self.run_segment(index, values))
         for name in self._last.get(index, ()):
             del values[name]
 
     def samples(self, arrays: Arrays) -> list[dict[str, np.ndarray]]:
-        """Samples stacked along the first axis, one by one. Raises ValueError for what does not fit the inputs."""
-        stacks = {n: stacked(a, self._types[n][0]) if n in self._types else a[None] for n, a in arrays.items()}
+        """Samples stacked along the first axis, one by one. Raises ValueError for what does not fit
+        the inputs."""
+        stacks = {
+            n: stacked(a, self._types[n][0]) if n in self._types else a[None]
+            for n, a in arrays.items()
+        }
         counts = {len(a) for a in stacks.values() if a is not None}
         if any(a is None for a in stacks.values()) or len(counts) != 1:
             return [self.check_inputs(arrays)]  # which says what is wrong, if anything is
-        return [self.check_inputs({n: a[i] for n, a in stacks.items() if a is not None}) for i in range(counts.pop())]
+        return [
+            self.check_inputs({n: a[i] for n, a in stacks.items() if a is not None})
+            for i in range(counts.pop())
+        ]
 
     def run_segment(self, index: int, values: Arrays) -> dict[str, np.ndarray]:
-        """The outputs of one segment, as it gives them: int8 from the TPU, whatever the model has from the host."""
+        """The outputs of one segment, as it gives them: int8 from the TPU, whatever the model has
+        from the host."""
         segment = self.segments[index]
-        arrays = [convert(values[t["name"]], t, self._made.get(t["name"])) for t in segment["inputs"]]
+        arrays = [
+            convert(values[t["name"]], t, self._made.get(t["name"])) for t in segment["inputs"]
+        ]
         results = self._use(index, lambda executable: executable.run(arrays))
         return dict(zip(self._gives[index], results, strict=True))
 
@@ -197,7 +220,9 @@ class Pipeline:
         """The arrays with the model's types. Raises ValueError for what does not fit."""
         for name in arrays:
             if name not in self._types:
-                raise ValueError(f"array '{name}' is no input of the model; it has {', '.join(sorted(self._types))}")
+                raise ValueError(
+                    f"array '{name}' is no input of the model; it has {', '.join(sorted(self._types))}"
+                )
         values = {}
         for name, (shape, dtype) in self._types.items():
             if name not in arrays:
@@ -212,7 +237,8 @@ class Pipeline:
 
 
 def stacked(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-    """One sample of `shape`, or several stacked along the first axis, as [samples, *shape]; None for anything else.
+    """One sample of `shape`, or several stacked along the first axis, as [samples, *shape]; None
+    for anything else.
 
     Where the shape begins with a batch of 1, samples may be stacked along the batch.
     """
@@ -223,10 +249,13 @@ def stacked(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
     return array if array.shape[1:] == shape else None
 
 
-def convert(array: np.ndarray, tensor: Mapping[str, Any], made: Mapping[str, Any] | None = None) -> np.ndarray:
+def convert(
+    array: np.ndarray, tensor: Mapping[str, Any], made: Mapping[str, Any] | None = None
+) -> np.ndarray:
     """An array as its reader takes it: the reader's dtype and scale decide between int8 and float.
 
-    `made` is the entry of the segment that it comes from; int8 of another scale than the reader's is changed to it.
+    `made` is the entry of the segment that it comes from; int8 of another scale than the reader's
+    is changed to it.
     """
     if "scale" not in tensor:
         return array  # sequences and other non-tensors between host segments too
@@ -237,4 +266,8 @@ def convert(array: np.ndarray, tensor: Mapping[str, Any], made: Mapping[str, Any
         if source["scale"] == tensor["scale"] and source["zero_point"] == tensor["zero_point"]:
             return array
         array = dequantize(array, source["scale"], source["zero_point"])
-    return quantize(array, tensor["scale"], tensor["zero_point"]) if tensor["dtype"] == "int8" else array
+    return (
+        quantize(array, tensor["scale"], tensor["zero_point"])
+        if tensor["dtype"] == "int8"
+        else array
+    )

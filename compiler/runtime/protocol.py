@@ -1,4 +1,5 @@
-"""HTTP connections that cannot be held open by sending a request's head a byte at a time (slow loris)."""
+"""HTTP connections that cannot be held open by sending a request's head a byte at a time (slow
+loris)."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 HEAD_SECONDS = 10.0
 
 
-class Patient(H11Protocol):
+class HeadTimeoutProtocol(H11Protocol):
     """uvicorn's protocol, which itself waits for the head of a request for as long as bytes come."""
 
     _until: asyncio.TimerHandle | None = None

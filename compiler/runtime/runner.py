@@ -1,8 +1,8 @@
 """Runs a bundle: one inference at a time, or as a pipeline over its devices.
 
-In the pipeline each device has a thread that takes the oldest request that waits for it, so that while one Edge TPU
-works on the third segment of one request, another works on the first segment of the next. Between results passes as
-long as the busiest device takes for one request.
+In the pipeline each device has a thread that takes the oldest request that waits for it, so that
+while one Edge TPU works on the third segment of one request, another works on the first segment of
+the next. Between results passes as long as the busiest device takes for one request.
 """
 
 from __future__ import annotations
@@ -39,10 +39,11 @@ class _Request:
 class Runner:
     """A bundle ready to run. Use it as a context manager, or call `close`.
 
-    `devices`: "auto" takes all Edge TPUs that libedgetpu finds, "cpu" none; names such as "usb:0,pci:0"; "sim:2" for
-    simulated ones; or Device objects. `threads` are for the CPU, which runs one segment at a time with all of them.
-    `on_loss` says who takes over from an Edge TPU that is lost: "move" the others, "cpu" the CPU, "stop" nobody.
-    `depth` bounds how many requests of a stream are on their way.
+    `devices`: "auto" takes all Edge TPUs that libedgetpu finds, "cpu" none; names such as
+    "usb:0,pci:0"; "sim:2" for simulated ones; or Device objects. `threads` are for the CPU, which
+    runs one segment at a time with all of them. `on_loss` says who takes over from an Edge TPU that
+    is lost: "move" the others, "cpu" the CPU, "stop" nobody. `depth` bounds how many requests of a
+    stream are on their way.
     """
 
     def __init__(
@@ -68,12 +69,14 @@ class Runner:
         return self.fleet.notices
 
     def run(self, inputs: Arrays) -> Results:
-        """The model's outputs for one sample. Raises ValueError for arrays that do not fit, SegmentError."""
+        """The model's outputs for one sample. Raises ValueError for arrays that do not fit,
+        SegmentError."""
         self._check_open()
         return self.pipeline.run(inputs)
 
     def submit(self, inputs: Arrays) -> Future[Results]:
-        """Send a sample into the pipeline; the future has its outputs. Cancelling it stops it before its next segment.
+        """Send a sample into the pipeline; the future has its outputs. Cancelling it stops it
+        before its next segment.
 
         Raises ValueError for arrays that do not fit the inputs.
         """
@@ -91,7 +94,8 @@ class Runner:
         return request.future
 
     def stream(self, inputs: Iterable[Arrays]) -> Iterator[Results]:
-        """Outputs in the order of the inputs, which are taken as there is room. A failure ends the stream."""
+        """Outputs in the order of the inputs, which are taken as there is room. A failure ends the
+        stream."""
         pending: deque[Future[Results]] = deque()
         try:
             for sample in inputs:
@@ -138,7 +142,12 @@ class Runner:
     def __enter__(self) -> Runner:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self.close()
 
     def _check_open(self) -> None:
@@ -147,7 +156,9 @@ class Runner:
 
     def _start(self) -> None:
         for device in self.fleet.devices:
-            thread = threading.Thread(target=self._work, args=(device,), name=f"runner {device.name}", daemon=True)
+            thread = threading.Thread(
+                target=self._work, args=(device,), name=f"runner {device.name}", daemon=True
+            )
             self._threads.append(thread)
             thread.start()
 
@@ -168,7 +179,8 @@ class Runner:
             if request.future.cancelled():
                 continue
             try:
-                # Where the device was lost meanwhile, this runs on its heir, which has a lock of its own.
+                # Where the device was lost meanwhile, this runs on its heir, which has a lock of
+                # its own.
                 self.pipeline.advance(request.index, request.values)
             except BaseException as error:
                 _finish(request.future, error=_named(error, request.number))
@@ -192,7 +204,9 @@ def _named(error: BaseException, number: int) -> BaseException:
     return named
 
 
-def _finish(future: Future[Results], results: Results | None = None, error: BaseException | None = None) -> None:
+def _finish(
+    future: Future[Results], results: Results | None = None, error: BaseException | None = None
+) -> None:
     """Answer a request, unless it was cancelled."""
     if not future.set_running_or_notify_cancel():
         return

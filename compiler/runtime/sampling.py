@@ -12,9 +12,10 @@ import numpy as np
 class Sampling:
     """How tokens are drawn. A temperature of 0 takes the likeliest (greedy).
 
-    `top_k` keeps so many of the likeliest, 0 all; `top_p` the likeliest that together reach this probability; `min_p`
-    those with at least this share of the likeliest's. `repetition_penalty` above 1 makes tokens of the text less likely
-    (Keskar et al., 2019). The same `seed` draws the same tokens from the same logits.
+    `top_k` keeps so many of the likeliest, 0 all; `top_p` the likeliest that together reach this
+    probability; `min_p` those with at least this share of the likeliest's. `repetition_penalty`
+    above 1 makes tokens of the text less likely (Keskar et al., 2019). The same `seed` draws the
+    same tokens from the same logits.
     """
 
     temperature: float = 0.0
@@ -52,7 +53,9 @@ class Sampler:
         if how.repetition_penalty != 1 and text:
             seen = np.unique(text)
             scores[seen] = np.where(
-                scores[seen] > 0, scores[seen] / how.repetition_penalty, scores[seen] * how.repetition_penalty
+                scores[seen] > 0,
+                scores[seen] / how.repetition_penalty,
+                scores[seen] * how.repetition_penalty,
             )
         if how.temperature == 0:
             return int(np.argmax(scores))

@@ -1,7 +1,9 @@
-"""Holds a value to a JSON Schema of the kind that manifest.schema.json is; a device has no other library for it.
+"""Holds a value to a JSON Schema of the kind that manifest.schema.json is; a device has no other
+library for it.
 
-Knows type, const, enum, required, properties, additionalProperties, dependentRequired, items, minItems, minimum,
-exclusiveMinimum, maximum, pattern and $ref into $defs; a test compares it with the jsonschema package.
+Knows type, const, enum, required, properties, additionalProperties, dependentRequired, items,
+minItems, minimum, exclusiveMinimum, maximum, pattern and $ref into $defs; a test compares it with
+the jsonschema package.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ def complaint(value: Any) -> str | None:
     return next(_complaints(value, root, root, "manifest"), None)
 
 
-def _complaints(value: Any, schema: Mapping[str, Any], root: Mapping[str, Any], at: str) -> Iterator[str]:
+def _complaints(
+    value: Any, schema: Mapping[str, Any], root: Mapping[str, Any], at: str
+) -> Iterator[str]:
     if "$ref" in schema:
         schema = root["$defs"][schema["$ref"].rpartition("/")[2]]
     allowed = schema.get("type")
@@ -73,7 +77,9 @@ def _numbers(value: float, schema: Mapping[str, Any], at: str) -> Iterator[str]:
         yield f"{at} is {value}, which is no JSON number"
 
 
-def _objects(value: Mapping[str, Any], schema: Mapping[str, Any], root: Mapping[str, Any], at: str) -> Iterator[str]:
+def _objects(
+    value: Mapping[str, Any], schema: Mapping[str, Any], root: Mapping[str, Any], at: str
+) -> Iterator[str]:
     properties, rest = schema.get("properties", {}), schema.get("additionalProperties", True)
     for name in schema.get("required", ()):
         if name not in value:

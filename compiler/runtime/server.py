@@ -1,5 +1,5 @@
-"""Serves a language model over HTTP in the way of OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models.
-Of an encoder it serves /v1/embeddings.
+"""Serves a language model over HTTP in the way of OpenAI's API: /v1/chat/completions,
+/v1/completions, /v1/models. Of an encoder it serves /v1/embeddings.
 
 /health tells whether the model runs, /metrics has counters as Prometheus reads them.
 """
@@ -30,7 +30,16 @@ from compiler.runtime.sampling import Sampling
 from compiler.runtime.text import Flow, Text
 
 # What clients may ask for that would change the answer and is not here.
-_UNSUPPORTED = ("tools", "functions", "response_format", "logit_bias", "logprobs", "top_logprobs", "suffix", "echo")
+_UNSUPPORTED = (
+    "tools",
+    "functions",
+    "response_format",
+    "logit_bias",
+    "logprobs",
+    "top_logprobs",
+    "suffix",
+    "echo",
+)
 
 
 @dataclass(frozen=True)
@@ -98,8 +107,12 @@ class Web:
 
     def authorize(self, http: HttpRequest) -> None:
         given = http.headers.get("authorization", "")
-        if self.key is not None and not hmac.compare_digest(given.encode(), f"Bearer {self.key}".encode()):
-            raise HTTPException(401, "the API key is missing or wrong", {"WWW-Authenticate": "Bearer"})
+        if self.key is not None and not hmac.compare_digest(
+            given.encode(), f"Bearer {self.key}".encode()
+        ):
+            raise HTTPException(
+                401, "the API key is missing or wrong", {"WWW-Authenticate": "Bearer"}
+            )
 
     async def body(self, http: HttpRequest) -> dict[str, Any]:
         """The JSON object of a request, of limited size."""
@@ -110,11 +123,15 @@ class Web:
                 async for part in http.stream():
                     data += part
                     if len(data) > self.limits.body_bytes:
-                        raise HTTPException(413, f"the request is larger than {self.limits.body_bytes} bytes")
+                        raise HTTPException(
+                            413, f"the request is larger than {self.limits.body_bytes} bytes"
+                        )
         except ClientDisconnect as error:
             raise HTTPException(400, "the client went away") from error
         except TimeoutError as error:
-            raise HTTPException(408, f"the request took longer than {self.limits.body_seconds:g} s to come") from error
+            raise HTTPException(
+                408, f"the request took longer than {self.limits.body_seconds:g} s to come"
+            ) from error
         try:
             found = json.loads(data)
         except (ValueError, RecursionError) as error:
@@ -125,7 +142,9 @@ class Web:
 
     async def models(self, http: HttpRequest) -> Response:
         self.authorize(http)
-        return JSONResponse({"object": "list", "data": [{"id": self.name, "object": "model", "owned_by": "local"}]})
+        return JSONResponse(
+            {"object": "list", "data": [{"id": self.name, "object": "model", "owned_by": "local"}]}
+        )
 
 
 @dataclass
@@ -153,7 +172,9 @@ class EmbeddingServer:
         if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
             raise HTTPException(400, "input: a text, or a list of texts")
         if kind not in ("float", "base64") or body.get("dimensions") is not None:
-            raise HTTPException(400, "encoding_format: float or base64; dimensions: is not supported")
+            raise HTTPException(
+                400, "encoding_format: float or base64; dimensions: is not supported"
+            )
         try:
             tokens = [self.embedder.tokens(text) for text in texts]
         except ValueError as error:
@@ -161,11 +182,15 @@ class EmbeddingServer:
         data = []
         for index, own in enumerate(tokens):
             vector = await asyncio.to_thread(self.embedder.embed, own)
-            found = base64.b64encode(vector.tobytes()).decode() if kind == "base64" else vector.tolist()
+            found = (
+                base64.b64encode(vector.tobytes()).decode() if kind == "base64" else vector.tolist()
+            )
             data.append({"object": "embedding", "index": index, "embedding": found})
         count = sum(map(len, tokens))
         usage = {"prompt_tokens": count, "total_tokens": count}
-        return JSONResponse({"object": "list", "data": data, "model": self.web.name, "usage": usage})
+        return JSONResponse(
+            {"object": "list", "data": data, "model": self.web.name, "usage": usage}
+        )
 
 
 @dataclass
@@ -189,12 +214,18 @@ class Server:
             Route("/health", self._health),
             Route("/metrics", self._metrics),
         ]
-        return Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _http_error})
+        return Starlette(
+            routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _http_error}
+        )
 
     async def _chat(self, http: HttpRequest) -> Response:
         body = await self._body(http)
         messages = body.get("messages")
-        if not isinstance(messages, list) or not all(_is_message(m) for m in messages) or not messages:
+        if (
+            not isinstance(messages, list)
+            or not all(_is_message(m) for m in messages)
+            or not messages
+        ):
             raise HTTPException(400, "messages: a list of {role, content} with text as content")
         plain = [{"role": m["role"], "content": _content(m["content"])} for m in messages]
         try:
@@ -210,7 +241,9 @@ class Server:
             prompt = prompt[0]
         if isinstance(prompt, str):
             tokens = self.text.encode(prompt)
-        elif isinstance(prompt, list) and all(type(t) is int and 0 <= t < self.text.size for t in prompt):
+        elif isinstance(prompt, list) and all(
+            type(t) is int and 0 <= t < self.text.size for t in prompt
+        ):
             tokens = prompt
         else:
             raise HTTPException(400, "prompt: a text, or a list of token numbers")
@@ -224,7 +257,9 @@ class Server:
         except ValueError as error:
             raise HTTPException(400, str(error)) from error
         if asked.stream:
-            return StreamingResponse(self._events(answer, asked, kind), media_type="text/event-stream")
+            return StreamingResponse(
+                self._events(answer, asked, kind), media_type="text/event-stream"
+            )
         task = asyncio.ensure_future(_joined(answer))
         while not task.done():
             await asyncio.wait([task], timeout=0.25)
@@ -236,8 +271,14 @@ class Server:
         except Exception as error:
             raise HTTPException(500, f"the model failed: {error}") from error
         choice = {"index": 0, "finish_reason": answer.finish, "logprobs": None}
-        choice |= {"message": {"role": "assistant", "content": text}} if kind == "chat.completion" else {"text": text}
-        return JSONResponse(self._head(kind) | {"choices": [choice], "usage": _usage(asked, answer)})
+        choice |= (
+            {"message": {"role": "assistant", "content": text}}
+            if kind == "chat.completion"
+            else {"text": text}
+        )
+        return JSONResponse(
+            self._head(kind) | {"choices": [choice], "usage": _usage(asked, answer)}
+        )
 
     async def _events(self, answer: _Answer, asked: _Asked, kind: str) -> AsyncIterator[str]:
         chat = kind == "chat.completion"
@@ -272,7 +313,9 @@ class Server:
 
     async def _health(self, http: HttpRequest) -> Response:
         alive = self.batcher.alive
-        return JSONResponse({"status": "ok" if alive else "the model has stopped"}, 200 if alive else 503)
+        return JSONResponse(
+            {"status": "ok" if alive else "the model has stopped"}, 200 if alive else 503
+        )
 
     async def _metrics(self, http: HttpRequest) -> Response:
         self.web.authorize(http)
@@ -307,7 +350,11 @@ class Server:
         def number(name: str, default: float, low: float, high: float) -> float:
             value = body.get(name)
             value = default if value is None else value
-            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int | float)
+                or not low <= value <= high
+            ):
                 raise HTTPException(400, f"{name}: a number from {low} to {high}")
             return value
 
@@ -317,13 +364,21 @@ class Server:
             number(name, 0, 0, 0)
         stops = body.get("stop") or []
         stops = [stops] if isinstance(stops, str) else stops
-        if not isinstance(stops, list) or len(stops) > 16 or not all(isinstance(s, str) and s for s in stops):
+        if (
+            not isinstance(stops, list)
+            or len(stops) > 16
+            or not all(isinstance(s, str) and s for s in stops)
+        ):
             raise HTTPException(400, "stop: a text, or a list of up to 16")
         options = body.get("stream_options") or {}
         most = body.get("max_completion_tokens", body.get("max_tokens"))
         wanted = {"max_tokens": 256 if most is None else most}
         limit = wanted["max_tokens"]
-        if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= self.web.limits.tokens:
+        if (
+            isinstance(limit, bool)
+            or not isinstance(limit, int)
+            or not 1 <= limit <= self.web.limits.tokens
+        ):
             raise HTTPException(400, f"max_tokens: a number from 1 to {self.web.limits.tokens}")
         seed = body.get("seed")
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
@@ -356,14 +411,20 @@ def _content(content: object) -> str | None:
     """A message's text, which may come in parts."""
     if isinstance(content, str):
         return content
-    if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
+    if isinstance(content, list) and all(
+        isinstance(p, dict) and isinstance(p.get("text"), str) for p in content
+    ):
         return "".join(p["text"] for p in content)
     return None
 
 
 def _usage(asked: _Asked, answer: _Answer) -> dict[str, int]:
     prompt = len(asked.tokens)
-    return {"prompt_tokens": prompt, "completion_tokens": answer.count, "total_tokens": prompt + answer.count}
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": answer.count,
+        "total_tokens": prompt + answer.count,
+    }
 
 
 def _error(status: int, message: str) -> dict[str, Any]:
@@ -373,4 +434,6 @@ def _error(status: int, message: str) -> dict[str, Any]:
 
 async def _http_error(http: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return JSONResponse(_error(error.status_code, str(error.detail)), error.status_code, dict(error.headers or {}))
+    return JSONResponse(
+        _error(error.status_code, str(error.detail)), error.status_code, dict(error.headers or {})
+    )

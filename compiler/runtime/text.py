@@ -48,8 +48,8 @@ class Text:
     def conversation(self, messages: Sequence[Message]) -> list[int]:
         """The tokens of a conversation, up to where the assistant answers. Raises TextError.
 
-        Templates come with models, from anywhere: they run in jinja2's sandbox, which keeps them from everything but
-        their text.
+        Templates come with models, from anywhere: they run in jinja2's sandbox, which keeps them
+        from everything but their text.
         """
         import jinja2
         import jinja2.sandbox
@@ -61,14 +61,18 @@ class Text:
         def refuse(message: str) -> None:
             raise TextError(f"the chat template refuses the conversation: {message}")
 
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True
+        )
         environment.globals["raise_exception"] = refuse
         special = {
             "bos_token": self._token(self._settings["begin"]),
             "eos_token": self._token(next(iter(self._settings["ends"]), None)),
         }
         try:
-            text = environment.from_string(source).render(messages=messages, add_generation_prompt=True, **special)
+            text = environment.from_string(source).render(
+                messages=messages, add_generation_prompt=True, **special
+            )
         except jinja2.TemplateError as error:
             raise TextError(f"the chat template cannot be rendered: {error}") from error
         return self._begun(list(self._tokenizer.encode(text, add_special_tokens=False).ids))
@@ -86,8 +90,8 @@ class Text:
 class Flow:
     """Turns one text's tokens into characters as soon as they are settled.
 
-    A character may need several tokens, and a stop string too: text that may still become either is held back. `ended`
-    says that an end token or a stop string came.
+    A character may need several tokens, and a stop string too: text that may still become either is
+    held back. `ended` says that an end token or a stop string came.
     """
 
     def __init__(self, text: Text, stops: Sequence[str] = ()) -> None:

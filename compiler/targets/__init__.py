@@ -1,4 +1,5 @@
-"""Targets and hosts: what is known of a device, as data. Users can write their own TOML files and pass their paths."""
+"""Targets and hosts: what is known of a device, as data. Users can write their own TOML files and
+pass their paths."""
 
 from compiler.targets.memory import Layer, capacity, fits, stored_bytes
 from compiler.targets.target import Host, Target

@@ -20,8 +20,9 @@ Kind = Literal["dense", "conv", "depthwise"]
 class Layer:
     """Parameters of one operator as the Edge TPU stores them.
 
-    `inputs` and `outputs` are channels, `taps` is kernel height times width. A fully-connected layer and a 1x1
-    convolution are "dense" (one tap); `per_channel` tells that each output channel has its own scale.
+    `inputs` and `outputs` are channels, `taps` is kernel height times width. A fully-connected
+    layer and a 1x1 convolution are "dense" (one tap); `per_channel` tells that each output channel
+    has its own scale.
     """
 
     kind: Kind
@@ -42,27 +43,32 @@ def stored_outputs(outputs: int, target: Target) -> int:
 
 
 def stored_bytes(layer: Layer, target: Target) -> int:
-    """Bytes of a layer's parameters on the device: weights, 4 of bias per output, and scales where each has its own.
+    """Bytes of a layer's parameters on the device: weights, 4 of bias per output, and scales where
+    each has its own.
 
     Read off the parameter data of compiled public models, where the biases mark each layer's place
     (benchmarks/groundtruth.py compares the totals).
     """
     multiple = target.input_multiple
     if layer.kind == "depthwise":
-        return up(layer.outputs, multiple) * (layer.taps * multiple + (12 if layer.per_channel else 4))
+        return up(layer.outputs, multiple) * (
+            layer.taps * multiple + (12 if layer.per_channel else 4)
+        )
     weights = layer.taps * up(layer.inputs, multiple)
     return stored_outputs(layer.outputs, target) * (weights + (8 if layer.per_channel else 4))
 
 
 def dense_blocks(layer: Layer, target: Target) -> tuple[int, int]:
-    """(number, bytes) of the blocks of output channels of a dense layer; each lies wholly in one tile."""
+    """(number, bytes) of the blocks of output channels of a dense layer; each lies wholly in one
+    tile."""
     number = math.ceil(layer.outputs / target.block_outputs)
     block = min(target.block_outputs, stored_outputs(layer.outputs, target))
     return number, block * up(layer.inputs, target.input_multiple)
 
 
 def packed_bytes(layer: Layer, target: Target) -> int:
-    """Bytes of SRAM that a layer takes from others: blocks larger than half a tile have theirs to themselves.
+    """Bytes of SRAM that a layer takes from others: blocks larger than half a tile have theirs to
+    themselves.
 
     Scales are not counted, as the rule of packing was found without.
     """
@@ -73,7 +79,8 @@ def packed_bytes(layer: Layer, target: Target) -> int:
 
 
 def capacity(target: Target, activations: int = 0) -> int:
-    """Bytes of SRAM for parameters beside activations of which at most `activations` bytes live at once."""
+    """Bytes of SRAM for parameters beside activations of which at most `activations` bytes live at
+    once."""
     share = target.activation_share * min(activations, target.activation_bytes)
     return min(target.tiles * target.tile_bytes, target.sram_bytes - int(share))
 
@@ -81,9 +88,9 @@ def capacity(target: Target, activations: int = 0) -> int:
 def fits(layers: Iterable[Layer], target: Target, activations: int = 0) -> bool:
     """Whether all these layers stay cached together in the SRAM of one Edge TPU.
 
-    Dense layers are packed block by block, largest first, each block into the emptiest tile. Convolutions with larger
-    kernels and depthwise ones are known by their total only: it must stay under the largest total seen cached, and
-    they are taken to spread evenly over the tiles.
+    Dense layers are packed block by block, largest first, each block into the emptiest tile.
+    Convolutions with larger kernels and depthwise ones are known by their total only: it must stay
+    under the largest total seen cached, and they are taken to spread evenly over the tiles.
     """
     layers = list(layers)
     spatial = sum(stored_bytes(layer, target) for layer in layers if layer.kind != "dense")

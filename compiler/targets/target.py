@@ -15,9 +15,11 @@ _FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Target:
-    """An Edge TPU on its link: sizes in bytes, times in seconds, rates per second. Sources stand in the TOML files.
+    """An Edge TPU on its link: sizes in bytes, times in seconds, rates per second. Sources stand in
+    the TOML files.
 
-    `conv`, `pointwise`, `depthwise`, `dense` (multiply-accumulates) and `vector` (elements) are rates per clock cycle.
+    `conv`, `pointwise`, `depthwise`, `dense` (multiply-accumulates) and `vector` (elements) are
+    rates per clock cycle.
     """
 
     name: str
@@ -58,12 +60,18 @@ class Target:
         """
         own = _read("--target", name, _FOLDER)
         chip = own.pop("chip", None)
-        return _made(cls, "--target", name, (_read("its chip", str(chip), _FOLDER / "chips") if chip else {}) | own)
+        return _made(
+            cls,
+            "--target",
+            name,
+            (_read("its chip", str(chip), _FOLDER / "chips") if chip else {}) | own,
+        )
 
 
 @dataclass(frozen=True)
 class Host:
-    """The CPU beside: float multiply-accumulates and bytes of memory per second, seconds for each operator."""
+    """The CPU beside: float multiply-accumulates and bytes of memory per second, seconds for each
+    operator."""
 
     name: str
     description: str
@@ -81,7 +89,9 @@ def _read(option: str, name: str, folder: Path) -> dict[str, Any]:
     path = Path(name) if name.endswith(".toml") else folder / f"{name}.toml"
     if not path.is_file():
         shipped = ", ".join(sorted(p.stem for p in folder.glob("*.toml")))
-        raise OptionError(f"{option} {name}: no such file; shipped are: {shipped}; or give a .toml file")
+        raise OptionError(
+            f"{option} {name}: no such file; shipped are: {shipped}; or give a .toml file"
+        )
     try:
         table = tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -95,11 +105,15 @@ def _made(cls: Any, option: str, name: str, table: Mapping[str, Any]) -> Any:
     for key, value in table.items():
         text = key in ("name", "description")
         if not (isinstance(value, str) if text else _is_number(value)):
-            raise OptionError(f"{option} {name}: {key} = {value!r}; it must be {'text' if text else 'a number'}")
+            raise OptionError(
+                f"{option} {name}: {key} = {value!r}; it must be {'text' if text else 'a number'}"
+            )
     try:
         return cls(**table)
     except TypeError as error:
-        raise OptionError(f"{option} {name}: {error}; compare with the files in compiler/targets/") from error
+        raise OptionError(
+            f"{option} {name}: {error}; compare with the files in compiler/targets/"
+        ) from error
 
 
 def _is_number(value: object) -> bool:

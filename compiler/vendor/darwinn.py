@@ -1,7 +1,8 @@
 """Reads what edgetpu_compiler wrote: the DarwiNN packages inside a compiled TFLite file.
 
-Field numbers follow the public schema, executable/executable.fbs of google-coral/libedgetpu. Several sizes tell how a
-model will run: cached parameters are sent once, streamed ones and instructions at each invocation.
+Field numbers follow the public schema, executable/executable.fbs of google-coral/libedgetpu.
+Several sizes tell how a model will run: cached parameters are sent once, streamed ones and
+instructions at each invocation.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ _OUTFEED = 1  # of the enum Direction
 
 @dataclass(frozen=True)
 class Executable:
-    """One program for the device; sizes in bytes. `token` is shared by models that may be cached together."""
+    """One program for the device; sizes in bytes. `token` is shared by models that may be cached
+    together."""
 
     kind: str
     parameters: int
@@ -63,9 +65,13 @@ def read(path: Path) -> tuple[list[Package], Counter[str]]:
         model = unpacked(path.read_bytes())
         operators = [o for graph in model.subgraphs for o in graph.operators]
         named = [(op_name(model.operatorCodes[o.opcodeIndex]), o) for o in operators]
-        packages = [package(bytes(o.customOptions)) for name, o in named if name == f"CUSTOM:{_CUSTOM}"]
+        packages = [
+            package(bytes(o.customOptions)) for name, o in named if name == f"CUSTOM:{_CUSTOM}"
+        ]
     if not packages:
-        raise ModelError(f"{path}: not compiled for the Edge TPU: it has no {_CUSTOM}; `check` takes plain files")
+        raise ModelError(
+            f"{path}: not compiled for the Edge TPU: it has no {_CUSTOM}; `check` takes plain files"
+        )
     return packages, Counter(name for name, _ in named if name != f"CUSTOM:{_CUSTOM}")
 
 

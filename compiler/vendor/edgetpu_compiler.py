@@ -1,8 +1,8 @@
 """Runs edgetpu_compiler on the segments of a bundle and reads what it says.
 
-Segments of one Edge TPU are compiled together, so that they share a caching token and do not evict each other. The
-compiler takes x86-64 Linux; command line and log format are those of version 16 (coral.ai/docs/edgetpu/compiler, and
-public logs of versions 1, 2, 14, 15 and 16).
+Segments of one Edge TPU are compiled together, so that they share a caching token and do not evict
+each other. The compiler takes x86-64 Linux; command line and log format are those of version 16
+(coral.ai/docs/edgetpu/compiler, and public logs of versions 1, 2, 14, 15 and 16).
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class Row:
 
 @dataclass
 class Log:
-    """What a log says: `fields` by the compiler's own words for each model, in their order, and the operator table."""
+    """What a log says: `fields` by the compiler's own words for each model, in their order, and the
+    operator table."""
 
     version: str | None = None
     models: list[dict[str, str]] = field(default_factory=list)
@@ -124,17 +125,35 @@ class Tool:
         command = list(self.command)
         if self.image is not None:
             folders = {f.parent.resolve() for f in files} | {out.resolve()}
-            mounts = [part for folder in sorted(folders) for part in ("--volume", f"{folder}:{folder}")]
+            mounts = [
+                part for folder in sorted(folders) for part in ("--volume", f"{folder}:{folder}")
+            ]
             user = f"{os.getuid()}:{os.getgid()}"
-            command += ["run", "--rm", "--network", "none", "--user", user, *mounts, self.image, NAME]
+            command += [
+                "run",
+                "--rm",
+                "--network",
+                "none",
+                "--user",
+                user,
+                *mounts,
+                self.image,
+                NAME,
+            ]
         command += ["--out_dir", str(out), "--timeout_sec", str(self.timeout), *map(str, files)]
         return subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=self.timeout + _GRACE, check=False
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=self.timeout + _GRACE,
+            check=False,
         )
 
 
 def find(path: str | None = None, image: str | None = None, timeout: int = TIMEOUT) -> Tool | None:
-    """The compiler at `path`, else at $EDGETPU_COMPILER, else on PATH; or in a container `image` of docker.
+    """The compiler at `path`, else at $EDGETPU_COMPILER, else on PATH; or in a container `image` of
+    docker.
 
     None where none is installed. Raises ToolchainError for one that was named and is not there.
     """
@@ -168,7 +187,8 @@ class Session:
     def compile(
         self, groups: Iterable[Sequence[Path]], progress: Callable[[], None] = lambda: None
     ) -> dict[Path, Outcome]:
-        """Compile the files of each group together. Raises ToolchainError where the program cannot be run."""
+        """Compile the files of each group together. Raises ToolchainError where the program cannot
+        be run."""
         found: dict[Path, Outcome] = {}
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for outcomes in pool.map(self._group, groups):
@@ -206,13 +226,19 @@ class Session:
         except subprocess.TimeoutExpired:
             return dict.fromkeys(files, Refused(f"no end after {self.tool.timeout + _GRACE} s"))
         except OSError as error:
-            raise ToolchainError(f"{self.tool.command[0]}: cannot be run: {error.strerror}") from error
+            raise ToolchainError(
+                f"{self.tool.command[0]}: cannot be run: {error.strerror}"
+            ) from error
         log = parse(ran.stdout + "\n" + ran.stderr)
         if ran.returncode != 0:
             crashed = ran.returncode < 0 or ran.returncode > _SIGNALS
             if log.version is None and log.complaint is None and not crashed:
-                raise ToolchainError(f"{self.tool.command[0]}: exit code {ran.returncode}: {_last(ran)}")
-            return dict.fromkeys(files, Refused(log.complaint or f"exit code {ran.returncode}: {_last(ran)}"))
+                raise ToolchainError(
+                    f"{self.tool.command[0]}: exit code {ran.returncode}: {_last(ran)}"
+                )
+            return dict.fromkeys(
+                files, Refused(log.complaint or f"exit code {ran.returncode}: {_last(ran)}")
+            )
         return {digest: _outcome(path, log.version) for digest, path in inputs.items()}
 
 
@@ -249,30 +275,46 @@ def groups(programs: Iterable[Sequence[Mapping[str, Any]]], folder: Path) -> lis
     return [found[tpu] for tpu in sorted(found)]
 
 
-def refused(segments: Iterable[Mapping[str, Any]], outcomes: Mapping[Path, Outcome], folder: Path) -> dict[int, str]:
+def refused(
+    segments: Iterable[Mapping[str, Any]], outcomes: Mapping[Path, Outcome], folder: Path
+) -> dict[int, str]:
     """Indices of segments that were not compiled, and why."""
-    found = {s["index"]: outcomes[folder / s["files"][0]["path"]] for s in segments if s["tpu"] is not None}
-    return {index: outcome.reason for index, outcome in found.items() if isinstance(outcome, Refused)}
+    found = {
+        s["index"]: outcomes[folder / s["files"][0]["path"]]
+        for s in segments
+        if s["tpu"] is not None
+    }
+    return {
+        index: outcome.reason for index, outcome in found.items() if isinstance(outcome, Refused)
+    }
 
 
-def enter(segments: Iterable[dict[str, Any]], outcomes: Mapping[Path, Outcome], folder: Path) -> None:
-    """Put compiled files beside the segments' own and say in their entries of the manifest what came of them."""
+def enter(
+    segments: Iterable[dict[str, Any]], outcomes: Mapping[Path, Outcome], folder: Path
+) -> None:
+    """Put compiled files beside the segments' own and say in their entries of the manifest what
+    came of them."""
     for segment in segments:
         if segment["tpu"] is None:
             continue
         outcome = outcomes[folder / segment["files"][0]["path"]]
         if isinstance(outcome, Refused):
             for operator in segment["operators"]:
-                operator["reason"] = f"runs on the CPU, as edgetpu_compiler refuses its segment: {outcome.reason}"
+                operator["reason"] = (
+                    f"runs on the CPU, as edgetpu_compiler refuses its segment: {outcome.reason}"
+                )
         else:
             _enter(segment, outcome, folder)
 
 
-def compile_bundle(path: Path, tool: Tool, report: Callable[[str, int], Callable[[], None]]) -> dict[str, Any]:
-    """Compile the segments of a bundle in its place; returns its new manifest. Raises BundleError, OutputError.
+def compile_bundle(
+    path: Path, tool: Tool, report: Callable[[str, int], Callable[[], None]]
+) -> dict[str, Any]:
+    """Compile the segments of a bundle in its place; returns its new manifest. Raises BundleError,
+    OutputError.
 
-    Compiled files come beside the others first and the manifest names them last, so that the bundle is whole at any
-    time.
+    Compiled files come beside the others first and the manifest names them last, so that the bundle
+    is whole at any time.
     """
     found = bundle.load(path)
     before = {e["path"] for e in found.files()}
@@ -317,6 +359,8 @@ def _enter(segment: dict[str, Any], outcome: Compiled, folder: Path) -> None:
         "streamed_bytes": outcome.streamed,
         "mapped": sum(r.count for r in outcome.rows if r.mapped),
         "on_cpu": [
-            {"operator": r.operator, "count": r.count, "status": r.status} for r in outcome.rows if not r.mapped
+            {"operator": r.operator, "count": r.count, "status": r.status}
+            for r in outcome.rows
+            if not r.mapped
         ],
     }

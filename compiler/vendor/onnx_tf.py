@@ -1,7 +1,9 @@
-"""Lowers segments by onnx-tf and TensorFlow's TFLiteConverter instead of our own writer, in a sidecar environment.
+"""Lowers segments by onnx-tf and TensorFlow's TFLiteConverter instead of our own writer, in a
+sidecar environment.
 
-onnx-tf is no longer maintained and needs versions of onnx, TensorFlow and Python that nothing else here can have, so it
-lives in an environment of its own, made from a lock file with hashes. We talk to it through files and a process.
+onnx-tf is no longer maintained and needs versions of onnx, TensorFlow and Python that nothing else
+here can have, so it lives in an environment of its own, made from a lock file with hashes. We talk
+to it through files and a process.
 """
 
 from __future__ import annotations
@@ -27,8 +29,7 @@ from compiler.errors import ToolchainError, first_line
 from compiler.graph import DIALECT, array_of, shape_of, values_read
 from compiler.graph.reference import Reference
 from compiler.ops.activation import GELU_GATES
-from compiler.partition.partition import Segment
-from compiler.partition.program import Program
+from compiler.partition import Program, Segment
 from compiler.quantize.samples import Samples
 
 SIDECARS = Path(__file__).parent / "sidecars"
@@ -40,7 +41,8 @@ SAMPLES = 64  # as many as calibrate a segment
 
 @dataclass(frozen=True)
 class Lowered:
-    """A segment's int8 TFLite file; `inputs` and `outputs` are the manifest's entries, in the order of the file."""
+    """A segment's int8 TFLite file; `inputs` and `outputs` are the manifest's entries, in the order
+    of the file."""
 
     file: bytes
     inputs: list[dict[str, Any]]
@@ -57,12 +59,15 @@ def find() -> Path:
     """The Python that has onnx-tf. Raises ToolchainError."""
     python = Path(os.environ.get(VARIABLE) or home() / "bin" / "python")
     if not python.exists():
-        raise ToolchainError(f"--lowering onnx-tf: {python} is not there: run `toolchain install onnx-tf`")
+        raise ToolchainError(
+            f"--lowering onnx-tf: {python} is not there: run `toolchain install onnx-tf`"
+        )
     return python
 
 
 def install(python: str) -> Path:
-    """Make the environment with `python`, which must be 3.11. Raises ToolchainError; nothing half-made is left."""
+    """Make the environment with `python`, which must be 3.11. Raises ToolchainError; nothing
+    half-made is left."""
     place = home()
     version = [python, "-c", "import sys; print(*sys.version_info[:2])"]
     try:
@@ -70,25 +75,42 @@ def install(python: str) -> Path:
     except (OSError, subprocess.CalledProcessError) as error:
         raise ToolchainError(f"--python {python}: {error}") from error
     if found != ["3", "11"]:
-        raise ToolchainError(f"--python {python}: is {'.'.join(found)}; onnx-tf's TensorFlow 2.15 needs Python 3.11")
+        raise ToolchainError(
+            f"--python {python}: is {'.'.join(found)}; onnx-tf's TensorFlow 2.15 needs Python 3.11"
+        )
     shutil.rmtree(place, ignore_errors=True)
-    pip = [str(place / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes"]
-    for command in ([python, "-m", "venv", str(place)], [*pip, "-r", str(SIDECARS / "onnx-tf.txt")]):
+    pip = [
+        str(place / "bin" / "python"),
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--require-hashes",
+    ]
+    for command in (
+        [python, "-m", "venv", str(place)],
+        [*pip, "-r", str(SIDECARS / "onnx-tf.txt")],
+    ):
         ran = subprocess.run(command, capture_output=True, text=True, check=False)
         if ran.returncode:
             shutil.rmtree(place, ignore_errors=True)
-            lines = [line for line in ran.stderr.splitlines() if line.startswith("ERROR")] or ran.stderr.splitlines()
-            raise ToolchainError(f"{place}: cannot be made: {lines[0] if lines else 'no word of why'}")
+            lines = [
+                line for line in ran.stderr.splitlines() if line.startswith("ERROR")
+            ] or ran.stderr.splitlines()
+            raise ToolchainError(
+                f"{place}: cannot be made: {lines[0] if lines else 'no word of why'}"
+            )
     return place
 
 
 def lower(
-    program: Program, samples: Samples, report: Callable[[str, int], Callable[[], None]]
+    program: Program, samples: Samples, progress: Callable[[str, int], Callable[[], None]]
 ) -> tuple[dict[int, Lowered], dict[int, str]]:
     """(segments for Edge TPUs that onnx-tf lowered, why it did not the others), by index."""
     python = find()
     segments = [s for s in program.plan.segments if s.device == "tpu"]
-    step = report("onnx-tf", len(segments))
+    step = progress("onnx-tf", len(segments))
     with tempfile.TemporaryDirectory(prefix="onnx-tf-") as name:
         folders = {s.index: Path(name) / str(s.index) for s in segments}
         _write_samples(program, segments, samples, folders)
@@ -105,11 +127,15 @@ def lower(
     return done, {index: result for index, result in results.items() if isinstance(result, str)}
 
 
-def _write_samples(program: Program, segments: Sequence[Segment], samples: Samples, folders: dict[int, Path]) -> None:
+def _write_samples(
+    program: Program, segments: Sequence[Segment], samples: Samples, folders: dict[int, Path]
+) -> None:
     """What each segment reads in float, under the names that it has in its file."""
     values = {str(v.name): v for s in segments for v in s.inputs}
     stacks: dict[str, list[np.ndarray]] = {name: [] for name in values}
-    with Reference(program.model, [v for v in values.values() if not v.is_graph_input()]) as reference:
+    with Reference(
+        program.model, [v for v in values.values() if not v.is_graph_input()]
+    ) as reference:
         inner = [n for n in values if n in reference.names]
         for sample, _ in zip(samples, range(SAMPLES), strict=False):
             found = sample | reference.run(sample, inner)
@@ -128,10 +154,18 @@ def _one(program: Program, segment: Segment, folder: Path, python: Path) -> Lowe
     except Exception as error:  # of ONNX's converters, which fail as they please
         return f"it cannot be written in opset {OPSET}: {first_line(error)}"
     command = [str(python), str(SIDECARS / "lower.py"), str(folder)]
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {
+        "TF_CPP_MIN_LOG_LEVEL": "3"
+    }
     try:
         ran = subprocess.run(
-            command, capture_output=True, text=True, timeout=TIMEOUT, env=environment, cwd=folder, check=False
+            command,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            env=environment,
+            cwd=folder,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return f"no end after {TIMEOUT} s"
@@ -161,7 +195,8 @@ def _entry(value: ir.Value, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _names(segment: Segment) -> dict[str, ir.Value]:
-    """Names that TensorFlow takes: it refuses slashes and colons, of which exported models are full."""
+    """Names that TensorFlow takes: it refuses slashes and colons, of which exported models are
+    full."""
     values = list(dict.fromkeys([*segment.inputs, *(v for n in segment.nodes for v in n.outputs)]))
     return {f"v{index}": value for index, value in enumerate(values)}
 
@@ -174,7 +209,9 @@ def _model(program: Program, segment: Segment) -> onnx.ModelProto:
         for value in values_read(node):
             if value not in names:
                 names[value] = f"w{len(names)}"
-                graph.initializer.append(onnx.numpy_helper.from_array(array_of(value), names[value]))
+                graph.initializer.append(
+                    onnx.numpy_helper.from_array(array_of(value), names[value])
+                )
         proto = ir.serde.serialize_node(node)
         proto.input[:] = ["" if v is None else names[v] for v in node.inputs]
         proto.output[:] = [names[v] for v in node.outputs]
@@ -185,7 +222,10 @@ def _model(program: Program, segment: Segment) -> onnx.ModelProto:
             proto = onnx.helper.make_node("Sigmoid", proto.input, proto.output)
         graph.node.append(proto)
     for field, values in ((graph.input, segment.inputs), (graph.output, segment.outputs)):
-        field.extend(onnx.helper.make_tensor_value_info(names[v], onnx.TensorProto.FLOAT, shape_of(v)) for v in values)
+        field.extend(
+            onnx.helper.make_tensor_value_info(names[v], onnx.TensorProto.FLOAT, shape_of(v))
+            for v in values
+        )
     version = program.model.graph.opset_imports[""]
     opsets = [onnx.helper.make_opsetid("", version), onnx.helper.make_opsetid(DIALECT, 1)]
     whole = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)

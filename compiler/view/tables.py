@@ -19,7 +19,10 @@ _UNPLANNED = 64 << 10  # bytes streamed beyond the plan that are worth a line
 
 def show_plan(console: Console, plan: Mapping[str, Any]) -> None:
     """The segments, what is predicted of them, and which nodes are on the host and why."""
-    console.print(f"[bold]{escape(plan['model']['file'])}[/] for {plan['target']['description']}", highlight=False)
+    console.print(
+        f"[bold]{escape(plan['model']['file'])}[/] for {plan['target']['description']}",
+        highlight=False,
+    )
     console.print(_segments(plan))
     tpu = [s for s in plan["segments"] if s["device"] == "tpu"]
     on_host = [o for s in plan["segments"] if s["device"] == "host" for o in s["operators"]]
@@ -38,7 +41,16 @@ def show_language(console: Console, manifest: Mapping[str, Any]) -> None:
     own = manifest["language"]
     prefill = {key: manifest[key] for key in ("inputs", "outputs", "prediction", "segments")}
     table = Table(box=None, header_style="bold")
-    for column in ("program", "tokens", "segments", "on TPU", "cached", "streamed", "predicted ms", "tokens/s"):
+    for column in (
+        "program",
+        "tokens",
+        "segments",
+        "on TPU",
+        "cached",
+        "streamed",
+        "predicted ms",
+        "tokens/s",
+    ):
         table.add_column(column, justify="left" if column == "program" else "right")
     for name, program in {"prefill": prefill, **own["programs"]}.items():
         tokens = {"prefill": own["chunk"], "batch": own["slots"]}.get(name, 1)
@@ -54,10 +66,15 @@ def show_language(console: Console, manifest: Mapping[str, Any]) -> None:
             f"{latency:.3g}",
             f"{1e3 * tokens / latency:.3g}" if latency else "",
         )
-    console.print(f"[bold]{escape(own['name'])}[/] for {manifest['target']['description']}", highlight=False)
+    console.print(
+        f"[bold]{escape(own['name'])}[/] for {manifest['target']['description']}", highlight=False
+    )
     console.print(table)
     first, found = manifest["prediction"], manifest["quality"].get("perplexity")
-    console.print(f"Segments are TPU+host; predicted on {first['tpus']} Edge TPU and {first['host']}.", highlight=False)
+    console.print(
+        f"Segments are TPU+host; predicted on {first['tpus']} Edge TPU and {first['host']}.",
+        highlight=False,
+    )
     if found is not None:
         console.print(
             f"Perplexity {found['bundle']:.4g} beside {found['float']:.4g} in float (ratio {found['ratio']:.4f}, give "
@@ -68,11 +85,24 @@ def show_language(console: Console, manifest: Mapping[str, Any]) -> None:
         )
 
 
-def show_language_forecasts(console: Console, name: str, target: Target, rows: Sequence[Mapping[str, Any]]) -> None:
+def show_language_forecasts(
+    console: Console, name: str, target: Target, rows: Sequence[Mapping[str, Any]]
+) -> None:
     """Tokens per second of prefill and decode by where their layers run."""
-    console.print(f"[bold]{escape(name)}[/] for {target.description} and {rows[0]['host']}", highlight=False)
+    console.print(
+        f"[bold]{escape(name)}[/] for {target.description} and {rows[0]['host']}", highlight=False
+    )
     table = Table(box=None, header_style="bold")
-    for column in ("program", "tokens", "place", "segments", "streamed", "ms", "tokens/s", "link allows"):
+    for column in (
+        "program",
+        "tokens",
+        "place",
+        "segments",
+        "streamed",
+        "ms",
+        "tokens/s",
+        "link allows",
+    ):
         table.add_column(column, justify="left" if column in ("program", "place") else "right")
     for row in rows:
         table.add_row(
@@ -96,9 +126,17 @@ def show_language_forecasts(console: Console, name: str, target: Target, rows: S
 def predicted(prediction: Mapping[str, Any]) -> str:
     """The prediction as one sentence, with its error."""
     tpus = f"{prediction['tpus']} Edge TPU{'s' if prediction['tpus'] > 1 else ''}"
-    pipeline = f", a result each {prediction['interval_ms']:.3g} ms" if prediction["tpus"] > 1 else ""
+    pipeline = (
+        f", a result each {prediction['interval_ms']:.3g} ms" if prediction["tpus"] > 1 else ""
+    )
     gap = prediction["gap_percent"]
-    near = "a cut" if gap is None else "the best cut" if gap < 0.1 else f"a cut within {gap:.1f}% of the best"
+    near = (
+        "a cut"
+        if gap is None
+        else "the best cut"
+        if gap < 0.1
+        else f"a cut within {gap:.1f}% of the best"
+    )
     return (
         f"Predicted on {tpus} and {prediction['host']}: {prediction['latency_ms']:.3g} ms{pipeline}; {near} under this "
         f"model, which is off by {prediction['error_percent']}% on average for networks that it was not fitted to"
@@ -109,7 +147,15 @@ def _segments(plan: Mapping[str, Any]) -> Table:
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0), collapse_padding=True)
     table.add_column("segment", no_wrap=True, min_width=7)
     table.add_column("nodes", overflow="ellipsis", no_wrap=True, max_width=18)
-    columns = (("cached", 6), ("streamed", 8), ("MACs", 7), ("in", 5), ("out", 5), ("ms", 5), ("dB", 4))
+    columns = (
+        ("cached", 6),
+        ("streamed", 8),
+        ("MACs", 7),
+        ("in", 5),
+        ("out", 5),
+        ("ms", 5),
+        ("dB", 4),
+    )
     for name, width in columns:
         table.add_column(name, justify="right", no_wrap=True, min_width=width)
     quality = plan.get("quality", {}).get("segments", {})
@@ -143,11 +189,25 @@ def _span(nodes: Sequence[str]) -> str:
     return f"{len(names)}: {short(names[0], 6)} … {short(names[-1], 6)}"
 
 
-def show_forecasts(console: Console, name: str, target: Target, rows: Sequence[Mapping[str, Any]]) -> None:
+def show_forecasts(
+    console: Console, name: str, target: Target, rows: Sequence[Mapping[str, Any]]
+) -> None:
     """What each number of Edge TPUs is predicted to give."""
-    console.print(f"[bold]{escape(name)}[/] for {target.description}, {rows[0]['objective']} first", highlight=False)
+    console.print(
+        f"[bold]{escape(name)}[/] for {target.description}, {rows[0]['objective']} first",
+        highlight=False,
+    )
     table = Table(box=None, header_style="bold")
-    for column in ("TPUs", "segments", "latency ms", "results/s", "cached", "streamed", "reload ms", "gap"):
+    for column in (
+        "TPUs",
+        "segments",
+        "latency ms",
+        "results/s",
+        "cached",
+        "streamed",
+        "reload ms",
+        "gap",
+    ):
         table.add_column(column, justify="right")
     for row in rows:
         table.add_row(
@@ -177,7 +237,9 @@ def _reasons(reasons: Sequence[Mapping[str, str]]) -> Table:
         groups.setdefault(entry["reason"], []).append(entry)
     for reason, entries in groups.items():
         operators = ", ".join(dict.fromkeys(e["operator"] for e in entries))
-        table.add_row(operators, str(len(entries)), escape(reason), escape(short(entries[0]["node"])))
+        table.add_row(
+            operators, str(len(entries)), escape(reason), escape(short(entries[0]["node"]))
+        )
     return table
 
 
@@ -202,7 +264,11 @@ def show_quality(console: Console, quality: Mapping[str, Any]) -> None:
         )
     console.print(table)
     for name, entry in quality.get("embeddings", {}).items():
-        ranks = f", rank correlation of similarities {entry['spearman']:.4f}" if "spearman" in entry else ""
+        ranks = (
+            f", rank correlation of similarities {entry['spearman']:.4f}"
+            if "spearman" in entry
+            else ""
+        )
         console.print(
             f"Embeddings, '{escape(name)}' averaged over tokens: cosine {entry['cosine']:.4f}, least "
             f"{entry['least_cosine']:.4f}{ranks}.",
@@ -210,28 +276,40 @@ def show_quality(console: Console, quality: Mapping[str, Any]) -> None:
         )
     worst = worst_segment(quality)
     if worst is not None:
-        console.print(f"Segment {worst[0]} loses most by itself: {worst[1]:.1f} dB.", highlight=False)
+        console.print(
+            f"Segment {worst[0]} loses most by itself: {worst[1]:.1f} dB.", highlight=False
+        )
     shares = {i: s["share"] for i, s in quality.get("segments", {}).items() if "share" in s}
     if shares:
         console.print("Share of the error at the end, by segment:", highlight=False)
         for index in sorted(shares, key=lambda i: -shares[i]):
             own = quality["segments"][index]["sqnr_db"]
-            console.print(f"  segment {index:>3}  {shares[index]:6.1%}  (own {own:.1f} dB)", highlight=False)
+            console.print(
+                f"  segment {index:>3}  {shares[index]:6.1%}  (own {own:.1f} dB)", highlight=False
+            )
 
 
 def show_compilation(console: Console, manifest: Mapping[str, Any]) -> None:
     """What edgetpu_compiler made of the segments of a bundle, and what it would not take."""
     programs = {"": manifest} | manifest.get("language", {}).get("programs", {})
-    segments = [(name, s) for name, program in programs.items() for s in program["segments"] if s["device"] == "tpu"]
+    segments = [
+        (name, s)
+        for name, program in programs.items()
+        for s in program["segments"]
+        if s["device"] == "tpu"
+    ]
     done = [(name, s) for name, s in segments if s["compiled"] is not None]
     if not segments:
         return
     if not done:
-        console.print("TPU segments are int8 TFLite, not compiled by edgetpu_compiler; `compile` does it later.")
+        console.print(
+            "TPU segments are int8 TFLite, not compiled by edgetpu_compiler; `compile` does it later."
+        )
     else:
         versions = sorted({s["compiled"]["compiler"] for _, s in done})
         console.print(
-            f"edgetpu_compiler {', '.join(versions)} took {len(done)} of {len(segments)} segments.", highlight=False
+            f"edgetpu_compiler {', '.join(versions)} took {len(done)} of {len(segments)} segments.",
+            highlight=False,
         )
     for name, segment in segments:
         at, found = f"{name + ' ' if name else ''}segment {segment['index']}", segment["compiled"]
@@ -247,7 +325,9 @@ def show_compilation(console: Console, manifest: Mapping[str, Any]) -> None:
             console.print(f"[yellow]{at}[/] {text}", highlight=False)
 
 
-def show_compiled(console: Console, name: str, packages: Sequence[Package], on_cpu: Mapping[str, int]) -> None:
+def show_compiled(
+    console: Console, name: str, packages: Sequence[Package], on_cpu: Mapping[str, int]
+) -> None:
     """The executables of a compiled file and what each invocation sends."""
     for package in packages:
         console.print(f"[bold]{escape(name)}[/]: compiler {package.compiler}", highlight=False)
@@ -280,7 +360,8 @@ def show_check(console: Console, name: str, rows: Sequence[Mapping[str, str | No
     mapped = sum(row["reason"] is None for row in rows)
     console.print(table)
     console.print(
-        f"{escape(name)}: {mapped} of {len(rows)} operators would map to the Edge TPU (a prediction)", highlight=False
+        f"{escape(name)}: {mapped} of {len(rows)} operators would map to the Edge TPU (a prediction)",
+        highlight=False,
     )
 
 

@@ -1,4 +1,5 @@
-"""ONNX's own backend tests, and what becomes of one: built, run and compared with the outputs that ONNX expects."""
+"""ONNX's own backend tests, and what becomes of one: built, run and compared with the outputs that
+ONNX expects."""
 
 from __future__ import annotations
 
@@ -24,15 +25,18 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from onnx.backend.test.loader import load_model_tests
 
-# "constant" are the node tests with the values of all inputs but the first in the model, as weights are.
+# "constant" are the node tests with the values of all inputs but the first in the model, as weights
+# are.
 KINDS = ("node", "constant", "pytorch-converted", "pytorch-operator", "simple")
-LEAST_DB = 20.0  # of outputs behind an int8 segment; those of the host are held to ONNX's own tolerances
+LEAST_DB = (
+    20.0  # of outputs behind an int8 segment; those of the host are held to ONNX's own tolerances
+)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """`status` is "tpu" or "host" by where the arithmetic ran, "refused", "onnxruntime" where that gives something
-    else than ONNX expects and we the same, or "wrong"; `detail` says why."""
+    """`status` is "tpu" or "host" by where the arithmetic ran, "refused", "onnxruntime" where that
+    gives something else than ONNX expects and we the same, or "wrong"; `detail` says why."""
 
     status: str
     detail: str = ""
@@ -57,7 +61,9 @@ def _with_constants(case: Any) -> Any:
     proto = onnx.ModelProto()
     proto.CopyFrom(case.model)
     del proto.graph.input[1:]
-    tensors = [numpy_helper.from_array(np.asarray(a), n) for n, a in zip(inputs, arrays, strict=True)]
+    tensors = [
+        numpy_helper.from_array(np.asarray(a), n) for n, a in zip(inputs, arrays, strict=True)
+    ]
     proto.graph.initializer.extend(tensors[1:])
     data_sets = [([arrays[0]], case.data_sets[0][1])]
     return dataclasses.replace(case, name=f"{case.name}_constant", model=proto, data_sets=data_sets)
@@ -104,11 +110,16 @@ def outcome(case: Any, folder: Path) -> Outcome:
     manifest = json.loads((output / "manifest.json").read_text())
     place = "tpu" if any(s["device"] == "tpu" for s in manifest["segments"]) else "host"
     if inputs is None or found is None:
-        low = {n: e["sqnr_db"] for n, e in manifest["quality"]["outputs"].items() if e["sqnr_db"] < LEAST_DB}
+        low = {
+            n: e["sqnr_db"]
+            for n, e in manifest["quality"]["outputs"].items()
+            if e["sqnr_db"] < LEAST_DB
+        }
         return Outcome("wrong", f"on random inputs {low} dB") if low else Outcome(place)
     results = Pipeline(Bundle.open(output)).run(inputs)
     wrong = [
-        _difference(place, case, results[o.name], want) for o, want in zip(proto.graph.output, found[1], strict=True)
+        _difference(place, case, results[o.name], want)
+        for o, want in zip(proto.graph.output, found[1], strict=True)
     ]
     first = next((text for text in wrong if text), "")
     if not first:
@@ -116,7 +127,8 @@ def outcome(case: Any, folder: Path) -> Outcome:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     theirs = session.run([o.name for o in proto.graph.output], inputs)
     same = all(
-        not _difference(place, case, results[o.name], a) for o, a in zip(proto.graph.output, theirs, strict=True)
+        not _difference(place, case, results[o.name], a)
+        for o, a in zip(proto.graph.output, theirs, strict=True)
     )
     return Outcome("onnxruntime" if same else "wrong", first)
 
@@ -143,7 +155,9 @@ def _difference(place: str, case: Any, got: Any, want: Any) -> str:
         return f"shape {list(got.shape)}, expected {list(want.shape)}"
     if got.dtype.kind != "f" or place == "host":
         with np.errstate(all="ignore"):
-            close = got.dtype.kind not in "fiub" or np.allclose(got, want, case.rtol, case.atol, equal_nan=True)
+            close = got.dtype.kind not in "fiub" or np.allclose(
+                got, want, case.rtol, case.atol, equal_nan=True
+            )
         return "" if close else "differs from what ONNX expects"
     difference = Difference()
     difference.add(got, want)

@@ -1,6 +1,8 @@
-"""ONNX's own backend tests through the whole compiler: each builds and runs as expected, or is refused clearly.
+"""ONNX's own backend tests through the whole compiler: each builds and runs as expected, or is
+refused clearly.
 
-Operands of the node tests are inputs, not constants, so most run on the host; what counts is that any model builds.
+Operands of the node tests are inputs, not constants, so most run on the host; what counts is that
+any model builds.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from tests.conformance import cases
 
 ALL = [(kind, name) for kind in cases.KINDS for name in sorted(cases.cases(kind))]
 
-# Cases that fail, each with its reason. One that starts to pass fails here, so that the list only shrinks.
+# Cases that fail, each with its reason. One that starts to pass fails here, so that the list only
+# shrinks.
 EXCLUDED: dict[str, str] = {}
 
 

@@ -1,5 +1,5 @@
-"""Random valid models over the operators that the compiler knows, drawn through `Draw`: by hypothesis in the tests,
-which makes failures small, and by a seeded generator in the benchmark.
+"""Random valid models over the operators that the compiler knows, drawn through `Draw`: by
+hypothesis in the tests, which makes failures small, and by a seeded generator in the benchmark.
 """
 
 from __future__ import annotations
@@ -41,11 +41,15 @@ class Builder:
     def weight(self, *shape: int) -> str:
         """He-normal over all axes but the first."""
         fan = max(1, math.prod(shape[1:]))
-        return self.constant((self.rng.standard_normal(shape) * math.sqrt(2 / fan)).astype(np.float32))
+        return self.constant(
+            (self.rng.standard_normal(shape) * math.sqrt(2 / fan)).astype(np.float32)
+        )
 
     def add(self, kind: str, inputs: Sequence[str], shape: Shape, **attributes: Any) -> str:
         name = f"t{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, inputs, [name], f"{kind}{len(self.nodes)}", **attributes))
+        self.nodes.append(
+            helper.make_node(kind, inputs, [name], f"{kind}{len(self.nodes)}", **attributes)
+        )
         self.open[name] = shape
         return name
 
@@ -74,7 +78,13 @@ def pool(b: Builder, x: str, shape: Shape) -> None:
     if min(h, w) < k:
         return
     size = [(d - k) // 2 + 1 for d in (h, w)]
-    b.add(b.draw.choice(["MaxPool", "AveragePool"]), [x], (n, c, *size), kernel_shape=[k, k], strides=[2, 2])
+    b.add(
+        b.draw.choice(["MaxPool", "AveragePool"]),
+        [x],
+        (n, c, *size),
+        kernel_shape=[k, k],
+        strides=[2, 2],
+    )
 
 
 def global_pool(b: Builder, x: str, shape: Shape) -> None:
@@ -84,7 +94,11 @@ def global_pool(b: Builder, x: str, shape: Shape) -> None:
 def norm(b: Builder, x: str, shape: Shape) -> None:
     c = shape[1]
     gain, bias, mean = (b.constant(b.rng.standard_normal(c).astype(np.float32)) for _ in range(3))
-    b.add("BatchNormalization", [x, gain, bias, mean, b.constant(b.rng.random(c).astype(np.float32) + 0.5)], shape)
+    b.add(
+        "BatchNormalization",
+        [x, gain, bias, mean, b.constant(b.rng.random(c).astype(np.float32) + 0.5)],
+        shape,
+    )
 
 
 def resize(b: Builder, x: str, shape: Shape) -> None:
@@ -92,7 +106,9 @@ def resize(b: Builder, x: str, shape: Shape) -> None:
     if max(h, w) > 16:
         return
     scales = b.constant(np.array([1, 1, 2, 2], np.float32))
-    b.add("Resize", [x, "", scales], (n, c, 2 * h, 2 * w), mode=b.draw.choice(["nearest", "linear"]))
+    b.add(
+        "Resize", [x, "", scales], (n, c, 2 * h, 2 * w), mode=b.draw.choice(["nearest", "linear"])
+    )
 
 
 def pad(b: Builder, x: str, shape: Shape) -> None:
@@ -139,7 +155,17 @@ def unary(b: Builder, x: str, shape: Shape) -> None:
 
 
 def clip(b: Builder, x: str, shape: Shape) -> None:
-    b.add("Clip", [x, *(b.constant(np.array(v, np.float32)) for v in b.draw.choice([(0, 6), (-1, 1), (0, 1)]))], shape)
+    b.add(
+        "Clip",
+        [
+            x,
+            *(
+                b.constant(np.array(v, np.float32))
+                for v in b.draw.choice([(0, 6), (-1, 1), (0, 1)])
+            ),
+        ],
+        shape,
+    )
 
 
 def with_constant(b: Builder, x: str, shape: Shape) -> None:
@@ -179,7 +205,8 @@ STEPS: dict[int, list[Callable[[Builder, str, Shape], None]]] = {
 
 
 def random_model(draw: Draw) -> onnx.ModelProto:
-    """A model of up to twelve nodes on an image, rows of tokens or a vector; what nobody reads is an output."""
+    """A model of up to twelve nodes on an image, rows of tokens or a vector; what nobody reads is
+    an output."""
     shape: Shape = draw.choice([(1, 3, 16, 16), (1, 4, 9, 7), (1, 8, 5, 5), (1, 12, 16), (1, 24)])
     b = Builder(draw, np.random.default_rng(draw.integer(0, 10**6)))
     b.open["x"] = shape

@@ -1,5 +1,6 @@
-"""What int8 alone does to a model: the float graph with every scale of its TPU segments applied by ONNX's own
-QuantizeLinear and DequantizeLinear, and weights rounded. The bundle's kernels may add little to that.
+"""What int8 alone does to a model: the float graph with every scale of its TPU segments applied by
+ONNX's own QuantizeLinear and DequantizeLinear, and weights rounded. The bundle's kernels may add
+little to that.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler.graph import activations_around, array_of, grid_of
-from compiler.partition.program import Program
+from compiler.partition import Program
 from compiler.quantize import weights
 
 
@@ -25,7 +26,11 @@ def simulated(program: Program) -> ir.Model:
         made = value.producer() in inside
         rounded = _rounded(model.graph, value, program)
         for user, index in list(value.uses()):
-            if (made or user in inside) and user is not rounded.producer() and user.op_type != "QuantizeLinear":
+            if (
+                (made or user in inside)
+                and user is not rounded.producer()
+                and user.op_type != "QuantizeLinear"
+            ):
                 user.replace_input_with(index, rounded)
         if made and value.is_graph_output():
             name, value.name = value.name, f"{value.name}/exact"
@@ -37,7 +42,9 @@ def simulated(program: Program) -> ir.Model:
 
 def _constant(graph: ir.Graph, array: np.ndarray, name: str) -> ir.Value:
     tensor = ir.tensor(array)
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
+    value = ir.Value(
+        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
+    )
     graph.register_initializer(value)
     return value
 
@@ -47,9 +54,15 @@ def _rounded(graph: ir.Graph, value: ir.Value, program: Program) -> ir.Value:
     scale = _constant(graph, np.asarray(quant.scale, np.float32), f"{name}/sim/scale")
     zero = _constant(graph, np.asarray(quant.zero_point, np.int8), f"{name}/sim/zero")
     down = ir.node("QuantizeLinear", [value, scale, zero], num_outputs=1, name=f"{name}/sim/q")
-    up = ir.node("DequantizeLinear", [down.outputs[0], scale, zero], num_outputs=1, name=f"{name}/sim/dq")
+    up = ir.node(
+        "DequantizeLinear", [down.outputs[0], scale, zero], num_outputs=1, name=f"{name}/sim/dq"
+    )
     down.outputs[0].name = f"{name}/sim/int8"
-    up.outputs[0].name, up.outputs[0].shape, up.outputs[0].type = f"{name}/sim", value.shape, value.type
+    up.outputs[0].name, up.outputs[0].shape, up.outputs[0].type = (
+        f"{name}/sim",
+        value.shape,
+        value.type,
+    )
     graph.extend([down, up])
     return up.outputs[0]
 

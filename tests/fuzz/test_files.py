@@ -1,4 +1,5 @@
-"""Files of strangers: whatever is in them, reading one ends soon with a result or one of our own errors."""
+"""Files of strangers: whatever is in them, reading one ends soon with a result or one of our own
+errors."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ EXTREMES = (0, 1, 0x7F, 0xFF, 0x7FFFFFFF, 0xFFFFFFFF, 0x7FFFFFFFFFFFFFFF, 0xFFFF
 
 
 def spoilt(data: st.DataObject, content: bytes, head: int) -> bytes:
-    """Some bytes of the file's beginning replaced, numbers of 4 or 8 bytes made extreme, or an end that is missing."""
+    """Some bytes of the file's beginning replaced, numbers of 4 or 8 bytes made extreme, or an end
+    that is missing."""
     found = bytearray(content)
     for _ in range(data.draw(st.integers(1, 6))):
         at = data.draw(st.integers(0, min(len(found), head) - 1))
@@ -37,7 +39,9 @@ def spoilt(data: st.DataObject, content: bytes, head: int) -> bytes:
             case "byte":
                 found[at] = data.draw(st.integers(0, 255))
             case "number":
-                found[at : at + 4] = struct.pack("<I", data.draw(st.sampled_from(EXTREMES)) & 0xFFFFFFFF)
+                found[at : at + 4] = struct.pack(
+                    "<I", data.draw(st.sampled_from(EXTREMES)) & 0xFFFFFFFF
+                )
             case "wide":
                 found[at : at + 8] = struct.pack("<Q", data.draw(st.sampled_from(EXTREMES)))
             case "cut" if at:
@@ -78,7 +82,9 @@ READERS: dict[str, tuple[Callable[[Path], object], int]] = {
 @pytest.mark.parametrize("kind", sorted(READERS))
 @settings(**LIMITS, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_spoilt_files(kind: str, originals: dict[str, bytes], compiled_segment: bytes, data: st.DataObject) -> None:
+def test_spoilt_files(
+    kind: str, originals: dict[str, bytes], compiled_segment: bytes, data: st.DataObject
+) -> None:
     read, head = READERS[kind]
     content = compiled_segment if kind == "darwinn" else originals[kind]
     with tempfile.TemporaryDirectory() as folder:
@@ -104,11 +110,18 @@ def test_spoilt_manifests(small_bundle: Path, data: st.DataObject) -> None:
             assert "\n" not in str(error)
 
 
-ESCAPES = ("../outside.tflite", "/etc/passwd", "segments/../../outside.tflite", "segments/link.tflite")
+ESCAPES = (
+    "../outside.tflite",
+    "/etc/passwd",
+    "segments/../../outside.tflite",
+    "segments/link.tflite",
+)
 
 
 @pytest.mark.parametrize("name", ESCAPES)
-def test_files_outside_a_bundle_are_not_opened(name: str, small_bundle: Path, tmp_path: Path) -> None:
+def test_files_outside_a_bundle_are_not_opened(
+    name: str, small_bundle: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "b"
     shutil.copytree(small_bundle, path)
     (tmp_path / "outside.tflite").write_bytes((path / "segments" / "01.tflite").read_bytes())

@@ -26,7 +26,9 @@ class Drawn:
         return self._data.draw(st.sampled_from(options))
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
 @given(data=st.data())
 def test_random_models(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:

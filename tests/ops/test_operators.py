@@ -1,4 +1,5 @@
-"""Every form of every operator: int8 against float for those the TPU takes, the reason for those it refuses."""
+"""Every form of every operator: int8 against float for those the TPU takes, the reason for those it
+refuses."""
 
 from __future__ import annotations
 

@@ -13,7 +13,14 @@ from passes import fold_constants, keep_spectra
 from passes.tile_matmul import plan
 from tests.passes.golden import kinds, lines, rewritten, weight
 
-ALL = ("fold_affine", "shuffle_channels", "lower", "cancel_transposes", "fold_flatten", "cancel_reshapes")
+ALL = (
+    "fold_affine",
+    "shuffle_channels",
+    "lower",
+    "cancel_transposes",
+    "fold_flatten",
+    "cancel_reshapes",
+)
 
 
 def test_fold_constants() -> None:
@@ -24,11 +31,14 @@ def test_fold_constants() -> None:
         dead = Mul (x, two)
         y = Mul (x, four)
     }"""
-    assert rewritten(text) == "y[1, 4] = Mul(x, [4.0])" or rewritten(text) == "y[1, 4] = Mul(x, 4.0)"
+    assert (
+        rewritten(text) == "y[1, 4] = Mul(x, [4.0])" or rewritten(text) == "y[1, 4] = Mul(x, 4.0)"
+    )
 
 
 def test_shapes_follow_from_constants_that_were_folded_under_symbols() -> None:
-    """A constant too large for ONNX's inference to look into, still marked with the shape it had before folding."""
+    """A constant too large for ONNX's inference to look into, still marked with the shape it had
+    before folding."""
     proto = onnx.parser.parse_model(
         '<ir_version: 10, opset_import: ["" : 18]> g (float[1,1] x) => (float[a,b] y) { z = Mul (x, c) y = Relu (z) }'
     )
@@ -125,7 +135,11 @@ def test_recognise_layer_normalization_of_keras(mean: str, shift: str) -> None:
 @pytest.mark.parametrize("cube", ["p = Pow (x, three)", "q = Mul (x, x) p = Mul (x, q)"])
 @pytest.mark.parametrize(
     "product",
-    ["h = Mul (half, x) y = Mul (h, o)", "h = Mul (x, o) y = Mul (h, half)", "h = Mul (half, o) y = Mul (x, h)"],
+    [
+        "h = Mul (half, x) y = Mul (h, o)",
+        "h = Mul (x, o) y = Mul (h, half)",
+        "h = Mul (half, o) y = Mul (x, h)",
+    ],
 )
 def test_recognise_gelu_of_tanh(cube: str, product: str) -> None:
     text = f"""
@@ -155,7 +169,10 @@ def test_recognise_rms_normalization_by_one_over_the_root() -> None:
         n = Mul (x, d)
         y = Mul (gain, n)
     }"""
-    assert rewritten(text, "recognise_norms", gain=weight(8)) == "y[2, 8] = RMSNormalization(x, const[8])"
+    assert (
+        rewritten(text, "recognise_norms", gain=weight(8))
+        == "y[2, 8] = RMSNormalization(x, const[8])"
+    )
 
 
 def test_recognise_softmax() -> None:
@@ -260,7 +277,9 @@ def test_flatten_is_folded_into_the_layer() -> None:
         y = Gemm <transB = 1> (f, v, b)
     }"""
     got = rewritten(text, *ALL, w=weight(2, 3, 3, 3), v=weight(5, 8), b=weight(5))
-    assert got.count("= Transpose(") == 1 and "[1, 8] = Reshape(Conv_0/Conv2D" in got.splitlines()[2]
+    assert (
+        got.count("= Transpose(") == 1 and "[1, 8] = Reshape(Conv_0/Conv2D" in got.splitlines()[2]
+    )
 
 
 def test_tile_joins_outputs() -> None:
@@ -343,15 +362,37 @@ BETWEEN_HOST_OPERATORS = """
 
 
 def test_rotated_outputs_are_turned_back_on_the_host() -> None:
-    got = kinds(rewritten(BETWEEN_HOST_OPERATORS, "keep_gates", *ALL, "rotate_outputs", w=weight(8, 16)))
-    assert got == ["Softmax", "Reshape", "edgetpu.Conv2D", "Reshape", "MatMul", "Reshape", "Reshape", "Gelu"]
+    got = kinds(
+        rewritten(BETWEEN_HOST_OPERATORS, "keep_gates", *ALL, "rotate_outputs", w=weight(8, 16))
+    )
+    assert got == [
+        "Softmax",
+        "Reshape",
+        "edgetpu.Conv2D",
+        "Reshape",
+        "MatMul",
+        "Reshape",
+        "Reshape",
+        "Gelu",
+    ]
 
 
 def test_second_row_is_half_the_first() -> None:
     steps = ("keep_gates", *ALL, "normalise_linears", "second_row")
     got = kinds(rewritten(BETWEEN_HOST_OPERATORS, *steps, w=weight(8, 16)))
     start = got.index("Div") + 2  # the image's rows are made a matrix's
-    middle = ["Mul", "Concat", "Reshape", "edgetpu.Conv2D", "Split", "Abs", "Less", "Mul", "Sub", "Where"]
+    middle = [
+        "Mul",
+        "Concat",
+        "Reshape",
+        "edgetpu.Conv2D",
+        "Split",
+        "Abs",
+        "Less",
+        "Mul",
+        "Sub",
+        "Where",
+    ]
     assert got[start : start + len(middle)] == middle
 
 
@@ -363,11 +404,14 @@ def test_normalise_linears_leaves_layers_between_tpu_operators() -> None:
         s = MatMul (r, v)
         y = Gelu (s)
     }"""
-    assert "Div" not in rewritten(text, *ALL, "rotate_rows", "normalise_linears", w=weight(8, 4), v=weight(4, 4))
+    assert "Div" not in rewritten(
+        text, *ALL, "rotate_rows", "normalise_linears", w=weight(8, 4), v=weight(4, 4)
+    )
 
 
 def test_transposes_that_move_nothing_do_not_sink_for_ever() -> None:
-    """Either side of the Add can be permuted for nothing, so that a Transpose could go back and forth."""
+    """Either side of the Add can be permuted for nothing, so that a Transpose could go back and
+    forth."""
     text = """
     g (float[1,4,8] x, float[4,1,8] z) => (float[1,4,8] y) {
         r = Relu (x)
@@ -390,15 +434,27 @@ def test_transposes_that_move_nothing_do_not_sink_for_ever() -> None:
     [
         ("t = Add (x, three) c = Clip (t, zero, six) y = Div (c, six)", "HardSigmoid(x)"),
         ("t = Add (x, three) c = Clip (t, zero, six) y = Mul (c, sixth)", "HardSigmoid(x)"),
-        ("t = Add (x, three) c = Clip (t, zero, six) m = Mul (x, c) y = Div (m, six)", "HardSwish(x)"),
-        ("t = Add (three, x) c = Clip (t, zero, six) d = Div (c, six) y = Mul (d, x)", "HardSwish(x)"),
+        (
+            "t = Add (x, three) c = Clip (t, zero, six) m = Mul (x, c) y = Div (m, six)",
+            "HardSwish(x)",
+        ),
+        (
+            "t = Add (three, x) c = Clip (t, zero, six) d = Div (c, six) y = Mul (d, x)",
+            "HardSwish(x)",
+        ),
         ("g = HardSigmoid <alpha = 0.16666667, beta = 0.5> (x) y = Mul (x, g)", "HardSwish(x)"),
     ],
 )
 def test_hard_swish_gets_its_name_back(body: str, wanted: str) -> None:
     numbers = {"three": 3, "zero": 0, "six": 6, "sixth": 1 / 6}
-    used = {k: np.float32(v) for k, v in numbers.items() if f"{k})" in body or f"{k}," in body or f"({k}" in body}
-    got = rewritten(f"g (float[1,4,2,2] x) => (float[1,4,2,2] y) {{ {body} }}", "recognise_hard_swish", **used)
+    used = {
+        k: np.float32(v)
+        for k, v in numbers.items()
+        if f"{k})" in body or f"{k}," in body or f"({k}" in body
+    }
+    got = rewritten(
+        f"g (float[1,4,2,2] x) => (float[1,4,2,2] y) {{ {body} }}", "recognise_hard_swish", **used
+    )
     assert got == f"y[1, 4, 2, 2] = {wanted}"
 
 
@@ -427,7 +483,10 @@ def test_split_gates_of_convolutions() -> None:
         y = Mul (c, s)
     }"""
     got = rewritten(text, "split_gates", w=weight(4, 3, 1, 1))
-    assert kinds(got) == ["Conv", "Conv", "Sigmoid", "Mul"] and "Sigmoid_1/Conv[1, 4, 4, 4] = Conv(c, " in got
+    assert (
+        kinds(got) == ["Conv", "Conv", "Sigmoid", "Mul"]
+        and "Sigmoid_1/Conv[1, 4, 4, 4] = Conv(c, " in got
+    )
 
 
 @pytest.mark.parametrize(
@@ -476,7 +535,10 @@ def test_networks_in_front_of_a_logarithm_do_not(kind: str) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    ["s = ReduceSumSquare (x) y = Sqrt (s)", "c = Conv (x, w) p = Mul (c, c) m = ReduceMean (p) y = Sqrt (m)"],
+    [
+        "s = ReduceSumSquare (x) y = Sqrt (s)",
+        "c = Conv (x, w) p = Mul (c, c) m = ReduceMean (p) y = Sqrt (m)",
+    ],
 )
 def test_norms_in_front_of_a_root_do_not(body: str) -> None:
     weights = {"w": weight(8, 8, 1)} if "w)" in body else {}

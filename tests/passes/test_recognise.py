@@ -45,7 +45,8 @@ def test_every_query_has_its_row_of_the_mask() -> None:
 
 
 def guarded(mask: np.ndarray) -> str:
-    """As torch writes scaled_dot_product_attention: both sides scaled, heads in one axis, zeros for NaN."""
+    """As torch writes scaled_dot_product_attention: both sides scaled, heads in one axis, zeros for
+    NaN."""
     text = """
     g (float[1,2,4,8] q, float[1,2,4,8] k, float[1,2,4,8] v) => (float[1,2,4,8] y)
     <float root = {0.5946036}, float zero = {0.0}, int64[3] flat = {2, 4, 8}, int64[4] heads = {1, 2, 8, 4}> {
@@ -70,7 +71,8 @@ def test_scales_on_both_sides_and_a_guard_that_cannot_be_needed() -> None:
 
 
 def test_rows_without_any_key_stay_zeros() -> None:
-    """The checker of `rewritten` compares with what onnxruntime makes of the original: zeros in the first row."""
+    """The checker of `rewritten` compares with what onnxruntime makes of the original: zeros in the
+    first row."""
     nothing = np.where(np.tri(4, k=-1, dtype=bool), 0, -np.inf).astype(np.float32)[None, None]
     assert kinds(guarded(nothing)) == ["Attention", "Where"]
 
@@ -102,7 +104,9 @@ ROTARY = """
         s = Mul (r, sin)
         y = Add (c, s)
     }"""
-COMPUTED = "f = Concat <axis = -1> (angles, angles) u = Unsqueeze (f, one) cos = Cos (u) sin = Sin (u)"
+COMPUTED = (
+    "f = Concat <axis = -1> (angles, angles) u = Unsqueeze (f, one) cos = Cos (u) sin = Sin (u)"
+)
 
 
 def test_rotary_embedding_of_constants() -> None:
@@ -117,12 +121,14 @@ def test_rotary_embedding_of_constants() -> None:
 
 def test_rotary_embedding_of_computed_angles() -> None:
     assert kinds(rewritten(ROTARY % COMPUTED, "recognise_rotary"))[-1] == "RotaryEmbedding"
-    other = COMPUTED.replace("(angles, angles)", "(angles, double)").replace("f =", "double = Add (angles, angles) f =")
+    other = COMPUTED.replace("(angles, angles)", "(angles, double)").replace(
+        "f =", "double = Add (angles, angles) f ="
+    )
     assert "RotaryEmbedding" not in rewritten(ROTARY % other, "recognise_rotary")
 
 
-# The host operators that each export's layer is to be left with. Keras' attention comes as matrices of all heads in a
-# row, between layout changes that are not undone yet.
+# The host operators that each export's layer is to be left with. Keras' attention comes as matrices
+# of all heads in a row, between layout changes that are not undone yet.
 WANTED = {
     "modernbert": {"Attention": 1, "RotaryEmbedding": 2, "LayerNormalization": 3, "Gelu": 1},
     "qwen3": {"Attention": 1, "RotaryEmbedding": 2, "RMSNormalization": 5},
@@ -146,6 +152,8 @@ def test_real_exports(name: str, tmp_path: Path) -> None:
     left = [
         n
         for n in program.model.graph
-        if n.op_type in ("MatMul", "Gemm", "Conv") and n.inputs[1] is not None and n.inputs[1].const_value is not None
+        if n.op_type in ("MatMul", "Gemm", "Conv")
+        and n.inputs[1] is not None
+        and n.inputs[1].const_value is not None
     ]
     assert all("rotates the rows" in program.plan.placements[n].reason for n in left)

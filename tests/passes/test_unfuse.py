@@ -1,4 +1,5 @@
-"""What onnxruntime's optimizer fuses is taken apart exactly, in single operators and in a real export."""
+"""What onnxruntime's optimizer fuses is taken apart exactly, in single operators and in a real
+export."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ def array(*shape: int) -> np.ndarray:
 
 
 def one(op_type: str, constants: dict[str, np.ndarray], **attributes: Any) -> Any:
-    """A model of one fused operator, of inputs x and what `constants` has, in order; "skip" is a second input."""
+    """A model of one fused operator, of inputs x and what `constants` has, in order; "skip" is a
+    second input."""
     names = ["x", *constants]
     inputs = {"x": X[1]} | {n: a.shape for n, a in constants.items() if n == "skip"}
     graph = helper.make_graph(
@@ -46,7 +48,9 @@ QKV = {"w": array(8, 24), "b": array(24)}
 HEADS = {"k": array(1, 6, 8) + 1, "v": array(1, 6, 8) - 1, "b": array(24)}
 TURNS = {"places": np.array([[3, 0, 1, 2, 5, 4]]), "cos": array(6, 2), "sin": array(6, 2) + 1}
 CASES = {
-    "skip": one("SkipLayerNormalization", {**NORM, "bias": array(8), "add": array(8)}, epsilon=1e-5),
+    "skip": one(
+        "SkipLayerNormalization", {**NORM, "bias": array(8), "add": array(8)}, epsilon=1e-5
+    ),
     "skip simplified": one("SkipSimplifiedLayerNormalization", NORM, epsilon=1e-5),
     "bias gelu": one("BiasGelu", {"b": array(8)}),
     "fast gelu": one("FastGelu", {"b": array(8)}),
@@ -58,7 +62,9 @@ CASES = {
     "causal attention": one("Attention", QKV, num_heads=2, unidirectional=1, scale=0.3),
     "attention with lengths": one("Attention", {**QKV, "m": np.array([4], np.int32)}, num_heads=2),
     "multi-head attention": one("MultiHeadAttention", HEADS, num_heads=2),
-    "causal multi-head attention": one("MultiHeadAttention", HEADS, num_heads=2, unidirectional=1, scale=0.3),
+    "causal multi-head attention": one(
+        "MultiHeadAttention", HEADS, num_heads=2, unidirectional=1, scale=0.3
+    ),
     "multi-head attention with all masks": one(
         "MultiHeadAttention",
         {**HEADS, "m": np.array([[1, 1, 0, 1, 1, 0]], np.int32), "a": array(1, 2, 6, 6)},
@@ -66,7 +72,9 @@ CASES = {
     ),
     "rotary embedding": one("RotaryEmbedding", TURNS),
     "interleaved rotary embedding": one("RotaryEmbedding", TURNS, interleaved=1),
-    "attention with a mask": one("Attention", {**QKV, "m": np.array([[1, 1, 0, 1, 1, 0]], np.int32)}, num_heads=2),
+    "attention with a mask": one(
+        "Attention", {**QKV, "m": np.array([[1, 1, 0, 1, 1, 0]], np.int32)}, num_heads=2
+    ),
 }
 
 
@@ -118,9 +126,13 @@ def test_a_real_export_has_its_products_on_the_edge_tpu(tmp_path: Path) -> None:
     manifest = building.build(EXPORT, tmp_path / "b", options)
     operators = [o["operator"] for s in manifest["segments"] for o in s["operators"]]
     assert not any("microsoft" in name for name in operators)
-    # Of each token in each layer: queries, keys, values and the output 32 x 32, the two inner ones 32 x 64.
+    # Of each token in each layer: queries, keys, values and the output 32 x 32, the two inner ones
+    # 32 x 64.
     on_tpu = sum(s["macs"] for s in manifest["segments"] if s["device"] == "tpu")
     assert on_tpu == 16 * 2 * (4 * 32 * 32 + 2 * 32 * 64)
     assert manifest["quality"]["outputs"]["last_hidden_state"]["sqnr_db"] > 40
     embedding = manifest["quality"]["embeddings"]["last_hidden_state"]
-    assert 0.999 < embedding["least_cosine"] <= embedding["cosine"] <= 1 and embedding["spearman"] > 0.9
+    assert (
+        0.999 < embedding["least_cosine"] <= embedding["cosine"] <= 1
+        and embedding["spearman"] > 0.9
+    )

@@ -1,4 +1,5 @@
-"""The planner against brute force on small graphs, and its heuristic against its solver on larger ones."""
+"""The planner against brute force on small graphs, and its heuristic against its solver on larger
+ones."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ from compiler.planner.problem import INFINITE, Stages, filled, levels, simple_bo
 PUBLIC = Path(__file__).parents[3] / "shared" / "partitioning"
 
 
-def draw(rng: random.Random, count: int, host_share: float, free: bool, pipeline: tuple[int, str]) -> Problem:
+def draw(
+    rng: random.Random, count: int, host_share: float, free: bool, pipeline: tuple[int, str]
+) -> Problem:
     """A random graph whose transfers, invocations and parameters all matter."""
     edges = set()
     for v in range(1, count):
@@ -50,7 +53,7 @@ def draw(rng: random.Random, count: int, host_share: float, free: bool, pipeline
         tensors=tensors,
         sizes=sizes,
         stream=[0.3 * s for s in sizes],
-        rooms=[room - rng.choice([0, 0, 0, 10]) for _ in range(count)],
+        capacities=[room - rng.choice([0, 0, 0, 10]) for _ in range(count)],
         tpus=tpus,
         invoke=0.5,
         objective=objective,  # type: ignore[arg-type]
@@ -61,14 +64,17 @@ def every_plan(problem: Problem) -> Iterator[Stages]:
     devices = levels(problem)
     for choice in itertools.product(range(len(devices)), repeat=problem.count):
         if all(choice[u] <= choice[v] for u, v in problem.edges):
-            rows = [[n for n, k in enumerate(choice) if k == level] for level in range(len(devices))]
+            rows = [
+                [n for n, k in enumerate(choice) if k == level] for level in range(len(devices))
+            ]
             times = [problem.host if d == HOST else problem.tpu for d in devices]
             if all(times[k][n] < INFINITE for n, k in enumerate(choice)):
                 yield filled(devices, rows)
 
 
-def check_contract(problem: Problem, plan: planner.Plan) -> None:
-    """Every node once, no edge backwards, every node where it may be, every stage convex, no TPU over its room."""
+def check_contract(problem: Problem, plan: planner.Solution) -> None:
+    """Every node once, no edge backwards, every node where it may be, every stage convex, no TPU
+    over its room."""
     stage = {n: i for i, (_, nodes) in enumerate(plan.stages) for n in nodes}
     assert sorted(n for _, nodes in plan.stages for n in nodes) == list(range(problem.count))
     assert all(stage[u] <= stage[v] for u, v in problem.edges)
@@ -83,8 +89,10 @@ def check_contract(problem: Problem, plan: planner.Plan) -> None:
     for device in {d for d, _ in plan.stages} - {HOST}:
         own = [n for d, nodes in plan.stages if d == device for n in nodes]
         kept, late = planner.cached(problem, own)
-        assert sum(problem.sizes[n] for n in kept) <= min(problem.rooms[n] for n in own)
-        assert late == pytest.approx(sum(problem.stream[n] for n in own if problem.sizes[n] and n not in kept))
+        assert sum(problem.sizes[n] for n in kept) <= min(problem.capacities[n] for n in own)
+        assert late == pytest.approx(
+            sum(problem.stream[n] for n in own if problem.sizes[n] and n not in kept)
+        )
     assert plan.cost == pytest.approx(planner.cost(problem, plan.stages))
 
 
@@ -115,7 +123,13 @@ def test_the_heuristic_is_near_the_solver(seed: int) -> None:
     """Placement given, as `--place tpu` does; the host in the way of a few."""
     rng = random.Random(1000 + seed)
     objective = rng.choice(["latency", "throughput"])
-    problem = draw(rng, rng.randint(20, 40), rng.choice([0, 0, 0.03]), False, (rng.choice([1, 2, 3, 4]), objective))
+    problem = draw(
+        rng,
+        rng.randint(20, 40),
+        rng.choice([0, 0, 0.03]),
+        False,
+        (rng.choice([1, 2, 3, 4]), objective),
+    )
     guess = planner.heuristic(problem, 30.0)
     check_contract(problem, guess)
     best = planner.exact(problem, 30.0, guess)
@@ -135,7 +149,9 @@ def test_transfers_count_where_they_are_most_of_the_time(tpus: int) -> None:
     """As in transformers: short products in turn with the host, between large tensors."""
     count = 48
     even = [i % 2 == 0 for i in range(count)]
-    tensors = [Tensor(i, (i + 1,) if i + 1 < count else (), i + 1 == count, 5.0, 5.0) for i in range(count)]
+    tensors = [
+        Tensor(i, (i + 1,) if i + 1 < count else (), i + 1 == count, 5.0, 5.0) for i in range(count)
+    ]
     problem = Problem(
         tpu=[0.1 if e else INFINITE for e in even],
         host=[INFINITE if e else 0.1 for e in even],
@@ -143,7 +159,7 @@ def test_transfers_count_where_they_are_most_of_the_time(tpus: int) -> None:
         tensors=[Tensor(None, (0,), False, 5.0, 5.0), *tensors],
         sizes=[0] * count,
         stream=[0.0] * count,
-        rooms=[100] * count,
+        capacities=[100] * count,
         tpus=tpus,
         objective="throughput",
     )
@@ -152,7 +168,8 @@ def test_transfers_count_where_they_are_most_of_the_time(tpus: int) -> None:
 
 
 def test_a_problem_has_one_plan() -> None:
-    """In other processes, whose sets have another order, at the same time, so that each has less of the machine."""
+    """In other processes, whose sets have another order, at the same time, so that each has less of
+    the machine."""
     code = (
         "import random; from compiler import planner; from tests.planner.test_planner import draw;"
         "print([planner.solve(draw(random.Random(7), n, 0.05, True, (4, 'throughput')), 1.0) for n in (30, 60)])"

@@ -1,1 +1,2 @@
-"""Programs that stand for what no test machine has: libedgetpu with Edge TPUs, and edgetpu_compiler."""
+"""Programs that stand for what no test machine has: libedgetpu with Edge TPUs, and
+edgetpu_compiler."""

@@ -1,9 +1,10 @@
 """Stands for edgetpu_compiler 16: its command line, its log, its exit codes and its ways to fail.
 
-It replaces the operators of a model by one edgetpu-custom-op with a package that says how much is cached and streamed.
-STANDIN_COMPILER says what goes wrong: "crash:CONV_2D" aborts on models that have this operator, "timeout:OP" never
-ends, "large:OP" fails for its activations, "cpu:OP" leaves these operators on the CPU, "together" refuses several at
-once, "stream" caches nothing, "silent" dies without a word.
+It replaces the operators of a model by one edgetpu-custom-op with a package that says how much is
+cached and streamed. STANDIN_COMPILER says what goes wrong: "crash:CONV_2D" aborts on models that
+have this operator, "timeout:OP" never ends, "large:OP" fails for its activations, "cpu:OP" leaves
+these operators on the CPU, "together" refuses several at once, "stream" caches nothing, "silent"
+dies without a word.
 """
 
 from __future__ import annotations
@@ -21,12 +22,16 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 VERSION = "16.0.384591198"
-NAMES = {value: name for name, value in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
+NAMES = {
+    value: name for name, value in vars(schema.BuiltinOperator).items() if not name.startswith("_")
+}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="edgetpu_compiler")
-    parser.add_argument("-v", "--version", action="version", version=f"Edge TPU Compiler version {VERSION}")
+    parser.add_argument(
+        "-v", "--version", action="version", version=f"Edge TPU Compiler version {VERSION}"
+    )
     parser.add_argument("-o", "--out_dir", type=Path, default=Path())
     parser.add_argument("-s", "--show_operations", action="store_true")
     parser.add_argument("-m", "--min_runtime_version", type=int, default=14)
@@ -43,7 +48,10 @@ def main() -> int:
         os.kill(os.getpid(), 11)
     print(f"Edge TPU Compiler version {VERSION}")
     print(f"Started a compilation timeout timer of {options.timeout_sec} seconds.", flush=True)
-    models = [schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes(), 0)) for path in options.models]
+    models = [
+        schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes(), 0))
+        for path in options.models
+    ]
     hit = any(operator in names(model) for model in models)
     if (kind == "crash" and hit) or (kind == "together" and len(models) > 1):
         print("Internal compiler error. Aborting! ", file=sys.stderr)
@@ -51,8 +59,14 @@ def main() -> int:
     if kind == "timeout" and hit:
         time.sleep(1e6)
     if kind == "large" and hit:
-        print("ERROR: Restored original execution plan after delegate application failure.", file=sys.stderr)
-        print("Compilation failed: Compilation failed due to large activation tensors in model.", file=sys.stderr)
+        print(
+            "ERROR: Restored original execution plan after delegate application failure.",
+            file=sys.stderr,
+        )
+        print(
+            "Compilation failed: Compilation failed due to large activation tensors in model.",
+            file=sys.stderr,
+        )
         print("Compilation child process completed within timeout period.\nCompilation failed! ")
         return 1
     print(f"\nModel{'s' if len(models) > 1 else ''} compiled successfully in 12 ms.\n")
@@ -96,12 +110,22 @@ def compiled(path: Path, model: schema.ModelT, out: Path, trouble: str, token: i
     rows += Counter((n, "More than one subgraph is not supported") for n in found[behind:])
     table = "\n".join(f"{n:<31}{count:<11}{status}" for (n, status), count in rows.items())
     header = f"Edge TPU Compiler version {VERSION}\nInput: {path.name}\nOutput: {result.name}\n\n"
-    result.with_suffix(".log").write_text(f"{header}{'Operator':<31}{'Count':<11}Status\n\n{table}\n")
-    print(f"Input model: {path}\nInput size: {path.stat().st_size / 1024:.2f}KiB\nOutput model: {result.name}")
-    print(f"On-chip memory used for caching model parameters: {0 if streams else size / 1024:.2f}KiB")
+    result.with_suffix(".log").write_text(
+        f"{header}{'Operator':<31}{'Count':<11}Status\n\n{table}\n"
+    )
+    print(
+        f"Input model: {path}\nInput size: {path.stat().st_size / 1024:.2f}KiB\nOutput model: {result.name}"
+    )
+    print(
+        f"On-chip memory used for caching model parameters: {0 if streams else size / 1024:.2f}KiB"
+    )
     print("On-chip memory remaining for caching model parameters: 7.00MiB")
-    print(f"Off-chip memory used for streaming uncached model parameters: {size / 1024 if streams else 0:.2f}KiB")
-    print(f"Number of Edge TPU subgraphs: {int(behind > 0)}\nTotal number of operations: {len(found)}")
+    print(
+        f"Off-chip memory used for streaming uncached model parameters: {size / 1024 if streams else 0:.2f}KiB"
+    )
+    print(
+        f"Number of Edge TPU subgraphs: {int(behind > 0)}\nTotal number of operations: {len(found)}"
+    )
     print(f"Operation log: {result.stem}.log")
     if left:
         print("\nModel successfully compiled but not all operations are supported by the Edge TPU.")
@@ -110,7 +134,8 @@ def compiled(path: Path, model: schema.ModelT, out: Path, trouble: str, token: i
 
 
 def package(size: int, streams: bool, token: int) -> bytes:
-    """A DarwiNN package with one executable that caches its parameters and one that runs (executable.fbs)."""
+    """A DarwiNN package with one executable that caches its parameters and one that runs
+    (executable.fbs)."""
     kinds = [2] if streams else [1, 2]  # PARAMETER_CACHING, EXECUTION_ONLY
     executables = [executable(kind, size if kind == kinds[0] else 0, token) for kind in kinds]
     builder = flatbuffers.Builder()

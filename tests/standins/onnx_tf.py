@@ -1,6 +1,8 @@
-"""Stands for the sidecar with onnx-tf: takes its files and gives its answers, by our own writer with other scales.
+"""Stands for the sidecar with onnx-tf: takes its files and gives its answers, by our own writer
+with other scales.
 
-STANDIN_ONNX_TF: "fail" ends as a converter's error does, "hang" never ends, "float" answers with float tensors.
+STANDIN_ONNX_TF: "fail" ends as a converter's error does, "hang" never ends, "float" answers with
+float tensors.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from compiler.emit import tflite
 from compiler.graph import all_activations
 from compiler.quantize.calibrate import Observers, calibrate, observe
 from compiler.quantize.scales import assign
-from compiler.runtime.interpreter import interpreter_module
+from compiler.runtime.tflite_segment import interpreter_module
 from tests.harness import lowered
 
 
@@ -37,7 +39,9 @@ def main(folder: Path) -> None:
     shown = observe(model, values, feeds)
     quants = assign(list(model.graph), values, calibrate(model, values, shown, feeds, Observers()))
     path = folder / "model.tflite"
-    path.write_bytes(tflite.write(list(model.graph), model.graph.inputs, model.graph.outputs, quants))
+    path.write_bytes(
+        tflite.write(list(model.graph), model.graph.inputs, model.graph.outputs, quants)
+    )
     interpreter = interpreter_module().Interpreter(str(path))
     found = {
         kind: [

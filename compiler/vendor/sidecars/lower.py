@@ -1,9 +1,11 @@
-"""Runs in the sidecar environment, not in ours: one float ONNX file to int8 TFLite through onnx-tf and TensorFlow.
+"""Runs in the sidecar environment, not in ours: one float ONNX file to int8 TFLite through onnx-tf
+and TensorFlow.
 
     python lower.py FOLDER
 
-FOLDER has model.onnx and samples.npz with arrays [samples, *shape] for each input; model.tflite and result.json are
-written there: names, scales and zero points of inputs and outputs in the order of the file.
+FOLDER has model.onnx and samples.npz with arrays [samples, *shape] for each input; model.tflite and
+result.json are written there: names, scales and zero points of inputs and outputs in the order of
+the file.
 """
 
 import json

@@ -18,7 +18,9 @@ def interpreter_module() -> Any:
             return importlib.import_module(name)
         except ImportError:
             continue
-    raise ImportError("no TFLite interpreter: install one of ai-edge-litert, tflite-runtime, tensorflow")
+    raise ImportError(
+        "no TFLite interpreter: install one of ai-edge-litert, tflite-runtime, tensorflow"
+    )
 
 
 def load_delegate() -> Callable[..., Any]:

@@ -1,8 +1,9 @@
 """Writes the ONNX model of a host segment.
 
-Tensors that come from the Edge TPU arrive as int8 and become float inside; those that only the Edge TPU reads leave as
-int8. Normalised products (passes/normalise_linears.py) that the user wants in int8 on the host too become onnxruntime's
-QGemm, on the very weights that a segment for the Edge TPU would have; its float result needs no scale of its own.
+Tensors that come from the Edge TPU arrive as int8 and become float inside; those that only the Edge
+TPU reads leave as int8. Normalised products (passes/normalise_linears.py) that the user wants in
+int8 on the host too become onnxruntime's QGemm, on the very weights that a segment for the Edge TPU
+would have; its float result needs no scale of its own.
 """
 
 from __future__ import annotations
@@ -30,8 +31,7 @@ from compiler.graph import (
     shape_of,
     values_read,
 )
-from compiler.partition.partition import Segment
-from compiler.partition.program import Program
+from compiler.partition import Program, Segment
 from compiler.quantize import weights
 
 CONTRIB = "com.microsoft"
@@ -40,7 +40,8 @@ ROW_SCALE, ROW_ZERO = np.float32(1 / 127), np.uint8(128)
 
 
 def write(program: Program, segment: Segment, path: Path, store: Store) -> list[Path]:
-    """Write the segment as a model of its own. Returns the files that it is read from, its own first."""
+    """Write the segment as a model of its own. Returns the files that it is read from, its own
+    first."""
     return _Writer(program, segment, store).write(path)
 
 
@@ -55,11 +56,13 @@ class _Writer:
     def write(self, path: Path) -> list[Path]:
         program, segment, model = self.program, self.segment, self.program.model
         self.graph.name = path.stem
-        self.graph.input.extend(self.border(v, v in program.dequantized_inside) for v in segment.inputs)
+        self.graph.input.extend(
+            self.boundary(v, v in program.dequantized_inside) for v in segment.inputs
+        )
         for value in segment.inputs:
             if value in program.dequantized_inside:
                 self.change("DequantizeLinear", value, f"{value.name}/int8", str(value.name))
-        products = _products(segment.nodes) if program.plan.wishes.host_int8 else {}
+        products = _products(segment.nodes) if program.plan.options.host_int8 else {}
         skipped = {node for product in products.values() for node in product.replaced}
         for node in segment.nodes:
             if node in products:
@@ -70,10 +73,14 @@ class _Writer:
             inside = value in program.quantized_inside
             if inside:
                 self.change("QuantizeLinear", value, str(value.name), f"{value.name}/int8")
-            self.graph.output.append(self.border(value, inside))
-        proto = onnx.ModelProto(ir_version=IR_VERSION, producer_name="coral-bundle", graph=self.graph)
+            self.graph.output.append(self.boundary(value, inside))
+        proto = onnx.ModelProto(
+            ir_version=IR_VERSION, producer_name="coral-bundle", graph=self.graph
+        )
         used = {node.op_identifier() for node in segment.nodes}
-        proto.functions.extend(ir.serde.serialize_function(f) for i, f in model.functions.items() if i in used)
+        proto.functions.extend(
+            ir.serde.serialize_function(f) for i, f in model.functions.items() if i in used
+        )
         for domain, version in sorted((self.domains | model.opset_imports).items()):
             if domain in {*self.domains, ""}:
                 proto.opset_import.append(onnx.helper.make_opsetid(domain, version))
@@ -100,18 +107,28 @@ class _Writer:
         self.op("Identity", [str(product.z.name)], str(product.result.name))
 
     def rows(self, product: _Product) -> list[str]:
-        """[rows as uint8 [S, K], scale, zero point]. onnxruntime quantizes a single row from what it was before it was
-        normalised; several have the scale that they were normalised to."""
+        """[rows as uint8 [S, K], scale, zero point]. onnxruntime quantizes a single row from what
+        it was before it was normalised; several have the scale that they were normalised to."""
         name = f"{product.result.name}/rows"
         found = [f"{name}/uint8", f"{name}/scale", f"{name}/zero_point"]
         if product.single is not None:
             source = [str(product.single.name)]
-            self.graph.node.append(onnx.helper.make_node("DynamicQuantizeLinear", source, found, name=name))
+            self.graph.node.append(
+                onnx.helper.make_node("DynamicQuantizeLinear", source, found, name=name)
+            )
             return found
         x = product.tiles[0].inputs[0]
         assert x is not None
-        self.op("Reshape", [str(x.name), self.array(f"{name}/shape", np.array([-1, shape_of(x)[-1]]))], name)
-        self.op("QuantizeLinear", [name, self.array(found[1], ROW_SCALE), self.array(found[2], ROW_ZERO)], found[0])
+        self.op(
+            "Reshape",
+            [str(x.name), self.array(f"{name}/shape", np.array([-1, shape_of(x)[-1]]))],
+            name,
+        )
+        self.op(
+            "QuantizeLinear",
+            [name, self.array(found[1], ROW_SCALE), self.array(found[2], ROW_ZERO)],
+            found[0],
+        )
         return found
 
     def tile(self, node: ir.Node, rows: Sequence[str], factors: np.ndarray) -> None:
@@ -131,10 +148,14 @@ class _Writer:
         if flat != name:
             self.op("Reshape", [flat, self.array(f"{name}/shape", np.array(shape))], name)
 
-    def op(self, op_type: str, inputs: Sequence[str], output: str, domain: str = "", **attributes: Any) -> None:
+    def op(
+        self, op_type: str, inputs: Sequence[str], output: str, domain: str = "", **attributes: Any
+    ) -> None:
         self.domains.setdefault(domain, 1)
         self.graph.node.append(
-            onnx.helper.make_node(op_type, inputs, [output], name=output, domain=domain, **attributes)
+            onnx.helper.make_node(
+                op_type, inputs, [output], name=output, domain=domain, **attributes
+            )
         )
 
     def change(self, op_type: str, value: ir.Value, source: str, result: str) -> None:
@@ -142,12 +163,18 @@ class _Writer:
         quant = self.program.quants[str(value.name)]
         name = str(value.name)
         scale = self.array(f"{name}/scale", np.float32(quant.scale))
-        self.op(op_type, [source, scale, self.array(f"{name}/zero_point", np.int8(quant.zero_point))], result)
+        self.op(
+            op_type,
+            [source, scale, self.array(f"{name}/zero_point", np.int8(quant.zero_point))],
+            result,
+        )
 
-    def border(self, value: ir.Value, quantized: bool) -> onnx.ValueInfoProto:
+    def boundary(self, value: ir.Value, quantized: bool) -> onnx.ValueInfoProto:
         if not quantized:
             return ir.serde.serialize_value(value)
-        return onnx.helper.make_tensor_value_info(f"{value.name}/int8", onnx.TensorProto.INT8, shape_of(value))
+        return onnx.helper.make_tensor_value_info(
+            f"{value.name}/int8", onnx.TensorProto.INT8, shape_of(value)
+        )
 
     def array(self, name: str, array: np.ndarray | np.generic) -> str:
         self.add(name, np.asarray(array))
@@ -174,18 +201,25 @@ class _Writer:
         place = self.store.place(array)
         self.files[place.file] = None
         kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
-        proto = onnx.TensorProto(name=name, data_type=kind, dims=array.shape, data_location=onnx.TensorProto.EXTERNAL)
-        for key, entry in (("location", place.file), ("offset", place.offset), ("length", place.length)):
+        proto = onnx.TensorProto(
+            name=name, data_type=kind, dims=array.shape, data_location=onnx.TensorProto.EXTERNAL
+        )
+        for key, entry in (
+            ("location", place.file),
+            ("offset", place.offset),
+            ("length", place.length),
+        ):
             proto.external_data.add(key=key, value=str(entry))
         self.graph.initializer.append(proto)
 
 
 @dataclass(frozen=True)
 class _Product:
-    """A normalised product: its tiles, what joins them to z, and `result`, which is z times `factors` plus offsets.
+    """A normalised product: its tiles, what joins them to z, and `result`, which is z times
+    `factors` plus offsets.
 
-    Of a product of a single row, `single` is that row as it was before it was normalised, and `result` what the
-    normalisation is undone in too.
+    Of a product of a single row, `single` is that row as it was before it was normalised, and
+    `result` what the normalisation is undone in too.
     """
 
     z: ir.Value
@@ -198,7 +232,8 @@ class _Product:
 
 
 def _products(nodes: Sequence[ir.Node]) -> dict[ir.Node, _Product]:
-    """The normalised products that lie wholly within `nodes`, by the node in whose place they are written."""
+    """The normalised products that lie wholly within `nodes`, by the node in whose place they are
+    written."""
     inside, found = set(nodes), {}
     for scale in nodes:
         shift = only_consumer(scale.outputs[0]) if BALANCED in scale.metadata_props else None
@@ -218,11 +253,18 @@ def _products(nodes: Sequence[ir.Node]) -> dict[ir.Node, _Product]:
 
 
 def _single(product: _Product, shift: ir.Node, inside: set[ir.Node]) -> tuple[ir.Node, _Product]:
-    """(the last node replaced, the product), with its normalisation where that is of one row and all inside."""
+    """(the last node replaced, the product), with its normalisation where that is of one row and
+    all inside."""
     plain = shift, product
     rows, undo = product.tiles[0].inputs[0], only_consumer(shift.outputs[0])
     divide = rows.producer() if rows is not None else None
-    if rows is None or divide is None or undo is None or divide.op_type != "Div" or undo not in inside:
+    if (
+        rows is None
+        or divide is None
+        or undo is None
+        or divide.op_type != "Div"
+        or undo not in inside
+    ):
         return plain
     row, peak = divide.inputs
     chain = [divide]
@@ -232,7 +274,11 @@ def _single(product: _Product, shift: ir.Node, inside: set[ir.Node]) -> tuple[ir
             return plain
         chain.append(source)
     users = {*consumers_of(rows), *consumers_of(peak)}  # type: ignore[arg-type]
-    if element_count(rows) != shape_of(rows)[-1] or len(shape_of(rows)) != 2 or users != {*product.tiles, divide, undo}:
+    if (
+        element_count(rows) != shape_of(rows)[-1]
+        or len(shape_of(rows)) != 2
+        or users != {*product.tiles, divide, undo}
+    ):
         return plain
     replaced = product.replaced | {*chain, undo}
     return undo, replace(product, result=undo.outputs[0], replaced=replaced, single=row)

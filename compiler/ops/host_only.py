@@ -1,4 +1,5 @@
-"""Operators that the Edge TPU does not have: onnxruntime runs them on the host. Each with its reason."""
+"""Operators that the Edge TPU does not have: onnxruntime runs them on the host. Each with its
+reason."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from compiler.graph import Builder
 from compiler.ops.common import Operator, RefuseError
 from compiler.ops.rules import Builtin
 
-# Source of every line: the operator table of coral.ai/docs/edgetpu/models-intro, which lists what is supported.
+# Source of every line: the operator table of coral.ai/docs/edgetpu/models-intro, which lists what
+# is supported.
 REASONS = {
     "Attention": "the Edge TPU multiplies by constant weights only (no BATCH_MATMUL)",
     "Cast": "the Edge TPU has no CAST",
