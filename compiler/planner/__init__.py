@@ -17,7 +17,9 @@ from dataclasses import replace
 
 from compiler.planner.budget import Budget
 from compiler.planner.exact import exact
-from compiler.planner.heuristic import alternate, heuristic, neighbours
+from compiler.planner.heuristic import heuristic
+from compiler.planner.improving import neighbours
+from compiler.planner.orders import alternate
 from compiler.planner.problem import (
     HOST,
     INFINITE,
