@@ -29,7 +29,7 @@ from starlette.testclient import TestClient
 
 from compiler.driver import build as building
 from compiler.driver import language
-from compiler.partition.partition import PartitionOptions
+from compiler.partition import PartitionOptions
 from compiler.runtime import Bundle
 from compiler.runtime.batching import Batcher, BusyError, Request
 from compiler.runtime.embedding import Embedder

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from compiler.driver import build as building
 from compiler.driver import language
-from compiler.partition.partition import PartitionOptions
+from compiler.partition import PartitionOptions
 from tests.soak import soak
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "language.gguf"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from compiler.graph.reference import Reference
-from compiler.partition.program import Program
+from compiler.partition import Program
 from compiler.quantize.calibrate import batches
 from compiler.quantize.samples import Sample
 from compiler.runtime import Bundle, Pipeline

@@ -27,7 +27,7 @@ from compiler.errors import CalibrationError, OptionError, OutputError
 from compiler.runtime import Runner
 from compiler.runtime import bench as benching
 from compiler.runtime import doctor as doctoring
-from compiler.runtime.devices import ON_LOSS
+from compiler.runtime.fleet import ON_LOSS
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red", "none": "dim"}
 

@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler.graph import OPSET, values_read
-from compiler.partition.partition import Plan
-from compiler.quantize.scales import Quant
+from compiler.partition.plan import Plan
+from compiler.quant import Quant
 from compiler.targets import Target
 
 

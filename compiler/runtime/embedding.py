@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from compiler.runtime.bundle import Bundle, RuntimeBundleError
-from compiler.runtime.devices import Device, Fleet
+from compiler.runtime.devices import Device
+from compiler.runtime.fleet import Fleet
 from compiler.runtime.pipeline import Pipeline
 
 _INPUTS = {"input_ids", "attention_mask", "token_type_ids"}

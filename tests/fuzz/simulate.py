@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler.graph import activations_around, array_of, grid_of
-from compiler.partition.program import Program
+from compiler.partition import Program
 from compiler.quantize import weights
 
 
