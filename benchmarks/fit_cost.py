@@ -29,7 +29,7 @@ from compiler.driver import build
 from compiler.graph import element_count
 from compiler.ops import BUILTINS
 from compiler.ops.rules import OpInfo, TensorInfo
-from compiler.partition.partition import streamed
+from compiler.partition import streamed
 from compiler.targets import Host, Target
 from fixtures import networks
 

@@ -26,7 +26,7 @@ from compiler.driver import build as building
 from compiler.driver import language
 from compiler.frontends import Source, decoder, open_source
 from compiler.graph.reference import Reference
-from compiler.partition.partition import PartitionOptions, PlacePolicy
+from compiler.partition import PartitionOptions, PlacePolicy
 from compiler.runtime import Bundle
 from compiler.runtime.language import LanguageModel
 from compiler.runtime.sampling import Sampling

@@ -19,7 +19,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from compiler.driver import build as building
-from compiler.partition.partition import PartitionOptions
+from compiler.partition import PartitionOptions
 from compiler.runtime import Bundle, Runner
 from compiler.runtime.bench import random_inputs
 from fixtures import light

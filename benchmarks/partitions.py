@@ -25,8 +25,7 @@ import onnx_ir as ir
 
 from compiler import planner
 from compiler.driver import build
-from compiler.partition import partition
-from compiler.partition.partition import PartitionOptions, Plan
+from compiler.partition import PartitionOptions, Plan, partition
 from compiler.targets import Target
 from fixtures import networks
 

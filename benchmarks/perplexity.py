@@ -26,8 +26,7 @@ from compiler.driver import language
 from compiler.emit import bundle
 from compiler.frontends import Source, decoder, open_source
 from compiler.graph.reference import Reference
-from compiler.partition.partition import PartitionOptions, PlacePolicy
-from compiler.partition.program import Program
+from compiler.partition import PartitionOptions, PlacePolicy, Program
 from compiler.quantize import samples as sampling
 from compiler.runtime import Pipeline
 

@@ -80,8 +80,8 @@ def _is_linear(node: ir.Node) -> bool:
     if (
         node.domain != DIALECT
         or not is_constant(input_at(node, 1))
-        or grid_of(node.inputs[1]) is not None
-    ):  # type: ignore[arg-type]
+        or grid_of(node.inputs[1]) is not None  # type: ignore[arg-type]
+    ):
         return False
     if node.op_type == "FullyConnected":
         return True

@@ -148,16 +148,16 @@ def _untransposed(value: ir.Value, b: Builder) -> tuple[ir.Value, float]:
         if len(perm) == 4:
             return b.transpose(node.inputs[0], (perm[0], perm[1], perm[3], perm[2])), factor
     # torch.onnx transposes matrices of all heads in a row: Reshape, Transpose, Reshape.
-    rotate_blocks = (
+    rotated = (
         produced_by(node.inputs[0], "Transpose")
         if node is not None and node.op_type == "Reshape"
         else None
     )
-    flat = produced_by(rotate_blocks.inputs[0], "Reshape") if rotate_blocks is not None else None
+    flat = produced_by(rotated.inputs[0], "Reshape") if rotated is not None else None
     if (
-        rotate_blocks is not None
+        rotated is not None
         and flat is not None
-        and tuple(attribute_of(rotate_blocks, "perm", ())) == (0, 2, 1)
+        and tuple(attribute_of(rotated, "perm", ())) == (0, 2, 1)
     ):
         source = flat.inputs[0]
         if is_heads(source) and shape_of(source) == (*shape[:2], shape[3], shape[2]):

@@ -73,9 +73,9 @@ def _norm_of_batches(node: ir.Node, b: Builder) -> None:
         or any(ints_of(input_at(n, 1)) != [0, 2, 3] for n in (average, squares))
         or scalar_of(ratio.inputs[1]) != shape[2]
         or not all(
-            np.array_equal(constant_of(v), make(shape[1]))
+            np.array_equal(constant_of(v), make(shape[1]))  # type: ignore[arg-type]
             for v, make in zip((gain, bias), plain, strict=True)
-        )  # type: ignore[arg-type]
+        )
     ):
         return
     one = b.const(np.ones(shape[2], np.float32), "gain")

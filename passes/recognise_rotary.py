@@ -46,11 +46,11 @@ def run(model: ir.Model, target: Target) -> None:
 
 def _rotate(node: ir.Node, b: Builder, halves: Halves) -> None:
     for straight, crossed in (node.inputs, node.inputs[::-1]):
-        plain, rotate_blocks = produced_by(straight, "Mul"), produced_by(crossed, "Mul")
-        if plain is None or rotate_blocks is None:
+        plain, rotated = produced_by(straight, "Mul"), produced_by(crossed, "Mul")
+        if plain is None or rotated is None:
             return
         for x, cos in (plain.inputs, plain.inputs[::-1]):
-            for swapped, sin in (rotate_blocks.inputs, rotate_blocks.inputs[::-1]):
+            for swapped, sin in (rotated.inputs, rotated.inputs[::-1]):
                 if not is_heads(x) or not _is_half_swap(swapped, x):
                     continue
                 angles = [_half(angle, x, b, halves) for angle in (cos, sin)]

@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 from compiler import cli
 from compiler.driver import build as building
 from compiler.driver import language
-from compiler.partition.partition import PartitionOptions
+from compiler.partition import PartitionOptions
 
 
 def save(path: Path, proto: onnx.ModelProto) -> Path:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from compiler.runtime import Bundle, Pipeline, Runner
-from compiler.runtime.devices import DeviceChoiceError, parse
+from compiler.runtime.devices import DeviceChoiceError
+from compiler.runtime.fleet import parse
 
 ROOT = Path(__file__).parent.parent
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compiler.runtime import Bundle, DeviceError, EdgeTpu, Pipeline, Runner, devices
+from compiler.runtime import Bundle, DeviceError, EdgeTpu, Pipeline, Runner, devices, fleet
 from tests.conftest import Cli
 
 SAMPLE = {"x": np.random.default_rng(5).standard_normal((1, 3, 16, 16)).astype(np.float32)}
@@ -38,20 +38,20 @@ def compiled(small_bundle: Path, edgetpu_compiler: Path, tmp_path: Path, run_cli
 
 def test_devices_are_found_and_named(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [d.name for d in devices.edge_tpus()] == ["pci:0", "usb:0", "usb:1"]
-    assert [d.name for d in devices.parse("usb:1,pci:0")] == ["usb:1", "pci:0"]
+    assert [d.name for d in fleet.parse("usb:1,pci:0")] == ["usb:1", "pci:0"]
     monkeypatch.setenv("STANDIN_DEVICES", "")
-    assert devices.parse("auto") == []
+    assert fleet.parse("auto") == []
     with pytest.raises(
         devices.DeviceChoiceError, match="'usb:0' is not there; libedgetpu finds none"
     ):
-        devices.parse("usb:0")
+        fleet.parse("usb:0")
 
 
 def test_without_the_library_there_are_no_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "library_name", lambda: "libnowhere.so.1")
-    assert devices.parse("auto") == []
+    assert fleet.parse("auto") == []
     with pytest.raises(devices.DeviceChoiceError, match="libnowhere"):
-        devices.parse("usb:0")
+        fleet.parse("usb:0")
 
 
 def test_segments_run_on_the_delegate(library: ctypes.CDLL, compiled: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from compiler.driver import build as building
-from compiler.partition.partition import PartitionOptions
+from compiler.partition import PartitionOptions
 from compiler.view import page as html
 from fixtures import demo
 

@@ -14,7 +14,7 @@ from onnx import helper
 
 from compiler.driver import build as building
 from compiler.driver import language
-from compiler.partition.partition import PartitionOptions
+from compiler.partition import PartitionOptions
 from compiler.runtime import Bundle, Pipeline, Runner, RuntimeBundleError
 from compiler.runtime.onnx_segment import Cache, HostSegment
 from compiler.runtime.pipeline import SegmentError

@@ -19,7 +19,7 @@ CODE = """
 import sys
 import numpy as np
 from compiler.runtime import Bundle, Runner
-from compiler.runtime.interpreter import interpreter_module
+from compiler.runtime.tflite_segment import interpreter_module
 x = np.load(sys.argv[2])
 with Runner(Bundle.open(sys.argv[1])) as runner:
     results = list(runner.stream({"x": row[None]} for row in x))

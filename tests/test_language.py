@@ -22,7 +22,7 @@ from compiler.frontends.architecture import Weight
 from compiler.frontends.rotate import rotate
 from compiler.graph import HOST_REASON
 from compiler.graph.reference import Reference
-from compiler.partition.partition import PartitionOptions
+from compiler.partition import PartitionOptions
 from compiler.runtime import RuntimeBundleError
 from compiler.runtime.language import LanguageModel
 from compiler.runtime.sampling import Sampler, Sampling
@@ -96,10 +96,10 @@ def test_a_rotated_stream_computes_the_same() -> None:
     }
     biases = {name.replace("weight", "bias"): drawn(w.shape[0]) for name, w in biased.items()}
     source = replace(source, weights={**source.weights, **gains, **biases})
-    rotate_blocks = rotate(source)
-    assert all(np.ptp(rotate_blocks.weights[name].array()) == 0 for name in gains)
+    rotated = rotate(source)
+    assert all(np.ptp(rotated.weights[name].array()) == 0 for name in gains)
     found = []
-    for each in (source, rotate_blocks):
+    for each in (source, rotated):
         model = decoder.write(each, form)
         with Reference(model) as reference:
             found.append(

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from compiler.driver import build as building
-from compiler.partition.partition import PartitionOptions, PlacePolicy
+from compiler.partition import PartitionOptions, PlacePolicy
 from compiler.runtime import Bundle, Pipeline, SegmentError
 from compiler.runtime.pipeline import quantize
 from tests.conftest import Cli, save

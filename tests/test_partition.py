@@ -10,8 +10,7 @@ import pytest
 
 from compiler.driver import build as building
 from compiler.graph import is_constant, origin_of, values_read
-from compiler.partition.partition import PartitionOptions
-from compiler.partition.program import Program
+from compiler.partition import PartitionOptions, Program
 from fixtures import demo, light
 from tests.conftest import save, small_network
 

@@ -11,9 +11,9 @@ from onnx import helper, numpy_helper
 
 from compiler.driver import build as building
 from compiler.errors import CalibrationError, ModelError
+from compiler.quant import Quant, from_range
 from compiler.quantize import weights
 from compiler.quantize.calibrate import Observers, _mse, _percentile
-from compiler.quantize.scales import Quant, from_range
 from compiler.runtime import Bundle, Pipeline
 from tests.conftest import save
 

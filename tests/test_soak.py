@@ -8,7 +8,7 @@ import pytest
 
 from compiler.driver import build as building
 from compiler.driver import language
-from compiler.partition.partition import PartitionOptions
+from compiler.partition import PartitionOptions
 from tests.soak import soak
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "language.gguf"

@@ -13,7 +13,7 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 
 
-def main(path, folder):
+def main(path: str, folder: Path) -> None:
     evaluator = ReferenceEvaluator(onnx.load(path))
     with np.load(folder / "inputs.npz", allow_pickle=False) as file:
         feeds = {name: file[name] for name in evaluator.input_names if name in file.files}
@@ -21,7 +21,7 @@ def main(path, folder):
         results = evaluator.run(None, feeds)
     named = zip(evaluator.output_names, results, strict=True)
     tensors = {name: np.asarray(r) for name, r in named if isinstance(r, np.ndarray | np.generic)}
-    np.savez(folder / "outputs.npz", **tensors)
+    np.savez(folder / "outputs.npz", **tensors)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

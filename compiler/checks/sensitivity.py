@@ -16,7 +16,7 @@ import onnx_ir as ir
 from compiler.checks.difference import Difference
 from compiler.graph import all_activations, origin_of, shape_of
 from compiler.graph.reference import Reference
-from compiler.partition.program import Program
+from compiler.partition import Program
 from compiler.quantize.samples import Sample
 from compiler.runtime import Bundle, Pipeline
 from compiler.runtime.pipeline import convert

@@ -16,7 +16,7 @@ from compiler.checks.agreement import Boxes, known_channels, readings
 from compiler.checks.difference import Difference, slice_text
 from compiler.graph import origin_of
 from compiler.graph.reference import Reference
-from compiler.partition.program import Program
+from compiler.partition import Program
 from compiler.quantize.calibrate import batches
 from compiler.quantize.samples import Sample
 from compiler.runtime import Bundle, Pipeline

@@ -19,8 +19,7 @@ from compiler.driver import build as building
 from compiler.driver import language
 from compiler.emit import bundle
 from compiler.errors import OptionError, ToolchainError, one_line
-from compiler.partition.partition import PartitionOptions
-from compiler.partition.program import Program
+from compiler.partition import PartitionOptions, Program
 from compiler.quantize.calibrate import Observers
 from compiler.quantize.samples import ImageOptions
 from compiler.targets import Target

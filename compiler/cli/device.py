@@ -31,7 +31,7 @@ from compiler.runtime import Runner, arrays
 from compiler.runtime import bench as benching
 from compiler.runtime import doctor as doctoring
 from compiler.runtime.arrays import ArrayError
-from compiler.runtime.devices import ON_LOSS
+from compiler.runtime.fleet import ON_LOSS
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red", "none": "dim"}
 

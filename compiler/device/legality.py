@@ -16,7 +16,6 @@ import numpy as np
 import onnx_ir as ir
 from ai_edge_litert import schema_py_generated as schema
 
-from compiler.emit.tflite import Writer
 from compiler.errors import ModelError, first_line
 from compiler.graph import (
     HOST_REASON,
@@ -29,7 +28,8 @@ from compiler.graph import (
 )
 from compiler.ops import BUILTINS, lookup
 from compiler.ops.rules import OpInfo, TensorInfo, judge
-from compiler.quantize.scales import Quant
+from compiler.ops.writer import Writer
+from compiler.quant import Quant
 from compiler.targets import Layer, Target
 
 LARGEST = 2 << 30  # bytes of a TFLite file, whose offsets have 32 bits with a sign
@@ -87,7 +87,7 @@ class Draft(Writer):
     """Writes operators as `OpInfo`s."""
 
     def __init__(self) -> None:
-        super().__init__({})
+        super().__init__()
         self.ops: list[OpInfo] = []
         self._infos: list[TensorInfo] = []
 

@@ -30,8 +30,7 @@ from compiler.errors import (
 )
 from compiler.graph import activations_around, reference
 from compiler.importer import load as importer
-from compiler.partition.partition import PartitionOptions, halved, partition
-from compiler.partition.program import Program
+from compiler.partition import PartitionOptions, Program, halved, partition
 from compiler.quantize import samples as sampling
 from compiler.quantize.balance import Product, balance, products
 from compiler.quantize.calibrate import ChannelStats, Observers, Ranges, calibrate, observe
@@ -442,10 +441,10 @@ def prediction(program: Program) -> dict[str, Any]:
     """What the cost model says of the whole plan, and how far to trust it."""
     plan = program.plan
     return {
-        "tpus": plan.partitioning.tpus,
-        "host": plan.partitioning.host,
-        "objective": plan.partitioning.objective,
-        "place": plan.partitioning.place,
+        "tpus": plan.options.tpus,
+        "host": plan.options.host,
+        "objective": plan.options.objective,
+        "place": plan.options.place,
         "latency_ms": bundle.milliseconds(plan.latency),
         "interval_ms": bundle.milliseconds(plan.interval),
         "gap_percent": None if plan.gap is None else round(100 * plan.gap, 2),

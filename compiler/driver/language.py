@@ -32,8 +32,7 @@ from compiler.frontends.decoder import ProgramShape
 from compiler.frontends.rotate import rotate
 from compiler.graph import OPSET, shape_of
 from compiler.graph.reference import Reference
-from compiler.partition.partition import PartitionOptions, PlacePolicy
-from compiler.partition.program import Program
+from compiler.partition import PartitionOptions, PlacePolicy, Program
 from compiler.quantize import samples as sampling
 from compiler.quantize.balance import balance, known, products
 from compiler.runtime import confined

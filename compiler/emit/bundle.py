@@ -20,9 +20,8 @@ from compiler.emit import contents, host_segment, tflite
 from compiler.emit.store import Store
 from compiler.errors import BundleError, InternalError, OptionError, OutputError
 from compiler.graph import consumers_of, key_of, operator_name, origin_of
-from compiler.partition.partition import Segment
-from compiler.partition.program import Program
-from compiler.quantize.scales import Quant
+from compiler.partition import Program, Segment
+from compiler.quant import Quant
 from compiler.runtime import Bundle, RuntimeBundleError, confined, folders, schema
 from compiler.runtime import bundle as runtime_bundle
 from compiler.runtime.bundle import MANIFEST_VERSION, sha256

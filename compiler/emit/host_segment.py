@@ -34,8 +34,7 @@ from compiler.graph import (
     shape_of,
     values_read,
 )
-from compiler.partition.partition import Segment
-from compiler.partition.program import Program
+from compiler.partition import Program, Segment
 from compiler.quantize import weights
 from compiler.runtime.onnx_segment import NAN_SUM, NAN_SUMS
 
@@ -67,7 +66,7 @@ class _Writer:
         for value in segment.inputs:
             if value in program.dequantized_inside:
                 self.change("DequantizeLinear", value, f"{value.name}/int8", str(value.name))
-        products = _products(segment.nodes) if program.plan.partitioning.host_int8 else {}
+        products = _products(segment.nodes) if program.plan.options.host_int8 else {}
         skipped = {node for product in products.values() for node in product.replaced}
         for node in segment.nodes:
             if node in products:

@@ -15,10 +15,11 @@ import numpy as np
 import onnx_ir as ir
 from ai_edge_litert import schema_py_generated as schema
 
-from compiler.graph import array_of, constant_of, grid_of, is_constant, shape_of
+from compiler.graph import array_of, grid_of
 from compiler.ops import lookup
+from compiler.ops.writer import Writer
+from compiler.quant import Quant, from_range
 from compiler.quantize import weights
-from compiler.quantize.scales import Quant, from_range
 
 # Options table of each operator, where it is not the operator's name in camel case.
 _OPTIONS = {
@@ -45,7 +46,7 @@ def write(
 ) -> bytes:
     """The TFLite file of a segment; every activation of its nodes has an entry in `quants`. Biases
     are corrected for rounded weights where `means` has the channels of a layer's input."""
-    writer = Writer(quants, means)
+    writer = TFLiteWriter(quants, means)
     for value in inputs:
         writer.tensor(value)
     for node in nodes:
@@ -55,52 +56,23 @@ def write(
     return writer.finish(inputs, outputs)
 
 
-class Writer:
-    """Collects the tensors, buffers and operators of one subgraph."""
+class TFLiteWriter(Writer):
+    """Collects the tensors, buffers and operators of one subgraph of a flatbuffer."""
 
     def __init__(
         self, quants: Mapping[str, Quant], means: Mapping[str, np.ndarray] | None = None
     ) -> None:
+        super().__init__()
         self._quants, self._means = quants, means or {}
         self._tensors: list[Any] = []
         self._buffers: list[Any] = [schema.BufferT()]
         self._operators: list[Any] = []
         self._codes: dict[tuple[int, int], int] = {}
-        self._indices: dict[ir.Value, int] = {}
         self._names: set[str] = set()
 
     def quant(self, value: ir.Value | None) -> Quant:
         assert value is not None
         return self._quants[str(value.name)]
-
-    def tensor(self, value: ir.Value | None) -> int:
-        """Index of an activation."""
-        assert value is not None and not is_constant(value), value
-        if value not in self._indices:
-            self._indices[value] = self._add(
-                str(value.name), shape_of(value), None, self.quant(value)
-            )
-        return self._indices[value]
-
-    def alias(self, value: ir.Value, same: ir.Value | None) -> None:
-        """`value` is the very tensor that `same` is."""
-        self._indices[value] = self.tensor(same)
-
-    def scratch(self, like: ir.Value) -> int:
-        """A tensor between two operators that write one node."""
-        return self._add(f"{like.name}/scratch", shape_of(like), None, self.quant(like))
-
-    def operand(self, value: ir.Value, like: ir.Value | None = None) -> int:
-        """An activation, or a constant operand as int8: of its own scale, or that of `like`."""
-        array = constant_of(value)
-        if array is None:
-            return self.tensor(value)
-        quant = self.quant(like) if like is not None else None
-        return self.quantized_constant(str(value.name), array, quant)
-
-    def number(self, number: float, like: ir.Value) -> int:
-        """A scalar of the scale of `like`."""
-        return self.quantized_constant("number", np.asarray(number, np.float32), self.quant(like))
 
     def quantized_constant(self, name: str, array: np.ndarray, quant: Quant | None = None) -> int:
         quant = quant or from_range(float(array.min()), float(array.max()))
@@ -127,19 +99,6 @@ class Writer:
         filters = self._add(str(weight.name), data.shape, data, None, (scales, axis))
         bias_scales = (scales.astype(np.float64) * input_scale).astype(np.float32)
         return filters, self._add(str(bias.name), biases.shape, biases, None, (bias_scales, 0))
-
-    def ints(self, values: Sequence[int]) -> int:
-        return self.int_table(np.asarray(values, np.int32))
-
-    def scalar_int(self, value: int) -> int:
-        return self.int_table(np.asarray(value, np.int32))
-
-    def int_table(self, array: np.ndarray) -> int:
-        return self._add("const", array.shape, array, None)
-
-    def padding(self, pads: Sequence[int]) -> int:
-        """TFLite's padding: the passes leave zero pads or SAME ones only."""
-        return int(schema.Padding.SAME if any(pads) else schema.Padding.VALID)
 
     def clamps(self, x: ir.Value, y: ir.Value, limits: tuple[float, float]) -> bool:
         """Whether x and y share a scale whose int8 range lies within `limits`, so that int8 clamps

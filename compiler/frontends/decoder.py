@@ -126,9 +126,9 @@ class _Writer:
         else:
             sigmoid = self.op(f"{p}ffn_sigmoid", "Sigmoid", [gate], shape)
             active = self.op(f"{p}ffn_silu", "Mul", [gate, sigmoid], shape)
-        return self.rotate_blocks(p, self.op(f"{p}ffn_gated", "Mul", [active, up], shape))
+        return self.rotated(p, self.op(f"{p}ffn_gated", "Mul", [active, up], shape))
 
-    def rotate_blocks(self, p: str, x: ir.Value) -> ir.Value:
+    def rotated(self, p: str, x: ir.Value) -> ir.Value:
         """Q x for each row, where the source asks for it."""
         rotation = self.source.rotation
         if rotation is None:

@@ -3,8 +3,6 @@ them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import onnx_ir as ir
 
@@ -26,10 +24,8 @@ from compiler.graph import (
 from compiler.ops.common import FLOAT_MAX, Operator, Refusal, Scales, free_permute, same_channels
 from compiler.ops.elementwise import permute_constants
 from compiler.ops.rules import Builtin, OpInfo, Rule, constant
+from compiler.ops.writer import Writer
 from compiler.targets import Target
-
-if TYPE_CHECKING:
-    from compiler.emit.tflite import Writer
 
 # The clamps that the Edge TPU has operators for.
 CLAMPS = {(0.0, FLOAT_MAX): "RELU", (0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1"}

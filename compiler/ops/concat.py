@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -21,10 +20,8 @@ from compiler.ops.common import (
 )
 from compiler.ops.elementwise import permute_constants
 from compiler.ops.rules import NO_FUSED_ACTIVATION, Builtin, OpInfo, Rule
+from compiler.ops.writer import Writer
 from compiler.targets import Target
-
-if TYPE_CHECKING:
-    from compiler.emit.tflite import Writer
 
 
 def permute_concat(node: ir.Node, perm: Sequence[int], b: Builder) -> None:

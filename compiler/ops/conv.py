@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -22,11 +22,9 @@ from compiler.graph import (
 )
 from compiler.ops.common import Operator, RefuseError, same_geometry
 from compiler.ops.rules import Builtin, OpInfo, Rule, TensorInfo, Work, constant
+from compiler.ops.writer import Writer
 from compiler.targets import Layer, Target
 from compiler.targets.memory import stored_outputs, up
-
-if TYPE_CHECKING:
-    from compiler.emit.tflite import Writer
 
 
 @dataclass(frozen=True)

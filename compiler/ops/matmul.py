@@ -7,7 +7,6 @@ FULLY_CONNECTED gives one-dimensional output on the Edge TPU, so S rows of K inp
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -28,11 +27,9 @@ from compiler.graph import (
 from compiler.ops.common import Operator, RefuseError
 from compiler.ops.conv import zero_bias
 from compiler.ops.rules import Builtin, OpInfo, Rule, Work, constant
+from compiler.ops.writer import Writer
 from compiler.targets import Layer, Target
 from compiler.targets.memory import stored_outputs, up
-
-if TYPE_CHECKING:
-    from compiler.emit.tflite import Writer
 
 
 def lower_matmul(node: ir.Node, b: Builder) -> None:

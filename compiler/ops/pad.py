@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -11,10 +10,8 @@ import onnx_ir as ir
 from compiler.graph import Builder, attribute_of, axis_of, input_at, ints_of, scalar_of, shape_of
 from compiler.ops.common import Operator, Refusal, same_channels, same_scale
 from compiler.ops.rules import Builtin
+from compiler.ops.writer import Writer
 from compiler.targets import Target
-
-if TYPE_CHECKING:
-    from compiler.emit.tflite import Writer
 
 
 def amounts(node: ir.Node) -> list[tuple[int, int]] | None:

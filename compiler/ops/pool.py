@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -22,9 +21,7 @@ from compiler.graph import (
 from compiler.ops.common import Operator, RefuseError, same_channels, same_scale
 from compiler.ops.conv import Window, image, tflite_pads, unimage, window, zero_padded
 from compiler.ops.rules import NO_FUSED_ACTIVATION, Builtin
-
-if TYPE_CHECKING:
-    from compiler.emit.tflite import Writer
+from compiler.ops.writer import Writer
 
 # A padded image may be this many times larger; beyond, the padding is the work.
 LARGEST_PADDING = 4

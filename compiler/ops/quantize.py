@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import onnx_ir as ir
 
 from compiler.graph import DIALECT, activations_of, constant_of
 from compiler.ops.common import Operator, Scales, free_permute, same_channels
 from compiler.ops.rules import Builtin
-
-if TYPE_CHECKING:
-    from compiler.emit.tflite import Writer
+from compiler.ops.writer import Writer
 
 
 def given(node: ir.Node) -> tuple[float, int]:

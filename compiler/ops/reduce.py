@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -29,10 +28,8 @@ from compiler.ops.common import (
     same_scale,
 )
 from compiler.ops.rules import Builtin
+from compiler.ops.writer import Writer
 from compiler.targets import Target
-
-if TYPE_CHECKING:
-    from compiler.emit.tflite import Writer
 
 _BUILTIN = {
     "ReduceMean": ("MEAN", 2),

@@ -3,8 +3,6 @@ where one is needed."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import onnx_ir as ir
 
@@ -27,9 +25,7 @@ from compiler.ops.common import (
     same_scale,
 )
 from compiler.ops.rules import Builtin
-
-if TYPE_CHECKING:
-    from compiler.emit.tflite import Writer
+from compiler.ops.writer import Writer
 
 
 def lower(node: ir.Node, b: Builder) -> None:

@@ -7,8 +7,6 @@ that rule.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import onnx_ir as ir
 
@@ -25,10 +23,8 @@ from compiler.graph import (
 )
 from compiler.ops.common import Operator, RefuseError, same_channels, same_scale
 from compiler.ops.rules import Builtin, OpInfo, Rule
+from compiler.ops.writer import Writer
 from compiler.targets import Target
-
-if TYPE_CHECKING:
-    from compiler.emit.tflite import Writer
 
 # (align_corners, half_pixel_centers) as ONNX's (coordinate mode, rounding of nearest), plainest
 # first: half pixels need operator version 3.

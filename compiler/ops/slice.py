@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -20,10 +19,8 @@ from compiler.graph import (
 )
 from compiler.ops.common import ChannelTie, Operator, Refusal, RefuseError, same_scale
 from compiler.ops.rules import Builtin
+from compiler.ops.writer import Writer
 from compiler.targets import Target
-
-if TYPE_CHECKING:
-    from compiler.emit.tflite import Writer
 
 
 def ranges(node: ir.Node) -> tuple[list[int], list[int]] | None:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from compiler.graph import Builder, attribute_of, axis_of, consumers_of, element_count, shape_of
 from compiler.ops.common import Operator, Refusal, Scales
 from compiler.ops.rules import Builtin, OpInfo, Rule
+from compiler.ops.writer import Writer
 from compiler.targets import Target
-
-if TYPE_CHECKING:
-    from compiler.emit.tflite import Writer
 
 
 def lower(node: ir.Node, b: Builder) -> None:

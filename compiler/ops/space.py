@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import onnx_ir as ir
 
 from compiler.graph import DIALECT, Builder, attribute_of, to_nchw, to_nhwc
 from compiler.ops.common import Operator, same_scale
 from compiler.ops.rules import Builtin
-
-if TYPE_CHECKING:
-    from compiler.emit.tflite import Writer
+from compiler.ops.writer import Writer
 
 
 def lower(node: ir.Node, b: Builder) -> None:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import onnx_ir as ir
 
 from compiler.graph import attribute_of, shape_of
 from compiler.ops.common import ChannelTie, Operator, Refusal, same_channels, same_scale
 from compiler.ops.rules import Builtin
+from compiler.ops.writer import Writer
 from compiler.targets import Target
-
-if TYPE_CHECKING:
-    from compiler.emit.tflite import Writer
 
 
 def permutation(node: ir.Node) -> tuple[int, ...]:

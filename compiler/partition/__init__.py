@@ -1,1 +1,170 @@
-"""Which node runs where."""
+"""Which node runs where: cuts a lowered graph into segments, each for one Edge TPU or for the host.
+
+Contract of `partition`: every node is in exactly one segment; a segment reads only graph inputs,
+constants and what earlier segments made, so every segment is convex and the list is an order to run
+them in; the parameters that are said to stay cached fit their Edge TPU together (`targets.fits`),
+and those that do not are said to be streamed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import onnx_ir as ir
+
+from compiler import planner
+from compiler.errors import OptionError
+from compiler.graph import origin_of
+from compiler.partition.options import DeviceKind, PartitionOptions, PlacePolicy
+from compiler.partition.placement import place_nodes
+from compiler.partition.plan import Placement, Placements, Plan, Segment
+from compiler.partition.problem import Units, planner_problem, stages_of_cuts, units_of
+from compiler.partition.program import Program
+from compiler.partition.segments import assemble, halved, streamed
+from compiler.partition.task import Task
+from compiler.targets import Target
+
+# Shares of the room for parameters that the planner may count on, one after the other, where the
+# tiles of the SRAM hold less than it planned with.
+TIGHTER_ROOMS = (0.94, 0.85)
+# A plan that is so much worse than the planner promised is planned again.
+PROMISE_SLACK = 1.001
+
+__all__ = [
+    "DeviceKind",
+    "PartitionOptions",
+    "PlacePolicy",
+    "Placement",
+    "Plan",
+    "Program",
+    "Segment",
+    "halved",
+    "partition",
+    "streamed",
+]
+
+
+def partition(model: ir.Model, target: Target, options: PartitionOptions | None = None) -> Plan:
+    """Cut a lowered model into segments for `target`. Raises OptionError for options that cannot be
+    met."""
+    options = options or PartitionOptions()
+    task = Task(model.graph, target, options)
+    placements = place_nodes(task)
+    units = units_of(model.graph, placements)
+    search = _Search(task, placements, units, planner_problem(task, units, placements))
+    if options.cuts:
+        stages = stages_of_cuts(search.units_named(options.cuts), search.problem, options.tpus)
+        plan, bound = search.assembled(stages), None
+    else:
+        plan, bound = search.planned()
+    gap = None
+    if bound is not None and plan.objective > 0:
+        gap = max(0.0, 1 - bound / plan.objective)
+    return replace(plan, placements=_final_placements(placements, plan), gap=gap)
+
+
+def _objective(plan: Plan) -> float:
+    return plan.objective
+
+
+def _final_placements(placements: Placements, plan: Plan) -> dict[ir.Node, Placement]:
+    """The placements, with the prediction as the reason where the planner chose another device."""
+    final = dict(placements.of)
+    for segment in plan.segments:
+        for node in segment.nodes:
+            if final[node].device == segment.device:
+                continue
+            cost = placements.costs[node]
+            here, there = f"{1e3 * cost.host:.3g} ms", f"{1e3 * cost.tpu:.3g} ms"
+            reason = (
+                f"predicted: {here} here, {there} on the Edge TPU, without parameters and transfers"
+            )
+            final[node] = Placement(segment.device, reason)
+    return final
+
+
+@dataclass(frozen=True)
+class _Search:
+    """A problem with what its plans are assembled from."""
+
+    task: Task
+    placements: Placements
+    units: Units
+    problem: planner.Problem
+
+    def assembled(self, stages: planner.Stages) -> Plan:
+        return assemble(stages, self.units, self.placements.costs, self.task)
+
+    def units_named(self, names: Sequence[str]) -> list[int]:
+        """The units of the nodes that the user cuts behind."""
+        unit_of = {origin_of(n): index for index, unit in enumerate(self.units) for n in unit}
+        for name in names:
+            if name not in unit_of:
+                raise OptionError(
+                    f"--cut {name}: no node has this name; `inspect --json` lists the nodes"
+                )
+        return [unit_of[name] for name in names]
+
+    def planned(self) -> tuple[Plan, float | None]:
+        """The best plan found, and what no plan can be better than where a solver has looked."""
+        problem, seconds = self.problem, self.task.options.seconds
+        found = planner.solve(problem, seconds)
+        plan = self._refined(problem, self.assembled(found.stages), found.cost)
+        enough = planner.needed(problem) + 1
+        if self.task.options.objective == "latency" and enough < self.task.options.tpus:
+            # More TPUs than hold the parameters make the search larger, and seldom the latency
+            # smaller.
+            fewer = replace(problem, tpus=enough)
+            other = planner.solve(fewer, seconds / 2)
+            refined = self._refined(fewer, self.assembled(other.stages), other.cost)
+            plan = min(plan, refined, key=_objective)
+        return plan, found.bound
+
+    def _refined(self, problem: planner.Problem, plan: Plan, promised: float) -> Plan:
+        """A plan that the tiles take.
+
+        The planner counts bytes. Where the tiles do not take all that it counted on, nodes at
+        boundaries move, and it plans again with less room.
+        """
+        for share in TIGHTER_ROOMS:
+            if plan.objective <= promised * PROMISE_SLACK:
+                break
+            plan = self._repaired(problem, plan)
+            tighter = replace(
+                problem, capacities=[int(room * share) for room in problem.capacities]
+            )
+            other = planner.solve(tighter, self.task.options.seconds / 4)
+            plan = min(plan, self.assembled(other.stages), key=_objective)
+        return plan
+
+    def _repaired(self, problem: planner.Problem, plan: Plan) -> Plan:
+        """Move nodes across boundaries as long as that helps by what the tiles take."""
+        budget = planner.Budget(self.task.options.seconds / 2)
+        better: Plan | None = plan
+        while better is not None:
+            plan = better
+            better = self._better_neighbour(problem, plan, budget)
+        return plan
+
+    def _better_neighbour(
+        self, problem: planner.Problem, plan: Plan, budget: planner.Budget
+    ) -> Plan | None:
+        for stages in planner.neighbours(problem, self._stages_of(plan), budget):
+            if budget.spent:
+                return None
+            # Assembling takes about so much longer than a step of the planner.
+            budget.spend(40 * problem.count)
+            candidate = self.assembled(stages)
+            if candidate.objective < plan.objective * (1 - 1e-6):
+                return candidate
+        return None
+
+    def _stages_of(self, plan: Plan) -> planner.Stages:
+        unit_of = {node: index for index, unit in enumerate(self.units) for node in unit}
+        stages = []
+        for segment in plan.segments:
+            members = sorted({unit_of[node] for node in segment.nodes})
+            device = planner.HOST if segment.tpu is None else segment.tpu
+            stages.append((device, tuple(members)))
+        return tuple(stages)

@@ -11,8 +11,8 @@ import onnx_ir as ir
 
 from compiler.checks.pass_checks import Checker
 from compiler.graph import OPSET, values_read
-from compiler.partition.partition import Plan
-from compiler.quantize.scales import Quant
+from compiler.partition.plan import Plan
+from compiler.quant import Quant
 from compiler.targets import Target
 
 

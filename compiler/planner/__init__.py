@@ -17,12 +17,16 @@ from dataclasses import replace
 
 from compiler.planner.budget import Budget
 from compiler.planner.exact import exact
-from compiler.planner.heuristic import alternate, heuristic, neighbours
+from compiler.planner.heuristic import heuristic
+from compiler.planner.improving import neighbours
+from compiler.planner.orders import alternate
 from compiler.planner.problem import (
     HOST,
+    INFINITE,
     Objective,
     Problem,
     Solution,
+    Stages,
     Tensor,
     cached,
     cost,
@@ -35,10 +39,12 @@ EXACT_NODES = 700
 
 __all__ = [
     "HOST",
+    "INFINITE",
     "Budget",
     "Objective",
     "Plan",
     "Problem",
+    "Stages",
     "Tensor",
     "alternate",
     "cached",

@@ -63,7 +63,10 @@ def _solver(seconds: float) -> cp_model.CpSolver:
 
 
 class _Formulation:
-    """Levels in a row, host and TPUs in turn; `late[n][k]` says that node n stands behind level k."""
+    """Levels in a row, host and TPUs in turn.
+
+    `behind[n][k]` says that node n stands behind level k, `at[n][k]` that it stands at it.
+    """
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -75,16 +78,16 @@ class _Formulation:
         ]
         self.scale = 10**7 / max(sum(finite) + problem.invoke, 1e-30)
         nodes, count = range(problem.count), len(self.devices)
-        self.late = [[self.model.new_bool_var("") for _ in range(count - 1)] for _ in nodes]
+        self.behind = [[self.model.new_bool_var("") for _ in range(count - 1)] for _ in nodes]
         self.at = [[self._at(n, k) for k in range(count)] for n in nodes]
-        for row in self.late:
+        for row in self.behind:
             for near, far in pairwise(row):
                 self.model.add_implication(far, near)
         for u, v in (
             nx.transitive_reduction(nx.DiGraph([*problem.edges])).edges if problem.edges else ()
         ):
             for k in range(count - 1):
-                self.model.add_implication(self.late[u][k], self.late[v][k])
+                self.model.add_implication(self.behind[u][k], self.behind[v][k])
         loads: dict[int, Terms] = {device: [] for device in self.devices}
         for k, device in enumerate(self.devices):
             loads[device] += self._level(k, device)
@@ -105,14 +108,18 @@ class _Formulation:
     def _units(self, time: float) -> int:
         return round(time * self.scale)
 
-    def _behind(self, n: int, level: int) -> Any:
+    def _stands_behind(self, n: int, level: int) -> Any:
         """Node n stands at this level or a later one."""
         return (
-            True if level <= 0 else False if level >= len(self.devices) else self.late[n][level - 1]
+            True
+            if level <= 0
+            else False
+            if level >= len(self.devices)
+            else self.behind[n][level - 1]
         )
 
     def _at(self, n: int, level: int) -> Any:
-        here, further = self._behind(n, level), self._behind(n, level + 1)
+        here, further = self._stands_behind(n, level), self._stands_behind(n, level + 1)
         if further is False:
             return here
         if here is True:
@@ -147,18 +154,18 @@ class _Formulation:
                 comes = self.model.new_bool_var("")
                 terms.append((down, comes))
                 for r in tensor.readers:
-                    before = [] if source is None else [self._behind(source, k)]
+                    before = [] if source is None else [self._stands_behind(source, k)]
                     self.model.add_bool_or([comes, ~self.at[r][k], *before])
             if source is None or not up:
                 continue
             goes = self.at[source][k] if tensor.leaves else self.model.new_bool_var("")
             terms.append((up, goes))
             for r in () if tensor.leaves else tensor.readers:
-                self.model.add_bool_or([goes, ~self.at[source][k], ~self._behind(r, k + 1)])
+                self.model.add_bool_or([goes, ~self.at[source][k], ~self._stands_behind(r, k + 1)])
         return terms
 
     def _streaming(self, k: int) -> Terms:
-        """Parameters that level k does not keep: the smallest stay, as many as there is room for."""
+        """Parameters that level k does not keep: the smallest stay, as many as fit."""
         problem, terms = self.problem, []
         holders = sorted(
             (n for n in range(problem.count) if problem.sizes[n]), key=problem.rank.__getitem__
@@ -209,14 +216,14 @@ class _Formulation:
                 return
             start = places[0]
             level |= dict.fromkeys(nodes, start)
-        for n, row in enumerate(self.late):
+        for n, row in enumerate(self.behind):
             for k, variable in enumerate(row):
                 self.model.add_hint(variable, level[n] > k)
 
     def prefer_latency(self, solver: cp_model.CpSolver) -> None:
         """Hold the goal that was reached, and ask for the least sum of loads."""
         self.model.clear_hints()
-        for row in self.late:
+        for row in self.behind:
             for variable in row:
                 self.model.add_hint(variable, solver.boolean_value(variable))
         self.model.add(self.goal <= round(solver.objective_value))
@@ -224,6 +231,6 @@ class _Formulation:
 
     def stages(self, solver: cp_model.CpSolver) -> Stages:
         rows: list[list[int]] = [[] for _ in self.devices]
-        for n, row in enumerate(self.late):
+        for n, row in enumerate(self.behind):
             rows[sum(map(solver.boolean_value, row))].append(n)
         return filled(self.devices, rows)

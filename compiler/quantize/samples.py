@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -64,10 +65,8 @@ def load(
     """Samples for the inputs of a model. Raises CalibrationError with what does not fit and what
     would."""
     if path is None:
-        return Samples(
-            [lambda i=i: random_sample(inputs, seed + i) for i in range(RANDOM_SAMPLES)],
-            random=True,
-        )  # type: ignore[misc]
+        loaders = [partial(random_sample, inputs, seed + i) for i in range(RANDOM_SAMPLES)]
+        return Samples(loaders, random=True)
     if not path.exists():
         raise CalibrationError(f"{path}: no such file or folder")
     if path.is_file():
@@ -127,10 +126,11 @@ def split_arrays(
     if not arrays or not next(iter(counts.values())):
         raise CalibrationError(f"{where}: holds no samples")
     number = next(iter(counts.values()))
-    return [
-        lambda i=i: {name: np.asarray(array[i]) for name, array in arrays.items()}
-        for i in range(number)
-    ]  # type: ignore[misc]
+    return [partial(_sample_at, arrays, index) for index in range(number)]
+
+
+def _sample_at(arrays: Mapping[str, np.ndarray], index: int) -> Sample:
+    return {name: np.asarray(array[index]) for name, array in arrays.items()}
 
 
 def _stacked(array: np.ndarray, value: ir.Value, where: str) -> tuple[np.ndarray, int]:

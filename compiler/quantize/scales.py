@@ -4,39 +4,14 @@ around them."""
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import networkx as nx
-import numpy as np
 import onnx_ir as ir
 
 from compiler.graph import DIALECT, Builder, Names, activations_of, is_constant, key_of
 from compiler.ops import Scales, lookup
+from compiler.quant import Quant, from_range
 from compiler.quantize.calibrate import Ranges
-from compiler.runtime import pipeline
-
-
-@dataclass(frozen=True)
-class Quant:
-    """real = scale * (int8 - zero_point)."""
-
-    scale: float
-    zero_point: int
-
-    def quantize(self, array: np.ndarray) -> np.ndarray:
-        return pipeline.quantize(array, self.scale, self.zero_point)
-
-    def dequantize(self, array: np.ndarray) -> np.ndarray:
-        return pipeline.dequantize(array, self.scale, self.zero_point)
-
-
-def from_range(low: float, high: float) -> Quant:
-    """The asymmetric int8 scale that holds [low, high] and zero exactly."""
-    low, high = min(low, 0.0), max(high, 0.0)
-    if high == low:
-        return Quant(1.0, 0)
-    scale = float(np.float32(max((high - low) / 255, float(np.finfo(np.float32).tiny))))
-    return Quant(scale, int(np.clip(round(-128 - low / scale), -128, 127)))
 
 
 def constraints(nodes: Iterable[ir.Node]) -> list[tuple[ir.Node, Scales]]:

@@ -12,7 +12,8 @@ import numpy as np
 from compiler.runtime import confined
 from compiler.runtime.bundle import Bundle, RuntimeBundleError
 from compiler.runtime.confined import ConfinedError
-from compiler.runtime.devices import Device, Fleet
+from compiler.runtime.devices import Device
+from compiler.runtime.fleet import Fleet
 from compiler.runtime.pipeline import Pipeline
 
 _INPUTS = {"input_ids", "attention_mask", "token_type_ids"}

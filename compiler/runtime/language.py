@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from compiler.runtime.bundle import Bundle, RuntimeBundleError
-from compiler.runtime.devices import Device, Fleet
+from compiler.runtime.devices import Device
+from compiler.runtime.fleet import Fleet
 from compiler.runtime.onnx_segment import Cache
 from compiler.runtime.pipeline import Arrays, Pipeline
 from compiler.runtime.sampling import Sampler, Sampling

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from compiler.runtime.bundle import Bundle, RuntimeBundleError
-from compiler.runtime.devices import Cpu, Device, DeviceError, Executable, Fleet
+from compiler.runtime.devices import Cpu, Device, DeviceError, Executable
+from compiler.runtime.fleet import Fleet
 
 Arrays = Mapping[str, np.ndarray]
 T = TypeVar("T")

@@ -20,7 +20,8 @@ from types import TracebackType
 import numpy as np
 
 from compiler.runtime.bundle import Bundle
-from compiler.runtime.devices import Device, Fleet
+from compiler.runtime.devices import Device
+from compiler.runtime.fleet import Fleet
 from compiler.runtime.pipeline import Arrays, Pipeline, SegmentError
 
 Results = dict[str, np.ndarray]

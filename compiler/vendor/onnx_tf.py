@@ -29,8 +29,7 @@ from compiler.errors import ToolchainError, first_line
 from compiler.graph import DIALECT, array_of, shape_of, values_read
 from compiler.graph.reference import Reference
 from compiler.ops.activation import GELU_GATES
-from compiler.partition.partition import Segment
-from compiler.partition.program import Program
+from compiler.partition import Program, Segment
 from compiler.quantize.samples import Samples
 
 SIDECARS = Path(__file__).parent / "sidecars"

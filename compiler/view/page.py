@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from compiler.graph import activations_of, operator_name, origin_of
-from compiler.partition.program import Program
+from compiler.partition import Program
 
 _TEMPLATE = Path(__file__).parent / "page.html"
 

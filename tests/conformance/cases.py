@@ -19,7 +19,7 @@ from onnx import numpy_helper
 from compiler.checks.difference import Difference
 from compiler.driver import build as building
 from compiler.errors import CalibrationError, CompilerError
-from compiler.partition.partition import PartitionOptions
+from compiler.partition import PartitionOptions
 from compiler.runtime import Bundle, Pipeline
 
 with warnings.catch_warnings():

@@ -19,7 +19,7 @@ from compiler.checks.verify import Difference
 from compiler.driver import build as building
 from compiler.errors import CompilerError
 from compiler.graph.reference import Reference
-from compiler.partition.partition import PartitionOptions, PlacePolicy
+from compiler.partition import PartitionOptions, PlacePolicy
 from compiler.quantize import samples as sampling
 from compiler.runtime import Bundle, Pipeline
 from tests.fuzz.check import GOOD_DB, SLACK_DB

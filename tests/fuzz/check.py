@@ -12,7 +12,7 @@ import onnx
 from compiler.checks.difference import Difference
 from compiler.driver import build as building
 from compiler.graph.reference import Reference
-from compiler.partition.partition import PartitionOptions
+from compiler.partition import PartitionOptions
 from compiler.quantize import samples as sampling
 from compiler.runtime import Bundle, Pipeline
 from tests.fuzz.simulate import simulated

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from compiler.graph import activations_around, array_of, grid_of
 from compiler.ops.activation import GELU_GATES
-from compiler.partition.program import Program
+from compiler.partition import Program
 from compiler.quantize import weights
 
 

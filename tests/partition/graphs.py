@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from compiler.graph import activations_of, consumers_of
 from compiler.importer import load as importer
-from compiler.partition.partition import Plan
+from compiler.partition import Plan
 from compiler.targets import Target
 from passes import fold_constants
 from tests.passes.golden import parsed, weight

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from compiler.partition.partition import Plan, halved, partition
+from compiler.partition import Plan, halved, partition
 from compiler.targets import Target
 from tests.partition.graphs import chain, check_borders, model_of
 from tests.passes.golden import weight

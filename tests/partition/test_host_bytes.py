@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 import pytest
 
-from compiler.partition.partition import PartitionOptions, Plan, partition
+from compiler.partition import PartitionOptions, Plan, partition
 from compiler.targets import Target
 from tests.partition.graphs import check_borders, model_of
 from tests.passes.golden import weight

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 
 from compiler.device.cost import Cost, of_node
-from compiler.partition.partition import PartitionOptions, partition
+from compiler.partition import PartitionOptions, partition
 from compiler.targets import Host, Layer, fits
 from tests.partition.graphs import BLOCK, SMALL, chain, check_borders, model_of
 from tests.passes.golden import weight

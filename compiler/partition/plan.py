@@ -1,0 +1,123 @@
+"""A plan: the segments in the order they run, where every node is and why, and what is predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from compiler.device.cost import Cost
+from compiler.device.legality import layers_of
+from compiler.partition.options import DeviceKind, PartitionOptions
+from compiler.targets import Layer, Target
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a node runs and the sentence that says why."""
+
+    device: DeviceKind
+    reason: str
+
+
+@dataclass
+class Placements:
+    """Where every node goes and what it costs; `free` nodes may go either way."""
+
+    of: dict[ir.Node, Placement]
+    costs: Mapping[ir.Node, Cost]
+    pinned: set[ir.Node]
+    free: set[ir.Node]
+
+    def on_host(self, node: ir.Node) -> bool:
+        return self.of[node].device == "host"
+
+
+@dataclass
+class Segment:
+    """Nodes that run together.
+
+    index:           place in the order of execution
+    tpu:             number of the Edge TPU that it is planned for, None for the host
+    inputs, outputs: activations that cross its boundary
+    macs:            multiply-accumulates of one inference
+    parameter_bytes: bytes of its parameters, as they are stored where it runs
+    cached:          parameter bytes that stay in the SRAM between inferences
+    streamed:        parameter bytes that are sent at each inference
+    times:           predicted seconds by what they are spent on
+    """
+
+    index: int
+    tpu: int | None = None
+    nodes: list[ir.Node] = field(default_factory=list)
+    inputs: list[ir.Value] = field(default_factory=list)
+    outputs: list[ir.Value] = field(default_factory=list)
+    macs: int = 0
+    parameter_bytes: int = 0
+    cached: int = 0
+    streamed: int = 0
+    times: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def device(self) -> DeviceKind:
+        return "host" if self.tpu is None else "tpu"
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.times.values())
+
+    @property
+    def layers(self) -> list[Layer]:
+        return [layer for node in self.nodes for layer in layers_of(node)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Segments in the order they run, the placement and cost of every node, and the options.
+
+    `gap` bounds how far the plan is from the best one, as a share of its objective; None where no
+    solver has looked.
+    """
+
+    segments: list[Segment]
+    placements: Mapping[ir.Node, Placement]
+    costs: Mapping[ir.Node, Cost]
+    options: PartitionOptions
+    gap: float | None = None
+
+    @property
+    def latency(self) -> float:
+        """Predicted seconds of one inference."""
+        return sum(s.seconds for s in self.segments)
+
+    @property
+    def loads(self) -> dict[int | None, float]:
+        """Predicted seconds of one inference on each Edge TPU, and on the host (None)."""
+        found: dict[int | None, float] = {}
+        for segment in self.segments:
+            found[segment.tpu] = found.get(segment.tpu, 0.0) + segment.seconds
+        return found
+
+    @property
+    def interval(self) -> float:
+        """Predicted seconds between two results of the full pipeline."""
+        return max(self.loads.values(), default=0.0)
+
+    @property
+    def objective(self) -> float:
+        """The seconds that the options ask to be small."""
+        return self.latency if self.options.objective == "latency" else self.interval
+
+    def reload(self, target: Target) -> float:
+        """Seconds that an inference takes longer where the segments of an Edge TPU do not share a
+        caching token.
+
+        They then evict each other's parameters, and all of them are sent at each run.
+        """
+        caching = [s for s in self.segments if s.tpu is not None and s.cached]
+        count: dict[int | None, int] = {}
+        for segment in caching:
+            count[segment.tpu] = count.get(segment.tpu, 0) + 1
+        evicted = sum(s.cached for s in caching if count[s.tpu] > 1)
+        return evicted / target.stream
