@@ -12,7 +12,6 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript import optimizer
 
-from compiler import constants
 from compiler.graph import (
     HOST_REASON,
     Builder,
@@ -20,15 +19,16 @@ from compiler.graph import (
     all_activations,
     attribute_of,
     bodies,
+    constants,
     element_count,
     is_constant,
     is_raised,
     is_static,
     replace_node,
     shape_of,
+    shapes,
     values_read,
 )
-from compiler.importer import shapes
 from compiler.targets import Target
 
 # Up to this many bytes a folded constant is kept.

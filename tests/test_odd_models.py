@@ -16,9 +16,8 @@ from onnx import TensorProto, helper
 from compiler.cli.common import Terminal
 from compiler.driver import build as building
 from compiler.errors import ModelError, OptionError, visible
-from compiler.graph import shape_of
+from compiler.graph import shape_of, shapes
 from compiler.importer import load as importer
-from compiler.importer import shapes
 from compiler.runtime import Bundle, Pipeline
 
 CHOICE = """

@@ -16,7 +16,6 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from onnx_ir.passes import common
 
-from compiler import values as fixed_values
 from compiler.errors import ModelError, OptionError, first_line
 from compiler.graph import (
     HOST_REASON,
@@ -30,8 +29,10 @@ from compiler.graph import (
     origin_of,
     scalar_of,
     shape_of,
+    shapes,
 )
-from compiler.importer import onnxfile, shapes, upgrade
+from compiler.importer import onnxfile, upgrade
+from compiler.importer import values as fixed_values
 
 OLDEST_OPSET = 7
 # Of an input: what numpy and onnxruntime take.

@@ -28,8 +28,8 @@ from compiler.graph import (
     input_at,
     key_of,
     origin_of,
+    shapes,
 )
-from compiler.importer import shapes
 
 # Whose kernels in onnxruntime end with opset 21, where all operators have the form of opset 23
 # already.

@@ -63,6 +63,8 @@ def solve(problem: Problem, seconds: float = 5.0) -> Solution:
 
     Work is counted, not time: a problem has the same plan each time.
     """
+    if all(seconds == INFINITE for seconds in problem.tpu):
+        return _on_host(problem)
     large = problem.count > EXACT_NODES
     found = heuristic(problem, seconds if large else seconds / 3)
     if not problem.count or large or seconds <= 0:
@@ -72,3 +74,11 @@ def solve(problem: Problem, seconds: float = 5.0) -> Solution:
         return found
     best = min(proven, found, key=lambda plan: plan.cost)
     return replace(best, bound=min(max(proven.bound or 0.0, simple_bound(problem)), best.cost))
+
+
+def _on_host(problem: Problem) -> Solution:
+    """The only plan where no node may go to a TPU."""
+    nodes = tuple(range(problem.count))
+    stages: Stages = ((HOST, nodes),) if nodes else ()
+    seconds = cost(problem, stages)
+    return Solution(stages, seconds, seconds)

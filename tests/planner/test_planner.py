@@ -237,3 +237,10 @@ def test_public_inputs_are_json(tmp_path: Path) -> None:
     problem = public(path)
     assert problem.count == 2 and problem.tpu == [2.0, 2.0] and problem.sizes == [16, 16]
     assert planner.solve(problem).cost == pytest.approx(2.5)
+
+
+def test_without_a_node_for_the_tpus_nothing_is_searched() -> None:
+    problem = replace(draw(random.Random(3), 12, 0.0, True, (2, "latency")), tpu=[INFINITE] * 12)
+    found = planner.solve(problem)
+    assert found.stages == ((HOST, tuple(range(12))),)
+    assert found.cost == found.bound == pytest.approx(sum(problem.host))
