@@ -4,8 +4,8 @@ ONNX's own converters leave some old meanings behind without a word: Softmax ove
 Resize without half-pixel coordinates, BatchNormalization by position. Here each operator whose form
 or meaning changed between these opsets has one adapter, which states the old meaning in the new
 form. All other operators only took more types or optional attributes, whose defaults are the old
-meaning. The changes are those of ONNX's docs/Changelog.md; tests/test_upgrade.py holds every schema
-against the table.
+meaning. The changes are those of ONNX's docs/Changelog.md; tests/importer/test_upgrade.py holds
+every schema against the table.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from compiler.targets import Target
 from compiler.vendor import darwinn
 from tests.conftest import Cli
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 GROUNDTRUTH = ROOT.parent / "shared" / "groundtruth"
 TARGET = Target.load()
 

@@ -9,7 +9,7 @@ import pytest
 from compiler.checks import agreement
 from compiler.checks.agreement import Boxes, Classes, Mask, Text, readings
 from compiler.runtime.detections import Detections, Yolo
-from tests.test_detections import CELLS, head_output
+from tests.runtime.test_detections import CELLS, head_output
 
 PICTURE = {"x": np.zeros((1, 3, 64, 64), np.float32)}
 RNG = np.random.default_rng(0)

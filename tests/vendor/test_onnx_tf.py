@@ -14,7 +14,7 @@ from compiler.runtime import Bundle, Pipeline
 from compiler.vendor import onnx_tf
 from tests.conftest import Cli
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 REAL = os.environ.get(onnx_tf.VARIABLE) or (
     str(onnx_tf.home() / "bin" / "python") if onnx_tf.home().is_dir() else None
 )

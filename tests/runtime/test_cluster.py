@@ -14,7 +14,7 @@ from compiler.runtime import Bundle, Pipeline, Runner
 from compiler.runtime.devices import DeviceChoiceError
 from compiler.runtime.fleet import parse
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

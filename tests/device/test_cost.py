@@ -15,7 +15,7 @@ from compiler.ops.rules import OpInfo, TensorInfo
 from compiler.targets import Host, Target
 from fixtures import networks
 
-GROUNDTRUTH = Path(__file__).parents[2] / "shared" / "groundtruth"
+GROUNDTRUTH = Path(__file__).parents[3] / "shared" / "groundtruth"
 needs_groundtruth = pytest.mark.skipif(
     not GROUNDTRUTH.is_dir(), reason="needs ../shared/groundtruth"
 )

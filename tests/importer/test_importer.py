@@ -19,7 +19,7 @@ from compiler.importer import onnxfile
 from compiler.runtime import Bundle, Pipeline
 from tests.conftest import save, small_network
 
-FIXTURES = Path(__file__).parent.parent / "fixtures"
+FIXTURES = Path(__file__).parents[2] / "fixtures"
 
 
 def builds(path: Path, tmp_path: Path) -> Pipeline:

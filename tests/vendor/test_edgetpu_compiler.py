@@ -16,7 +16,7 @@ from compiler.runtime import Pipeline
 from compiler.vendor import edgetpu_compiler as toolchain
 from compiler.vendor.edgetpu_compiler import Compiled, Refused, Session, Tool, parse
 from tests.conftest import Cli
-from tests.test_legality import GROUNDTRUTH
+from tests.device.test_legality import GROUNDTRUTH
 
 LOGS = GROUNDTRUTH / "logs"
 NAMES = {

@@ -27,7 +27,7 @@ from compiler.runtime.bundle import MANIFEST_VERSION
 from compiler.vendor import edgetpu_compiler as toolchain
 from tests.conftest import Cli
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

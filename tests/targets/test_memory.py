@@ -84,7 +84,7 @@ def test_spatial_convolutions_are_limited_by_their_total() -> None:
 
 
 def test_own_targets(tmp_path: Path) -> None:
-    text = (Path(__file__).parent.parent / "compiler" / "targets" / "usb3.toml").read_text()
+    text = (Path(__file__).parents[2] / "compiler" / "targets" / "usb3.toml").read_text()
     small = tmp_path / "small.toml"
     small.write_text(text + "[sram]\ntile_bytes = 65_536\n")
     assert not fits([dense(2688, 2688)], Target.load(str(small)))

@@ -39,7 +39,7 @@ from compiler.runtime.server import EmbeddingServer, Limits, Web
 from compiler.runtime.text import Text
 from tests.conftest import LANGUAGE, Cli
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 MAX_BODY = 1_100_000
 JSON = {"Content-Type": "application/json"}
 KEY = {"Authorization": "Bearer secret"}

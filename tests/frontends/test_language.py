@@ -29,7 +29,7 @@ from compiler.runtime.sampling import Sampler, Sampling
 from compiler.runtime.text import Text, TextError
 from tests.conftest import LANGUAGE, Cli
 
-MODEL = Path(__file__).parent.parent / "fixtures" / "language.gguf"
+MODEL = Path(__file__).parents[2] / "fixtures" / "language.gguf"
 PROMPT = "The following statement"
 SETTINGS = LANGUAGE
 
@@ -344,7 +344,7 @@ def huggingface(source: decoder.Source, folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 
-EXPORTS = Path(__file__).parent.parent / "fixtures" / "exports"
+EXPORTS = Path(__file__).parents[2] / "fixtures" / "exports"
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from compiler.runtime.bundle import Bundle, RuntimeBundleError
 from compiler.runtime.confined import Confined, ConfinedError
 from compiler.runtime.text import Text, TextError
 
-MODEL = Path(__file__).parent.parent / "fixtures" / "language.gguf"
+MODEL = Path(__file__).parents[2] / "fixtures" / "language.gguf"
 START, END = "<|im_start|>", "<|im_end|>"
 # As SmolLM2 has it.
 CHATML = (

@@ -20,7 +20,7 @@ from compiler.runtime.onnx_segment import Cache, HostSegment
 from compiler.runtime.pipeline import SegmentError
 
 WIDTH = 8
-LANGUAGE = Path(__file__).parent.parent / "fixtures" / "language.gguf"
+LANGUAGE = Path(__file__).parents[2] / "fixtures" / "language.gguf"
 
 
 def cached_model(folder: Path, width: int | str = WIDTH) -> Path:
