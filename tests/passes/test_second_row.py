@@ -8,8 +8,8 @@ from tests.passes.golden import leaves_alone, rewrites
 
 NORMALISED = """
     g (float[2,2] x) => (float[2,2] y)
-    <float[2,2] w = {0.6, 0.8, 0.8, -0.6}, float[2] shift = {0.25, -0.5}, float[2] factors = {5,
-         10},
+    <float[2,2] w = {0.6, 0.8, 0.8, -0.6}, float[2] shift = {0.25, -0.5},
+     float[2] factors = {5, 10},
      float[2] offsets = {0, 0}>
     {
         z = edgetpu.FullyConnected (x, w, shift)
@@ -17,12 +17,13 @@ NORMALISED = """
         [host] y = Add (scaled, offsets)
     }"""
 CONV = "edgetpu.Conv2D <dilations = [1, 1], pads = [0, 0, 0, 0], strides = [1, 1]>"
-# By hand: 2 rows become 4, an image [1, 1, 4, 2]; twice the half has twice the shift, so that one is taken off again.
+# By hand: 2 rows become 4, an image [1, 1, 4, 2]. Twice the half has twice the shift, so that one
+# is taken off again.
 # Results are read from the first rows up to 126.5 of 127 steps.
 AFTER = f"""
     g (float[2,2] x) => (float[2,2] y)
-    <float half = {{0.5}}, float[2,2,1,1] weights = {{0.6, 0.8, 0.8, -0.6}}, int64[4] image = {{1,
-         1, 4, 2}},
+    <float half = {{0.5}}, float[2,2,1,1] weights = {{0.6, 0.8, 0.8, -0.6}},
+     int64[4] image = {{1, 1, 4, 2}},
      int64[2] sizes = {{2, 2}}, float largest = {{0.99606299}}, float two = {{2}},
           float[2] shift = {{0.25, -0.5}},
      int64[2] matrix = {{2, 2}}, float[2] factors = {{5, 10}}, float[2] offsets = {{0, 0}}>
