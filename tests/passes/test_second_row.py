@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.passes.golden import leaves_alone, rewrites
+from tests.passes.golden import compute_the_same, leaves_alone, rewrites, run_passes, weight
 
 NORMALISED = """
     g (float[2,2] x) => (float[2,2] y)
@@ -56,3 +56,21 @@ def test_results_beyond_the_range_come_from_the_second_row() -> None:
 def test_other_products_keep_their_rows() -> None:
     """Nothing may be known of the range of their outputs."""
     leaves_alone("second_row", NORMALISED.replace("[balanced_host]", "[host]"))
+
+
+def test_rows_of_a_transformer() -> None:
+    """From ONNX through the passes in front, where rows are pixels of an image one pixel high."""
+    before = """
+    g (float[1,6,8] x) => (float[1,6,16] y) {
+        n = Softmax (x)
+        m = MatMul (n, w)
+        y = Gelu (m)
+    }"""
+    names = ("keep_gates", "fold_affine", "shuffle_channels", "lower", "cancel_transposes")
+    steps = (*names, "fold_flatten", "cancel_reshapes", "normalise_linears", "second_row")
+    original, made = run_passes(steps, before, {"w": weight(8, 16)})
+    start = made.kinds.index("Div") + 2  # the image's rows are made a matrix's
+    conv = ["Mul", "Concat", "Reshape", "edgetpu.Conv2D", "Split"]
+    choice = ["Abs", "Less", "Mul", "Sub", "Where"]
+    assert made.kinds[start : start + 10] == [*conv, *choice]
+    compute_the_same(original, [made.proto])
