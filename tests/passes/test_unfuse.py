@@ -337,4 +337,5 @@ def test_a_real_export_has_its_products_on_the_edge_tpu(tmp_path: Path) -> None:
     assert on_tpu == 16 * 2 * (4 * 32 * 32 + 2 * 32 * 64)
     assert manifest["quality"]["outputs"]["last_hidden_state"]["sqnr_db"] > 40
     embedding = manifest["quality"]["embeddings"]["last_hidden_state"]
+    assert "warnings" not in manifest["quality"]
     assert 0.999 < embedding["least_cosine"] <= embedding["cosine"] <= 1 and embedding["spearman"] > 0.9
