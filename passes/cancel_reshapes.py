@@ -18,10 +18,10 @@ from compiler.graph import (
 )
 from compiler.ops import lookup
 from compiler.ops.common import free_permute
-from compiler.targets import Target
+from passes.context import PassContext
 
 
-def run(model: ir.Model, target: Target) -> None:
+def run(model: ir.Model, context: PassContext) -> None:
     rewrite_until_stable(model, lambda node, b: _merge(node, b) or _sink(node, b))
 
 

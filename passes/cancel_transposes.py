@@ -29,10 +29,10 @@ from compiler.graph import (
 )
 from compiler.ops import lookup
 from compiler.ops.transpose import permutation
-from compiler.targets import Target
+from passes.context import PassContext
 
 
-def run(model: ir.Model, target: Target) -> None:
+def run(model: ir.Model, context: PassContext) -> None:
     rewrite_until_stable(model, lambda node, b: _merge(node, b) or _sink(node, b))
     names = Names(model.graph)
     for node in _transposes(model):

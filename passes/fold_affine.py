@@ -26,7 +26,7 @@ from compiler.graph import (
     operator_name,
     shape_of,
 )
-from compiler.targets import Target
+from passes.context import PassContext
 from passes.fold_constants import tidy
 
 
@@ -39,7 +39,7 @@ class Affine:
     shift: np.ndarray
 
 
-def run(model: ir.Model, target: Target) -> None:
+def run(model: ir.Model, context: PassContext) -> None:
     names = Names(model.graph)
     for node in float32_nodes(model.graph):
         if node.graph is None or affine(node) is None:

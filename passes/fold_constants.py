@@ -29,7 +29,7 @@ from compiler.graph import (
     shapes,
     values_read,
 )
-from compiler.targets import Target
+from passes.context import PassContext
 
 # Up to this many bytes a folded constant is kept.
 LARGEST = 1 << 30
@@ -47,7 +47,7 @@ _KEPT = {
 }
 
 
-def run(model: ir.Model, target: Target) -> None:
+def run(model: ir.Model, context: PassContext) -> None:
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     infer_shapes(model)
     if not is_raised(model):  # what evaluates knows the newest meaning of each operator

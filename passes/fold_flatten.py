@@ -23,11 +23,11 @@ from compiler.graph import (
     shape_of,
 )
 from compiler.ops.transpose import permutation
-from compiler.targets import Target
+from passes.context import PassContext
 from passes.fold_constants import tidy
 
 
-def run(model: ir.Model, target: Target) -> None:
+def run(model: ir.Model, context: PassContext) -> None:
     names = Names(model.graph)
     for node in float32_nodes(model.graph):
         if key_of(node) == ("", "Reshape") and produced_by(node.inputs[0], "Transpose") is not None:

@@ -21,14 +21,14 @@ from compiler.graph import (
     produced_by,
     shape_of,
 )
-from compiler.targets import Target
+from passes.context import PassContext
 
 REASON = "it gates a linear layer: one int8 range cannot hold what differs from token to token"
 _LINEAR = ("MatMul", "Gemm")
 _BETWEEN = ("Add", "Reshape", "Split")
 
 
-def run(model: ir.Model, target: Target) -> None:
+def run(model: ir.Model, context: PassContext) -> None:
     for node in model.graph:
         gates: list[ir.Node] = []
         if node.op_type == "Sigmoid":

@@ -30,11 +30,11 @@ from compiler.graph import (
     shape_of,
 )
 from compiler.ops import dialect
-from compiler.targets import Target
+from passes.context import PassContext
 from passes.fold_constants import tidy
 
 
-def run(model: ir.Model, target: Target) -> None:
+def run(model: ir.Model, context: PassContext) -> None:
     if not any(node.op_type == "DequantizeLinear" for node in model.graph):
         return
     dialect.declare(model)

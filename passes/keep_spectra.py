@@ -13,7 +13,7 @@ from collections.abc import Collection
 import onnx_ir as ir
 
 from compiler.graph import HOST_REASON, is_constant
-from compiler.targets import Target
+from passes.context import PassContext
 
 REASON = "it leads to a logarithm or a root, which need small values that int8 rounds to zero"
 _LINEAR = ("Conv", "MatMul", "Gemm", "STFT", "DFT")
@@ -52,7 +52,7 @@ _NETWORK = (
 _MEANS = ("ReduceMean", "GlobalAveragePool")
 
 
-def run(model: ir.Model, target: Target) -> None:
+def run(model: ir.Model, context: PassContext) -> None:
     for node in model.graph:
         if node.op_type in ("Log", "Sqrt"):
             before = _before(node, _NETWORK if node.op_type == "Log" else (*_NETWORK, *_MEANS))

@@ -24,7 +24,7 @@ from compiler.graph import (
     key_of,
     origin_of,
 )
-from compiler.targets import Target
+from passes.context import PassContext
 
 JOIN = "it only joins what leaves: the parts have int8 scales of their own"
 TABLE = "it computes with a table for what leaves, such as cells and strides of boxes: int8 would be too coarse"
@@ -32,15 +32,15 @@ _LAYOUT = ("Reshape", "Transpose", "Identity")
 _ARITHMETIC = ("Add", "Sub", "Mul")
 
 
-def run(model: ir.Model, target: Target) -> None:
+def run(model: ir.Model, context: PassContext) -> None:
     leaving: set[ir.Node] = set()  # nodes that the host runs, or will at the border
     for node in reversed(model.graph):
         reason = None
-        if refusal(node, target) is None and _leaves(node, leaving):
+        if refusal(node, context.target) is None and _leaves(node, leaving):
             reason = _reason(node)
             if reason is not None:
                 node.metadata_props[HOST_REASON] = reason
-        if refusal(node, target) is not None or (
+        if refusal(node, context.target) is not None or (
             not node.domain and node.op_type in _LAYOUT and _leaves(node, leaving)
         ):
             leaving.add(node)

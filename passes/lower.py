@@ -18,11 +18,11 @@ from compiler.graph import (
     shape_of,
 )
 from compiler.ops import RefuseError, dialect, lookup
-from compiler.targets import Target
+from passes.context import PassContext
 from passes.fold_constants import tidy
 
 
-def run(model: ir.Model, target: Target) -> None:
+def run(model: ir.Model, context: PassContext) -> None:
     dialect.declare(model)
     names = Names(model.graph)
     for node in float32_nodes(model.graph):

@@ -43,15 +43,16 @@ from compiler.graph import (
     shape_of,
 )
 from compiler.targets import Target
+from passes.context import PassContext
 from passes.fold_constants import tidy
 
 # Smallest row maximum to divide by: rows of zeros stay zero.
 TINY = 1e-12
 
 
-def run(model: ir.Model, target: Target) -> None:
+def run(model: ir.Model, context: PassContext) -> None:
     names = Names(model.graph)
-    for nodes in groups(model.graph, target):
+    for nodes in groups(model.graph, context.target):
         _normalise(nodes, Builder(model, names, nodes[0]))
     tidy(model)
 

@@ -30,11 +30,11 @@ from compiler.graph import (
     shape_of,
     unscaled,
 )
-from compiler.targets import Target
+from passes.context import PassContext
 from passes.fold_constants import tidy
 
 
-def run(model: ir.Model, target: Target) -> None:
+def run(model: ir.Model, context: PassContext) -> None:
     names = Names(model.graph)
     for node in float32_nodes(model.graph):
         if key_of(node) == ("", "MatMul"):

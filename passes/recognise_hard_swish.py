@@ -24,13 +24,13 @@ from compiler.graph import (
     scalar_of,
 )
 from compiler.ops.activation import bounds
-from compiler.targets import Target
+from passes.context import PassContext
 from passes.fold_constants import tidy
 
 _GATE = {"alpha": 1 / 6, "beta": 0.5}
 
 
-def run(model: ir.Model, target: Target) -> None:
+def run(model: ir.Model, context: PassContext) -> None:
     names = Names(model.graph)
     for node in float32_nodes(model.graph):
         if node.op_type == "Clip" and bounds(node) == (0, 6):

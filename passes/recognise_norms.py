@@ -27,11 +27,11 @@ from compiler.graph import (
     scalar_of,
     shape_of,
 )
-from compiler.targets import Target
+from passes.context import PassContext
 from passes.fold_constants import tidy
 
 
-def run(model: ir.Model, target: Target) -> None:
+def run(model: ir.Model, context: PassContext) -> None:
     common.AddDefaultAttributesPass()(model)
     names = Names(model.graph)
     for node in float32_nodes(model.graph):

@@ -27,7 +27,7 @@ from compiler.graph import (
     scalar_of,
     shape_of,
 )
-from compiler.targets import Target
+from passes.context import PassContext
 from passes.fold_constants import tidy
 from passes.recognise_attention import is_heads
 
@@ -35,7 +35,7 @@ Halves = dict[tuple[ir.Value, int], ir.Value]
 """Half of an angle, by the angle and the batch that it serves: layers share them."""
 
 
-def run(model: ir.Model, target: Target) -> None:
+def run(model: ir.Model, context: PassContext) -> None:
     names = Names(model.graph)
     halves: Halves = {}
     for node in float32_nodes(model.graph):

@@ -14,15 +14,15 @@ import onnx_ir as ir
 
 from compiler.graph import Builder, Names, rows_of, shape_of
 from compiler.quantize.rotation import block_rotation, rotate_output_blocks
-from compiler.targets import Target
+from passes.context import PassContext
 from passes.fold_constants import tidy
 from passes.normalise_linears import groups
 from passes.rotate_rows import rotated
 
 
-def run(model: ir.Model, target: Target) -> None:
+def run(model: ir.Model, context: PassContext) -> None:
     names = Names(model.graph)
-    for node in [node for nodes in groups(model.graph, target) for node in nodes]:
+    for node in [node for nodes in groups(model.graph, context.target) for node in nodes]:
         x, weight, bias = node.inputs
         rotation = block_rotation(shape_of(weight)[0])
         if x is None or weight is None or bias is None or rotation is None:

@@ -21,14 +21,14 @@ from compiler.graph import (
     shape_of,
 )
 from compiler.quantize.rotation import REASON, block_rotation, rotate_blocks
-from compiler.targets import Target
+from passes.context import PassContext
 from passes.fold_constants import tidy
 from passes.normalise_linears import groups
 
 
-def run(model: ir.Model, target: Target) -> None:
+def run(model: ir.Model, context: PassContext) -> None:
     names = Names(model.graph)
-    for nodes in groups(model.graph, target):
+    for nodes in groups(model.graph, context.target):
         x, first = nodes[0].inputs[:2]
         rotation = block_rotation(shape_of(first)[1])
         if x is None or rotation is None:

@@ -20,11 +20,11 @@ import onnx_ir as ir
 from compiler.graph import DIALECT, HOST_REASON, Builder, Names, element_count, shape_of
 from compiler.ops.matmul import linear
 from compiler.quantize.balance import LARGEST_STEP, products
-from compiler.targets import Target
+from passes.context import PassContext
 from passes.fold_constants import tidy
 
 
-def run(model: ir.Model, target: Target) -> None:
+def run(model: ir.Model, context: PassContext) -> None:
     names = Names(model.graph)
     for product in products(model.graph).values():
         node = product.z.producer()

@@ -21,11 +21,11 @@ from compiler.graph import (
     to_nhwc,
 )
 from compiler.ops.transpose import permutation
-from compiler.targets import Target
+from passes.context import PassContext
 from passes.fold_constants import tidy
 
 
-def run(model: ir.Model, target: Target) -> None:
+def run(model: ir.Model, context: PassContext) -> None:
     names = Names(model.graph)
     for node in float32_nodes(model.graph):
         groups = _groups(node)

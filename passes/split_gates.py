@@ -22,12 +22,12 @@ from compiler.graph import (
     only_consumer,
     shape_of,
 )
-from compiler.targets import Target
+from passes.context import PassContext
 
 _MAKERS = ("Conv", "ConvTranspose")
 
 
-def run(model: ir.Model, target: Target) -> None:
+def run(model: ir.Model, context: PassContext) -> None:
     names = Names(model.graph)
     for node in float32_nodes(model.graph):
         if node.op_type == "Sigmoid" and HOST_REASON not in node.metadata_props and _is_gate(node):

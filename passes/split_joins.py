@@ -38,6 +38,7 @@ from compiler.graph import (
 from compiler.ops import slice as slicing
 from compiler.ops.transpose import permutation
 from compiler.targets import Target
+from passes.context import PassContext
 
 _LAYERS = ("Conv2D", "FullyConnected")
 
@@ -53,8 +54,8 @@ class _Span:
     end: int
 
 
-def run(model: ir.Model, target: Target) -> None:
-    rewrite_until_stable(model, lambda node, b: _rewrite(node, b, target))
+def run(model: ir.Model, context: PassContext) -> None:
+    rewrite_until_stable(model, lambda node, b: _rewrite(node, b, context.target))
 
 
 def _rewrite(node: ir.Node, b: Builder, target: Target) -> bool:

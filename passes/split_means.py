@@ -20,13 +20,13 @@ from compiler.graph import (
     shape_of,
 )
 from compiler.ops.reduce import axes_of
-from compiler.targets import Target
+from passes.context import PassContext
 
 
-def run(model: ir.Model, target: Target) -> None:
+def run(model: ir.Model, context: PassContext) -> None:
     names = Names(model.graph)
     for node in float32_nodes(model.graph):
-        factor = _factor(node, target.mean_positions)
+        factor = _factor(node, context.target.mean_positions)
         if factor > 1:
             b = Builder(model, names, node)
             window = {

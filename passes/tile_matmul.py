@@ -22,6 +22,7 @@ from compiler.graph import DIALECT, Builder, Names, shape_of
 from compiler.ops.conv import zero_bias
 from compiler.targets import Layer, Target, fits
 from compiler.targets.memory import up
+from passes.context import PassContext
 from passes.fold_constants import tidy
 
 
@@ -33,12 +34,12 @@ class Tiling:
     inputs: int
 
 
-def run(model: ir.Model, target: Target) -> None:
+def run(model: ir.Model, context: PassContext) -> None:
     names = Names(model.graph)
     for node in list(model.graph):
         layers = layers_of(node) if node.domain == DIALECT else ()
-        if layers and not fits(layers, target):
-            tiling = plan(layers[0], target)
+        if layers and not fits(layers, context.target):
+            tiling = plan(layers[0], context.target)
             b = Builder(model, names, node)
             b.replace(_tile(node, tiling, b))
     tidy(model)

@@ -27,15 +27,15 @@ from compiler.graph import (
     shape_of,
 )
 from compiler.ops.common import RefuseError
-from compiler.targets import Target
 from passes import fold_constants
+from passes.context import PassContext
 
 _DOMAIN = "com.microsoft"
 # ORT's masks are added: this to what may be seen, mask_filter_value to the rest.
 _FILTER = -10000.0
 
 
-def run(model: ir.Model, target: Target) -> None:
+def run(model: ir.Model, context: PassContext) -> None:
     if not any(key_of(node) in _RULES for node in model.graph):
         return
     names = Names(model.graph)
@@ -55,7 +55,7 @@ def run(model: ir.Model, target: Target) -> None:
         if not any(v.uses() or v.is_graph_output() for v in node.outputs[len(results) :]):
             node.resize_outputs(len(results))
             b.replace(*results)
-    fold_constants.run(model, target)  # shapes behind are known now
+    fold_constants.run(model, context)  # shapes behind are known now
 
 
 def _sum(b: Builder, *values: ir.Value | None) -> ir.Value:

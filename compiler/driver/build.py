@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes import common
 
 import passes
 from compiler import files
 from compiler.checks import agreement, sensitivity, verdict, verify
 from compiler.checks.baseline import baseline
 from compiler.checks.pass_checks import Checker
-from compiler.device.legality import refusal
+from compiler.driver.rewriting import PassDriver
+from compiler.driver.stages import Progress, silent, stage
 from compiler.emit import bundle
 from compiler.errors import (
-    CompilerError,
-    InternalError,
-    ModelError,
     OutputError,
     QualityError,
     ToolchainError,
@@ -32,42 +27,21 @@ from compiler.graph import activations_around, reference
 from compiler.importer import load as importer
 from compiler.partition import PartitionOptions, Program, halved, partition
 from compiler.quantize import samples as sampling
-from compiler.quantize.balance import Product, balance, products
-from compiler.quantize.calibrate import ChannelStats, Observers, Ranges, calibrate, observe
-from compiler.quantize.equalise import equalise
-from compiler.quantize.saturate import saturated
-from compiler.quantize.scales import assign, separate
+from compiler.quantize.balance import Product, products
+from compiler.quantize.calibrate import Observers, Ranges, calibrate
+from compiler.quantize.scales import assign
 from compiler.runtime.bundle import sha256
 from compiler.targets import Target
 from compiler.vendor import edgetpu_compiler, onnx_tf
 from compiler.vendor.onnx_tf import Lowered
 from compiler.view import page
-from passes import fold_constants
+from passes import PassContext, SampleContext, fold_constants
 
-# Steps that only serve accuracy, which --without leaves out.
-ACCURACY = (
-    "keep_gates",
-    "keep_spectra",
-    "keep_tails",
-    "split_gates",
-    "split_joins",
-    "rotate_rows",
-    "normalise_linears",
-    "balance",
-    "equalise",
-    "correct_biases",
-)
-# Steps that give accuracy for time or time for accuracy, which --with asks for.
-OPTIONAL = ("rotate_outputs", "second_row", "rotate_stream")
+# Steps that only serve accuracy, which --without leaves out, and those that --with asks for.
+ACCURACY = passes.ACCURACY
+OPTIONAL = passes.OPTIONAL
 # Samples that --keep-float looks at.
 SENSITIVITY_SAMPLES = 4
-
-Progress = Callable[[str, int], Callable[[], None]]
-"""report(stage, steps) announces a stage and returns what to call after each of its steps."""
-
-
-def silent(stage: str, steps: int) -> Callable[[], None]:
-    return lambda: None
 
 
 @dataclass(frozen=True)
@@ -105,26 +79,6 @@ class Options:
         ]
 
 
-@contextmanager
-def stage(name: str):  # type: ignore[no-untyped-def]
-    """Errors that we did not foresee name the stage they came from."""
-    try:
-        yield
-    except (CompilerError, KeyboardInterrupt):
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and files.ran_full(error):
-            why = error.strerror or error
-            raise OutputError(
-                f"stage '{name}' ran out of room: {why}: free some or set $TMPDIR"
-            ) from error
-        if isinstance(error, MemoryError):
-            raise ModelError(
-                f"stage '{name}' ran out of memory: take a smaller model, or a larger machine"
-            ) from error
-        raise InternalError(name, f"{type(error).__name__}: {error}") from error
-
-
 def read(path: Path, options: Options, progress: Progress = silent) -> ir.Model:
     """The model in `path`, checked and normalised."""
     with stage("import"):
@@ -133,34 +87,28 @@ def read(path: Path, options: Options, progress: Progress = silent) -> ir.Model:
         if options.values:
             # Branches that are never taken go at once: onnxruntime crashes on some whose condition
             # is constant.
-            fold_constants.run(model, Target.load(options.target))
+            fold_constants.run(model, PassContext(Target.load(options.target)))
         return model
 
 
 def rewrite(
-    model: ir.Model, options: Options, progress: Progress = silent, checker: Checker | None = None
+    model: ir.Model, options: Options, progress: Progress = silent, driver: PassDriver | None = None
 ) -> ir.Model:
-    """Run every pass over a model, in place; `checker`, or one of its own where options ask for it,
-    looks on."""
-    target = Target.load(options.target)
-    if checker is None and options.check_passes:
-        checker = Checker(model, options.seed)
+    """Run every pass over a model, in place. Without a `driver` the model gets one of its own."""
+    driver = driver or pass_driver(model, options)
+    context = PassContext(Target.load(options.target))
     step = progress("rewriting", len(passes.PASSES))
-    for name, run in passes.PASSES:
-        if name in options.without or (name in OPTIONAL and name not in options.also):
-            step()
-            continue
-        with stage(name):
-            run(model, target)
-            if checker is not None:
-                checker.check(name, model)
-            step()
-    with stage("partition"):
-        separate(model, [n for n in model.graph if refusal(n, target) is None])
-        common.RemoveUnusedFunctionsPass()(model)
-        if checker is not None:
-            checker.check("separate", model)
+    driver.run(passes.PASSES, model, context, step)
     return model
+
+
+def pass_driver(model: ir.Model, options: Options, path: Path | None = None) -> PassDriver:
+    """What runs the passes over `model`, which has seen none yet, as options say.
+
+    A checker holds outputs also against those of the file in `path`.
+    """
+    checker = Checker(model, options.seed, path) if options.check_passes else None
+    return PassDriver(options.without, options.also, checker)
 
 
 def divide(model: ir.Model, target: str, partitioning: PartitionOptions) -> Program:
@@ -210,16 +158,16 @@ def build(
             step = progress("running the float model", len(held_out))
             expected = baseline(path, model, held_out, step)
         layers = agreement.scored(model.graph)
-        checker = Checker(model, options.seed, path) if options.check_passes else None
-        rewritten = rewrite(model, options, progress, checker)
-        program = replace(divided(rewritten, options, progress), checker=checker)
-        program = quantize(program, calibration, options, progress)
+        driver = pass_driver(model, options, path)
+        rewritten = rewrite(model, options, progress, driver)
+        program = divided(rewritten, options, progress)
+        program = quantize(program, calibration, options, progress, driver)
         if options.keep_float:
             kept = tuple(sensitive(program, calibration, options.keep_float, progress))
             partitioning = replace(options.partitioning, kept=kept)
             again = replace(options, partitioning=partitioning)
-            program = replace(divided(rewritten, again, progress), checker=checker)
-            program = quantize(program, calibration, options, progress)
+            program = divided(rewritten, again, progress)
+            program = quantize(program, calibration, options, progress, driver)
         lowered = lower_elsewhere(program, calibration, options, progress)
         programs, entries = emit({"": program}, folder, options, progress, lowered)
         program, segments = programs[""], entries[""]
@@ -315,66 +263,53 @@ def emit(
 
 
 def quantize(
-    program: Program, samples: sampling.Samples, options: Options, progress: Progress = silent
-) -> Program:
-    """Give a scale to every activation that a TPU segment touches."""
-    with stage("balance"):
-        chosen = {} if "balance" in options.without else balanced(program)
-        step = progress("balancing channels", len(samples) if chosen else 0)
-        ranges = balance(program.model, list(chosen.values()), samples, step)
-        if program.checker is not None and chosen:
-            program.checker.check("balance", program.model)
-    return scaled(program, ranges, samples, options, progress)
-
-
-def balanced(program: Program) -> dict[str, Product]:
-    """The normalised products on an Edge TPU."""
-    found = products(program.model.graph).items()
-    return {name: product for name, product in found if product.made in program.made_on_tpu}
-
-
-def scaled(
     program: Program,
-    ranges: Ranges,
     samples: sampling.Samples,
     options: Options,
     progress: Progress = silent,
+    driver: PassDriver | None = None,
 ) -> Program:
-    """Scales where ranges are known already, and from samples where they are not; channels are
-    equalised first."""
-    nodes = [n for s in program.plan.segments if s.device == "tpu" for n in s.nodes]
-    values = activations_around(nodes)
-    unknown = [v for v in values if str(v.name) not in ranges]
-    shown: dict[str, ChannelStats] = {}
+    """Give a scale to every activation that a TPU segment touches, by what samples show."""
+    chosen = list(balanced(program).values())
+    context = _sample_context(program, samples, progress, products=chosen)
+    return _calibrated(program, context, options, driver)
+
+
+def balanced(program: Program) -> dict[str, Product]:
+    """The normalised products on an Edge TPU, by the names of their factors."""
+    found = products(program.model.graph)
+    return {name: p for name, p in found.items() if p.made in program.made_on_tpu}
+
+
+def scaled(
+    program: Program, ranges: Ranges, options: Options, driver: PassDriver | None = None
+) -> Program:
+    """As `quantize`, for a program of which all ranges are known."""
+    context = _sample_context(program, sampling.Samples([]), silent, ranges=dict(ranges))
+    return _calibrated(program, context, options, driver)
+
+
+def _sample_context(
+    program: Program, samples: sampling.Samples, progress: Progress, **known: Any
+) -> SampleContext:
+    on_tpu = [segment for segment in program.plan.segments if segment.device == "tpu"]
+    nodes = [node for segment in on_tpu for node in segment.nodes]
+    return SampleContext(program.target, samples=samples, announce=progress, nodes=nodes, **known)
+
+
+def _calibrated(
+    program: Program, context: SampleContext, options: Options, driver: PassDriver | None
+) -> Program:
+    """Run the passes that look at samples, then choose scales by the ranges that they leave."""
+    driver = driver or PassDriver(options.without, options.also)
+    driver.run(passes.SAMPLE_PASSES, program.model, context)
+    values = activations_around(context.nodes)
+    unknown = [value for value in values if str(value.name) not in context.ranges]
     with stage("calibrate"):
-        if unknown:
-            shown = saturated(
-                nodes,
-                observe(program.model, unknown, samples, progress("calibrating", len(samples))),
-            )
-    if "equalise" not in options.without:
-        with stage("equalise"):
-            before, shown = shown, equalise(program.model, nodes, shown)
-            if program.checker is not None:
-                program.checker.check("equalise", program.model, _multiplied(before, shown))
-    with stage("calibrate"):
-        ranges = ranges | calibrate(program.model, unknown, shown, samples, options.observers)
+        found = calibrate(program.model, unknown, context.stats, context.samples, options.observers)
     with stage("quantize"):
-        means = (
-            {}
-            if "correct_biases" in options.without
-            else {name: s.mean for name, s in shown.items()}
-        )
-        return replace(program, quants=assign(nodes, values, ranges), means=means)
-
-
-def _multiplied(before: Mapping[str, ChannelStats], after: Mapping[str, ChannelStats]) -> set[str]:
-    """The activations that equalising multiplied by factors other than 1."""
-    return {
-        name
-        for name, shown in before.items()
-        if not np.array_equal(shown.square, after[name].square)
-    }
+        quants = assign(context.nodes, values, context.ranges | found)
+    return replace(program, quants=quants, means=context.means)
 
 
 def save_graph(program: Program, path: Path, sources: Sequence[Path] = ()) -> None:

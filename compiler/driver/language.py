@@ -25,6 +25,7 @@ import onnx_ir as ir
 
 from compiler.checks import verdict
 from compiler.driver import build as building
+from compiler.driver.rewriting import PassDriver
 from compiler.emit import bundle
 from compiler.errors import CalibrationError, ModelError, OptionError
 from compiler.frontends import Source, decoder, open_source
@@ -34,12 +35,13 @@ from compiler.graph import OPSET, shape_of
 from compiler.graph.reference import Reference
 from compiler.partition import PartitionOptions, PlacePolicy, Program
 from compiler.quantize import samples as sampling
-from compiler.quantize.balance import balance, known, products
+from compiler.quantize.balance import known, products
 from compiler.runtime import confined
 from compiler.runtime.confined import ConfinedError
 from compiler.runtime.language import LanguageModel
 from compiler.targets import Target
 from compiler.view import page
+from passes import BALANCE, SampleContext
 
 # Sequences that set the ranges, and others that the bundle is verified on. Of the latter the first
 # `chunk` tokens go through prefill, the rest through decode.
@@ -155,16 +157,21 @@ def compiled(
     wanted = sorted({name for program in lowered.values() for name in building.balanced(program)})
     # Of the head, prefill shows the last row only: balance it by the rows of all tokens.
     form = replace(program_shapes["prefill"], all_logits=True)
-    shown = (
-        building.rewrite(decoder.write(source, form), options)
-        if wanted
-        else lowered["prefill"].model
-    )
+    shown = lowered["prefill"].model
+    driver = PassDriver()
+    if wanted:
+        shown = decoder.write(source, form)
+        driver = building.pass_driver(shown, options)
+        building.rewrite(shown, options, driver=driver)
     samples = sampling.Samples([lambda row=row: sample(shown.graph, row, form) for row in rows])  # type: ignore[misc]
-    with building.stage("balance"):
-        chosen = products(shown.graph)
-        step = progress("balancing channels", len(samples) if wanted else 0)
-        balance(shown, [chosen[name] for name in wanted], samples, step)
+    chosen = products(shown.graph)
+    context = SampleContext(
+        Target.load(options.target),
+        samples=samples,
+        announce=progress,
+        products=[chosen[name] for name in wanted],
+    )
+    driver.apply(BALANCE, shown, context)
     found = {}
     for name, program in lowered.items():
         own = products(program.model.graph)
@@ -176,7 +183,7 @@ def compiled(
             assert factors is not None and offsets is not None
             own[product].set(factors, offsets)
         ranges = known([own[product] for product in wanted])
-        found[name] = building.scaled(program, ranges, sampling.Samples([]), options, progress)
+        found[name] = building.scaled(program, ranges, options)
     return found
 
 
