@@ -78,30 +78,23 @@ def first_sentence(path: Path) -> str:
     return sentence + "." if stop else paragraph
 
 
-def table_row(path: Path) -> str:
-    name = path.relative_to(ROOT).as_posix()
+def table_row(path: Path, folder: Path) -> str:
+    """A link to a file, named by its place in the folder, and what it is for."""
+    label = path.relative_to(folder).as_posix().removesuffix("__init__.py").removesuffix(".py")
     # A vertical line or an underscore pair would be read as Markdown.
     text = first_sentence(path).replace("|", "\\|").replace("__", "\\_\\_")
-    return f"| [{path.stem}](../{name}) | {text} |"
+    return f"| [{label}](../{path.relative_to(ROOT).as_posix()}) | {text} |"
 
 
-def section(name: str, files: list[Path]) -> list[str]:
-    """Heading, the folder's own sentence, and a table of its other files."""
-    package = [path for path in files if path.stem == "__init__"]
-    modules = [path for path in files if path.stem != "__init__"]
-    if name == "__init__":
-        title = "compiler"
-    elif name == "passes":
-        title = "passes/"
-    else:
-        title = f"compiler/{name}/" if package else f"compiler/{name}.py"
-    lines = ["", f"## {title}", ""]
-    if not package:
-        return [*lines, first_sentence(modules[0])]
-    lines += [first_sentence(package[0])]
-    if modules:
-        lines += ["", "| file | what it is for |", "|---|---|", *map(table_row, modules)]
-    return lines
+def section(files: list[Path]) -> list[str]:
+    """Heading, what the folder or the single file is for, and a table of the folder's files."""
+    first = min(files, key=lambda path: (len(path.parts), path.stem != "__init__"))
+    if first.stem != "__init__":
+        return ["", f"## {first.relative_to(ROOT).as_posix()}", "", first_sentence(first)]
+    folder = first.parent
+    lines = ["", f"## {folder.relative_to(ROOT).as_posix()}/", "", first_sentence(first)]
+    rows = [table_row(path, folder) for path in files if path != first]
+    return [*lines, "", "| file | what it is for |", "|---|---|", *rows] if rows else lines
 
 
 def page() -> str:
@@ -109,7 +102,7 @@ def page() -> str:
     lines = [HEAD.rstrip()]
     for name in ORDER:
         inside = [path for path in files if room(module_name(path)) == name]
-        lines += section(name, inside)
+        lines += section(inside)
     return "\n".join(lines) + "\n"
 
 

@@ -142,44 +142,33 @@ def serve(
     """Serve a language model, or an encoder built with --tokenizer, over HTTP as OpenAI's API does."""
     import uvicorn
 
+    from compiler.runtime import server as serving
     from compiler.runtime.batching import Batcher
     from compiler.runtime.embedding import Embedder
-    from compiler.runtime.guard import Access
-    from compiler.runtime.protocol import CONNECTIONS, HeadTimeoutProtocol
-    from compiler.runtime.server import EmbeddingServer, Limits, Server, Web
+    from compiler.runtime.server.protocol import uvicorn_config
 
     # The command line takes an empty variable for none.
     key = os.environ.get(KEY_VARIABLE) if api_key is None else api_key
-    limits = Limits(max_body, max_tokens, texts=max_texts, waiting=waiting)
+    limits = serving.Limits(max_body, max_tokens, texts=max_texts, waiting=waiting)
     try:
-        access = Access.of(address, allow_host or (), allow_origin or ())
-        web = Web(path.name.removesuffix(".bundle"), key, limits, access)
+        access = serving.Access.of(address, allow_host or (), allow_origin or ())
+        web = serving.Web(path.name.removesuffix(".bundle"), key, limits, access)
     except ValueError as error:
         raise OptionError(f"serve: {error}") from error
     loaded = open_bundle(path)
-    server: Server | EmbeddingServer
+    server: serving.CompletionServer | serving.EmbeddingServer
     with device_errors():
         if "language" in loaded.manifest:
             number = slots or loaded.manifest["language"]["slots"]
             model = LanguageModel(loaded, threads, number, devices=devices)
             notices(model.fleet.notices)
-            server = Server(web, Text(loaded), Batcher(model, waiting))
+            server = serving.CompletionServer(web, Text(loaded), Batcher(model, waiting))
             what = f"with {len(model.slots)} slots"
         else:
             embedder = Embedder(loaded, threads, devices)
             notices(embedder.fleet.notices)
-            server, what = EmbeddingServer(web, embedder), "for embeddings"
-    config = uvicorn.Config(
-        server.app(),
-        http=HeadTimeoutProtocol,
-        ws="none",
-        limit_concurrency=CONNECTIONS + 1,  # the number that is refused
-        host=address,
-        port=port,
-        log_level="warning",
-        timeout_keep_alive=10,
-        h11_max_incomplete_event_size=16384,
-    )
+            server, what = serving.EmbeddingServer(web, embedder), "for embeddings"
+    config = uvicorn_config(serving.application(server), address, port)
     try:
         listening = config.bind_socket()
         listening.listen(config.backlog)  # before we say so

@@ -1,9 +1,12 @@
-"""Several texts at once by continuous batching: requests share decode's slots, and join and leave
-at any step.
+"""Answers several texts at once by continuous batching: requests share the slots of decode, and
+join and leave at any step.
 
 One thread runs the model. At each turn it takes the next chunk of one text that is still being
-read, then one token of each text that is being written. A request waits in a bounded queue until a
-slot is free.
+read (prefill), then one token of each text that is being written (decode). A request waits in a
+bounded queue until a slot is free.
+
+Requests come from other threads, through the queue and its lock; tokens go back by each request's
+`emit`. All else belongs to the model's thread.
 """
 
 from __future__ import annotations
@@ -19,20 +22,30 @@ import numpy as np
 from compiler.runtime.language import LanguageModel, Slot
 from compiler.runtime.sampling import Sampler, Sampling
 
+# A token, then None at the end of an answer, or the error that ended it.
+Emitted = int | Exception | None
+
+_FIRST_TOKENS_KEPT = 1000
+
 
 class BusyError(Exception):
-    """No slot is free and the queue is full."""
+    """There is no room for a request."""
 
 
 @dataclass
 class Request:
-    """A text to continue by up to `limit` tokens. `emit` gets each token, then None or the error
-    that ended it; it is called in the thread of the model."""
+    """A text to continue by up to `limit` tokens.
+
+    emit:      gets each token, then None or the error that ended the answer. It is called in the
+               thread of the model
+    cancelled: set from any thread by whoever wants no more
+    arrived:   seconds on the monotonic clock
+    """
 
     tokens: list[int]
     limit: int
     sampling: Sampling
-    emit: Callable[[int | Exception | None], None]
+    emit: Callable[[Emitted], None]
     cancelled: threading.Event = field(default_factory=threading.Event)
     arrived: float = field(default_factory=time.monotonic)
 
@@ -50,29 +63,41 @@ class Counters:
     first_token: list[float] = field(default_factory=list)
 
 
+@dataclass
 class _Work:
-    """A request in a slot."""
+    """A request in a slot.
 
-    def __init__(self, request: Request, slot: Slot, model: LanguageModel) -> None:
-        self.request, self.slot = request, slot
-        self.sampler, self.text = Sampler(request.sampling), list(request.tokens)
-        self.reading: Iterator[np.ndarray] | None = model.prefill_steps(slot, request.tokens)
-        self.made = 0
+    text:    tokens of the prompt, then those of the answer
+    prefill: the chunks of the prompt that are still to be read; None once all are
+    """
+
+    request: Request
+    slot: Slot
+    sampler: Sampler
+    text: list[int]
+    prefill: Iterator[np.ndarray] | None
+
+    @property
+    def generated(self) -> int:
+        return len(self.text) - len(self.request.tokens)
 
 
 class Batcher:
-    """Runs requests on a model; `waiting` of them may queue for a slot.
+    """Runs requests on a model, in a thread of its own; `waiting` of them may queue for a slot.
 
     What goes wrong with one request ends that request alone.
     """
 
     def __init__(self, model: LanguageModel, waiting: int = 32) -> None:
-        self.model, self.waiting, self.counters = model, waiting, Counters()
+        self.model = model
+        self.waiting = waiting
+        self.counters = Counters()
         self._queue: deque[Request] = deque()
         self._active: list[_Work] = []
         self._ends = set(model.settings["tokenizer"]["ends"])
         self._stopped = False
-        self._changed = threading.Condition()  # guards the queue and `_stopped`
+        # Guards the queue and `_stopped`, which other threads change.
+        self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
 
@@ -88,20 +113,17 @@ class Batcher:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
-    def check(self, tokens: Sequence[int]) -> None:
-        """Raises ValueError for tokens that the model cannot read."""
-        if not 0 < len(tokens) < self.model.context:
-            raise ValueError(
-                f"the prompt has {len(tokens)} tokens; it must have 1 to {self.model.context - 1}"
-            )
-        if not 0 <= min(tokens) <= max(tokens) < self.model.vocabulary:
-            raise ValueError(
-                f"the prompt has a token that is not from 0 to {self.model.vocabulary - 1}"
-            )
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens that a prompt may have: one place of the context is left for the answer."""
+        return self.model.context - 1
 
     def submit(self, request: Request) -> None:
-        """Take a request. Raises BusyError, or ValueError for tokens that the model cannot read."""
-        self.check(request.tokens)
+        """Take a request, from any thread; it is answered by its `emit`.
+
+        Raises BusyError where the queue is full, ValueError for tokens that the model cannot read.
+        """
+        self._check(request.tokens)
         with self._changed:
             if self._stopped:
                 raise BusyError("the server is stopping")
@@ -120,20 +142,31 @@ class Batcher:
             self._changed.notify()
         self._thread.join()
 
+    def _check(self, tokens: Sequence[int]) -> None:
+        if not 1 <= len(tokens) <= self.longest_prompt:
+            raise ValueError(
+                f"the prompt has {len(tokens)} tokens; it must have 1 to {self.longest_prompt}"
+            )
+        largest = self.model.vocabulary - 1
+        if min(tokens) < 0 or max(tokens) > largest:
+            raise ValueError(f"the prompt has a token that is not from 0 to {largest}")
+
+    # From here on, all runs in the model's thread.
+
     def _run(self) -> None:
         while self._wait():
             try:
                 self._admit()
                 self._drop_cancelled()
-                self._read()
-                self._write()
+                self._prefill_chunk()
+                self._decode_step()
             except Exception as error:
                 # Errors of a request were caught where they arose: this one belongs to nobody in
                 # particular.
                 for work in list(self._active):
                     self._fail(work, error)
-        left = [*(w.request for w in self._active), *self._queue]
-        for request in left:
+        left = [work.request for work in self._active]
+        for request in [*left, *self._queue]:
             _emit(request, RuntimeError("the server is stopping"))
 
     def _wait(self) -> bool:
@@ -145,22 +178,19 @@ class Batcher:
 
     def _forget_cancelled(self) -> None:
         """Free the places of waiting requests whose clients left; `_changed` is held."""
-        left = [r for r in self._queue if not r.cancelled.is_set()]
-        self.counters.cancelled += len(self._queue) - len(left)
-        self._queue = deque(left)
+        wanted = [request for request in self._queue if not request.cancelled.is_set()]
+        self.counters.cancelled += len(self._queue) - len(wanted)
+        self._queue = deque(wanted)
 
     def _admit(self) -> None:
-        """Give waiting requests free slots; each the one that holds most of its text already."""
-        taken = {w.slot.index for w in self._active}
-        free = [s for s in self.model.slots if s.index not in taken]
-        with self._changed:
-            self._forget_cancelled()
-            admitted = [self._queue.popleft() for _ in range(min(len(free), len(self._queue)))]
-        for request in admitted:
-            slot = max(free, key=lambda s: (self.model.kept(s, request.tokens), -len(s.tokens)))
+        """Give free slots to waiting requests, in the order in which they came."""
+        taken = {work.slot.index for work in self._active}
+        free = [slot for slot in self.model.slots if slot.index not in taken]
+        for request in self._next_requests(len(free)):
+            slot = self._best_slot(free, request)
             free.remove(slot)
             try:
-                work = _Work(request, slot, self.model)
+                work = self._begin(request, slot)
             except Exception as error:
                 self.counters.failed += 1
                 _emit(request, error)
@@ -168,72 +198,99 @@ class Batcher:
             self._active.append(work)
             self.counters.prompt_tokens += len(request.tokens)
 
+    def _next_requests(self, most: int) -> list[Request]:
+        """Take up to `most` requests from the queue."""
+        with self._changed:
+            self._forget_cancelled()
+            count = min(most, len(self._queue))
+            return [self._queue.popleft() for _ in range(count)]
+
+    def _best_slot(self, free: Sequence[Slot], request: Request) -> Slot:
+        """The slot whose cache holds most of the prompt already; of equal ones the emptiest."""
+
+        def preference(slot: Slot) -> tuple[int, int]:
+            return self.model.kept(slot, request.tokens), -len(slot.tokens)
+
+        return max(free, key=preference)
+
+    def _begin(self, request: Request, slot: Slot) -> _Work:
+        prefill = self.model.prefill_steps(slot, request.tokens)
+        return _Work(request, slot, Sampler(request.sampling), list(request.tokens), prefill)
+
     def _drop_cancelled(self) -> None:
-        for work in [w for w in self._active if w.request.cancelled.is_set()]:
+        cancelled = [work for work in self._active if work.request.cancelled.is_set()]
+        for work in cancelled:
             self.counters.cancelled += 1
             self._finish(work, None)
 
-    def _read(self) -> None:
-        """The next chunk of the text that came first and is not read yet."""
-        work = next((w for w in self._active if w.reading is not None), None)
-        if work is None or work.reading is None:
+    def _prefill_chunk(self) -> None:
+        """Read the next chunk of the prompt that came first and is not read yet."""
+        unread = (work for work in self._active if work.prefill is not None)
+        work = next(unread, None)
+        if work is None or work.prefill is None:
             return
         try:
-            logits = next(work.reading)
+            logits = next(work.prefill)
         except Exception as error:
             self._fail(work, error)
             return
-        if len(work.slot.tokens) == len(work.request.tokens):
-            work.reading = None
-            waited = time.monotonic() - work.request.arrived
-            self.counters.first_token = [*self.counters.first_token[-999:], waited]
-            self._take(work, logits)
+        is_whole = len(work.slot.tokens) == len(work.request.tokens)
+        if is_whole:
+            work.prefill = None
+            self._count_first_token(time.monotonic() - work.request.arrived)
+            self._append_token(work, logits)
 
-    def _write(self) -> None:
-        """One token of each text that is read."""
-        writing = {w.slot.index: w for w in self._active if w.reading is None}
+    def _count_first_token(self, seconds: float) -> None:
+        # A new list: threads that read the counters keep the one that they have.
+        kept = self.counters.first_token[-(_FIRST_TOKENS_KEPT - 1) :]
+        self.counters.first_token = [*kept, seconds]
+
+    def _decode_step(self) -> None:
+        """Write one token of each text whose prompt is read."""
+        writing = {work.slot.index: work for work in self._active if work.prefill is None}
         if not writing:
             return
-        tokens = {index: w.text[-1] for index, w in writing.items()}
+        last_tokens = {index: work.text[-1] for index, work in writing.items()}
         try:
-            found = self.model.decode(tokens)
+            logits = self.model.decode(last_tokens)
         except Exception:
-            found = self._one_by_one(tokens, writing)
-        for index, logits in found.items():
-            self._take(writing[index], logits)
+            logits = self._decode_one_by_one(last_tokens, writing)
+        for index, row in logits.items():
+            self._append_token(writing[index], row)
 
-    def _one_by_one(
-        self, tokens: dict[int, int], writing: dict[int, _Work]
+    def _decode_one_by_one(
+        self, last_tokens: dict[int, int], writing: dict[int, _Work]
     ) -> dict[int, np.ndarray]:
         """A step that failed, again for each text alone, which shows whose fault it was.
 
         The step that failed appended nothing, and a repeated one writes the same place of the
         cache.
         """
-        found: dict[int, np.ndarray] = {}
-        for index, token in tokens.items():
+        logits: dict[int, np.ndarray] = {}
+        for index, token in last_tokens.items():
             try:
-                found |= self.model.decode({index: token})
+                logits |= self.model.decode({index: token})
             except Exception as error:
                 self._fail(writing[index], error)
-        return found
+        return logits
 
-    def _take(self, work: _Work, logits: np.ndarray) -> None:
+    def _append_token(self, work: _Work, logits: np.ndarray) -> None:
+        """Draw the next token of a text from logits [V] and send it."""
         if np.isnan(logits).any():
             self._fail(work, ArithmeticError("its logits are not numbers"))
             return
         token = work.sampler.next(logits, work.text)
         work.text.append(token)
-        work.made += 1
         self.counters.generated_tokens += 1
         _emit(work.request, token)
-        full = len(work.slot.tokens) >= self.model.context
-        if token in self._ends or work.made >= work.request.limit or full:
+        is_full = len(work.slot.tokens) >= self.model.context
+        if token in self._ends or work.generated >= work.request.limit or is_full:
             self._finish(work, None)
 
     def _fail(self, work: _Work, error: Exception) -> None:
         self.counters.failed += 1
-        work.slot.tokens.clear()  # what the cache holds is not known
+        # What the cache holds of the text is not known.
+        work.slot.tokens.clear()
         self._finish(work, error)
 
     def _finish(self, work: _Work, error: Exception | None) -> None:
@@ -241,9 +298,9 @@ class Batcher:
         _emit(work.request, error)
 
 
-def _emit(request: Request, what: int | Exception | None) -> None:
-    """Tell whoever asked; who cannot be told any more has left."""
+def _emit(request: Request, item: Emitted) -> None:
     try:
-        request.emit(what)
+        request.emit(item)
     except Exception:
+        # Who cannot be told any more has left.
         request.cancelled.set()

@@ -1,5 +1,5 @@
-"""A process with limits of memory and time for what strangers' tokenizers and chat templates do
-(child.py)."""
+"""Tokenizers and chat templates of strangers: tried, or run, in a process with limits of memory and
+time (child.py)."""
 
 from __future__ import annotations
 
@@ -21,14 +21,18 @@ from compiler.errors import first_line
 from compiler.runtime.child import load_tokenizer
 
 CHILD = Path(__file__).with_name("child.py")
-# A tokenizer.json of 262,144 tokens and 37 MiB is read within 512 MiB; Python with jinja2 takes 100
-# MiB.
-TOKENIZER_BYTES, TEMPLATE_BYTES = 1 << 30, 512 << 20
-TOKENIZER_SECONDS, TEMPLATE_SECONDS = 60.0, 10.0
+# A tokenizer.json of 262,144 tokens and 37 MiB is read within 512 MiB.
+TOKENIZER_BYTES = 1 << 30
+TOKENIZER_SECONDS = 60.0
+# Python with jinja2 takes 100 MiB.
+TEMPLATE_BYTES = 512 << 20
+TEMPLATE_SECONDS = 10.0
 # Bytes of an answer: more than any text that fits a context.
 MOST_ANSWER = 64 << 20
 # Bytes of a tokenizer.json; that of Gemma 3 has 33 MiB.
 MOST_DEFINITION = 128 << 20
+# Bytes that are read from the process at once.
+_PIPE_PART = 1 << 20
 
 
 class ConfinedError(Exception):
@@ -40,9 +44,11 @@ class RefusedError(ConfinedError):
 
 
 def tokenizer(definition: str) -> Any:
-    """The tokenizer that a tokenizer.json defines, after a trial in a process with limits: the
-    library ends or hangs the process that reads some. It neither pads nor truncates. Raises
-    ConfinedError."""
+    """The tokenizer that a tokenizer.json defines; it neither pads nor truncates.
+
+    It is tried in a process with limits first, as the library ends or hangs the process that reads
+    some. Raises ConfinedError.
+    """
     _check_size(len(definition))
     trial = Confined(TOKENIZER_BYTES, TOKENIZER_SECONDS)
     try:
@@ -60,6 +66,7 @@ def tokenizer_file(path: Path) -> Any:
 def read_definition(path: Path) -> str:
     """The text of a tokenizer.json. Raises ConfinedError."""
     try:
+        # Pipes and devices are no files: to read one may never end.
         if not path.is_file():
             raise ConfinedError("no such file")
         _check_size(path.stat().st_size)
@@ -72,13 +79,26 @@ def read_definition(path: Path) -> str:
 
 def _check_size(size: int) -> None:
     if size > MOST_DEFINITION:
-        raise ConfinedError(
-            f"it has {size >> 20} MiB; at most {MOST_DEFINITION >> 20} MiB are read"
-        )
+        most = MOST_DEFINITION >> 20
+        raise ConfinedError(f"it has {size >> 20} MiB; at most {most} MiB are read")
+
+
+def check_unicode(text: str) -> None:
+    """Raises ValueError for half of a surrogate pair, which a str can hold and no text has."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"character {error.start} of the text is half of a surrogate pair"
+        ) from error
 
 
 def encode(tokenizer: Any, text: str, add_special_tokens: bool = True) -> list[int]:
     """The tokens of a text. Raises ConfinedError where the library has none for it."""
+    try:
+        check_unicode(text)
+    except ValueError as error:
+        raise ConfinedError(str(error)) from error
     with _panics():
         # Unlike `encode`, this lets other threads run meanwhile.
         (encoding,) = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
@@ -94,6 +114,7 @@ def decode(tokenizer: Any, tokens: Sequence[int]) -> str:
 
 @contextlib.contextmanager
 def _panics() -> Iterator[None]:
+    """Turns every failure of the tokenizers library into ConfinedError."""
     try:
         yield
     except BaseException as error:
@@ -104,28 +125,26 @@ def _panics() -> Iterator[None]:
 
 
 class Confined:
-    """A child process that answers one request at a time. It starts with the first request, and
-    again after one that went beyond the limits; it ends with this object."""
+    """A child process that answers one request at a time.
+
+    It starts with the first request, and again after one that went beyond the limits, which are
+    `memory` in bytes and `seconds` for each request. It ends with this object. Any thread may ask.
+    """
 
     def __init__(self, memory: int, seconds: float) -> None:
-        self._memory, self._seconds = memory, seconds
+        self._memory = memory
+        self._seconds = seconds
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._finalizer: weakref.finalize[Any, Any] | None = None
 
     def ask(self, task: str, *arguments: Any) -> Any:
-        """What a function of child.py returns. Raises ConfinedError."""
+        """What a function of child.py returns for arguments of JSON.
+
+        Raises RefusedError for a template that refuses, ConfinedError for all else.
+        """
         request = json.dumps([task, arguments]).encode() + b"\n"
-        with self._lock:
-            try:
-                process = self._process or self._start()
-            except OSError as error:
-                raise ConfinedError(f"no process can be started: {error.strerror}") from error
-            line = _exchange(process, request, time.monotonic() + self._seconds)
-            if not line.endswith(b"\n"):
-                code = self._end()
-                raise ConfinedError(self._overrun(code, line))
-        answer = json.loads(line)
+        answer = json.loads(self._answer(request))
         if "refusal" in answer:
             raise RefusedError(answer["refusal"])
         if "overrun" in answer:
@@ -138,30 +157,45 @@ class Confined:
         with self._lock:
             self._end()
 
+    def _answer(self, request: bytes) -> bytes:
+        """The line that the process answers."""
+        with self._lock:
+            try:
+                process = self._process or self._start()
+            except OSError as error:
+                raise ConfinedError(f"no process can be started: {error.strerror}") from error
+            line = _exchange(process, request, time.monotonic() + self._seconds)
+            if not line.endswith(b"\n"):
+                code = self._end()
+                raise ConfinedError(self._overrun(code, line))
+        return line
+
     def _start(self) -> subprocess.Popen[bytes]:
         # One thread: each would take address space for a heap of its own.
-        single = {
+        single_thread = {
             "RAYON_NUM_THREADS": "1",
             "TOKENIZERS_PARALLELISM": "false",
             "MALLOC_ARENA_MAX": "1",
         }
-        self._process = process = subprocess.Popen(
+        process = subprocess.Popen(
             # -P: a file of the working folder is no module.
             [sys.executable, "-P", str(CHILD), str(self._memory)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, **single},
+            env=os.environ | single_thread,
         )
+        self._process = process
         self._finalizer = weakref.finalize(self, _kill, process)
         return process
 
     def _end(self) -> int | None:
-        """Ends the process; returns its code where it had ended by itself."""
+        """End the process; returns its code where it had ended by itself."""
         if self._process is None or self._finalizer is None:
             return None
         try:
-            code = self._process.wait(timeout=1)  # which has closed its pipe, or hangs
+            # It has closed its pipe and is about to end, or it hangs.
+            code = self._process.wait(timeout=1)
         except subprocess.TimeoutExpired:
             code = None
         self._finalizer()
@@ -169,12 +203,14 @@ class Confined:
         return code
 
     def _overrun(self, code: int | None, line: bytes) -> str:
+        """What to say of a process that gave no whole answer."""
+        memory = f"{self._memory >> 20} MiB"
         if len(line) >= MOST_ANSWER:
             return f"it makes a text of more than {MOST_ANSWER >> 20} MiB"
         if code is None:
-            return f"it takes longer than {self._seconds:g} seconds or more than {self._memory >> 20} MiB"
+            return f"it takes longer than {self._seconds:g} seconds or more than {memory}"
         how = signal.Signals(-code).name if code < 0 else f"code {code}"
-        return f"it ended its process ({how}), which had {self._memory >> 20} MiB"
+        return f"it ended its process ({how}), which had {memory}"
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
@@ -187,30 +223,41 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def _exchange(process: subprocess.Popen[bytes], request: bytes, deadline: float) -> bytes:
-    """Writes a line and reads one; a line without its end where the process ended, or its time was
-    over."""
+    """Write a line and read one, until `deadline` on the monotonic clock.
+
+    The line lacks its end where the process ended, its time was over, or it is too long.
+    """
     assert process.stdin is not None and process.stdout is not None
-    sending, receiving = process.stdin.fileno(), process.stdout.fileno()
+    sending = process.stdin.fileno()
+    receiving = process.stdout.fileno()
+    # Both at once: a process that answers before it has read all would wait for us, as we for it.
     os.set_blocking(sending, False)
-    rest, found = memoryview(request), bytearray()
+    unsent = memoryview(request)
+    received = bytearray()
     with selectors.DefaultSelector() as selector:
         selector.register(sending, selectors.EVENT_WRITE)
         selector.register(receiving, selectors.EVENT_READ)
-        while not found.endswith(b"\n") and len(found) < MOST_ANSWER:
+        while not received.endswith(b"\n") and len(received) < MOST_ANSWER:
             ready = selector.select(max(0.0, deadline - time.monotonic()))
             if not ready:
                 break
             for key, _ in ready:
-                if key.fd == receiving:
-                    part = os.read(receiving, 1 << 20)
-                    if not part:
-                        return bytes(found)
-                    found += part
+                if key.fd == sending:
+                    unsent = _send(sending, unsent)
+                    if not unsent:
+                        selector.unregister(sending)
                     continue
-                try:
-                    rest = rest[os.write(sending, rest) :]
-                except BrokenPipeError:
-                    rest = rest[:0]
-                if not rest:
-                    selector.unregister(sending)
-    return bytes(found)
+                part = os.read(receiving, _PIPE_PART)
+                if not part:
+                    return bytes(received)
+                received += part
+    return bytes(received)
+
+
+def _send(pipe: int, data: memoryview) -> memoryview:
+    """Write what the pipe takes; returns the rest."""
+    try:
+        return data[os.write(pipe, data) :]
+    except BrokenPipeError:
+        # The process has ended, and its own pipe will say so.
+        return data[:0]

@@ -4,7 +4,7 @@ unit vectors."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,36 +20,32 @@ _INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 
 
 class Embedder:
-    """An encoder with its tokenizer (`build --tokenizer`). Raises RuntimeBundleError for bundles
-    that are none.
+    """An encoder whose bundle was built with its tokenizer.
 
     It takes input_ids and, where the model has them, attention_mask and token_type_ids [1, S]; its
-    first output is [1, S, D], or [1, D] where the model pools by itself.
+    first output is [1, S, D], or [1, D] where the model pools by itself. `length` is S. Raises
+    RuntimeBundleError for other bundles.
     """
 
     def __init__(
         self, bundle: Bundle, threads: int = 2, devices: str | Sequence[Device] = "cpu"
     ) -> None:
-        entry: dict[str, Any] | None = bundle.manifest.get("tokenizer")
-        names = {i["name"] for i in bundle.manifest["inputs"]}
-        if entry is None or "input_ids" not in names or not names <= _INPUTS:
-            raise RuntimeBundleError(
-                f"{bundle.path}: is neither a language model nor an encoder with a tokenizer (build --tokenizer)"
-            )
+        path = _tokenizer_path(bundle)
         self.fleet = Fleet.of(devices, threads, bundle.manifest["segments"])
-        self._pipeline, self._lock = Pipeline(bundle, threads, fleet=self.fleet), threading.Lock()
+        self._pipeline = Pipeline(bundle, threads, fleet=self.fleet)
+        # Server threads may share an embedder, and a pipeline does one run at a time.
+        self._lock = threading.Lock()
         try:
-            self._tokenizer = confined.tokenizer_file(bundle.path / entry["path"])
+            self._tokenizer = confined.tokenizer_file(bundle.path / path)
         except ConfinedError as error:
             raise RuntimeBundleError(
                 f"{bundle.path}: its tokenizer cannot be read: {error}"
             ) from error
-        self.length = int(
-            next(i["shape"][1] for i in self._pipeline.inputs if i["name"] == "input_ids")
-        )
+        shapes = {entry["name"]: entry["shape"] for entry in self._pipeline.inputs}
+        self.length = int(shapes["input_ids"][1])
 
     def tokens(self, text: str) -> np.ndarray:
-        """The tokens of a text. Raises ValueError where they do not fit."""
+        """The tokens of a text, int32. Raises ValueError where they do not fit."""
         try:
             found = confined.encode(self._tokenizer, text)
         except ConfinedError as error:
@@ -59,20 +55,48 @@ class Embedder:
         return np.array(found, np.int32)
 
     def embed(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The unit vector [D] of a text's tokens. Raises ArithmeticError where the model does not
-        give numbers."""
-        mask = np.zeros((1, self.length), np.int64)
-        mask[0, : len(tokens)] = 1
-        ids = np.zeros_like(mask)
-        ids[0, : len(tokens)] = tokens
-        arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(mask)}
-        kinds = {i["name"]: i["dtype"] for i in self._pipeline.inputs}
+        """The unit vector [D] of a text's tokens, float32; any thread may ask.
+
+        Raises ArithmeticError where the model does not give numbers.
+        """
+        feeds = self._feeds(tokens)
         with self._lock:
-            results = self._pipeline.run(
-                {name: arrays[name].astype(kind) for name, kind in kinds.items()}
-            )
+            results = self._pipeline.run(feeds)
         states = results[self._pipeline.outputs[0]["name"]].astype(np.float64)
-        vector = states[0, : len(tokens)].mean(axis=0) if states.ndim == 3 else states[0]
+        pools_itself = states.ndim != 3
+        # Of the states [1, S, D] those of the padding do not count.
+        vector = states[0] if pools_itself else states[0, : len(tokens)].mean(axis=0)
         if not np.isfinite(vector).all():
             raise ArithmeticError("its embedding is not made of numbers")
-        return np.asarray(vector / max(float(np.linalg.norm(vector)), 1e-12), np.float32)
+        length = float(np.linalg.norm(vector))
+        return np.asarray(vector / max(length, 1e-12), np.float32)
+
+    def _feeds(self, tokens: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+        """The model's inputs for a text, padded to its length."""
+        count = len(tokens)
+        ids = np.zeros((1, self.length), np.int64)
+        ids[0, :count] = tokens
+        mask = np.zeros_like(ids)
+        mask[0, :count] = 1
+        arrays: Mapping[str, np.ndarray] = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "token_type_ids": np.zeros_like(ids),
+        }
+        feeds = {}
+        for entry in self._pipeline.inputs:
+            name = entry["name"]
+            feeds[name] = arrays[name].astype(entry["dtype"])
+        return feeds
+
+
+def _tokenizer_path(bundle: Bundle) -> str:
+    """The tokenizer's file in an encoder's bundle. Raises RuntimeBundleError for other bundles."""
+    entry: dict[str, Any] | None = bundle.manifest.get("tokenizer")
+    names = {given["name"] for given in bundle.manifest["inputs"]}
+    if entry is None or "input_ids" not in names or not names <= _INPUTS:
+        raise RuntimeBundleError(
+            f"{bundle.path}: is neither a language model nor an encoder that was built with its "
+            "tokenizer"
+        )
+    return str(entry["path"])

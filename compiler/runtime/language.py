@@ -7,7 +7,8 @@ write into it. Cached tokens that a new text begins with are kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +24,7 @@ from compiler.runtime.sampling import Sampler, Sampling
 
 @dataclass
 class Slot:
-    """A sequence in the cache: its place and the tokens that the cache holds."""
+    """A sequence in the cache: its row and the tokens that the cache holds."""
 
     index: int
     tokens: list[int] = field(default_factory=list)
@@ -32,10 +33,14 @@ class Slot:
 class LanguageModel:
     """A language model's bundle, ready to generate.
 
-    With `slots` above 1 the program for several sequences at once is opened instead of the one for
-    a single sequence. With `stream`, a bundle that was built to keep within some memory does so;
-    without, it is faster. `devices` are those of a `Runner`. Raises RuntimeBundleError for bundles
-    that are none, or hold no program for so many slots.
+    slots:   sequences at once. Above 1 the program for several is opened instead of the one for a
+             single sequence
+    stream:  whether a bundle that was built to keep within some memory does so; else it is faster
+    devices: as of a `Runner`
+
+    `context` is the number of tokens that the cache holds of a sequence, `chunk` how many of them
+    prefill takes at once, `vocabulary` how many tokens there are. One thread at a time may use it.
+    Raises RuntimeBundleError for bundles that are none, or hold no program for so many slots.
     """
 
     def __init__(
@@ -46,30 +51,35 @@ class LanguageModel:
         stream: bool = True,
         devices: str | Sequence[Device] = "cpu",
     ) -> None:
-        found = bundle.manifest.get("language")
-        if found is None:
-            raise RuntimeBundleError(f"{bundle.path}: is not a language model")
-        self.settings: dict[str, Any] = found
-        self.context, self.chunk = int(found["context"]), int(found["chunk"])
-        if slots > 1 and found["slots"] != slots:
-            raise RuntimeBundleError(
-                f"{bundle.path}: was built for {found['slots']} slots: build it with --slots {slots}"
-            )
-        limit = found["max_ram_bytes"] if stream else None
         self.bundle = bundle
-        decode = found["programs"]["batch" if slots > 1 else "decode"]
-        self.fleet = Fleet.of(devices, threads, bundle.manifest["segments"], decode["segments"])
-        self._prefill = Pipeline(bundle, threads, None, limit and limit // 2, self.fleet)
-        self._decode = Pipeline(bundle, threads, decode, limit and limit // 2, self.fleet)
+        self.settings = _settings(bundle, slots)
+        self.context = int(self.settings["context"])
+        self.chunk = int(self.settings["chunk"])
+        program = self.settings["programs"]["batch" if slots > 1 else "decode"]
+        segments = bundle.manifest["segments"]
+        self.fleet = Fleet.of(devices, threads, segments, program["segments"])
+        limit = self.settings["max_ram_bytes"] if stream else None
+        # Both programs are open, and each may hold half of the weights.
+        half = limit // 2 if limit else limit
+        self._prefill = Pipeline(bundle, threads, None, half, self.fleet)
+        self._decode = Pipeline(bundle, threads, program, half, self.fleet)
+        self._cache = self._make_cache(slots)
+        self.slots = [Slot(index) for index in range(slots)]
+        self.vocabulary = int(_logits(self._decode)["shape"][-1])
+
+    def _make_cache(self, slots: int) -> dict[str, np.ndarray]:
+        """The cache by the names of the programs' inputs, each [slots, ...]."""
         cached = set(self._prefill.in_place.values())
         if self._decode.in_place != self._prefill.in_place or not cached:
             raise RuntimeBundleError(
-                f"{bundle.path}: its programs do not share a cache: build it again"
+                f"{self.bundle.path}: its programs do not share a cache: build it again"
             )
-        shapes = {t["name"]: t["shape"] for t in self._prefill.inputs if t["name"] in cached}
-        self._cache = {name: Cache.zeros((slots, *shape[1:])) for name, shape in shapes.items()}
-        self.slots = [Slot(i) for i in range(slots)]
-        self.vocabulary = int(_logits(self._decode)["shape"][-1])
+        cache: dict[str, np.ndarray] = {}
+        for entry in self._prefill.inputs:
+            if entry["name"] in cached:
+                _, *row = entry["shape"]
+                cache[entry["name"]] = Cache.zeros((slots, *row))
+        return cache
 
     @property
     def cache_bytes(self) -> int:
@@ -81,11 +91,9 @@ class LanguageModel:
         What the slot holds of the text already is kept. Raises ValueError for an empty text, or one
         that is too long.
         """
-        logits = None
-        for logits in self.prefill_steps(slot, tokens):  # noqa: B007
-            pass
-        assert logits is not None
-        return logits
+        # Only the last chunk's logits are kept: they are large.
+        last = deque(self.prefill_steps(slot, tokens), maxlen=1)
+        return last.pop()
 
     def prefill_steps(self, slot: Slot, tokens: Sequence[int]) -> Iterator[np.ndarray]:
         """As `prefill`, chunk by chunk, so that others may have their turn in between."""
@@ -94,34 +102,44 @@ class LanguageModel:
         del slot.tokens[self.kept(slot, tokens) :]
         while len(slot.tokens) < len(tokens):
             begin = len(slot.tokens)
-            part = list(tokens[begin : begin + self.chunk])
-            padded = np.zeros((1, self.chunk), np.int64)
-            padded[0, : len(part)] = part
-            end = begin + self.chunk
-            feeds: dict[str, np.ndarray] = {
-                "tokens": padded,
-                "lengths": np.array([end - 1], np.int32),
-                "total": np.array([end], np.int32),
-                "last": np.array([len(part) - 1], np.int64),
-            }
-            rows = slice(slot.index, slot.index + 1)
-            logits = _run(
-                self._prefill, feeds, {name: array[rows] for name, array in self._cache.items()}
-            )
-            slot.tokens += part
-            yield logits[0, -1]
+            chunk = list(tokens[begin : begin + self.chunk])
+            logits = self._prefill_chunk(slot, chunk)
+            slot.tokens += chunk
+            yield logits
+
+    def _prefill_chunk(self, slot: Slot, chunk: Sequence[int]) -> np.ndarray:
+        """Write a chunk behind what the slot holds; returns the logits [V] behind its end."""
+        padded = np.zeros((1, self.chunk), np.int64)
+        padded[0, : len(chunk)] = chunk
+        # The program writes whole chunks. What the padding writes is behind the text, where the
+        # next tokens will be.
+        end = len(slot.tokens) + self.chunk
+        feeds: dict[str, np.ndarray] = {
+            "tokens": padded,
+            "lengths": np.array([end - 1], np.int32),
+            "total": np.array([end], np.int32),
+            "last": np.array([len(chunk) - 1], np.int64),
+        }
+        rows = slice(slot.index, slot.index + 1)
+        cache = {name: array[rows] for name, array in self._cache.items()}
+        logits = _run(self._prefill, feeds, cache)
+        return np.asarray(logits[0, -1])
 
     def kept(self, slot: Slot, tokens: Sequence[int]) -> int:
         """How many tokens of a text `prefill` would find in the slot; never all, as the last one
         gives the logits."""
         limit = min(len(tokens) - 1, len(slot.tokens))
-        return next((i for i in range(limit) if slot.tokens[i] != tokens[i]), limit)
+        for index in range(limit):
+            if slot.tokens[index] != tokens[index]:
+                return index
+        return limit
 
-    def decode(self, tokens: dict[int, int]) -> dict[int, np.ndarray]:
+    def decode(self, tokens: Mapping[int, int]) -> dict[int, np.ndarray]:
         """Append one token to each of some slots, given by index; returns the logits [V] behind
         each."""
         count = len(self.slots)
-        ids, lengths = np.zeros((count, 1), np.int64), np.zeros(count, np.int32)
+        ids = np.zeros((count, 1), np.int64)
+        lengths = np.zeros(count, np.int32)
         for slot in self.slots:
             # A slot that has no token writes behind its text, where the next token will be.
             ids[slot.index, 0] = tokens.get(slot.index, 0)
@@ -132,6 +150,7 @@ class LanguageModel:
             "total": np.array([lengths.max() + 1], np.int32),
         }
         logits = _run(self._decode, feeds, self._cache)
+        # Only now, so that a run that fails appends nothing.
         for index, token in tokens.items():
             self.slots[index].tokens.append(token)
         return {index: logits[index, -1] for index in tokens}
@@ -142,16 +161,32 @@ class LanguageModel:
         """The tokens that follow a text, up to `limit` or the end of the context; stops behind an
         end token."""
         slot = slot or self.slots[0]
-        sampler, text = Sampler(sampling), list(tokens)
+        sampler = Sampler(sampling)
+        text = list(tokens)
         ends = set(self.settings["tokenizer"]["ends"])
         logits = self.prefill(slot, text)
-        for made in range(limit):
+        for number in range(1, limit + 1):
             token = sampler.next(logits, text)
             text.append(token)
             yield token
-            if token in ends or made + 1 == limit or len(slot.tokens) >= self.context:
+            is_full = len(slot.tokens) >= self.context
+            if token in ends or number == limit or is_full:
                 return
             logits = self.decode({slot.index: token})[slot.index]
+
+
+def _settings(bundle: Bundle, slots: int) -> dict[str, Any]:
+    """The manifest's part on a language model. Raises RuntimeBundleError where there is none for so
+    many slots."""
+    settings: dict[str, Any] | None = bundle.manifest.get("language")
+    if settings is None:
+        raise RuntimeBundleError(f"{bundle.path}: is not a language model")
+    if slots > 1 and settings["slots"] != slots:
+        raise RuntimeBundleError(
+            f"{bundle.path}: was built for {settings['slots']} slots, not for {slots}: build it "
+            "again with so many"
+        )
+    return settings
 
 
 def _run(pipeline: Pipeline, feeds: Arrays, cache: Arrays) -> np.ndarray:
@@ -164,4 +199,4 @@ def _run(pipeline: Pipeline, feeds: Arrays, cache: Arrays) -> np.ndarray:
 
 def _logits(pipeline: Pipeline) -> dict[str, Any]:
     """The entry of the one output that is no part of the cache."""
-    return next(o for o in pipeline.outputs if o["name"] not in pipeline.in_place)
+    return next(entry for entry in pipeline.outputs if entry["name"] not in pipeline.in_place)

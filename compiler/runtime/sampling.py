@@ -8,16 +8,30 @@ from dataclasses import dataclass
 import numpy as np
 
 MAX_SEED = (1 << 64) - 1
+# The smallest and the largest value of each number of `Sampling`. At these ends too, the sampler
+# gives a token for any logits.
+_RANGES: dict[str, tuple[float, float]] = {
+    "temperature": (0, 100),
+    "top_k": (0, 1 << 30),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "repetition_penalty": (1e-3, 100),
+}
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. A temperature of 0 takes the likeliest (greedy).
+    """How tokens are drawn.
 
-    `top_k` keeps so many of the likeliest, 0 all; `top_p` the likeliest that together reach this
-    probability; `min_p` those with at least this share of the likeliest's. `repetition_penalty`
-    above 1 makes tokens of the text less likely (Keskar et al., 2019). The same `seed` draws the
-    same tokens from the same logits.
+    temperature: divides the logits; 0 takes the likeliest token (greedy)
+    top_k:       draws from so many of the likeliest tokens; 0 from all
+    top_p:       draws from the likeliest tokens that together reach this probability
+    min_p:       draws from tokens with at least this share of the likeliest one's probability
+    repetition_penalty: above 1, tokens that the text has are less likely (Keskar et al., 2019,
+                 CTRL)
+    seed:        draws the same tokens again from the same logits; None draws others each time
+
+    Raises ValueError for a number out of its range.
     """
 
     temperature: float = 0.0
@@ -28,16 +42,10 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("temperature", 0, 100),
-            ("top_k", 0, 1 << 30),
-            ("top_p", 0, 1),
-            ("min_p", 0, 1),
-            ("repetition_penalty", 1e-3, 100),
-        ):
+        for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(f"{name} is {value}; it must be from {low} to {high}")
+            if not least <= value <= most:
+                raise ValueError(f"{name} is {value}; it must be from {least} to {most}")
         if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
             raise ValueError(f"seed is {self.seed}; it must be from 0 to {MAX_SEED}")
 
@@ -45,38 +53,44 @@ class Sampling:
 class Sampler:
     """Draws the tokens of one text."""
 
-    def __init__(self, how: Sampling) -> None:
-        self.how, self._random = how, np.random.default_rng(how.seed)
+    def __init__(self, sampling: Sampling) -> None:
+        self.sampling = sampling
+        self._random = np.random.default_rng(sampling.seed)
 
     def next(self, logits: np.ndarray, text: Sequence[int]) -> int:
-        """The next token behind `text`, from logits [V].
+        """The token that follows `text`, from logits [V].
 
         Never raises: NaN counts as impossible, infinities as the largest numbers there are, and
         tokens of the text that have no logit do not count.
         """
-        how = self.how
+        sampling = self.sampling
         scores = _finite(logits)
-        if how.repetition_penalty != 1:
-            _penalize(scores, text, how.repetition_penalty)
-        if how.temperature == 0:
+        if sampling.repetition_penalty != 1:
+            _penalize(scores, text, sampling.repetition_penalty)
+        if sampling.temperature == 0:
             return int(np.argmax(scores))
-        # The largest score is taken off first: 0 stays 0 however small the temperature is, and the
-        # rest can only become minus infinity, which is a share of 0.
+        # The largest score is subtracted first: it stays 0 however small the temperature is, and
+        # the others can only become minus infinity, which is a weight of 0.
         with np.errstate(over="ignore", under="ignore"):
-            scores = (scores - scores.max()) / how.temperature
-            order = np.argsort(-scores, kind="stable")[: how.top_k or None]
-            shares = np.exp(scores[order])
-        kept = shares >= how.min_p
-        shares /= shares.sum()
-        kept &= np.cumsum(shares) - shares < max(how.top_p, 1e-12)
-        order, shares = order[kept], shares[kept]
-        return int(order[self._drawn(shares)])
+            scores = (scores - scores.max()) / sampling.temperature
+            likeliest = np.argsort(-scores, kind="stable")[: sampling.top_k or None]
+            weights = np.exp(scores[likeliest])
+        # The likeliest token has a weight of 1.
+        kept = weights >= sampling.min_p
+        probabilities = weights / weights.sum()
+        likelier_ones = np.cumsum(probabilities) - probabilities
+        # With a top_p of 0 the likeliest token is kept.
+        kept &= likelier_ones < max(sampling.top_p, 1e-12)
+        drawn = self._draw(probabilities[kept])
+        return int(likeliest[kept][drawn])
 
-    def _drawn(self, shares: np.ndarray) -> int:
-        """An index with the probability of its share; the first share is above 0."""
-        ends = np.cumsum(shares)
+    def _draw(self, probabilities: np.ndarray) -> int:
+        """An index, by probabilities that need not add up to 1; the first one is above 0."""
+        ends = np.cumsum(probabilities)
         ends /= ends[-1]
-        return min(int(np.searchsorted(ends, self._random.random(), side="right")), len(ends) - 1)
+        index = int(np.searchsorted(ends, self._random.random(), side="right"))
+        # Rounding may leave the last end a little below what was drawn.
+        return min(index, len(ends) - 1)
 
 
 def _finite(logits: np.ndarray) -> np.ndarray:
@@ -88,7 +102,9 @@ def _finite(logits: np.ndarray) -> np.ndarray:
 
 
 def _penalize(scores: np.ndarray, text: Sequence[int], penalty: float) -> None:
+    """Make tokens of the text less likely, in place."""
     seen = np.unique(np.asarray(text, np.int64))
     seen = seen[(seen >= 0) & (seen < len(scores))]
-    own = scores[seen]
-    scores[seen] = np.where(own > 0, own / penalty, own * penalty)
+    old = scores[seen]
+    # Dividing a negative score would make its token likelier.
+    scores[seen] = np.where(old > 0, old / penalty, old * penalty)

@@ -18,14 +18,13 @@ import pytest
 import uvicorn
 from starlette.testclient import TestClient
 
-from compiler.runtime import protocol
-from compiler.runtime.server import EmbeddingServer, Limits, Web
+from compiler.runtime.server import EmbeddingServer, Limits, Web, application, protocol
 
 WIDTH = 4
 
 
 class Encoder:
-    """A text's embedding is its length; "bad" fails, "nan" is no number. `gate` holds the model up."""
+    """A text's embedding is its length; "bad" fails. `gate` holds the model up."""
 
     def __init__(self, width: int = WIDTH) -> None:
         self.width, self.order, self.gate = width, [], threading.Event()
@@ -102,7 +101,7 @@ async def until(condition: Any) -> None:
 
 
 def test_answers_in_both_encodings() -> None:
-    client = TestClient(server(Encoder()).app(), base_url="http://localhost")
+    client = TestClient(application(server(Encoder())), base_url="http://localhost")
     texts = ["a", "bcd", ""]
     for kind in ("float", "base64", None):
         answer = client.post(
@@ -119,7 +118,7 @@ def test_answers_in_both_encodings() -> None:
 def test_limits() -> None:
     encoder = Encoder()
     client = TestClient(
-        server(encoder, texts=10, body_bytes=5000).app(), base_url="http://localhost"
+        application(server(encoder, texts=10, body_bytes=5000)), base_url="http://localhost"
     )
     for body, status, word in (
         ({"input": ["x"] * 11}, 400, "up to 10"),
@@ -145,7 +144,7 @@ def test_limits() -> None:
 
 def test_a_failure_is_told_in_one_line_and_ends_one_request() -> None:
     made = server(Encoder())
-    client = TestClient(made.app(), base_url="http://localhost")
+    client = TestClient(application(made), base_url="http://localhost")
     answer = client.post("/v1/embeddings", json={"input": ["x", "bad", "y"]})
     assert answer.status_code == 500 and "\n" not in answer.json()["error"]["message"]
     assert client.post("/v1/embeddings", json={"input": "x"}).status_code == 200
@@ -162,7 +161,7 @@ def test_a_full_line_refuses_and_a_client_that_leaves_frees_its_place() -> None:
         encoder = Encoder()
         encoder.gate.clear()
         made = server(encoder, waiting=2)
-        app = made.app()
+        app = application(made)
         long = {"input": [f"{i}" for i in range(1000)]}
         async with running(app, long, {"input": "b"}, {"input": "c"}) as calls:
             await until(lambda: made.active == 3)
@@ -184,7 +183,9 @@ def test_requests_take_turns() -> None:
         encoder = Encoder()
         encoder.gate.clear()
         made = server(encoder)
-        async with running(made.app(), {"input": ["long"] * 50}, {"input": ["short"] * 2}) as calls:
+        async with running(
+            application(made), {"input": ["long"] * 50}, {"input": ["short"] * 2}
+        ) as calls:
             await until(lambda: made.active == 2)
             await asyncio.sleep(0.05)
             encoder.gate.set()
@@ -197,9 +198,7 @@ def test_requests_take_turns() -> None:
 @contextmanager
 def listening(made: EmbeddingServer) -> Iterator[int]:
     """The server on a port of its own, with the protocol that `serve` has."""
-    config = uvicorn.Config(
-        made.app(), http=protocol.HeadTimeoutProtocol, port=0, log_level="error"
-    )
+    config = protocol.uvicorn_config(application(made), "127.0.0.1", 0)
     place = config.bind_socket()
     place.listen()
     running = uvicorn.Server(config)

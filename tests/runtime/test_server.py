@@ -31,11 +31,10 @@ from starlette.testclient import TestClient
 from compiler.runtime import Bundle
 from compiler.runtime.batching import Batcher, BusyError, Request
 from compiler.runtime.embedding import Embedder
-from compiler.runtime.guard import Access
 from compiler.runtime.language import LanguageModel
-from compiler.runtime.protocol import HEAD_SECONDS
 from compiler.runtime.sampling import Sampling
-from compiler.runtime.server import EmbeddingServer, Limits, Web
+from compiler.runtime.server import Access, EmbeddingServer, Limits, Web, application
+from compiler.runtime.server.protocol import HEAD_SECONDS
 from compiler.runtime.text import Text
 from tests.conftest import LANGUAGE, Cli
 
@@ -398,7 +397,7 @@ def test_requests_whose_length_is_ambiguous_are_refused(served: Served) -> None:
 def test_access() -> None:
     everywhere = Access.of("0.0.0.0", ["Pi.local"])
     for host in ("192.168.1.7:8000", "[fe80::1]", "pi.local", "localhost"):
-        assert everywhere.knows(host), host
+        assert everywhere.answers_to(host), host
     for host in (
         "evil.example",
         "1.2.3",
@@ -409,9 +408,11 @@ def test_access() -> None:
         "[::1",
         "pi.local.evil.example",
     ):
-        assert not everywhere.knows(host), host
-    assert Access.of("::1").knows("[0:0::1]:8000") and not Access.of("::1").knows("[::2]")
-    assert Access.of("10.0.0.5").knows("10.0.0.5") and not Access.of("10.0.0.5").knows("10.0.0.6")
+        assert not everywhere.answers_to(host), host
+    assert Access.of("::1").answers_to("[0:0::1]:8000") and not Access.of("::1").answers_to("[::2]")
+    assert Access.of("10.0.0.5").answers_to("10.0.0.5") and not Access.of("10.0.0.5").answers_to(
+        "10.0.0.6"
+    )
     for host in ("a b", "pi.local:80", "http://pi.local", ""):
         with pytest.raises(ValueError, match="host"):
             Access.of("127.0.0.1", [host])
@@ -423,7 +424,7 @@ def test_access() -> None:
 def test_an_origin_that_is_allowed(tmp_path: Path) -> None:
     page = {"Origin": "https://app.example"}
     web = Web("m", access=Access.of("127.0.0.1", origins=["https://app.example/"]))
-    client = TestClient(web.app([], lambda: None), base_url="http://localhost")
+    client = TestClient(application(EmbeddingServer(web, None)), base_url="http://localhost")
     assert (
         client.get("/v1/models", headers=page).headers["access-control-allow-origin"]
         == "https://app.example"
@@ -479,7 +480,7 @@ def test_a_body_that_does_not_come_is_given_up() -> None:
 
     async def ask() -> None:
         http = HttpRequest({"type": "http", "headers": []}, receive)
-        await Web("m", None, Limits(body_seconds=0.1)).body(http)
+        await Web("m", None, Limits(body_seconds=0.1)).read_body(http)
 
     with pytest.raises(HTTPException) as caught:
         asyncio.run(ask())
@@ -571,7 +572,7 @@ def test_embeddings(tmp_path: Path, run_cli: Cli) -> None:
     client = openai.OpenAI(
         base_url="http://localhost/v1",
         api_key="none",
-        http_client=TestClient(server.app()),
+        http_client=TestClient(application(server)),
         max_retries=0,
     )
     texts = ["the quick fox", "over the lazy dog cat"]

@@ -1,0 +1,127 @@
+"""/v1/chat/completions and /v1/completions: a language model behind HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from compiler.runtime.batching import Batcher
+from compiler.runtime.server import formats, requests
+from compiler.runtime.server.answer import Answer, start_answer
+from compiler.runtime.server.errors import CLIENT_LEFT, error_body, model_failure, request_errors
+from compiler.runtime.server.formats import ChatFormat, EventWriter, Format, TextFormat
+from compiler.runtime.server.requests import CompletionOptions
+from compiler.runtime.server.status import metric, summary
+from compiler.runtime.server.web import ReleasingResponse, Web
+from compiler.runtime.server.workers import OVERHEAD, Worker
+from compiler.runtime.text import Text
+
+# How often a client that waits for a whole answer is looked after: does it still wait?
+LOOK_SECONDS = 0.25
+
+
+class CompletionServer:
+    """A language model's endpoints.
+
+    Prompts are tokenized by the readers of `web`, `batcher` runs the model in a thread of its own,
+    and one worker turns the tokens of all answers into text.
+    """
+
+    def __init__(self, web: Web, text: Text, batcher: Batcher) -> None:
+        self.web = web
+        self.text = text
+        self.batcher = batcher
+        self._writer = Worker("answers")
+
+    @property
+    def alive(self) -> bool:
+        return self.batcher.alive
+
+    def close(self) -> None:
+        self.batcher.close()
+
+    def metrics(self) -> list[str]:
+        counters = self.batcher.counters
+        refused = counters.refused + self.web.readers.refused
+        return [
+            *metric("requests_total", "counter", counters.requests),
+            *metric("requests_refused_total", "counter", refused),
+            *metric("requests_cancelled_total", "counter", counters.cancelled),
+            *metric("requests_failed_total", "counter", counters.failed),
+            *metric("prompt_tokens_total", "counter", counters.prompt_tokens),
+            *metric("generated_tokens_total", "counter", counters.generated_tokens),
+            *metric("requests_active", "gauge", self.batcher.active),
+            *metric("requests_waiting", "gauge", self.batcher.queued),
+            *summary("first_token_seconds", counters.first_token),
+        ]
+
+    async def chat(self, http: HttpRequest) -> Response:
+        """Answers the last message of a conversation."""
+        body = await self.web.read_body(http)
+        with request_errors():
+            options = requests.completion_options(body, self.web.limits.tokens)
+            messages = requests.chat_messages(body)
+            size = sum(len(m["role"]) + len(m["content"]) + OVERHEAD for m in messages)
+            tokens = await self.web.readers.run(size, self.text.conversation, messages)
+        return await self._respond(http, tokens, options, ChatFormat())
+
+    async def complete(self, http: HttpRequest) -> Response:
+        """Continues a text."""
+        body = await self.web.read_body(http)
+        with request_errors():
+            options = requests.completion_options(body, self.web.limits.tokens)
+            prompt = requests.completion_prompt(body, self.batcher.longest_prompt)
+            if isinstance(prompt, str):
+                prompt = await self.web.readers.run(len(prompt), self.text.encode, prompt)
+        return await self._respond(http, prompt, options, TextFormat())
+
+    async def _respond(
+        self, http: HttpRequest, tokens: list[int], options: CompletionOptions, form: Format
+    ) -> Response:
+        with request_errors():
+            answer = start_answer(self.batcher, self.text, self._writer, tokens, options)
+        if options.stream:
+            events = self._events(answer, options, form)
+            return ReleasingResponse(events, answer.cancel, "text/event-stream")
+        return await self._whole(http, answer, form)
+
+    async def _whole(self, http: HttpRequest, answer: Answer, form: Format) -> Response:
+        """The whole answer at once; its slot is freed where the client goes away meanwhile."""
+        reading = asyncio.ensure_future(answer.text())
+        try:
+            while not reading.done():
+                await asyncio.wait([reading], timeout=LOOK_SECONDS)
+                if not reading.done() and await http.is_disconnected():
+                    return Response(status_code=CLIENT_LEFT)
+            text = reading.result()
+        except Exception as error:
+            raise model_failure(error) from error
+        finally:
+            reading.cancel()
+            answer.cancel()
+        body = formats.whole_answer(form, self.web.name, text, answer.finish, answer.usage())
+        return JSONResponse(body)
+
+    async def _events(
+        self, answer: Answer, options: CompletionOptions, form: Format
+    ) -> AsyncIterator[str]:
+        """The answer as server-sent events."""
+        writer = EventWriter(form, self.web.name)
+        first = form.first()
+        if first is not None:
+            yield writer.event(first)
+        try:
+            async for piece in answer.pieces():
+                yield writer.event(form.piece(piece))
+        except Exception as error:
+            # The status is long sent: an error can only come as an event.
+            failure = model_failure(error)
+            yield formats.server_event(error_body(failure.status_code, failure.detail))
+            return
+        yield writer.event(form.last(), answer.finish)
+        if options.include_usage:
+            yield writer.usage(answer.usage())
+        yield formats.END_OF_EVENTS

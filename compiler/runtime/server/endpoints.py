@@ -1,0 +1,75 @@
+"""All endpoints, and the application that they make.
+
+To add one: its handler in completions.py, embeddings.py or status.py, the fields of its body in
+requests.py, and a line here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
+
+from compiler.runtime.server.completions import CompletionServer
+from compiler.runtime.server.embeddings import EmbeddingServer
+from compiler.runtime.server.errors import answer_http_error, answer_own_error
+from compiler.runtime.server.guard import Access, Guard
+from compiler.runtime.server.status import StatusEndpoints
+
+
+def endpoints(server: CompletionServer | EmbeddingServer) -> list[Route]:
+    """The endpoints of a language model or of an encoder."""
+    routes: list[Route] = []
+    if isinstance(server, CompletionServer):
+        routes += [
+            Route("/v1/chat/completions", server.chat, methods=["POST"]),
+            Route("/v1/completions", server.complete, methods=["POST"]),
+        ]
+    if isinstance(server, EmbeddingServer):
+        routes += [
+            Route("/v1/embeddings", server.embed, methods=["POST"]),
+        ]
+    status = StatusEndpoints(server)
+    routes += [
+        Route("/v1/models", status.models),
+        Route("/health", status.health),
+        Route("/metrics", status.metrics),
+    ]
+    return routes
+
+
+def application(server: CompletionServer | EmbeddingServer) -> Starlette:
+    """The ASGI application of a server; the server is closed when it shuts down."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        # `close` waits for the model's thread, which may be in the middle of a run.
+        await asyncio.to_thread(server.close)
+
+    return Starlette(
+        routes=endpoints(server),
+        lifespan=lifespan,
+        middleware=_middleware(server.web.access),
+        exception_handlers={HTTPException: answer_http_error, Exception: answer_own_error},
+    )
+
+
+def _middleware(access: Access) -> list[Middleware]:
+    # The guard comes first: what it refuses gets no CORS headers either.
+    middleware = [Middleware(Guard, access=access)]
+    if access.origins:
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=sorted(access.origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type"],
+        )
+        middleware.append(cors)
+    return middleware

@@ -1,0 +1,184 @@
+"""What the endpoints take: the fields of each request, with their defaults and limits.
+
+Everything here raises ValueError in one line that names the field.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from compiler.runtime.sampling import MAX_SEED, Sampling
+from compiler.runtime.server.fields import (
+    Body,
+    ChoiceField,
+    FlagField,
+    IntegerField,
+    NumberField,
+    TextsField,
+    is_given,
+)
+
+Message = dict[str, str]
+
+# How tokens are drawn. The ranges lie within those of `Sampling`; that of the temperature is
+# OpenAI's, and its default too.
+TEMPERATURE = NumberField("temperature", default=1.0, least=0, most=2)
+TOP_K = IntegerField("top_k", default=0, least=0, most=1 << 20)
+TOP_P = NumberField("top_p", default=1.0, least=0, most=1)
+MIN_P = NumberField("min_p", default=0.0, least=0, most=1)
+REPETITION_PENALTY = NumberField("repetition_penalty", default=1.0, least=0.1, most=10)
+SEED = IntegerField("seed", default=0, least=0, most=MAX_SEED)
+
+# Tokens of an answer that asks for no number.
+DEFAULT_TOKENS = 256
+STOP = TextsField("stop", most=16)
+STREAM = FlagField("stream")
+INCLUDE_USAGE = FlagField("include_usage")  # in stream_options
+
+# Fields of OpenAI's API of which one value only is served.
+FIXED = (
+    IntegerField("n", default=1, least=1, most=1),
+    IntegerField("best_of", default=1, least=1, most=1),
+    NumberField("presence_penalty", default=0, least=0, most=0),
+    NumberField("frequency_penalty", default=0, least=0, most=0),
+)
+# Fields that would change the answer. To ignore them would give another one than was asked for.
+UNSUPPORTED = (
+    "tools",
+    "functions",
+    "response_format",
+    "logit_bias",
+    "logprobs",
+    "top_logprobs",
+    "suffix",
+    "echo",
+)
+
+ENCODING_FORMAT = ChoiceField("encoding_format", default="float", choices=("float", "base64"))
+
+
+@dataclass(frozen=True)
+class CompletionOptions:
+    """How a chat or a completion is to be answered.
+
+    limit:         tokens of the answer at most
+    sampling:      how tokens are drawn
+    stops:         texts in front of which the answer ends
+    stream:        whether the answer comes in events
+    include_usage: whether the last event counts tokens
+    """
+
+    limit: int
+    sampling: Sampling
+    stops: list[str]
+    stream: bool
+    include_usage: bool
+
+
+def completion_options(body: Body, most_tokens: int) -> CompletionOptions:
+    """The options of a chat or a completion whose answer may have `most_tokens`."""
+    for name in UNSUPPORTED:
+        if body.get(name):
+            raise ValueError(f"{name}: is not supported")
+    for fixed in FIXED:
+        fixed.read(body)
+    stops = STOP.read(body)
+    return CompletionOptions(
+        limit=_limit(body, most_tokens),
+        sampling=_sampling(body),
+        stops=[stop for stop in stops if stop],
+        stream=STREAM.read(body),
+        include_usage=INCLUDE_USAGE.read(_stream_options(body)),
+    )
+
+
+def _limit(body: Body, most_tokens: int) -> int:
+    # OpenAI's newer name goes first where a client sends both.
+    newer = "max_completion_tokens"
+    name = newer if is_given(body, newer) else "max_tokens"
+    default = min(DEFAULT_TOKENS, most_tokens)
+    return IntegerField(name, default, least=1, most=most_tokens).read(body)
+
+
+def _sampling(body: Body) -> Sampling:
+    return Sampling(
+        temperature=TEMPERATURE.read(body),
+        top_k=TOP_K.read(body),
+        top_p=TOP_P.read(body),
+        min_p=MIN_P.read(body),
+        repetition_penalty=REPETITION_PENALTY.read(body),
+        # Without a seed each answer is drawn anew.
+        seed=SEED.read(body) if is_given(body, SEED.name) else None,
+    )
+
+
+def _stream_options(body: Body) -> Body:
+    if not is_given(body, "stream_options"):
+        return {}
+    options = body["stream_options"]
+    if not isinstance(options, dict):
+        raise ValueError("stream_options: an object")
+    return options
+
+
+def chat_messages(body: Body) -> list[Message]:
+    """The conversation of a chat: for each message its role and its text."""
+    found = body.get("messages")
+    if not isinstance(found, list) or not found:
+        raise _bad_messages()
+    return [_message(entry) for entry in found]
+
+
+def _message(entry: object) -> Message:
+    if not isinstance(entry, dict):
+        raise _bad_messages()
+    role = entry.get("role")
+    content = entry.get("content")
+    # A content may come in parts, each with a text.
+    if isinstance(content, list) and all(_is_text_part(part) for part in content):
+        content = "".join(part["text"] for part in content)
+    if not isinstance(role, str) or not isinstance(content, str):
+        raise _bad_messages()
+    return {"role": role, "content": content}
+
+
+def _is_text_part(part: object) -> bool:
+    return isinstance(part, dict) and isinstance(part.get("text"), str)
+
+
+def _bad_messages() -> ValueError:
+    return ValueError("messages: a list of {role, content} with text as content")
+
+
+def completion_prompt(body: Body, longest: int) -> str | list[int]:
+    """The prompt of a completion: a text, or up to `longest` tokens."""
+    found = body.get("prompt")
+    if isinstance(found, str):
+        return found
+    if not isinstance(found, list):
+        raise _bad_prompt()
+    # OpenAI's API takes a list of prompts; one in it is served.
+    if len(found) == 1 and isinstance(found[0], str):
+        return found[0]
+    # In front of the look at each entry, which would hold up the event loop for a long list.
+    if len(found) > longest:
+        raise ValueError(f"prompt: has {len(found)} tokens; the model takes up to {longest}")
+    # true is an int to Python.
+    if not all(type(token) is int for token in found):
+        raise _bad_prompt()
+    return found
+
+
+def _bad_prompt() -> ValueError:
+    return ValueError("prompt: a text, or a list of token numbers")
+
+
+def embedding_inputs(body: Body, most_texts: int) -> list[str]:
+    """The texts to embed."""
+    if is_given(body, "dimensions"):
+        raise ValueError("dimensions: is not supported")
+    field = TextsField("input", most_texts)
+    texts = field.read(body)
+    if not texts:
+        raise ValueError(f"input: a text, or a list of up to {most_texts} texts")
+    return texts
