@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compiler.runtime import pipeline
+from compiler.runtime import conversion
 
 
 @dataclass(frozen=True)
@@ -17,10 +17,10 @@ class Quant:
     zero_point: int
 
     def quantize(self, array: np.ndarray) -> np.ndarray:
-        return pipeline.quantize(array, self.scale, self.zero_point)
+        return conversion.quantize(array, self.scale, self.zero_point)
 
     def dequantize(self, array: np.ndarray) -> np.ndarray:
-        return pipeline.dequantize(array, self.scale, self.zero_point)
+        return conversion.dequantize(array, self.scale, self.zero_point)
 
 
 def from_range(low: float, high: float) -> Quant:

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from compiler import build as building
+from compiler.driver import build as building
 stages = 0
 def report(stage, steps):
     global stages
@@ -87,7 +87,7 @@ def test_full_disk(room: int, small_bundle: Path, tmp_path: Path) -> None:
 
 INTERRUPTED = """
 import os, signal, sys
-from compiler import build as building
+from compiler.driver import build as building
 from compiler import cli
 def lower_elsewhere(*_):
     os.kill(os.getpid(), signal.SIGINT)
@@ -138,7 +138,7 @@ def test_places_that_cannot_be_written(small_model: Path, tmp_path: Path, run_cl
 def test_nan_is_refused_where_int8_begins(tmp_path: Path, small_bundle: Path) -> None:
     """The first segment is on the host here, so NaN is met by its quantization; a TPU's own input
     refuses it."""
-    from compiler.runtime.pipeline import quantize
+    from compiler.runtime.conversion import quantize
 
     with pytest.raises(ValueError, match="NaN"):
         quantize(np.array([0.0, np.nan], np.float32), 0.1, 3)

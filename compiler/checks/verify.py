@@ -20,7 +20,7 @@ from compiler.partition import Program
 from compiler.quantize.calibrate import batches
 from compiler.quantize.samples import Sample
 from compiler.runtime import Bundle, Pipeline
-from compiler.runtime.pipeline import convert
+from compiler.runtime.conversion import convert
 
 # Values of an output that are counted, and when few of them are worth a word.
 MOST_VALUES = 1 << 20

@@ -15,7 +15,7 @@ from compiler.errors import CalibrationError, first_line
 from compiler.graph import attribute_of, consumers_of, is_constant, shape_of
 from compiler.runtime import arrays
 from compiler.runtime.arrays import ArrayError
-from compiler.runtime.pipeline import stacked
+from compiler.runtime.inputs import stacked
 
 Sample = dict[str, np.ndarray]
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}

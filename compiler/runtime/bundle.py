@@ -7,13 +7,14 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from compiler.runtime import folders, schema
+from compiler.runtime.held import HeldFolder
 
 MANIFEST_VERSION = 6
 MANIFEST_BYTES = 64 << 20
@@ -34,6 +35,7 @@ class Bundle:
 
     path: Path
     manifest: dict[str, Any]
+    folder: HeldFolder = field(repr=False, compare=False)
 
     @classmethod
     def open(cls, path: str | Path, check: bool = True) -> Bundle:
@@ -59,6 +61,8 @@ class Bundle:
         file = path / "manifest.json"
         if not file.is_file():
             restore(path)
+        # From before the manifest is read: whatever comes to stand there later is another bundle.
+        folder = HeldFolder(path)
         if not file.is_file():
             raise RuntimeBundleError(f"{path}: not a bundle: it has no manifest.json")
         if file.stat().st_size > MANIFEST_BYTES:
@@ -81,7 +85,7 @@ class Bundle:
         wrong = schema.complaint(manifest)
         if wrong is not None:
             raise RuntimeBundleError(f"{file}: {wrong}: build the bundle again")
-        bundle = cls(path, manifest)
+        bundle = cls(path, manifest, folder)
         language = manifest.get("language")
         wrongs = [_broken(program) for program in bundle.programs().values()]
         wrongs += [

@@ -12,7 +12,7 @@ import pytest
 from compiler.driver import build as building
 from compiler.partition import PartitionOptions, PlacePolicy
 from compiler.runtime import Bundle, Pipeline, SegmentError
-from compiler.runtime.pipeline import quantize
+from compiler.runtime.conversion import quantize
 from tests.conftest import Cli, save
 
 
