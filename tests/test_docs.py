@@ -15,9 +15,9 @@ import pytest
 import uvicorn
 from PIL import Image
 
-import passes
 from compiler.runtime.schema import SCHEMA
-from docs import modules
+from docs import modules, passes
+from passes import PASSES, SAMPLE_PASSES
 from tests.conftest import Cli, save, small_network
 
 ROOT = Path(__file__).parent.parent
@@ -135,9 +135,15 @@ def test_architecture_has_every_folder_in_its_order() -> None:
 
 
 def test_architecture_has_every_pass_in_its_order() -> None:
-    table = ARCHITECTURE.split("## Passes")[1].split("\n\n**")[0]
-    rows = re.findall(r"^\| `(\w+)`", table, re.MULTILINE)
-    assert rows == [entry[0] if isinstance(entry, tuple) else entry.name for entry in passes.PASSES]
+    table = ARCHITECTURE.split("## Passes")[1].split("\n### ")[0]
+    steps = [row.split("|")[2] for row in table.splitlines() if row.startswith("| ")]
+    found = re.findall(r"`(\w+)`", "".join(steps))
+    assert found == [record.name for record in (*PASSES, *SAMPLE_PASSES)]
+
+
+def test_passes_page_is_current() -> None:
+    page = (ROOT / "docs" / "passes.md").read_text()
+    assert page == passes.page(), "run: python -m docs.passes"
 
 
 def test_files_that_the_documentation_names_exist() -> None:
