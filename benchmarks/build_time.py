@@ -70,7 +70,8 @@ def main(peer: str | None) -> None:
             ]
         times = []
         print(
-            f"ResNet-50, {size:.0f} MB, {SAMPLES} samples; limit for memory 3 x model + 600 = {3 * size + 600:.0f} MB"
+            f"ResNet-50, {size:.0f} MB, {SAMPLES} samples; "
+            f"limit for memory 3 x model + 600 = {3 * size + 600:.0f} MB"
         )
         for label, command in commands.items():
             seconds, memory, code = measure(command, folder)

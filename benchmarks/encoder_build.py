@@ -31,7 +31,8 @@ def main(folder: Path) -> None:
                 sys.exit((Path(made) / "log.txt").read_text())
         size = path.stat().st_size / 2**20
         print(
-            f"{path.stem:10} {size:4.0f} MB  {seconds:5.1f} s  {memory:5.0f} MB, {memory / size:.2f} times the model"
+            f"{path.stem:10} {size:4.0f} MB  {seconds:5.1f} s  "
+            f"{memory:5.0f} MB, {memory / size:.2f} times the model"
         )
 
 

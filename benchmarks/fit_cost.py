@@ -281,7 +281,8 @@ def main(folder: Path) -> None:
     for sample, predicted in rows:
         print(f"  {sample.name:34} real {sample.real:10.2f}  predicted {predicted:10.2f}")
     print(
-        f"  mean absolute error: {error(rows):.1%} over {len(rows)} rows, of which some gave the rates"
+        f"  mean absolute error: {error(rows):.1%} over {len(rows)} rows, "
+        "of which some gave the rates"
     )
 
 

@@ -76,7 +76,8 @@ def report_rounded(results: Sequence[tuple[float, float] | str]) -> bool:
         lost = np.maximum(0, figures[:, 1] - figures[:, 0])
         print(
             f"SQNR median {np.median(figures[:, 0]):.1f} dB, lost against rounding alone: median "
-            f"{np.median(lost):.2f} dB, 99% below {np.percentile(lost, 99):.2f}, most {lost.max():.2f}"
+            f"{np.median(lost):.2f} dB, 99% below {np.percentile(lost, 99):.2f}, "
+            f"most {lost.max():.2f}"
         )
     return bool(failed)
 
@@ -87,9 +88,8 @@ def report_structural(results: Sequence[tuple[int, Outcome]]) -> bool:
         if outcome.failed or outcome.status == "refused":
             print(f"seed {seed}: {outcome.status}: {' '.join(outcome.detail.split())[:300]}")
     found = Counter(outcome.status for _, outcome in results)
-    print(
-        f"{len(results)} models: {', '.join(f'{number} {status}' for status, number in found.most_common())}"
-    )
+    counts = [f"{number} {status}" for status, number in found.most_common()]
+    print(f"{len(results)} models: {', '.join(counts)}")
     return any(outcome.failed for _, outcome in results)
 
 

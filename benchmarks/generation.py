@@ -63,9 +63,12 @@ import json, sys, time
 import llama_cpp, numpy as np
 source, made, prompts = sys.argv[1:4]
 parameters = llama_cpp.llama_model_quantize_default_params()
-parameters.ftype, parameters.allow_requantize, parameters.nthread = llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, True, {THREADS}
+parameters.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0
+parameters.allow_requantize = True
+parameters.nthread = {THREADS}
 assert llama_cpp.llama_model_quantize(source.encode(), made.encode(), parameters) == 0
-options = dict(n_ctx=1024, n_threads={THREADS}, n_threads_batch={THREADS}, n_batch=512, verbose=False)
+options = dict(n_ctx=1024, n_batch=512, verbose=False)
+options |= dict(n_threads={THREADS}, n_threads_batch={THREADS})
 model = llama_cpp.Llama(made, **options)
 ids = [int(i) for i in np.random.default_rng(0).integers(100, 2000, {PROMPT_TOKENS})]
 rows = []
@@ -166,7 +169,8 @@ def measure(model: Path, llama: Path | None, place: PlacePolicy = "host") -> dic
 
 def summary(found: dict[str, Any]) -> str:
     lines = [
-        f"build {found['build_seconds']} s, peak memory {found['peak_gb']} GB; perplexity {found['perplexity']}",
+        f"build {found['build_seconds']} s, peak memory {found['peak_gb']} GB; "
+        f"perplexity {found['perplexity']}",
         f"{PROMPTS[0]!r} -> {found['answer']!r}",
     ]
     for name, same in found["agreement"].items():
@@ -176,7 +180,8 @@ def summary(found: dict[str, Any]) -> str:
         )
     for name, (prefill, decode) in found["tokens_per_second"].items():
         lines.append(
-            f"{name:15} prefill {prefill:8.1f} tokens/s   decode {decode:6.1f} tokens/s   (median of {REPEATS})"
+            f"{name:15} prefill {prefill:8.1f} tokens/s   decode {decode:6.1f} tokens/s   "
+            f"(median of {REPEATS})"
         )
     return "\n".join(lines)
 

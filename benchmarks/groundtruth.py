@@ -103,6 +103,5 @@ if __name__ == "__main__":
     exact = sum(expected == real for _, expected, real in rows)
     worst = max(rows, key=lambda row: abs(row[1] / row[2] - 1))
     print(f"parameter bytes: {exact} of {len(rows)} models of 4 KiB or more exact;", end=" ")
-    print(
-        f"farthest is {worst[0]}: {worst[1]} expected, {worst[2]} real ({worst[1] / worst[2] - 1:+.1%})"
-    )
+    name, expected, real = worst
+    print(f"farthest is {name}: {expected} expected, {real} real ({expected / real - 1:+.1%})")

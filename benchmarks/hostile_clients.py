@@ -290,12 +290,12 @@ def siege(port: int, process: int, clients: int, hostile: int, seconds: float) -
     print(
         f"{clients} clients, {hostile} hostile, {seconds:g} s: {right} right, {mixed} wrong answers"
     )
-    print(
-        f"  hostile requests: {', '.join(f'{name} {count}' for name, count in sorted(attacks.items()))}"
-    )
+    counts = [f"{name} {count}" for name, count in sorted(attacks.items())]
+    print(f"  hostile requests: {', '.join(counts)}")
     print(f"  /health: median {sorted(health)[len(health) // 2]:.3f} s, worst {max(health):.3f} s")
     print(
-        f"  memory: {memory[0]:.0f} MB at first, {max(memory):.0f} at most, {memory[-1]:.0f} at the end"
+        f"  memory: {memory[0]:.0f} MB at first, {max(memory):.0f} at most, "
+        f"{memory[-1]:.0f} at the end"
     )
 
 

@@ -111,7 +111,7 @@ class Outcome:
 def replacements(
     bundles: tuple[Path, Path], output: Path, moments: list[int], exchange: bool
 ) -> Outcome:
-    """Kill replacements in front of the calls of these numbers. `bundles` take turns at `output`."""
+    """Kill replacements in front of the calls of these numbers; `bundles` alternate at `output`."""
     outcome = Outcome()
     for turn, moment in enumerate(moments):
         old, new = bundles[turn % 2], bundles[1 - turn % 2]
@@ -195,7 +195,8 @@ def main(count: int, seed: int) -> int:
             outcome = replacements(bundles, output, moments, exchange)
             how = "exchange" if exchange else "two renames"
             print(
-                f"replacements by {how}: {len(moments)} of {last} calls, {dict(outcome.found)}, lost {outcome.lost}",
+                f"replacements by {how}: {len(moments)} of {last} calls, {dict(outcome.found)}, "
+                f"lost {outcome.lost}",
                 flush=True,
             )
             bad += outcome.lost

@@ -64,8 +64,10 @@ def measure(name: str, folder: Path) -> str:
     size = model.stat().st_size / 2**20
     parameters = sum(s["parameter_bytes"] for s in tpu) / 2**20
     return (
-        f"| {name} | {size:.0f} | {len(tpu)} | {parameters:.1f} | {' | '.join(map(figure, scores))} "
-        f"| {figure(output['sqnr_db'])} | {figure(output['plain_sqnr_db'])} | {output['top1_agreement']:.0%} "
+        f"| {name} | {size:.0f} | {len(tpu)} | {parameters:.1f} "
+        f"| {' | '.join(map(figure, scores))} "
+        f"| {figure(output['sqnr_db'])} | {figure(output['plain_sqnr_db'])} "
+        f"| {output['top1_agreement']:.0%} "
         f"| {seconds:.1f} | {usage.ru_maxrss / 1024:.0f} of {3 * size + 600:.0f} |"
     )
 

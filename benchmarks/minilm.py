@@ -42,7 +42,8 @@ def main(folder: Path, observers: list[str]) -> None:
             embeddings.add(got, want, sample["attention_mask"])
     found = embeddings.report()
     print(
-        f"pooled cosine over {len(embeddings.got)} sentences: mean {found['cosine']}, least {found['least_cosine']}"
+        f"pooled cosine over {len(embeddings.got)} sentences: mean {found['cosine']}, "
+        f"least {found['least_cosine']}"
     )
     print(f"Spearman's correlation of the similarities of all pairs: {found['spearman']}")
 

@@ -85,8 +85,9 @@ def measure(model: Path, tpus: int) -> None:
             mine, sums = np.median(ours), np.median(theirs)
             kinds = [s["device"] for s in runner.pipeline.segments]
             print(
-                f"{model.stem}, {kinds.count('tpu')} + {kinds.count('host')} segments: {mine * 1e3:.3f} ms, "
-                f"bare {sums * 1e3:.3f} ms, {(mine - sums) * 1e6:+.0f} us, {100 * (mine / sums - 1):+.1f}%"
+                f"{model.stem}, {kinds.count('tpu')} + {kinds.count('host')} segments: "
+                f"{mine * 1e3:.3f} ms, bare {sums * 1e3:.3f} ms, "
+                f"{(mine - sums) * 1e6:+.0f} us, {100 * (mine / sums - 1):+.1f}%"
             )
 
 

@@ -46,7 +46,8 @@ def main(path: Path, model: Path) -> None:
         )
     )
     print(
-        f"bundle {ours * 1e3:.1f} ms, onnxruntime float {theirs * 1e3:.1f} ms, ratio {ours / theirs:.2f}"
+        f"bundle {ours * 1e3:.1f} ms, onnxruntime float {theirs * 1e3:.1f} ms, "
+        f"ratio {ours / theirs:.2f}"
     )
 
 

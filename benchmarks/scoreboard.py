@@ -1,7 +1,7 @@
 """Our int8, our cuts and our text beside those of others, on the same models, samples and machine.
 
-    python -m benchmarks.scoreboard [--minilm FOLDER] [--gguf FILE] [--onnx2tf PYTHON] [--onnx-tf PYTHON]
-                                    [--llama PYTHON] [--output FOLDER]
+    python -m benchmarks.scoreboard [--minilm FOLDER] [--gguf FILE] [--onnx2tf PYTHON]
+                                    [--onnx-tf PYTHON] [--llama PYTHON] [--output FOLDER]
 
 Makes the environments that are not given: onnx2tf 2.6.9 needs Python 3.12, onnx-tf Python 3.11
 (`toolchain install`), llama.cpp is llama-cpp-python. FOLDER of MiniLM is what export_minilm.py
@@ -171,12 +171,16 @@ def plot(panels: Sequence[tuple[str, Bars]]) -> str:
             colour = "#1f77b4" if own else "#b0b0b0"
             parts += [
                 f'<text x="{left - 8}" y="{y + 14}" text-anchor="end">{label}</text>',
-                f'<rect x="{left}" y="{y + 2}" width="{size:.1f}" height="{height - 5}" fill="{colour}"/>',
+                f'<rect x="{left}" y="{y + 2}" width="{size:.1f}" height="{height - 5}" '
+                f'fill="{colour}"/>',
                 f'<text x="{left + size + 6:.1f}" y="{y + 14}">{value:.1f}</text>',
             ]
             y += height
         y += 10
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{y}" font-family="sans-serif" font-size="12">'
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{y}" '
+        'font-family="sans-serif" font-size="12">'
+    )
     return "\n".join([head, *parts, "</svg>"]) + "\n"
 
 

@@ -20,8 +20,8 @@ if __name__ == "__main__":
         float(arguments[2]) if len(arguments) > 2 else 3600.0,
     )
     print(
-        f"{result.streamed} samples streamed, {result.answered} requests answered, {result.wrong} wrong or lost"
+        f"{result.streamed} samples streamed, {result.answered} requests answered, "
+        f"{result.wrong} wrong or lost"
     )
-    print(
-        f"memory {result.memory[len(result.memory) // 2]:.0f} MB, {result.growth:+.1f} MB in the last third"
-    )
+    middle = result.memory[len(result.memory) // 2]
+    print(f"memory {middle:.0f} MB, {result.growth:+.1f} MB in the last third")

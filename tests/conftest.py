@@ -1,4 +1,4 @@
-"""Shared fixtures: a small model that has every kind of segment, and the command line in process."""
+"""Shared fixtures: a small model with every kind of segment, and the command line in process."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def small_model(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small network built for two Edge TPUs: host, TPU, host, TPU, host. Copy it to change it."""
+    """The small network for two Edge TPUs: host, TPU, host, TPU, host. Copy it to change it."""
     folder = tmp_path_factory.mktemp("small")
     model = save(folder / "small.onnx", small_network())
     building.build(

@@ -104,10 +104,3 @@ def test_commands_of_the_cookbook(kitchen: Path, run_cli: Cli) -> None:
         "smollm2.bundle",
         "qat.bundle",
     }
-
-
-def test_the_cookbook_points_at_files_that_exist() -> None:
-    for name in re.findall(
-        r"\b(?:compiler|passes|tests|fixtures|docs)/[\w/.-]*\w", PAGE.replace("\\", "")
-    ):
-        assert (ROOT / name).exists(), name

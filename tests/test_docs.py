@@ -150,13 +150,15 @@ def test_files_that_the_documentation_names_exist() -> None:
     folders = "compiler|passes|tests|fixtures|docs|benchmarks"
     name = re.compile(rf"\b(?:{folders})/[\w/.-]*\w")
     module = re.compile(r"python -m ((?:benchmarks|compiler|docs)\.[\w.]*\w)")
+    missing = []
     for page in PAGES:
         text = page.read_text().replace("\\", "")
-        for path in name.findall(text):
-            assert (ROOT / path).exists(), f"{page.name}: {path}"
-        for dotted in module.findall(text):
-            path = ROOT / dotted.replace(".", "/")
-            assert path.is_dir() or path.with_suffix(".py").exists(), f"{page.name}: {dotted}"
+        paths = [ROOT / path for path in name.findall(text)]
+        paths += [ROOT / f"{dotted.replace('.', '/')}.py" for dotted in module.findall(text)]
+        # NAME and FAMILY stand for the reader's own.
+        real = [path for path in paths if not re.search("NAME|FAMILY", path.name)]
+        missing += [f"{page.name}: {path}" for path in real if not path.exists()]
+    assert not missing
 
 
 def fields(schema: dict) -> set[str]:  # type: ignore[type-arg]

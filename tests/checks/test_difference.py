@@ -77,7 +77,7 @@ def boxes_and_scores() -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_boxes_in_pixels_do_not_hide_scores() -> None:
-    """All scores come out as 0: of a variation of 1/4 a value, the error is 1/2, which is -3.01 dB."""
+    """All scores come out as 0: of a variation of 1/4 a value, the error is 1/2, so -3.01 dB."""
     got, want = boxes_and_scores()
     assert not got[:, 4:].any()
     found = difference([(got, want)])

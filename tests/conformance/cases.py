@@ -78,7 +78,7 @@ def model(case: Any) -> onnx.ModelProto:
 
 
 def data(case: Any) -> tuple[list[Any], list[Any]] | None:
-    """The first (inputs, outputs) of a case; None where they are sequences or other than tensors."""
+    """The first (inputs, outputs) of a case; None where they are not all tensors."""
     if case.model is not None:
         return case.data_sets[0] if case.data_sets else None
     folder = Path(case.model_dir) / "test_data_set_0"
@@ -94,7 +94,7 @@ def data(case: Any) -> tuple[list[Any], list[Any]] | None:
 
 
 def outcome(case: Any, folder: Path) -> Outcome:
-    """Build a case with its own inputs as samples, or random ones where they cannot be, and run it."""
+    """Build a case, with its own inputs as samples or else random ones, and run it."""
     proto, found = model(case), data(case)
     path, output = folder / "model.onnx", folder / "bundle"
     onnx.save(proto, path)

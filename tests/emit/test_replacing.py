@@ -372,7 +372,7 @@ def test_a_bundle_that_is_replaced_as_it_is_read(
 def test_without_exchange_the_old_bundle_is_found(
     output: Path, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: Cli
 ) -> None:
-    """Killed between the two renames: by whoever reads, and by the next build, even one that fails."""
+    """Killed between the two renames: by a reader, and by the next build, even one that fails."""
     building = folders.beside(output, folders.BUILDING)
 
     def set_aside() -> None:

@@ -394,7 +394,8 @@ from compiler.runtime import Bundle
 from compiler.runtime.language import LanguageModel
 from compiler.runtime.sampling import Sampling
 def resident():
-    return next(int(l.split()[1]) for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmHWM"))
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 bundle = Bundle.open(sys.argv[1])
 import onnxruntime
 before = resident()

@@ -165,7 +165,8 @@ def _rounded_agree(
             if found.dtype != want.dtype or (name not in jumps and found.shape != want.shape):
                 return Outcome(
                     "wrong",
-                    f"tpu: '{name}' is {found.dtype} {list(found.shape)}, not {want.dtype} {list(want.shape)}",
+                    f"tpu: '{name}' is {found.dtype} {list(found.shape)}, "
+                    f"not {want.dtype} {list(want.shape)}",
                 )
             if want.dtype.kind == "f" and name not in jumps and want.size:
                 judged.append(name)

@@ -31,12 +31,38 @@ BOUND = 500.0
 NUDGE = {"e": 2e-3, "f": 1e-6, "d": 1e-9}
 STABLE = {"e": 8e-3, "f": 2e-5, "d": 1e-7}
 # Operators whose results jump where their float operands move a little.
-JUMPS = {"ArgMax", "ArgMin", "Ceil", "Floor", "Round", "Sign", "TopK", "Hardmax", "NonZero", "Unique", "Mod"} | {
-    "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "QuantizeLinear", "DynamicQuantizeLinear", "IsInf",
-    "Shrink", "ThresholdedRelu", "MaxPool", "Cast", "CastLike", "Compress", "OneHot", "IsNaN",
-}  # fmt: skip
+JUMPS = {
+    "ArgMax",
+    "ArgMin",
+    "Ceil",
+    "Floor",
+    "Round",
+    "Sign",
+    "TopK",
+    "Hardmax",
+    "NonZero",
+    "Unique",
+    "Mod",
+    "Equal",
+    "Greater",
+    "GreaterOrEqual",
+    "Less",
+    "LessOrEqual",
+    "QuantizeLinear",
+    "DynamicQuantizeLinear",
+    "IsInf",
+    "Shrink",
+    "ThresholdedRelu",
+    "MaxPool",
+    "Cast",
+    "CastLike",
+    "Compress",
+    "OneHot",
+    "IsNaN",
+}
 
-Array = Any  # numpy's, or a list of them where the tensor is a sequence, None where an optional holds nothing
+# numpy's; a list of them where the tensor is a sequence; None where an optional holds nothing.
+Array = Any
 
 
 @dataclass

@@ -20,8 +20,8 @@ Recipe = Callable[[Graph], object]
 
 # Operators by the opset that brought them.
 UNARY = {
-    7: "Abs Neg Exp Sqrt Log Reciprocal Floor Ceil Sigmoid Tanh Relu Elu Selu Softplus Softsign HardSigmoid LeakyRelu "
-    "Sin Cos Tan Atan Asin Identity",
+    7: "Abs Neg Exp Sqrt Log Reciprocal Floor Ceil Sigmoid Tanh Relu Elu Selu Softplus Softsign "
+    "HardSigmoid LeakyRelu Sin Cos Tan Atan Asin Identity",
     9: "Sinh Cosh Asinh Atanh Sign Erf Shrink IsNaN",
     10: "ThresholdedRelu IsInf",
     11: "Round",
@@ -37,7 +37,10 @@ COMPARE = {
     12: "GreaterOrEqual LessOrEqual",
     18: "BitwiseAnd BitwiseOr BitwiseXor",
 }
-REDUCE = "ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceSumSquare"
+REDUCE = (
+    "ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceLogSum "
+    "ReduceLogSumExp ReduceSumSquare"
+)
 DTYPES = [
     "float32",
     "float32",
@@ -71,7 +74,7 @@ def _some_axes(g: Graph, rank: int) -> list[int]:
 
 
 def _partner(g: Graph, x: str) -> str:
-    """An operand that goes with `x`: itself, one of the same type, or a constant that broadcasts."""
+    """An operand that goes with `x`: itself, one of its type, or a constant that broadcasts."""
     tensor = g.open[x]
     if g.chance(0.5):
         return g.pick(lambda other: other.dtype == tensor.dtype)

@@ -15,7 +15,7 @@ from compiler.quantize import weights
 
 
 def simulated(program: Program) -> ir.Model:
-    """A copy of the program's model that rounds what its TPU segments read, make, and multiply by."""
+    """A copy of the program's model that rounds what TPU segments read, make, and multiply by."""
     names = {n.name for s in program.plan.segments if s.device == "tpu" for n in s.nodes}
     model = program.model.clone()
     nodes = [n for n in model.graph if n.name in names]

@@ -243,8 +243,10 @@ def test_models_whose_opset_cannot_be_raised_keep_their_operators(tmp_path: Path
     )
     gelu = onnx.parser.parse_graph("""
     g (float[2,8] q, float[1,2] first, float[1,3,2] x) => (float[2,8] y, float[1,3,2] z)
-    <float three = {3.0}, float c = {0.044715}, float root = {0.7978845}, float one = {1.0}, float half = {0.5}> {
-        p = Pow (q, three) s = Mul (c, p) a = Add (q, s) i = Mul (root, a) t = Tanh (i) o = Add (one, t)
+    <float three = {3.0}, float c = {0.044715}, float root = {0.7978845}, float one = {1.0},
+     float half = {0.5}> {
+        p = Pow (q, three) s = Mul (c, p) a = Add (q, s) i = Mul (root, a) t = Tanh (i)
+        o = Add (one, t)
         h = Mul (q, o) y = Mul (h, half)
     }""")
     gelu.node.append(

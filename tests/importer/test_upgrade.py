@@ -736,7 +736,7 @@ def test_a_model_that_ends_with_opset_21_reaches_the_tpu(tmp_path: Path) -> None
 
 
 def test_a_model_that_cannot_be_raised_keeps_old_meanings(tmp_path: Path) -> None:
-    """The mask of Dropout leaves the graph, so Softmax beside it stays one over rows of a matrix."""
+    """The mask of Dropout leaves the graph, so Softmax beside it stays one over a matrix's rows."""
     nodes = [
         helper.make_node("Softmax", ["x"], ["y0"]),
         helper.make_node("Dropout", ["x"], ["y1", "y2"]),

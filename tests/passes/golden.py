@@ -7,10 +7,10 @@ Both hold the result against graphs and numbers that the compiler did not make:
 
 - The nodes are those of AFTER, in this order, with these attributes; an attribute that has ONNX's
   default value counts as absent. Values that BEFORE names keep their names, all others are free.
-- Constants have the values that AFTER gives, to 1e-6 of their largest one. Constants of more than 64
-  elements are printed without values; the test computes them: `constants={"turned": w @ h.T}`.
-- BEFORE, AFTER and what the pass made run on onnxruntime, unoptimized, on drawn inputs. Every tensor
-  that BEFORE names and that is still there must be the same to 1e-5 of its largest value.
+- Constants have the values that AFTER gives, to 1e-6 of their largest one. Constants of more than
+  64 elements are printed without values; the test computes them: `constants={"turned": w @ h.T}`.
+- BEFORE, AFTER and what the pass made run on onnxruntime, unoptimized, on drawn inputs. Every
+  tensor that BEFORE names and that is still there must be the same to 1e-5 of its largest value.
 - The shapes that the pass noted are those that onnxruntime computes.
 
 A label in front of a node says what passes noted of it: [host] that it is kept on the host,

@@ -1,4 +1,4 @@
-"""What a rotation has to be, written down without compiler/rotation.py."""
+"""What a rotation has to be, written down without compiler/quantize/rotation.py."""
 
 from __future__ import annotations
 

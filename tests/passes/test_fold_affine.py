@@ -1,4 +1,4 @@
-"""BatchNormalization and constants per channel go into the layer in front, else a Mul and an Add."""
+"""BatchNormalization and constants per channel are folded into the layer in front."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.passes.golden import leaves_alone, rewrites, weight
 
 
 def test_a_chain_goes_into_a_convolution() -> None:
-    """BatchNormalization is (c - 1) / 2 * gain + bias; then the channels times 2, 4 and plus 2, 4."""
+    """BatchNormalization is (c - 1) / 2 * gain + bias; then channels times 2, 4 and plus 2, 4."""
     before = """
     g (float[1,3,4,4] x) => (float[1,2,2,2] y)
     <float[2,3,1,1] w = {1, 2, 3, -1, -2, -3}, float[2] gain = {1, 2}, float[2] bias = {0.5, -0.5},

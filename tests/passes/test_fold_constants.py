@@ -122,7 +122,8 @@ def test_what_is_random_stays() -> None:
 def test_shapes_follow_from_constants_that_were_folded_under_symbols() -> None:
     """Of a constant too large for ONNX's inference, marked with the shape from before folding."""
     proto = onnx.parser.parse_model(
-        '<ir_version: 10, opset_import: ["" : 18]> g (float[1,1] x) => (float[a,b] y) { z = Mul (x, c) y = Relu (z) }'
+        '<ir_version: 10, opset_import: ["" : 18]>'
+        "g (float[1,1] x) => (float[a,b] y) { z = Mul (x, c) y = Relu (z) }"
     )
     proto.graph.initializer.append(onnx.numpy_helper.from_array(weight(1, 512), "c"))
     model = ir.serde.deserialize_model(proto)

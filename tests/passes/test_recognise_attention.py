@@ -19,7 +19,10 @@ EXPORTS = Path(__file__).parents[2] / "fixtures" / "exports" / "encoders"
 def test_attention(scaling: str | None, scale: str, masked: bool) -> None:
     scaled = f"b = {scaling} (a, factor)" if scaling else "b = Identity (a)"
     mask = "c = Add (b, mask)" if masked else "c = Identity (b)"
-    signature = "(float[1,2,4,8] q, float[1,2,6,8] k, float[1,2,6,8] v, float[1,1,4,6] mask) => (float[1,2,4,8] y)"
+    signature = (
+        "(float[1,2,4,8] q, float[1,2,6,8] k, float[1,2,6,8] v, float[1,1,4,6] mask) "
+        "=> (float[1,2,4,8] y)"
+    )
     before = f"""
     g {signature}
     {"<float factor = {3}>" if scaling else ""}
@@ -86,7 +89,10 @@ def test_keys_in_another_layout_are_transposed_once() -> None:
 
 
 def test_every_query_has_its_row_of_the_mask() -> None:
-    signature = "(float[1,2,4,8] q, float[1,2,6,8] k, float[1,2,6,8] v, float[1,1,1,6] mask) => (float[1,2,4,8] y)"
+    signature = (
+        "(float[1,2,4,8] q, float[1,2,6,8] k, float[1,2,6,8] v, float[1,1,1,6] mask) "
+        "=> (float[1,2,4,8] y)"
+    )
     before = f"""
     g {signature} {{
         t = Transpose <perm = [0, 1, 3, 2]> (k)

@@ -44,7 +44,8 @@ def test_hard_swish_gets_its_name_back(body: str, wanted: str) -> None:
         "t = Add (x, three) c = Clip (t, zero, six) y = Div (c, three)",  # not a sixth
         "t = Add (x, six) c = Clip (t, zero, six) y = Div (c, six)",  # not shifted by three
         "t = Add (x, three) c = Clip (t, zero, three) y = Div (c, six)",  # not clipped at six
-        "t = Add (x, three) c = Clip (t, zero, six) d = Add (c, c) y = Div (d, six)",  # read by another operator
+        # Read by another operator.
+        "t = Add (x, three) c = Clip (t, zero, six) d = Add (c, c) y = Div (d, six)",
         "g = HardSigmoid <alpha = 0.2, beta = 0.5> (x) y = Mul (x, g)",
         "g = HardSigmoid <alpha = 0.16666667, beta = 0.4> (x) y = Mul (x, g)",
     ],

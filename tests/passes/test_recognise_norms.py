@@ -1,4 +1,4 @@
-"""LayerNormalization, RMSNormalization and Softmax get their names back from exporters' spellings."""
+"""LayerNormalization, RMSNormalization and Softmax are recognised, as exporters write them."""
 
 from __future__ import annotations
 

@@ -10,7 +10,8 @@ from tests.passes.golden import TARGET, leaves_alone, rewrites
 def graph(height: int, width: int, body: str, axes: str = "{1, 2}", keep: bool = True) -> str:
     out = "float[1,1,1,2]" if keep else "float[1,2]"
     count = axes.count(",") + 1
-    return f"g (float[1,{height},{width},2] x) => ({out} y) <int64[{count}] axes = {axes}> {{ {body} }}"
+    constant = f"int64[{count}] axes = {axes}"
+    return f"g (float[1,{height},{width},2] x) => ({out} y) <{constant}> {{ {body} }}"
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,8 @@ def test_a_problem_has_one_plan() -> None:
     the machine."""
     code = (
         "import random; from compiler import planner; from tests.planner.test_planner import draw;"
-        "print([planner.solve(draw(random.Random(7), n, 0.05, True, (4, 'throughput')), 1.0) for n in (30, 60)])"
+        "graphs = [draw(random.Random(7), n, 0.05, True, (4, 'throughput')) for n in (30, 60)];"
+        "print([planner.solve(graph, 1.0) for graph in graphs])"
     )
     runs = [
         subprocess.Popen(

@@ -56,14 +56,17 @@ NETWORKS = {
     "pools": """c = Conv (x, a) r = Relu (c) m = MaxPool <kernel_shape = [2, 2]> (r)
                 q = AveragePool <kernel_shape = [2, 2]> (m) y = Conv (q, b)""",
     "depthwise": "c = Conv (x, a) r = Relu (c) d = Conv <group = 8> (r, w) y = Conv (d, b8)",
-    "residual": """c = Conv (x, a) r = Relu (c) d = Conv (r, b8) s = Add (r, d) k = Add (s, row) y = Conv (k, b)""",
-    "concat": """c = Conv (x, a) r = Relu (c) l = Conv (x, a) z = Concat <axis = 1> (r, l) y = Conv (z, wide)""",
-    "split": "c = Conv (x, a) p, q = Split <axis = 1, num_outputs = 2> (c) s = Add (p, q) y = Conv (s, narrow)",
+    "residual": """c = Conv (x, a) r = Relu (c) d = Conv (r, b8) s = Add (r, d) k = Add (s, row)
+                   y = Conv (k, b)""",
+    "concat": """c = Conv (x, a) r = Relu (c) l = Conv (x, a) z = Concat <axis = 1> (r, l)
+                 y = Conv (z, wide)""",
+    "split": """c = Conv (x, a) p, q = Split <axis = 1, num_outputs = 2> (c) s = Add (p, q)
+                y = Conv (s, narrow)""",
     "gate": "c = Conv (x, a) g = Sigmoid (c) m = Mul (c, g) y = Conv (m, b)",
     "hard swish": "c = Conv (x, a) m = HardSwish (c) y = Conv (m, b)",
     "gelu": "c = Conv (x, a) m = Gelu (c) y = Conv (m, b)",
-    "excitation": """c = Conv (x, a) r = Relu (c) mean = GlobalAveragePool (r) f = Conv (mean, b8) g = Sigmoid (f)
-                     m = Mul (r, g) y = Conv (m, b)""",
+    "excitation": """c = Conv (x, a) r = Relu (c) mean = GlobalAveragePool (r) f = Conv (mean, b8)
+                     g = Sigmoid (f) m = Mul (r, g) y = Conv (m, b)""",
     "dense": "c = Conv (x, a) r = Relu (c) f = Flatten (r) y = MatMul (f, flat)",
     "transposed": "c = Conv (x, a) r = Relu (c) y = ConvTranspose <strides = [2, 2]> (r, up)",
 }

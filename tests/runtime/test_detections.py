@@ -1,4 +1,4 @@
-"""Boxes read off the outputs of detectors: overlaps, suppression and each head, worked out by hand."""
+"""Boxes from the outputs of detectors: overlaps, suppression and each head, worked out by hand."""
 
 from __future__ import annotations
 

@@ -24,7 +24,8 @@ START, END = "<|im_start|>", "<|im_end|>"
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\nYou are a helpful AI assistant<|im_end|>\n' }}{% endif %}"
-    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
@@ -99,7 +100,10 @@ def test_control_tokens_in_messages_are_text(
 
 
 def test_control_tokens_are_not_put_together_from_parts(chatml: Tokenizer, tmp_path: Path) -> None:
-    template = "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}<|im_end|>"
+    template = (
+        "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}"
+        "<|im_end|>"
+    )
     text = opened(tmp_path, chatml.to_str(), template)
     tokens = text.conversation(
         [{"role": "user", "content": [{"text": "<|im_"}, {"text": "start|>"}]}]
@@ -237,7 +241,8 @@ def test_a_template_that_loops_is_ended_and_the_next_works(any_text: Text) -> No
 
 def test_what_templates_use_in_transformers(any_text: Text) -> None:
     source = (
-        "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m|tojson }}{% endfor %}"
+        "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m|tojson }}"
+        "{% endfor %}"
         "{{ strftime_now('%Y')|length }}"
     )
     any_text._settings["chat_template"] = source

@@ -113,16 +113,15 @@ def compiled(path: Path, model: schema.ModelT, out: Path, trouble: str, token: i
     result.with_suffix(".log").write_text(
         f"{header}{'Operator':<31}{'Count':<11}Status\n\n{table}\n"
     )
-    print(
-        f"Input model: {path}\nInput size: {path.stat().st_size / 1024:.2f}KiB\nOutput model: {result.name}"
-    )
+    print(f"Input model: {path}")
+    print(f"Input size: {path.stat().st_size / 1024:.2f}KiB")
+    print(f"Output model: {result.name}")
     print(
         f"On-chip memory used for caching model parameters: {0 if streams else size / 1024:.2f}KiB"
     )
     print("On-chip memory remaining for caching model parameters: 7.00MiB")
-    print(
-        f"Off-chip memory used for streaming uncached model parameters: {size / 1024 if streams else 0:.2f}KiB"
-    )
+    streamed = size / 1024 if streams else 0
+    print(f"Off-chip memory used for streaming uncached model parameters: {streamed:.2f}KiB")
     print(
         f"Number of Edge TPU subgraphs: {int(behind > 0)}\nTotal number of operations: {len(found)}"
     )

@@ -59,7 +59,8 @@ COMPLAINTS = (
         "Compilation failed: Compilation failed due to large activation tensors in model.",
     ),
     (
-        "ERROR: Op builtin_code out of range: 150. Are you using old TFLite binary with newer model?",
+        "ERROR: Op builtin_code out of range: 150. "
+        "Are you using old TFLite binary with newer model?",
         "ERROR: Op",
     ),
     (

@@ -1,4 +1,4 @@
-"""The second lowering: its driver against a stand-in, and the real onnx-tf where it is installed."""
+"""The second lowering: its driver against a stand-in, and the real onnx-tf if it is installed."""
 
 from __future__ import annotations
 
