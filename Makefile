@@ -1,10 +1,12 @@
-# `make demo` installs, builds two bundles and runs them; `make test` passes every check, `make test-fast` those that
-# take a minute and a half together.
+# make demo       installs everything, builds two bundles and runs them
+# make test       linter, types and all tests
+# make test-fast  the tests that build no networks, in about 90 seconds
+# make docs       makes the generated pages of docs/ again
 PYTHON ?= python3
 PYTEST_JOBS ?= 2
 RUN := .venv/bin/python
 
-.PHONY: demo test test-fast lint clean
+.PHONY: demo test test-fast lint docs clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
@@ -30,6 +32,14 @@ test: .venv/installed lint
 
 test-fast: .venv/installed
 	$(RUN) -m pytest -n $(PYTEST_JOBS) -m "not slow"
+
+# tests/test_docs.py holds that these pages are current.
+docs: .venv/installed
+	$(RUN) -m docs.modules > docs/modules.md
+	$(RUN) -m docs.passes > docs/passes.md
+	$(RUN) -m compiler.ops.document > docs/supported-ops.md
+	$(RUN) -m compiler.cli.document > docs/cli.md
+	$(RUN) -m compiler.driver.document > docs/api.md
 
 clean:
 	rm -rf .venv demo build *.egg-info

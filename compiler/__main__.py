@@ -1,3 +1,5 @@
+"""Starts the command line: `python -m compiler`."""
+
 from compiler.cli import main
 
 main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shlex
@@ -12,11 +13,13 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+import typer.main
 import uvicorn
 from PIL import Image
 
+from compiler import cli
 from compiler.runtime.schema import SCHEMA
-from docs import modules, passes
+from docs import modules
 from passes import PASSES, SAMPLE_PASSES
 from tests.conftest import Cli, save, small_network
 
@@ -24,6 +27,14 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+# Pages that are made from the source, and the modules whose `page()` they are.
+GENERATED = (
+    ("modules.md", "docs.modules"),
+    ("passes.md", "docs.passes"),
+    ("supported-ops.md", "compiler.ops.document"),
+    ("cli.md", "compiler.cli.document"),
+    ("api.md", "compiler.driver.document"),
+)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -116,9 +127,30 @@ def test_python_of_the_readme_runs(desk: Path) -> None:
     assert names["outputs"]["y"].shape == (1, 10)
 
 
-def test_modules_page_is_current() -> None:
-    page = (ROOT / "docs" / "modules.md").read_text()
-    assert page == modules.page(), "run: python -m docs.modules"
+@pytest.mark.parametrize(("page", "module"), GENERATED)
+def test_generated_page_is_current(page: str, module: str) -> None:
+    want = importlib.import_module(module).page()
+    assert (ROOT / "docs" / page).read_text() == want, "run: make docs"
+
+
+def test_make_writes_every_generated_page() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for page, module in GENERATED:
+        assert f"-m {module} > docs/{page}\n" in makefile
+
+
+def commands() -> dict[str, Any]:
+    return dict(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", sorted(commands()))
+def test_every_command_and_option_is_in_the_page_of_commands(name: str) -> None:
+    text = (ROOT / "docs" / "cli.md").read_text()
+    section = text.split(f"## `coral-bundle {name}")[1].split("\n## ")[0]
+    for parameter in commands()[name].params:
+        for option in parameter.opts:
+            if option.startswith("--") and option != "--help":
+                assert f"`{option}`" in section, option
 
 
 @pytest.mark.parametrize("path", modules.source_files(), ids=modules.module_name)
@@ -139,11 +171,6 @@ def test_architecture_has_every_pass_in_its_order() -> None:
     steps = [row.split("|")[2] for row in table.splitlines() if row.startswith("| ")]
     found = re.findall(r"`(\w+)`", "".join(steps))
     assert found == [record.name for record in (*PASSES, *SAMPLE_PASSES)]
-
-
-def test_passes_page_is_current() -> None:
-    page = (ROOT / "docs" / "passes.md").read_text()
-    assert page == passes.page(), "run: python -m docs.passes"
 
 
 def test_files_that_the_documentation_names_exist() -> None:
