@@ -21,10 +21,11 @@ from passes.context import PassContext
 REASON = "it leads to a logarithm or a root, which need small values that int8 rounds to zero"
 LAYERS = ("Conv", "MatMul", "Gemm", "STFT", "DFT")
 # Operators with a threshold, a state or a normalisation: only networks have them.
-NETWORK = frozenset(
-    """Attention Celu Elu Erf GRU Gelu HardSigmoid HardSwish If LSTM LeakyRelu Loop MaxPool Mish
-    PRelu RNN Relu Scan Selu Sigmoid Softmax Softplus Swish Tanh""".split()
-)
+NETWORK = frozenset({
+    "Attention", "Celu", "Elu", "Erf", "GRU", "Gelu", "HardSigmoid", "HardSwish", "If", "LSTM",
+    "LeakyRelu", "Loop", "MaxPool", "Mish", "PRelu", "RNN", "Relu", "Scan", "Selu", "Sigmoid",
+    "Softmax", "Softplus", "Swish", "Tanh",
+})  # fmt: skip
 # The root of a mean square belongs to a normalisation.
 MEANS = frozenset({"ReduceMean", "GlobalAveragePool"})
 
