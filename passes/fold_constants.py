@@ -99,7 +99,7 @@ def _fold(model: ir.Model) -> list[ir.Node]:
         if shape is not None:
             known[node.outputs[0]] = shape
             shape_nodes.append(node)
-        elif _is_foldable(node) and all(is_constant(v) or v in computed for v in values_read(node)):
+        elif _is_foldable(node) and _reads_only(computed, node):
             nodes.append(node)
         else:
             continue
@@ -113,6 +113,11 @@ def _fold(model: ir.Model) -> list[ir.Node]:
         replace_node(node, [b.const(found[value], str(value.name)) for value in node.outputs])
     tidy(model)
     return folded
+
+
+def _reads_only(computed: set[ir.Value], node: ir.Node) -> bool:
+    """Whether a node reads constants and values in `computed` alone."""
+    return all(is_constant(value) or value in computed for value in values_read(node))
 
 
 def _known_shape(node: ir.Node) -> np.ndarray | None:
@@ -131,13 +136,18 @@ def _known_shape(node: ir.Node) -> np.ndarray | None:
 def _is_foldable(node: ir.Node) -> bool:
     """Whether a node may be evaluated: the same each time, not too large, and no output of the
     model."""
-    inner = [n for graph in bodies(node) for n in graph.all_nodes()]
-    for one in [node, *inner]:
-        if one.domain or one.op_type in RANDOM or one.op_type in QUANTIZERS:
+    if not _is_evaluated(node):
+        return False
+    for body in bodies(node):
+        if not all(_is_evaluated(inner) for inner in body.all_nodes()):
             return False
     if any(not value.name or value.is_graph_output() for value in node.outputs):
         return False
     return all(element_count(value) <= LARGEST for value in node.outputs if is_static(value))
+
+
+def _is_evaluated(node: ir.Node) -> bool:
+    return not node.domain and node.op_type not in RANDOM | QUANTIZERS
 
 
 def _fold_control_flow(model: ir.Model) -> None:

@@ -56,8 +56,7 @@ def run(model: ir.Model, context: PassContext) -> None:
 
 def _is_only_read_by(leaving: set[ir.Node], node: ir.Node) -> bool:
     """Whether only the host and the user read what a node makes."""
-    readers = [reader for value in node.outputs for reader in consumers_of(value)]
-    return leaving.issuperset(readers)
+    return all(leaving.issuperset(consumers_of(value)) for value in node.outputs)
 
 
 def _reason(node: ir.Node) -> str | None:

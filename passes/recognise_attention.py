@@ -168,9 +168,9 @@ def _untransposed(value: ir.Value, b: Builder) -> tuple[ir.Value, float]:
         if len(perm) == 4:
             # One Transpose also brings heads to the front: all but the last exchange stays.
             return b.transpose(source, (perm[0], perm[1], perm[3], perm[2])), factor
-    source = _before_flat_transpose(value)
-    if source is not None:
-        rest, more = unscaled(source)
+    flat_source = _before_flat_transpose(value)
+    if flat_source is not None:
+        rest, more = unscaled(flat_source)
         return rest, factor * more
     return b.transpose(value, (0, 1, 3, 2)), factor
 

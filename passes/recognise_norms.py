@@ -11,6 +11,8 @@ in others x * factor + (bias - mean * factor).
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -128,14 +130,16 @@ def _check_softmax(context, x, axes):  # type: ignore[no-untyped-def]
     return len(ints_of(axes) or ()) == 1
 
 
-def _keras_norm(op, x, gain, epsilon, axes=None, bias=None):  # type: ignore[no-untyped-def]
+def _keras_norm(
+    op: Any, x: Any, gain: Any, epsilon: Any, axes: Any = None, bias: Any = None
+) -> Any:
     """Keras' LayerNormalization as tf2onnx writes it.
 
     y = x * factor + (bias - mean * factor) with factor = gain / sqrt(variance + epsilon). Without
     axes the means are GlobalAveragePools of three dimensions, which average over the last.
     """
 
-    def mean(value):  # type: ignore[no-untyped-def]
+    def mean(value: Any) -> Any:
         if axes is None:
             return op.GlobalAveragePool(value)
         return op.ReduceMean(value, axes, keepdims=1)

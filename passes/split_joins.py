@@ -102,9 +102,10 @@ def _leads_to_layer(x: ir.Value, target: Target) -> bool:
         readers = [reader for reader in consumers_of(left.pop()) if refusal(reader, target) is None]
         if any(_is_layer(reader) for reader in readers):
             return True
-        made = {value for reader in readers for value in reader.outputs} - seen
-        seen |= made
-        left += made
+        for reader in readers:
+            new = [value for value in reader.outputs if value not in seen]
+            seen.update(new)
+            left += new
     return False
 
 
@@ -196,7 +197,7 @@ class _Parts:
 
     def _along(self, parts: Sequence[ir.Value], span: _Span) -> list[Make | None]:
         """How to make each of the parts, joined along the axis of the span, that it touches."""
-        makes = []
+        makes: list[Make | None] = []
         start = 0
         for part in parts:
             count = shape_of(part)[span.axis]

@@ -5,8 +5,8 @@ that later passes see the products with weights in them.
     Attention(x, weights, bias, mask)             ->  q, k, v = Split(MatMul(x, weights) + bias)
                                                       Attention(q, k, v, mask)
 
-Each operator has a rule, which refuses forms that ONNX has no words for: a cache, packed rows, other
-masks. Such a node stays, and onnxruntime runs it on the host. What the operators compute:
+Each operator has a rule, which refuses forms that ONNX has no words for: a cache, packed rows,
+other masks. Such a node stays, and onnxruntime runs it on the host. What the operators compute:
 https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 """
 

@@ -75,7 +75,7 @@ def _computes_on_other_floats(node: ir.Node) -> bool:
 
 
 def values_read(node: ir.Node) -> list[ir.Value]:
-    """Every value of the graph that a node needs, each once, those that its subgraphs capture too."""
+    """Every value that a node needs, each once, with those that its subgraphs capture."""
     found = dict.fromkeys(value for value in node.inputs if value is not None)
     for graph in bodies(node):
         found.update(dict.fromkeys(_captured(graph)))
