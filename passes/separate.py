@@ -1,4 +1,4 @@
-"""Let operators that share an int8 scale be read with another one where two fixed scales meet.
+"""Insert Requantize where operators would tie together fixed int8 scales that differ.
 
     Concat(Softmax(x), FakeQuantize(y))
         ->  Concat(Requantize(Softmax(x)), Requantize(FakeQuantize(y)))
@@ -27,4 +27,4 @@ def run(model: ir.Model, context: PassContext) -> None:
         if node not in before:
             context.matched(node)
     # No pass after this one writes the dialect, so functions that are not used by now never are.
-    common.RemoveUnusedFunctionsPass()(model)
+    common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]

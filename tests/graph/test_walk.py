@@ -1,45 +1,62 @@
-"""Who makes and who reads a value."""
+"""Who makes and who reads a value, subgraphs included."""
 
 from __future__ import annotations
 
+import onnx
 import onnx_ir as ir
-import pytest
 
-from compiler.graph import consumers_of, only_consumer, produced_by
-
-TEXT = """<ir_version: 10, opset_import: ["" : 23]>
-g (float[2] x) => (float[2] y, float[2] z) {
-    a = Relu (x)
-    b = Mul (a, a)
-    y = Add (b, x)
-    z = Neg (y)
-}"""
-
-
-@pytest.fixture
-def values() -> dict[str, ir.Value]:
-    """The values of TEXT by name."""
-    graph = ir.from_onnx_text(TEXT).graph
-    made = [value for node in graph for value in node.outputs]
-    return {str(value.name): value for value in [*graph.inputs, *made]}
+from compiler.graph import (
+    consumers_of,
+    float32_nodes,
+    only_consumer,
+    produced_by,
+    producer_of,
+    values_read,
+)
+from tests.passes.golden import parsed
 
 
-def test_a_reader_counts_once(values: dict[str, ir.Value]) -> None:
-    assert [node.op_type for node in consumers_of(values["a"])] == ["Mul"]
-    assert [node.op_type for node in consumers_of(values["x"])] == ["Relu", "Add"]
+def model_of(text: str) -> ir.Model:
+    return ir.serde.deserialize_model(parsed(text))
 
 
-def test_an_output_of_the_graph_has_another_reader(values: dict[str, ir.Value]) -> None:
-    only = only_consumer(values["b"])
-    assert only is not None and only.op_type == "Add"
-    assert only_consumer(values["x"]) is None  # read twice
-    assert only_consumer(values["y"]) is None  # read by Neg and by the user
+def test_readers_and_makers() -> None:
+    model = model_of("g (float[4] x) => (float[4] y) { a = Neg (x) b = Mul (a, a) y = Abs (b) }")
+    neg, mul, absolute = model.graph
+    (x,) = model.graph.inputs
+    assert consumers_of(neg.outputs[0]) == [mul]
+    assert only_consumer(neg.outputs[0]) is mul
+    assert only_consumer(absolute.outputs[0]) is None
+    assert producer_of(mul.outputs[0]) is mul
+    assert producer_of(x) is None and producer_of(None) is None
+    assert produced_by(mul.outputs[0], "Mul") is mul
+    assert produced_by(mul.outputs[0], "Add") is None
 
 
-def test_who_made_a_value(values: dict[str, ir.Value]) -> None:
-    made = produced_by(values["b"], "Mul")
-    assert made is not None and made.outputs[0] is values["b"]
-    assert produced_by(values["b"], "Add") is None
-    assert produced_by(values["b"], "Mul", "com.microsoft") is None
-    assert produced_by(values["x"], "Relu") is None
-    assert produced_by(None, "Relu") is None
+def test_an_output_of_the_model_has_another_reader() -> None:
+    model = model_of("g (float[4] x) => (float[4] y, float[4] z) { y = Neg (x) z = Abs (y) }")
+    assert only_consumer(next(iter(model.graph)).outputs[0]) is None
+
+
+def test_nodes_of_other_floats_are_left_out() -> None:
+    model = model_of(
+        "g (float[4] x) => (float[4] y)"
+        " { h = Cast <to = 10> (x) r = Relu (h) f = Cast <to = 1> (r) y = Neg (f) }"
+    )
+    onnx.checker.check_model(ir.serde.serialize_model(model))
+    for value in (node.outputs[0] for node in list(model.graph)[:2]):
+        value.type = ir.TensorType(ir.DataType.FLOAT16)
+    assert [node.op_type for node in float32_nodes(model.graph)] == ["Neg"]
+
+
+def test_what_branches_capture_is_read() -> None:
+    text = """
+    g (bool c, float[4] x, float[4] z) => (float[4] y) {
+        y = If (c) <
+            then_branch = t () => (float[4] a) { b = Neg (x) a = Abs (b) },
+            else_branch = e () => (float[4] d) { d = Add (x, z) }
+        >
+    }"""
+    model = model_of(text)
+    (branch,) = model.graph
+    assert [value.name for value in values_read(branch)] == ["c", "x", "z"]
