@@ -17,220 +17,134 @@ import contextlib
 import http.client
 import json
 import random
-import socket
-import struct
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.soak import resident_mb
+from benchmarks.attacks import ATTACKS, WORDS
+from benchmarks.serving import COMPLETIONS, EMBEDDINGS, Client, Served, serving
 
-WORDS = (
-    *(
-        "class",
-        "def",
-        "import",
-        "module",
-        "function",
-        "the",
-        "a",
-        "list",
-        "object",
-        "string",
-        "return",
-        "value",
-    ),
-    *("type", "name", "error", "file", "integer", "method", "statement", "exception"),
-)
-TOKENS, MARKS = 24, 10
-TEXT, EMBEDDINGS = "/v1/completions", "/v1/embeddings"
+TOKENS = 24  # of each answer
+MARKS = 10  # looks at the memory while it endures
+CLIENTS = 4  # at once, while it endures
+SHOWN = 5  # wrong answers that are printed
+
+Body = dict[str, Any]
 
 
-class Client:
-    """A connection that asks in JSON."""
-
-    def __init__(self, port: int) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
-
-    def ask(self, path: str, body: dict[str, Any] | bytes, **headers: str) -> tuple[int, bytes]:
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        kind = {"Content-Type": "application/json"}
-        try:
-            self._connection.request("POST", path, data, kind | headers)
-            answer = self._connection.getresponse()
-            return answer.status, answer.read()
-        except (OSError, http.client.HTTPException):
-            self._connection.close()
-            raise
-
-    def continuation(self, prompt: str, stream: bool) -> str:
-        """What the model writes behind a prompt; asks again while there is no room."""
-        body = {"prompt": prompt, "max_tokens": TOKENS, "temperature": 0, "stream": stream}
-        while (found := self.ask(TEXT, body))[0] == 429:
-            time.sleep(random.uniform(0.05, 0.2))
-        status, data = found
-        if status != 200:
-            return f"HTTP {status}: {data[:200]!r}"
-        return streamed(data) if stream else str(json.loads(data)["choices"][0]["text"])
+def continuation(client: Client, prompt: str, stream: bool) -> str:
+    """What the model writes behind a prompt; asks again while there is no room."""
+    body = {"prompt": prompt, "max_tokens": TOKENS, "temperature": 0, "stream": stream}
+    status, data = client.ask(COMPLETIONS, body)
+    while status == 429:
+        time.sleep(random.uniform(0.05, 0.2))
+        status, data = client.ask(COMPLETIONS, body)
+    if status != 200:
+        return f"HTTP {status}: {data[:200]!r}"
+    if stream:
+        return text_of_events(data)
+    return str(json.loads(data)["choices"][0]["text"])
 
 
-def streamed(data: bytes) -> str:
-    lines = [line[6:] for line in data.split(b"\n") if line.startswith(b"data: ")]
-    if not lines or lines[-1] != b"[DONE]":
+def text_of_events(data: bytes) -> str:
+    prefix = b"data: "
+    events = [line.removeprefix(prefix) for line in data.split(b"\n") if line.startswith(prefix)]
+    if not events or events[-1] != b"[DONE]":
         return f"cut short: {data[-200:]!r}"
-    parts = [json.loads(line)["choices"] for line in lines[:-1]]
-    return "".join(choices[0]["text"] for choices in parts if choices)
+    choices = [json.loads(event)["choices"] for event in events[:-1]]
+    return "".join(choice[0]["text"] for choice in choices if choice)
 
 
-def raw(port: int, data: bytes, wait: float, reset: bool = False) -> None:
-    """Send bytes and go away after a while, without reading."""
-    with (
-        socket.create_connection(("127.0.0.1", port), timeout=10) as place,
-        contextlib.suppress(OSError),
-    ):
-        place.sendall(data)
-        time.sleep(wait)
-        if reset:
-            place.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+class Siege:
+    """Clients with prompts of their own beside hostile ones, for some seconds."""
+
+    def __init__(self, served: Served, clients: int, hostile: int, seconds: float) -> None:
+        dice = random.Random(5)
+        # The number keeps prompts different.
+        self._prompts = [f"{words(dice, 60)} {index}" for index in range(clients - hostile)]
+        self._hostile = hostile
+        self._served = served
+        self._seconds = seconds
+        self._wanted: list[str] = []
+        self._until = 0.0
+        self._lock = threading.Lock()  # guards the counts
+        self.answers: Counter[str] = Counter()
+        self.attacks: Counter[str] = Counter()
+        self.memory_mb: list[float] = []
+        self.health_seconds: list[float] = []
+
+    def run(self) -> None:
+        alone = Client(self._served.port)
+        self._wanted = [continuation(alone, prompt, stream=False) for prompt in self._prompts]
+        self._until = time.monotonic() + self._seconds
+        workers = [partial(self._ask, index) for index in range(len(self._prompts))]
+        workers += [partial(self._attack, seed) for seed in range(self._hostile)]
+        run_together(workers, self._watch, pause=0.5)
+
+    def _ask(self, index: int) -> None:
+        """Ask for the same continuation again and again."""
+        client = Client(self._served.port)
+        wanted = self._wanted[index]
+        stream = bool(index % 2)
+        while time.monotonic() < self._until:
+            try:
+                found = continuation(client, self._prompts[index], stream)
+            except (OSError, http.client.HTTPException) as error:
+                found = f"{type(error).__name__}: {error}"
+            stream = not stream
+            with self._lock:
+                self.answers["right" if found == wanted else "wrong"] += 1
+                if found != wanted and self.answers["wrong"] <= SHOWN:
+                    print(f"  {self._prompts[index]!r}")
+                    print(f"    wanted {wanted!r}")
+                    print(f"    got    {found!r}")
+
+    def _attack(self, seed: int) -> None:
+        dice = random.Random(seed)
+        while time.monotonic() < self._until:
+            attack = dice.choice(ATTACKS)
+            # An attack may end without an answer.
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                attack(self._served.port, dice)
+            with self._lock:
+                self.attacks[attack.__name__] += 1
+
+    def _watch(self) -> None:
+        began = time.monotonic()
+        connection = http.client.HTTPConnection("127.0.0.1", self._served.port, timeout=60)
+        connection.request("GET", "/health")
+        assert connection.getresponse().status == 200
+        connection.close()
+        self.health_seconds.append(time.monotonic() - began)
+        self.memory_mb.append(self._served.resident_mb())
+
+    def show(self) -> None:
+        clients = len(self._prompts) + self._hostile
+        right = self.answers["right"]
+        wrong = self.answers["wrong"]
+        attacks = [f"{name} {count}" for name, count in sorted(self.attacks.items())]
+        waits = sorted(self.health_seconds)
+        memory = self.memory_mb
+        print(
+            f"{clients} clients, {self._hostile} hostile, {self._seconds:g} s: "
+            f"{right} right, {wrong} wrong answers"
+        )
+        print(f"  hostile requests: {', '.join(attacks)}")
+        print(f"  /health: median {waits[len(waits) // 2]:.3f} s, worst {waits[-1]:.3f} s")
+        print(
+            f"  memory: {memory[0]:.0f} MB at first, {max(memory):.0f} at most, "
+            f"{memory[-1]:.0f} at the end"
+        )
 
 
-def head(length: int, more: bytes = b"") -> bytes:
-    start = (
-        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    )
-    return start + more + b"Content-Length: %d\r\n\r\n" % length
-
-
-def leave(port: int, dice: random.Random) -> None:
-    body = json.dumps(
-        {"prompt": "The class", "max_tokens": 200, "stream": dice.random() < 0.5}
-    ).encode()
-    raw(port, head(len(body)) + body, dice.random() * 0.3, reset=dice.random() < 0.5)
-
-
-def odd_fields(dice: random.Random) -> dict[str, Any]:
-    """A request that holds to the API, with numbers at the end of their range."""
-    return {
-        "prompt": dice.choice(["x", [0], [1] * 100, "\u0000", "\ud83d\ude00" * 50]),
-        "max_tokens": dice.choice([1, 2, 5]),
-        "temperature": dice.choice([1e-308, 5e-324, 1e-30, 2, 0]),
-        "top_k": dice.choice([0, 1, 1 << 20, None]),
-        "top_p": dice.choice([0, 5e-324, 1, None]),
-        "min_p": dice.choice([0, 5e-324, 1, None]),
-        "repetition_penalty": dice.choice([0.1, 10, None]),
-        "seed": dice.choice([0, (1 << 64) - 1, None]),
-        "stop": dice.choice([None, "", ["\ufffd", "a" * 10_000], [" "]]),
-    }
-
-
-WRONG: tuple[bytes, ...] = (
-    b'{"prompt": "x", "temperature": NaN}',
-    b'{"prompt": "x", "temperature": -Infinity}',
-    b'{"prompt": "x", "repetition_penalty": 1e999}',
-    b'{"prompt": "x", "top_k": -' + b"9" * 4000 + b"}",
-    b'{"prompt": "x", "max_tokens": ' + b"9" * 5000 + b"}",
-    b'{"prompt": "\\ud800"}',
-    b'{"prompt": "x", "stop": "\\udfff"}',
-    b'{"prompt": "\xed\xa0\x80"}',
-    b'{"prompt": [999999999]}',
-    b'{"prompt": [-1, 1e5]}',
-    b'{"prompt": ' + b"[" * 50_000,
-    b'{"prompt": [' + b"[]," * 300_000 + b"[]]}",
-    b'{"prompt": [' + b"1," * 500_000 + b"1]}",
-    b'{"messages": [{"role": "user", "content": [{"text": 1}]}]}',
-    b"\x00" * 1000,
-    b"x" * (2 << 20),
-)
-
-
-LONG = " ".join(random.Random(0).choices(WORDS, k=160_000))[:1_000_000].encode()
-
-
-def wrong(port: int, dice: random.Random) -> None:
-    Client(port).ask(dice.choice([TEXT, "/v1/chat/completions"]), dice.choice(WRONG))
-
-
-def long_prompt(port: int, dice: random.Random) -> None:
-    Client(port).ask(TEXT, b'{"prompt": "%d %s"}' % (dice.randint(0, 9), LONG))
-
-
-def odd(port: int, dice: random.Random) -> None:
-    Client(port).ask(TEXT, odd_fields(dice))
-
-
-def foreign(port: int, dice: random.Random) -> None:
-    headers = dice.choice(
-        [
-            {"Host": "evil.example"},
-            {"Origin": "http://evil.example"},
-            {"Content-Type": "text/plain"},
-        ]
-    )
-    Client(port).ask(TEXT, {"prompt": "x"}, **headers)
-
-
-def smuggled(port: int, dice: random.Random) -> None:
-    raw(
-        port,
-        head(5, b"Transfer-Encoding: chunked\r\n") + b"0\r\n\r\nGET /health HTTP/1.1\r\n\r\n",
-        0.1,
-    )
-
-
-def halves(port: int, dice: random.Random) -> None:
-    raw(
-        port,
-        dice.choice([head(100) + b"{", head(100)[:40], b"\x16\x03\x01" * 100, b"GET / HT"]),
-        dice.random() * 2,
-    )
-
-
-def unread(port: int, dice: random.Random) -> None:
-    body = json.dumps({"prompt": "The", "max_tokens": 100, "stream": True}).encode()
-    raw(port, (head(len(body)) + body) * 5, 2)
-
-
-ATTACKS: tuple[Callable[[int, random.Random], None], ...] = (
-    *(odd, odd, odd, wrong, wrong, leave, leave, long_prompt, foreign, smuggled, halves, unread),
-)
-
-
-@contextmanager
-def serving(bundle: Path) -> Iterator[tuple[int, int]]:
-    """A server's port and process."""
-    command = [
-        sys.executable,
-        "-m",
-        "compiler",
-        "serve",
-        str(bundle),
-        "--port",
-        "0",
-        "--devices",
-        "cpu",
-    ]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        assert process.stdout is not None
-        try:
-            yield (
-                int(process.stdout.readline().split(" on ")[1].split()[0].rpartition(":")[2]),
-                process.pid,
-            )
-        finally:
-            process.terminate()
-
-
-def together(
+def run_together(
     workers: Sequence[Callable[[], None]], watch: Callable[[], None], pause: float
 ) -> None:
+    """Run workers in threads; `watch` is called while they run."""
     threads = [threading.Thread(target=worker) for worker in workers]
     for thread in threads:
         thread.start()
@@ -239,98 +153,35 @@ def together(
         time.sleep(pause)
 
 
-def siege(port: int, process: int, clients: int, hostile: int, seconds: float) -> None:
-    dice = random.Random(5)
-    prompts = [
-        " ".join(dice.choices(WORDS, k=dice.randint(1, 60))) + f" {i}"
-        for i in range(clients - hostile)
-    ]
-    alone = Client(port)
-    wanted = [alone.continuation(prompt, stream=False) for prompt in prompts]
-    until = time.monotonic() + seconds
-    answers: Counter[str] = Counter()
-    attacks: Counter[str] = Counter()
-    lock, memory, health = threading.Lock(), [], []
-
-    def good(index: int) -> None:
-        client, number = Client(port), index
-        while time.monotonic() < until:
-            try:
-                got = client.continuation(prompts[index], stream=bool(number % 2))
-            except (OSError, http.client.HTTPException) as error:
-                got = f"{type(error).__name__}: {error}"
-            number += 1
-            with lock:
-                answers["right" if got == wanted[index] else "wrong"] += 1
-                if got != wanted[index] and answers["wrong"] <= 5:
-                    print(f"  {prompts[index]!r}\n    wanted {wanted[index]!r}\n    got    {got!r}")
-
-    def bad(seed: int) -> None:
-        own = random.Random(seed)
-        while time.monotonic() < until:
-            attack = own.choice(ATTACKS)
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                attack(port, own)
-            with lock:
-                attacks[attack.__name__] += 1
-
-    def watch() -> None:
-        began = time.monotonic()
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        connection.request("GET", "/health")
-        assert connection.getresponse().status == 200
-        connection.close()
-        health.append(time.monotonic() - began)
-        memory.append(resident_mb(process))
-
-    workers = [lambda i=i: good(i) for i in range(len(prompts))]  # type: ignore[misc]
-    workers += [lambda i=i: bad(i) for i in range(hostile)]  # type: ignore[misc]
-    together(workers, watch, 0.5)
-    right, mixed = answers["right"], answers["wrong"]
-    print(
-        f"{clients} clients, {hostile} hostile, {seconds:g} s: {right} right, {mixed} wrong answers"
-    )
-    counts = [f"{name} {count}" for name, count in sorted(attacks.items())]
-    print(f"  hostile requests: {', '.join(counts)}")
-    print(f"  /health: median {sorted(health)[len(health) // 2]:.3f} s, worst {max(health):.3f} s")
-    print(
-        f"  memory: {memory[0]:.0f} MB at first, {max(memory):.0f} at most, "
-        f"{memory[-1]:.0f} at the end"
-    )
-
-
 def endure(
-    port: int,
-    process: int,
-    what: str,
-    requests: int,
-    body: Callable[[random.Random], dict[str, Any]],
+    served: Served, what: str, path: str, requests: int, body: Callable[[random.Random], Body]
 ) -> None:
-    """Memory over some requests of four clients."""
-    path = TEXT if what == "text" else EMBEDDINGS
-    counts: Counter[int] = Counter()
-    memory: list[float] = []
+    """Prints the server's memory over many ordinary requests."""
+    statuses: Counter[int] = Counter()
+    memory_mb: list[float] = []
     lock = threading.Lock()
 
     def ask(seed: int) -> None:
-        client, own = Client(port), random.Random(seed)
-        for _ in range(requests // 4):
-            status, _ = client.ask(path, body(own))
+        client = Client(served.port)
+        dice = random.Random(seed)
+        for _ in range(requests // CLIENTS):
+            status, _ = client.ask(path, body(dice))
             with lock:
-                counts[status] += 1
-                if sum(counts.values()) % (requests // MARKS) == 0:
-                    memory.append(resident_mb(process))
+                statuses[status] += 1
+                if statuses.total() % (requests // MARKS) == 0:
+                    memory_mb.append(served.resident_mb())
 
-    together([lambda i=i: ask(i) for i in range(4)], lambda: None, 0.2)  # type: ignore[misc]
-    print(f"{sum(counts.values())} requests for {what}: status {dict(counts)}")
-    print(f"  memory in MB at each tenth: {', '.join(f'{used:.0f}' for used in memory)}")
+    workers = [partial(ask, seed) for seed in range(CLIENTS)]
+    run_together(workers, watch=lambda: None, pause=0.2)
+    print(f"{statuses.total()} requests for {what}: status {dict(statuses)}")
+    print(f"  memory in MB at each tenth: {', '.join(f'{used:.0f}' for used in memory_mb)}")
 
 
 def words(dice: random.Random, most: int) -> str:
     return " ".join(dice.choices(WORDS, k=dice.randint(1, most)))
 
 
-def text_body(dice: random.Random) -> dict[str, Any]:
+def text_body(dice: random.Random) -> Body:
     return {
         "prompt": words(dice, 40),
         "max_tokens": dice.randint(1, 4),
@@ -339,12 +190,13 @@ def text_body(dice: random.Random) -> dict[str, Any]:
     }
 
 
-def embedding_body(dice: random.Random) -> dict[str, Any]:
-    return {"input": [words(dice, 10) for _ in range(dice.randint(1, 8))]}
+def embedding_body(dice: random.Random) -> Body:
+    count = dice.randint(1, 8)
+    return {"input": [words(dice, 10) for _ in range(count)]}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--encoder", type=Path)
     parser.add_argument("--clients", type=int, default=64)
@@ -352,12 +204,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--requests", type=int, default=5000)
     options = parser.parse_args()
-    with serving(options.bundle) as (port, process):
-        siege(port, process, options.clients, options.hostile, options.seconds)
-        endure(port, process, "text", options.requests, text_body)
+    with serving(options.bundle) as served:
+        siege = Siege(served, options.clients, options.hostile, options.seconds)
+        siege.run()
+        siege.show()
+        endure(served, "text", COMPLETIONS, options.requests, text_body)
     if options.encoder is not None:
-        with serving(options.encoder) as (port, process):
-            endure(port, process, "embeddings", options.requests, embedding_body)
+        with serving(options.encoder) as served:
+            endure(served, "embeddings", EMBEDDINGS, options.requests, embedding_body)
 
 
 if __name__ == "__main__":

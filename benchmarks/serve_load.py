@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -20,77 +18,98 @@ import httpx
 import numpy as np
 
 from benchmarks.generation import PROMPTS
+from benchmarks.serving import COMPLETIONS, serving
 from compiler.runtime import Bundle
 from compiler.runtime.language import LanguageModel
 from compiler.runtime.sampling import Sampling
 from compiler.runtime.text import Text
-from tests.soak import resident_mb
 
 TOKENS = 24
 
 
-def wanted(path: Path, prompts: list[str]) -> list[str]:
+def greedy_answers(path: Path, prompts: list[str]) -> list[str]:
+    """What `generate` writes behind each prompt."""
     bundle = Bundle.open(path)
-    model, text = LanguageModel(bundle, slots=bundle.manifest["language"]["slots"]), Text(bundle)
-    return [
-        "".join(text.stream(model.generate(text.encode(p), TOKENS, Sampling()))) for p in prompts
-    ]
+    text = Text(bundle)
+    model = LanguageModel(bundle, slots=bundle.manifest["language"]["slots"])
+    answers = []
+    for prompt in prompts:
+        tokens = model.generate(text.encode(prompt), TOKENS, Sampling())
+        answers.append("".join(text.stream(tokens)))
+    return answers
 
 
 class Client(threading.Thread):
-    def __init__(self, url: str, prompt: str, want: str, until: float) -> None:
+    """Asks for the same continuation again and again, until a time on the monotonic clock."""
+
+    def __init__(self, url: str, prompt: str, wanted: str, until: float) -> None:
         super().__init__()
-        self.url, self.prompt, self.want, self.until = url, prompt, want, until
-        self.right = self.wrong = self.failed = 0
-        self.first: list[float] = []
+        self._url = url + COMPLETIONS
+        self._body = {"prompt": prompt, "max_tokens": TOKENS, "temperature": 0, "stream": True}
+        self._wanted = wanted
+        self._until = until
+        self.right = 0
+        self.wrong = 0
+        self.failed = 0
+        self.first_token: list[float] = []  # seconds
 
     def run(self) -> None:
-        body = {"prompt": self.prompt, "max_tokens": TOKENS, "temperature": 0, "stream": True}
         with httpx.Client(timeout=120) as client:
-            while time.monotonic() < self.until:
-                began, text, first = time.monotonic(), "", None
-                with client.stream("POST", f"{self.url}/v1/completions", json=body) as answer:
-                    for line in answer.iter_lines():
-                        if line.startswith("data: {"):
-                            first = first or time.monotonic() - began
-                            choices = json.loads(line[6:]).get("choices")
-                            text += choices[0]["text"] if choices else ""
-                    self.failed += answer.status_code != 200
-                self.right += text == self.want
-                self.wrong += text != self.want
-                self.first.append(first or float("inf"))
+            while time.monotonic() < self._until:
+                text = self._ask(client)
+                self.right += text == self._wanted
+                self.wrong += text != self._wanted
+
+    def _ask(self, client: httpx.Client) -> str:
+        began = time.monotonic()
+        text = ""
+        first = float("inf")
+        with client.stream("POST", self._url, json=self._body) as answer:
+            for line in answer.iter_lines():
+                if not line.startswith("data: {"):
+                    continue
+                first = min(first, time.monotonic() - began)
+                choices = json.loads(line.removeprefix("data: ")).get("choices")
+                if choices:
+                    text += choices[0]["text"]
+            self.failed += answer.status_code != 200
+        self.first_token.append(first)
+        return text
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=60)
     options = parser.parse_args()
-    prompts = [PROMPTS[i % len(PROMPTS)] for i in range(options.clients)]
-    answers = wanted(options.bundle, prompts)
-    command = [sys.executable, "-m", "compiler", "serve", str(options.bundle), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        url = process.stdout.readline().split(" on ")[1].split()[0]
+    prompts = [PROMPTS[index % len(PROMPTS)] for index in range(options.clients)]
+    answers = greedy_answers(options.bundle, prompts)
+    memory_mb = []
+    with serving(options.bundle) as served:
         until = time.monotonic() + options.seconds
-        clients = [Client(url, p, a, until) for p, a in zip(prompts, answers, strict=True)]
+        clients = []
+        for prompt, answer in zip(prompts, answers, strict=True):
+            clients.append(Client(served.url, prompt, answer, until))
         for client in clients:
             client.start()
-        used = []
-        while any(c.is_alive() for c in clients):
-            used.append(resident_mb(process.pid))
+        while any(client.is_alive() for client in clients):
+            memory_mb.append(served.resident_mb())
             time.sleep(1)
-        process.terminate()
-    first = np.concatenate([c.first for c in clients])
-    right, wrong, failed = (
-        sum(getattr(c, n) for c in clients) for n in ("right", "wrong", "failed")
-    )
+    show(clients, memory_mb, options.seconds)
+
+
+def show(clients: list[Client], memory_mb: list[float], seconds: float) -> None:
+    right = sum(client.right for client in clients)
+    wrong = sum(client.wrong for client in clients)
+    failed = sum(client.failed for client in clients)
     print(f"{right + wrong} answers: {right} right, {wrong} wrong, {failed} refused or failed")
-    print(f"{right * TOKENS / options.seconds:.1f} tokens/s in all")
+    print(f"{right * TOKENS / seconds:.1f} tokens/s in all")
+    first = np.concatenate([client.first_token for client in clients])
     print(f"first token: median {np.median(first):.2f} s, p95 {np.percentile(first, 95):.2f} s")
-    third = len(used) // 3
-    middle, last = np.mean(used[third : 2 * third]), np.mean(used[-third:])
+    third = len(memory_mb) // 3
+    middle = np.mean(memory_mb[third : 2 * third])
+    last = np.mean(memory_mb[-third:])
     print(f"memory: {middle:.0f} MB in the middle third, {last:.0f} in the last")
 
 

@@ -7,21 +7,26 @@ BUNDLE has one input `x` and one output `y` and segments for two Edge TPUs.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 from tests.soak import soak
 
-if __name__ == "__main__":
-    arguments = sys.argv[1:]
-    result = soak(
-        Path(arguments[0]),
-        Path(arguments[1]),
-        float(arguments[2]) if len(arguments) > 2 else 3600.0,
-    )
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("language_bundle", type=Path)
+    parser.add_argument("seconds", type=float, nargs="?", default=3600.0)
+    options = parser.parse_args()
+    found = soak(options.bundle, options.language_bundle, options.seconds)
     print(
-        f"{result.streamed} samples streamed, {result.answered} requests answered, "
-        f"{result.wrong} wrong or lost"
+        f"{found.streamed} samples streamed, {found.answered} requests answered, "
+        f"{found.wrong} wrong or lost"
     )
-    middle = result.memory[len(result.memory) // 2]
-    print(f"memory {middle:.0f} MB, {result.growth:+.1f} MB in the last third")
+    median = sorted(found.memory)[len(found.memory) // 2]
+    print(f"memory {median:.0f} MB, {found.growth:+.1f} MB in the last third")
+
+
+if __name__ == "__main__":
+    main()

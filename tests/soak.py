@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,12 +37,15 @@ class Soak:
 
 
 def resident_mb(process: int | str) -> float:
+    """Memory of a process, or of this one ("self"), in MB."""
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith("VmRSS"))
 
 
 def soak(path: Path, language: Path, seconds: float) -> Soak:
-    found, until = Soak(), time.monotonic() + seconds
+    """Both side by side for some seconds, in threads of this process."""
+    found = Soak()
+    until = time.monotonic() + seconds
     parts = [
         threading.Thread(target=_stream, args=(path, until, found)),
         threading.Thread(target=_ask, args=(language, until, found)),
@@ -58,14 +60,13 @@ def soak(path: Path, language: Path, seconds: float) -> Soak:
 
 def _stream(path: Path, until: float, found: Soak) -> None:
     """Runs of a thousand samples over two simulated Edge TPUs; every hundredth run on one fails."""
-    bundle, rng = Bundle.open(path), np.random.default_rng(0)
-    shape = bundle.manifest["inputs"][0]["shape"]
-    samples = [{"x": rng.standard_normal(shape).astype(np.float32)} for _ in range(10)]
+    bundle = Bundle.open(path)
+    samples = _samples(bundle)
     pipeline = Pipeline(bundle)
     wanted = [pipeline.run(sample)["y"] for sample in samples]
     dice = random.Random(0)
 
-    def broken() -> None:
+    def fail_sometimes() -> None:
         if dice.random() < 0.01:
             raise DeviceError("unplugged")
 
@@ -73,46 +74,58 @@ def _stream(path: Path, until: float, found: Soak) -> None:
         for number in range(1000):
             if time.monotonic() > until:
                 return
-            yield samples[number % 10]
+            yield samples[number % len(samples)]
 
     while time.monotonic() < until:
-        with Runner(
-            bundle, [Simulated("sim:0", 0, broken), Simulated("sim:1", 0, broken)]
-        ) as runner:
+        # New devices each time: those that failed too often are given up.
+        devices = [Simulated(f"sim:{index}", 0, fail_sometimes) for index in range(2)]
+        with Runner(bundle, devices) as runner:
             for number, result in enumerate(runner.stream(source())):
                 found.streamed += 1
-                found.wrong += not np.array_equal(result["y"], wanted[number % 10])
+                found.wrong += not np.array_equal(result["y"], wanted[number % len(wanted)])
+
+
+def _samples(bundle: Bundle) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    shape = bundle.manifest["inputs"][0]["shape"]
+    return [{"x": rng.standard_normal(shape).astype(np.float32)} for _ in range(10)]
+
+
+class _Asked:
+    """A request for greedy tokens and what came of it."""
+
+    def __init__(self, prompt: list[int]) -> None:
+        self.tokens: list[int] = []
+        self.ended = threading.Event()
+        self.request = Request(prompt, LENGTH, Sampling(), self._emit)
+
+    def _emit(self, item: int | Exception | None) -> None:
+        if isinstance(item, int):
+            self.tokens.append(item)
+        else:
+            self.ended.set()
 
 
 def _ask(path: Path, until: float, found: Soak) -> None:
     """Requests for greedy tokens, more of them at once than there are slots; some are cancelled."""
     bundle = Bundle.open(path)
     slots = bundle.manifest["language"]["slots"]
-    prompts = [list(range(5 + i, 25 + 2 * i)) for i in range(2 * slots)]
+    prompts = [list(range(5 + index, 25 + 2 * index)) for index in range(2 * slots)]
     model = LanguageModel(bundle, slots=slots)
-    wanted = [list(model.generate(p, LENGTH, Sampling())) for p in prompts]
+    wanted = [list(model.generate(prompt, LENGTH, Sampling())) for prompt in prompts]
     batcher = Batcher(LanguageModel(bundle, slots=slots), waiting=4 * slots)
     dice = random.Random(1)
     while time.monotonic() < until:
-        tokens: list[list[int]] = [[] for _ in prompts]
-        ended = [threading.Event() for _ in prompts]
         cancelled = [dice.random() < 0.1 for _ in prompts]
-        for index, prompt in enumerate(prompts):
-            request = Request(
-                prompt, LENGTH, Sampling(), partial(_emit, tokens[index], ended[index])
-            )
-            batcher.submit(request)
+        asked = [_Asked(prompt) for prompt in prompts]
+        for index, one in enumerate(asked):
+            batcher.submit(one.request)
             if cancelled[index]:
-                request.cancelled.set()
-        for index, event in enumerate(ended):
-            if not cancelled[index]:  # others end without a word
-                found.answered += 1
-                found.wrong += not event.wait(60) or tokens[index] != wanted[index]
+                one.request.cancelled.set()
+        for index, one in enumerate(asked):
+            # Those that are cancelled while they wait end without a word.
+            if cancelled[index]:
+                continue
+            found.answered += 1
+            found.wrong += not one.ended.wait(60) or one.tokens != wanted[index]
     batcher.close()
-
-
-def _emit(tokens: list[int], ended: threading.Event, token: int | Exception | None) -> None:
-    if isinstance(token, int):
-        tokens.append(token)
-    else:
-        ended.set()

@@ -34,7 +34,9 @@ from compiler.runtime.embedding import Embedder
 from compiler.runtime.language import LanguageModel
 from compiler.runtime.sampling import Sampling
 from compiler.runtime.server import Access, EmbeddingServer, Limits, Web, application
-from compiler.runtime.server.protocol import HEAD_SECONDS
+from compiler.runtime.server import requests as bodies
+from compiler.runtime.server.protocol import CONNECTIONS, HEAD_BYTES, HEAD_SECONDS, UNREAD_SECONDS
+from compiler.runtime.server.workers import SHORT_TEXT
 from compiler.runtime.text import Text
 from tests.conftest import LANGUAGE, Cli
 
@@ -593,3 +595,20 @@ def test_embeddings(tmp_path: Path, run_cli: Cli) -> None:
         "build", model, "-o", tmp_path / "plain.bundle", "--calibration", tmp_path / "c.npz"
     )
     assert run_cli("serve", tmp_path / "plain.bundle")[0] == 2
+
+
+def test_documented_limits() -> None:
+    security = (ROOT / "docs" / "security.md").read_text()
+    limits = Limits()
+    wanted = {
+        f"| connections | {CONNECTIONS} |",
+        f"| {HEAD_BYTES >> 10} KiB, {HEAD_SECONDS:g} seconds |",
+        f"| `--max-body` ({limits.body_bytes >> 20} MiB), {limits.body_seconds:g} seconds |",
+        f"| {UNREAD_SECONDS:g} seconds without progress",
+        f"texts of more than {SHORT_TEXT} characters",
+        f"| `--waiting` ({limits.waiting}), and one |",
+        f"| `--max-texts` ({limits.texts})",
+        f"| `--max-tokens` ({limits.tokens})",
+        f"| stop texts | {bodies.STOP.most} |",
+    }
+    assert not [limit for limit in wanted if limit not in security]

@@ -1,7 +1,7 @@
 """All endpoints, and the application that they make.
 
-To add one: its handler in completions.py, embeddings.py or status.py, the fields of its body in
-requests.py, and a line here.
+To add one, write its handler in completions.py, embeddings.py or status.py, declare the fields of
+its body in requests.py, and list it here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What goes wrong, as HTTP statuses and as OpenAI's clients read errors."""
+"""Turns errors into HTTP statuses and the JSON that OpenAI's clients read."""
 
 from __future__ import annotations
 

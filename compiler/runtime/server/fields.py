@@ -1,7 +1,7 @@
 """Kinds of fields that a request's JSON object may have, and how their values are checked.
 
-A field that is null counts as one that is not there. Everything here raises ValueError in one line
-that names the field.
+A field that is null counts as one that is not there. Everything here raises ValueError with one
+line, which names the field.
 """
 
 from __future__ import annotations

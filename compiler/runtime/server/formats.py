@@ -24,17 +24,17 @@ class Format(Protocol):
         """A whole answer, as a part of its choice."""
 
     def first(self) -> Json | None:
-        """What the first event has in front of any text; None where there is no such event."""
+        """The event before any text, as a part of its choice; None where there is none."""
 
     def piece(self, text: str) -> Json:
         """A piece of an answer, as a part of an event's choice."""
 
     def last(self) -> Json:
-        """What the event has that only tells why the answer ended."""
+        """The event that tells why the answer ended, as a part of its choice."""
 
 
 class ChatFormat:
-    """/v1/chat/completions"""
+    """Answers of /v1/chat/completions: messages of the assistant."""
 
     id_prefix = "chatcmpl"
     kind = "chat.completion"
@@ -54,7 +54,7 @@ class ChatFormat:
 
 
 class TextFormat:
-    """/v1/completions"""
+    """Answers of /v1/completions: plain text."""
 
     id_prefix = "cmpl"
     kind = "text_completion"

@@ -1,6 +1,6 @@
 """What the endpoints take: the fields of each request, with their defaults and limits.
 
-Everything here raises ValueError in one line that names the field.
+Everything here raises ValueError with one line, which names the field.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ STOP = TextsField("stop", most=16)
 STREAM = FlagField("stream")
 INCLUDE_USAGE = FlagField("include_usage")  # in stream_options
 
-# Fields of OpenAI's API of which one value only is served.
+# Fields of OpenAI's API for which only one value is served.
 FIXED = (
     IntegerField("n", default=1, least=1, most=1),
     IntegerField("best_of", default=1, least=1, most=1),
