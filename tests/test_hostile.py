@@ -20,12 +20,12 @@ from gguf import GGUFReader, dequantize
 from onnx import TensorProto, helper
 from PIL import Image
 
+from compiler import importer
 from compiler.device import legality
 from compiler.driver import language
 from compiler.errors import CalibrationError, ModelError
 from compiler.frontends import architecture, gguf, huggingface, open_source, tokenizer
-from compiler.importer import load as importer
-from compiler.importer import onnxfile
+from compiler.importer import untrusted
 from compiler.quantize import samples
 from compiler.runtime import Bundle, RuntimeBundleError, arrays, bundle, child, confined
 from tests.conftest import Cli
@@ -74,7 +74,7 @@ def test_functions_that_call_each_other(tmp_path: Path, monkeypatch: pytest.Monk
     refused(path, "calls itself")
     onnx.save(laughs(4), path)
     assert len(importer.load(path).graph) == 16
-    monkeypatch.setattr(onnxfile, "MOST_NODES", 15)
+    monkeypatch.setattr(untrusted, "MOST_NODES", 15)
     refused(path, "16 nodes")
 
 
@@ -580,8 +580,8 @@ def test_a_language_model_needs_its_logits_and_tokens() -> None:
 def test_documented_limits() -> None:
     found = (Path(__file__).parent.parent / "docs" / "security.md").read_text()
     limits = {
-        f"{onnxfile.MOST_NODES:,} nodes and {onnxfile.MOST_NODE_BYTES >> 30} GiB",
-        f"subgraphs {onnxfile.MOST_DEPTH} deep",
+        f"{untrusted.MOST_NODES:,} nodes and {untrusted.MOST_NODE_BYTES >> 30} GiB",
+        f"subgraphs {untrusted.MOST_DEPTH} deep",
         f"{gguf.MOST_FIELDS:,} fields",
         f"{gguf.MOST_STRINGS:,} strings or {gguf.LARGEST_ARRAY:,} numbers",
         f"{tokenizer.LONGEST_PIECE} characters, {tokenizer.MOST_CHARACTERS:,} in all",

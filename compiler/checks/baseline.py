@@ -26,10 +26,10 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+from compiler import importer
 from compiler.errors import CalibrationError, CompilerError, InternalError, ModelError, first_line
 from compiler.graph import WIDENED, shape_of
 from compiler.graph.reference import Reference, session_options
-from compiler.importer import load as importer
 from compiler.importer import onnxfile, values
 from compiler.quantize.samples import Sample, Samples
 

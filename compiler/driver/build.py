@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 import passes
-from compiler import files
+from compiler import files, importer
 from compiler.checks import agreement, sensitivity, verdict, verify
 from compiler.checks.baseline import baseline
 from compiler.checks.pass_checks import Checker
@@ -29,7 +29,6 @@ from compiler.errors import (
     ToolchainError,
 )
 from compiler.graph import activations_around, reference
-from compiler.importer import load as importer
 from compiler.partition import PartitionOptions, Program, halved, partition
 from compiler.quantize import samples as sampling
 from compiler.quantize.balance import Product, balance, products

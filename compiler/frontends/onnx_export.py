@@ -18,12 +18,12 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+from compiler import importer
 from compiler.errors import ModelError, first_line
 from compiler.frontends import decoder, huggingface
 from compiler.frontends.architecture import Architecture, Source, Weight
 from compiler.graph import attribute_of, constant_of, input_at, only_consumer, produced_by, shape_of
 from compiler.graph.reference import Reference
-from compiler.importer import load as importer
 
 GENAI = "genai_config.json"
 TOKENS = 12
