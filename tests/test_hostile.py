@@ -24,7 +24,15 @@ from compiler import importer
 from compiler.device import legality
 from compiler.driver import language
 from compiler.errors import CalibrationError, ModelError
-from compiler.frontends import architecture, gguf, huggingface, open_source, tokenizer
+from compiler.frontends import (
+    architecture,
+    gguf,
+    open_source,
+    textfile,
+    tokenizer,
+)
+from compiler.frontends import gguf_file as gguf_format
+from compiler.frontends import safetensors as safetensors_format
 from compiler.importer import untrusted
 from compiler.quantize import samples
 from compiler.runtime import Bundle, RuntimeBundleError, arrays, bundle, child, confined
@@ -425,7 +433,7 @@ def test_gguf_is_read_as_its_own_library_reads_it() -> None:
         assert weight.shape == wanted[name].shape and np.array_equal(weight.array(), wanted[name])
         assert np.array_equal(weight.rows(slice(3, 7)), wanted[name][3:7])
     data = np.memmap(FIXTURE, np.uint8, "r")
-    fields, _ = gguf._metadata(gguf._Cursor(data))
+    fields, _ = gguf_format.read_metadata(data)
     for name, field in reader.fields.items():
         if not name.startswith("GGUF."):
             assert fields[name] == field.contents(), name
@@ -582,12 +590,12 @@ def test_documented_limits() -> None:
     limits = {
         f"{untrusted.MOST_NODES:,} nodes and {untrusted.MOST_NODE_BYTES >> 30} GiB",
         f"subgraphs {untrusted.MOST_DEPTH} deep",
-        f"{gguf.MOST_FIELDS:,} fields",
-        f"{gguf.MOST_STRINGS:,} strings or {gguf.LARGEST_ARRAY:,} numbers",
+        f"{gguf_format.MOST_FIELDS:,} fields",
+        f"{gguf_format.MOST_STRINGS:,} strings or {gguf_format.LARGEST_ARRAY:,} numbers",
         f"{tokenizer.LONGEST_PIECE} characters, {tokenizer.MOST_CHARACTERS:,} in all",
         f"{architecture.MOST_LAYERS} layers; other sizes of {architecture.LARGEST_SIZE:,}",
-        f"{huggingface.LARGEST_TEXT >> 20} MiB of config.json",
-        f"{huggingface.LARGEST_HEADER >> 20} MiB of a safetensors header",
+        f"{textfile.LARGEST_TEXT >> 20} MiB of config.json",
+        f"{safetensors_format.LARGEST_HEADER >> 20} MiB of a safetensors header",
         f"{confined.MOST_DEFINITION >> 20} MiB of tokenizer.json",
         f"{language.LARGEST_TEXT >> 20} MiB of text to calibrate on",
         f"{confined.TOKENIZER_SECONDS:g} seconds, {confined.TOKENIZER_BYTES >> 30} GiB, "

@@ -13,6 +13,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from compiler.graph import IR_VERSION, array_of, consumers_of, is_constant, values_read
+from compiler.graph.reference import open_session, quiet_options
 
 Known = Mapping[ir.Value, np.ndarray]
 
@@ -74,15 +75,12 @@ def _run(
     model: ir.Model, nodes: Sequence[ir.Node], known: Known, outputs: Sequence[ir.Value]
 ) -> dict[ir.Value, np.ndarray]:
     proto, feeds = _model(model, nodes, known, outputs)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
+    options = quiet_options()
     options.intra_op_num_threads = 1
     options.enable_cpu_mem_arena = False
     # Each node is run once: rewriting them would take longer.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = open_session(proto.SerializeToString(), options)
     results = session.run([str(v.name) for v in outputs], feeds)
     pairs = zip(outputs, results, strict=True)
     return {value: array for value, array in pairs if isinstance(array, np.ndarray)}

@@ -36,9 +36,7 @@ class Reference:
         finally:
             while len(graph.outputs) > count:
                 graph.outputs.pop()  # a deleted slice would leave the values marked as outputs
-        self.session = ort.InferenceSession(
-            path, session_options(), providers=["CPUExecutionProvider"]
-        )
+        self.session = open_session(path)
         self.names = [o.name for o in self.session.get_outputs()]
         self.inputs = [i.name for i in self.session.get_inputs()]
 
@@ -61,10 +59,28 @@ class Reference:
         self._folder.close()
 
 
-def session_options() -> ort.SessionOptions:
-    """How float models run: as the graph says, with weights in memory once."""
+def open_session(
+    model: Path | bytes, options: ort.SessionOptions | None = None
+) -> ort.InferenceSession:
+    """A session of onnxruntime on the CPU, of a file or of a serialized model.
+
+    Options are those of `session_options`, unless others are given.
+    """
+    if options is None:
+        options = session_options()
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def quiet_options() -> ort.SessionOptions:
+    """onnxruntime's own options. Errors are raised; its log does not write to the terminal too."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    return options
+
+
+def session_options() -> ort.SessionOptions:
+    """How float models run: as the graph says, with weights in memory once."""
+    options = quiet_options()
     # Layout optimizations would copy the weights of every convolution.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.enable_cpu_mem_arena = False
