@@ -13,7 +13,8 @@ import numpy as np
 
 from compiler import files
 from compiler.checks.agreement import Boxes, known_channels, readings
-from compiler.checks.difference import Difference, slice_text
+from compiler.checks.channels import slice_text
+from compiler.checks.difference import Difference
 from compiler.graph import origin_of
 from compiler.graph.reference import Reference
 from compiler.partition import Program
