@@ -353,7 +353,7 @@ def test_a_bundle_that_is_replaced_as_it_is_read(
     """The reader gets the new one, and no word of changed files."""
     new = changed(small_bundle, tmp_path / "new")
     segment = Bundle.open(new).files()[0]
-    (new / segment["path"]).write_bytes(b"other bytes")
+    (new / segment["path"]).write_bytes(bytes(segment["bytes"]))
     text = (new / "manifest.json").read_text()
     digest = bundle.sha256(new / segment["path"])
     (new / "manifest.json").write_text(text.replace(segment["sha256"], digest))
