@@ -15,7 +15,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 from compiler import importer
-from compiler.checks import baseline
+from compiler.checks import baseline, evaluator
+from compiler.checks.distance import distance
 from compiler.driver import build as building
 from compiler.errors import InternalError, ModelError
 from compiler.importer import adapters
@@ -154,7 +155,7 @@ def test_an_import_that_the_evaluator_does_not_confirm(
 
 
 def test_an_evaluator_that_takes_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(baseline, "EVALUATOR_SECONDS", 0.01)
+    monkeypatch.setattr(evaluator, "EVALUATOR_SECONDS", 0.01)
     proto = model([node("Clip", min=-0.5, max=0.5)], (4, 3), opset=10, types=(DOUBLE, DOUBLE))
     assert "more than 0.01 s" in compared(save(tmp_path / "m.onnx", proto)).note
 
@@ -289,13 +290,13 @@ def test_no_false_alarms(make: Callable[[], onnx.ModelProto], tmp_path: Path) ->
 
 def test_distance() -> None:
     one, nan, inf = np.ones(4, np.float32), np.float32(np.nan), np.float32(np.inf)
-    assert baseline.distance(one, one) == 0
-    assert baseline.distance(one * np.float32(1.01), one) == pytest.approx(0.01, rel=1e-3)
-    assert baseline.distance(one.astype(np.float16), one) == np.inf
-    assert baseline.distance(one[:3], one) == np.inf
-    assert baseline.distance(np.array([1, nan]), np.array([1, nan])) == 0
-    assert baseline.distance(np.array([1, nan]), np.array([1, inf])) == np.inf
-    assert baseline.distance(np.array([nan, 1]), np.array([1, 1])) == np.inf
-    assert baseline.distance(np.array([1, 2]), np.array([1, 3])) == 0.5
-    assert baseline.distance([one, one], [one]) == np.inf
-    assert baseline.distance(one * 0, one * 0) == 0 and baseline.distance(one, one * 0) > 1
+    assert distance(one, one) == 0
+    assert distance(one * np.float32(1.01), one) == pytest.approx(0.01, rel=1e-3)
+    assert distance(one.astype(np.float16), one) == np.inf
+    assert distance(one[:3], one) == np.inf
+    assert distance(np.array([1, nan]), np.array([1, nan])) == 0
+    assert distance(np.array([1, nan]), np.array([1, inf])) == np.inf
+    assert distance(np.array([nan, 1]), np.array([1, 1])) == np.inf
+    assert distance(np.array([1, 2]), np.array([1, 3])) == 0.5
+    assert distance([one, one], [one]) == np.inf
+    assert distance(one * 0, one * 0) == 0 and distance(one, one * 0) > 1

@@ -83,7 +83,9 @@ class ChannelSums:
     @property
     def variation(self) -> np.ndarray:
         """sum (want - mean)^2 of each index [K]."""
-        return np.maximum(self.square - self.total**2 / np.maximum(self.count, 1), 0)
+        squared_offset = self.total**2 / np.maximum(self.count, 1)
+        variation: np.ndarray = np.maximum(self.square - squared_offset, 0)
+        return variation
 
     @property
     def explained(self) -> float:

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from compiler.checks import baseline
+from compiler.checks.distance import nudge
 from compiler.errors import InternalError
 from compiler.graph import all_activations
 from compiler.graph.reference import Reference
@@ -42,7 +43,7 @@ class Checker:
             self.wanted = {
                 name: array for name, array in found.items() if isinstance(array, np.ndarray)
             }
-            nudged = reference.run(baseline.nudge(self.sample, rng, NUDGE))
+            nudged = reference.run(nudge(self.sample, rng, NUDGE))
         self.allowed = {
             name: max(TOLERANCE, MOST * error)
             for name, wanted in self.wanted.items()

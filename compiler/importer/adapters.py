@@ -1,7 +1,7 @@
 """One adapter for each operator whose form or meaning changed between opsets 7 and 23.
 
 An adapter states the old meaning in the new form. Its docstring says what changed, and in which
-opset; the source is ONNX's docs/Changelog.md. tests/test_upgrade.py holds every schema of ONNX
+opset; the source is ONNX's docs/Changelog.md. A test (test_upgrade.py) holds every schema of ONNX
 against the table at the end.
 """
 
