@@ -2,8 +2,8 @@
 fewer rotations to compute.
 
 With an orthogonal Q, what a layer adds to the residual stream x is rotated by its weights,
-W -> Q W, so that the stream becomes Q x. RMSNorm without a gain gives Q norm(x) for Q x, as Q keeps lengths.
-The norm's gain g goes into the weights behind it, which rotate the stream back: W -> W diag(g) Q^T.
+W -> Q W, so that the stream becomes Q x. RMSNorm without a gain gives Q norm(x) for Q x, as Q keeps
+lengths. The norm's gain g goes into the weights behind it, which rotate the stream back: W -> W diag(g) Q^T.
 So do the embedding and the head. Values are rotated in each head by the weights that make them, and
 attention mixes them as before. Keys and queries stay, as rotary embedding comes between. What the
 gate gives is rotated when the decoder runs (`Source.rotation`).
