@@ -111,6 +111,8 @@ def with_external(folder: Path, dims: list[int], **entries: object) -> Path:
 
 EXTERNAL: list[tuple[list[int], dict[str, object], str]] = [
     ([1, 64], {"location": "a\0b"}, "no name of a file"),
+    # Sizes that a float does not hold.
+    ([2**62] * 20, {"location": "w.bin"}, "end behind the end"),
     ([1, 64], {"location": "a" * 5000}, "no name of a file"),
     ([1, 64], {"location": "a" * 300}, "cannot be read"),
     ([1, 64], {"location": ""}, "no name of a file"),

@@ -213,7 +213,7 @@ def _run_imported(model: ir.Model, samples: Samples, progress: Callable[[], None
             try:
                 results.append(reference.run(sample))
             except Exception as error:
-                hint = "; give samples with --calibration" if samples.random else ""
+                hint = "; give samples to calibrate on" if samples.random else ""
                 raise CalibrationError(
                     f"the float model fails on a sample: {first_line(error)}{hint}"
                 ) from error

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from compiler.checks import baseline
-from compiler.checks.distance import nudge
+from compiler.checks.distance import finite_values, nudge
 from compiler.errors import InternalError
 from compiler.graph import all_activations
 from compiler.graph.reference import Reference
@@ -97,12 +97,9 @@ def _error(got: np.ndarray, want: np.ndarray) -> float:
         return float("inf")
     if got.dtype.kind not in "fiu" or not got.size:
         return 0.0 if np.array_equal(got, want) else float("inf")
-    got, want = got.astype(np.float64), want.astype(np.float64)
-    finite = np.isfinite(want)
-    if (
-        not np.array_equal(got[~finite], want[~finite], equal_nan=True)
-        or not np.isfinite(got[finite]).all()
-    ):
+    pair = finite_values(got, want)
+    if pair is None:
         return float("inf")
-    difference = np.abs(got[finite] - want[finite]).max(initial=0)
-    return float(difference / max(np.abs(want[finite]).max(initial=0), 1e-6))
+    got, want = pair
+    difference = np.abs(got - want).max(initial=0)
+    return float(difference / max(np.abs(want).max(initial=0), 1e-6))

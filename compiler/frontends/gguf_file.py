@@ -127,7 +127,7 @@ def read_metadata(data: np.ndarray) -> tuple[dict[str, Any], dict[str, Entry]]:
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
         raise ValueError(f"alignment {alignment!r} is no power of two")
     # The data begin at the next multiple behind the metadata; offsets count from there.
-    start = math.ceil(cursor.position / alignment) * alignment
+    start = (cursor.position + alignment - 1) // alignment * alignment
     tensors = {}
     for name, entry in entries.items():
         tensors[name] = Entry(entry.dims, entry.kind, start + entry.offset)

@@ -3,7 +3,8 @@ fewer rotations to compute.
 
 With an orthogonal Q, what a layer adds to the residual stream x is rotated by its weights,
 W -> Q W, so that the stream becomes Q x. RMSNorm without a gain gives Q norm(x) for Q x, as Q keeps
-lengths. The norm's gain g goes into the weights behind it, which rotate the stream back: W -> W diag(g) Q^T.
+lengths. The norm's gain g goes into the weights behind it, which rotate the stream back:
+W -> W diag(g) Q^T.
 So do the embedding and the head. Values are rotated in each head by the weights that make them, and
 attention mixes them as before. Keys and queries stay, as rotary embedding comes between. What the
 gate gives is rotated when the decoder runs (`Source.rotation`).
@@ -38,7 +39,7 @@ def rotate(source: Source) -> Source:
     stream, values, gated = _rotations(architecture)
     if any("post_" in name for name in source.weights):
         raise OptionError(
-            "--with rotate_stream: norms behind this model's blocks have gains: leave it out"
+            "rotate_stream: norms behind this model's blocks have gains: leave it out", "also"
         )
     weights = dict(source.weights)
     # The head reads the rotated stream, the embedding makes it: they can share no weights.
@@ -63,8 +64,9 @@ def _rotations(architecture: Architecture) -> tuple[np.ndarray, np.ndarray, np.n
     stream, values, gated = (block_rotation(size) for size in sizes)
     if stream is None or values is None or gated is None:
         raise OptionError(
-            f"--with rotate_stream: {sizes[0]}, {sizes[1]} and {sizes[2]} channels "
-            "are not all multiples of 8: leave it out"
+            f"rotate_stream: {sizes[0]}, {sizes[1]} and {sizes[2]} channels "
+            "are not all multiples of 8: leave it out",
+            "also",
         )
     return stream, values, gated
 

@@ -55,12 +55,12 @@ def _set_shapes(inputs: Mapping[str, ir.Value], shapes: Mapping[str, Shape]) -> 
     for name, shape in shapes.items():
         if name not in inputs:
             raise OptionError(
-                f"--shape {name}: the model has no such input; it has {_quoted(inputs)}"
+                f"{name}: the model has no such input; it has {_quoted(inputs)}", "shapes"
             )
         declared = inputs[name].shape
         if declared is not None and len(declared) != len(shape):
             raise OptionError(
-                f"--shape {name}: the input has {len(declared)} dimensions, not {len(shape)}"
+                f"{name}: the input has {len(declared)} dimensions, not {len(shape)}", "shapes"
             )
         inputs[name].shape = ir.Shape(shape)
 
@@ -74,7 +74,7 @@ def _check_dims_exist(inputs: Iterable[ir.Value], dims: Mapping[str, int]) -> No
     for name in dims:
         if name not in symbols:
             has = _quoted(symbol for symbol in symbols if symbol is not None) or "none"
-            raise OptionError(f"--dim {name}: the model has no such dimension; it has {has}")
+            raise OptionError(f"{name}: the model has no such dimension; it has {has}", "dims")
 
 
 def _fix_dims(value: ir.Value, dims: Mapping[str, int]) -> list[str]:
@@ -124,7 +124,7 @@ def _check_input(value: ir.Value) -> None:
     if math.prod(shape) > MOST_ELEMENTS:
         raise ModelError(
             f"input '{value.name}' {list(shape)} has more than 2^31 elements: "
-            "give a smaller --shape"
+            "give it a smaller shape"
         )
 
 

@@ -97,7 +97,7 @@ def _settle(tensor: onnx.TensorProto, folder: Path, files: dict[str, tuple[str, 
             f"have negative sizes {list(tensor.dims)}, offset {offset} or length {length}: "
             "export again"
         )
-    size = length or math.ceil(bits / 8)
+    size = length or (bits + 7) // 8
     if file_size < offset + size:
         raise ModelError(
             f"end behind the end of '{location}', which is shorter than the model says: "

@@ -29,7 +29,9 @@ def fix(model: ir.Model, values: Mapping[str, str], shapes: Mapping[str, Shape])
     for name, text in values.items():
         if name not in inputs:
             known = ", ".join(f"'{known_name}'" for known_name in inputs)
-            raise OptionError(f"--value {name}={text}: the model has no such input; it has {known}")
+            raise OptionError(
+                f"{name}={text}: the model has no such input; it has {known}", "values"
+            )
         value = inputs[name]
         array = _parsed(value, text, shapes.get(name))
         arrays[name] = array
@@ -70,10 +72,10 @@ def deciding(model: ir.Model) -> list[str]:
 
 def _parsed(value: ir.Value, text: str, shape: Shape | None) -> np.ndarray:
     """The array that a text means for an input. Raises OptionError for a text that does not fit."""
-    option = f"--value {value.name}={text}"
+    given = f"{value.name}={text}"
     dtype = _numpy_type(value)
     if dtype is None:
-        raise OptionError(f"{option}: input '{value.name}' does not hold numbers")
+        raise OptionError(f"{given}: input '{value.name}' does not hold numbers", "values")
     is_float = dtype.kind == "f"
     try:
         numbers = [_number(word.strip().lower()) for word in text.split(",")]
@@ -81,10 +83,12 @@ def _parsed(value: ir.Value, text: str, shape: Shape | None) -> np.ndarray:
         written = np.array(numbers, np.float64 if is_float else None)
         held = written.astype(dtype)
     except (ValueError, OverflowError) as error:
-        raise OptionError(f"{option}: write a number, or numbers separated by commas") from error
+        raise OptionError(
+            f"{given}: write a number, or numbers separated by commas", "values"
+        ) from error
     if not is_float and not np.array_equal(held, written):
         raise OptionError(
-            f"{option}: input '{value.name}' is {dtype.name}, which does not hold that"
+            f"{given}: input '{value.name}' is {dtype.name}, which does not hold that", "values"
         )
     if shape is None:
         shape = _declared_shape(value, len(numbers))
@@ -92,7 +96,8 @@ def _parsed(value: ir.Value, text: str, shape: Shape | None) -> np.ndarray:
         return np.full(shape, held[0], dtype)
     if len(numbers) != math.prod(shape):
         raise OptionError(
-            f"{option}: input '{value.name}' {list(shape)} takes 1 number or {math.prod(shape)}"
+            f"{given}: input '{value.name}' {list(shape)} takes 1 number or {math.prod(shape)}",
+            "values",
         )
     return held.reshape(shape)
 
