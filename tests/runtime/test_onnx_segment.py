@@ -1,4 +1,4 @@
-"""onnxruntime's own log does not reach the terminal beside what we say."""
+"""Host segments in onnxruntime."""
 
 from __future__ import annotations
 
