@@ -23,10 +23,20 @@ _UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 class CompilerError(Exception):
-    """Base of every error that ends a command with one line on the terminal."""
+    """Base of every error that ends a command with one line on the terminal.
+
+    `option` names the field of the options classes that the error is about, where there is one. The
+    text of the error then begins with it; the command line writes its flag there instead. Behind it
+    stands the value, where one is to blame: OptionError("0: give at least 1", "tpus").
+    """
 
     code = "E-COMPILER"
     exit_code = 2
+
+    def __init__(self, message: str, option: str | None = None) -> None:
+        super().__init__(message if option is None else f"{option} {message}")
+        self.message = message
+        self.option = option
 
 
 class OptionError(CompilerError):

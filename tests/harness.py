@@ -8,13 +8,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from compiler import importer
 from compiler.checks.pass_checks import Checker
 from compiler.device.legality import refusal
 from compiler.driver.rewriting import PassDriver
 from compiler.emit import tflite
 from compiler.graph import all_activations
 from compiler.graph.reference import Reference
-from compiler.importer import load as importer
 from compiler.quantize.calibrate import Observers, calibrate, observe
 from compiler.quantize.scales import assign
 from compiler.runtime.tflite_segment import TFLiteSegment

@@ -20,12 +20,20 @@ from gguf import GGUFReader, dequantize
 from onnx import TensorProto, helper
 from PIL import Image
 
+from compiler import importer
 from compiler.device import legality
 from compiler.driver import language
 from compiler.errors import CalibrationError, ModelError
-from compiler.frontends import architecture, gguf, huggingface, open_source, tokenizer
-from compiler.importer import load as importer
-from compiler.importer import onnxfile
+from compiler.frontends import (
+    architecture,
+    gguf,
+    open_source,
+    textfile,
+    tokenizer,
+)
+from compiler.frontends import gguf_file as gguf_format
+from compiler.frontends import safetensors as safetensors_format
+from compiler.importer import untrusted
 from compiler.quantize import samples
 from compiler.runtime import Bundle, RuntimeBundleError, arrays, bundle, child, confined
 from tests.conftest import Cli
@@ -74,7 +82,7 @@ def test_functions_that_call_each_other(tmp_path: Path, monkeypatch: pytest.Monk
     refused(path, "calls itself")
     onnx.save(laughs(4), path)
     assert len(importer.load(path).graph) == 16
-    monkeypatch.setattr(onnxfile, "MOST_NODES", 15)
+    monkeypatch.setattr(untrusted, "MOST_NODES", 15)
     refused(path, "16 nodes")
 
 
@@ -103,6 +111,8 @@ def with_external(folder: Path, dims: list[int], **entries: object) -> Path:
 
 EXTERNAL: list[tuple[list[int], dict[str, object], str]] = [
     ([1, 64], {"location": "a\0b"}, "no name of a file"),
+    # Sizes that a float does not hold.
+    ([2**62] * 20, {"location": "w.bin"}, "end behind the end"),
     ([1, 64], {"location": "a" * 5000}, "no name of a file"),
     ([1, 64], {"location": "a" * 300}, "cannot be read"),
     ([1, 64], {"location": ""}, "no name of a file"),
@@ -425,7 +435,7 @@ def test_gguf_is_read_as_its_own_library_reads_it() -> None:
         assert weight.shape == wanted[name].shape and np.array_equal(weight.array(), wanted[name])
         assert np.array_equal(weight.rows(slice(3, 7)), wanted[name][3:7])
     data = np.memmap(FIXTURE, np.uint8, "r")
-    fields, _ = gguf._metadata(gguf._Cursor(data))
+    fields, _ = gguf_format.read_metadata(data)
     for name, field in reader.fields.items():
         if not name.startswith("GGUF."):
             assert fields[name] == field.contents(), name
@@ -580,14 +590,14 @@ def test_a_language_model_needs_its_logits_and_tokens() -> None:
 def test_documented_limits() -> None:
     found = (Path(__file__).parent.parent / "docs" / "security.md").read_text()
     limits = {
-        f"{onnxfile.MOST_NODES:,} nodes and {onnxfile.MOST_NODE_BYTES >> 30} GiB",
-        f"subgraphs {onnxfile.MOST_DEPTH} deep",
-        f"{gguf.MOST_FIELDS:,} fields",
-        f"{gguf.MOST_STRINGS:,} strings or {gguf.LARGEST_ARRAY:,} numbers",
+        f"{untrusted.MOST_NODES:,} nodes and {untrusted.MOST_NODE_BYTES >> 30} GiB",
+        f"subgraphs {untrusted.MOST_DEPTH} deep",
+        f"{gguf_format.MOST_FIELDS:,} fields",
+        f"{gguf_format.MOST_STRINGS:,} strings or {gguf_format.LARGEST_ARRAY:,} numbers",
         f"{tokenizer.LONGEST_PIECE} characters, {tokenizer.MOST_CHARACTERS:,} in all",
         f"{architecture.MOST_LAYERS} layers; other sizes of {architecture.LARGEST_SIZE:,}",
-        f"{huggingface.LARGEST_TEXT >> 20} MiB of config.json",
-        f"{huggingface.LARGEST_HEADER >> 20} MiB of a safetensors header",
+        f"{textfile.LARGEST_TEXT >> 20} MiB of config.json",
+        f"{safetensors_format.LARGEST_HEADER >> 20} MiB of a safetensors header",
         f"{confined.MOST_DEFINITION >> 20} MiB of tokenizer.json",
         f"{language.LARGEST_TEXT >> 20} MiB of text to calibrate on",
         f"{confined.TOKENIZER_SECONDS:g} seconds, {confined.TOKENIZER_BYTES >> 30} GiB, "

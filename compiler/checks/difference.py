@@ -1,15 +1,18 @@
-"""How far a tensor is from its float reference, over samples: of what varies, part by part, and in
-the plain sense.
+"""How far a tensor is from its float reference, over samples.
 
-A constant is not signal. The signal of a channel is how much the float tensor varies around that
-channel's mean, over samples and positions; the noise is the whole error, a constant offset
-included:
+Two figures are given. The plain one has all of the float tensor as signal:
 
-    SQNR = 10 log10(sum (want - mean of its channel)^2 / sum (got - want)^2)
+    plain SQNR = 10 log10(sum want^2 / sum (got - want)^2)    [dB]
 
-Parts of different size do not hide each other. Channels whose largest magnitudes differ by more
-than `APART` times, such as boxes in pixels beside scores in [0, 1], are measured each by itself,
-and the worst part counts.
+It flatters tensors that hardly vary: a constant is not information. So the figure that counts has
+as signal what varies around each channel's mean, over samples and positions, while the noise stays
+the whole error, a constant offset included:
+
+    SQNR = 10 log10(sum (want - mean of its channel)^2 / sum (got - want)^2)    [dB]
+
+Parts of different size must not hide each other. Channels whose largest magnitudes are more than
+`channels.APART` times apart, such as boxes in pixels beside scores in [0, 1], are measured each by
+themselves, and the worst part counts.
 """
 
 from __future__ import annotations
@@ -20,26 +23,25 @@ from typing import Any
 
 import numpy as np
 
+from compiler.checks.channels import Channels, ChannelSums, channel_axes, slice_text
+
 # A perfect match has no noise; JSON has no infinity.
 PERFECT_DB = 200.0
 # What an infinity on one side only counts as, and the most that counts: its square fits float64.
 HUGE = 1e100
-# A tensor that varies by less, as a share of its energy, does not vary: std below 1e-5 of its size.
+# A tensor that varies by less, as a share of its energy, does not vary: its standard deviation is
+# below 1e-5 of its size, which rounding of float32 alone can make.
 LEAST_VARIATION = 1e-10
-# Channels whose magnitudes differ by more than this belong to different parts.
-APART = 4.0
-# A part of small values with a smaller share of the channels is a few quiet channels, not a part.
-LEAST_PART = 1 / 8
-# Values per channel that a figure for a single channel needs, and how much it varies beside its
-# part.
+# A figure for a single channel needs so many values of it, ...
 LEAST_VALUES = 8
+# ... and that it varies by this share of what channels of its part vary by on average.
 LEAST_SHARE = 0.01
 # More channels than this are not looked at one by one.
 MOST_CHANNELS = 4096
 
 
 def decibel(signal: float, noise: float) -> float:
-    """10 log10(signal / noise), within +-PERFECT_DB."""
+    """10 log10(signal / noise) of two energies, within +-PERFECT_DB."""
     if noise == 0:
         return PERFECT_DB
     if signal == 0:
@@ -48,71 +50,12 @@ def decibel(signal: float, noise: float) -> float:
     return round(min(max(ratio, -PERFECT_DB), PERFECT_DB), 2)
 
 
-@dataclass
-class _Axis:
-    """Sums for each index along one axis, over samples and all other axes [K].
-
-    Float values are taken relative to `shift`, their mean in the first sample: large means would
-    cancel all digits of a small variation.
-    """
-
-    axis: int
-    shift: np.ndarray
-    count: np.ndarray
-    total: np.ndarray
-    square: np.ndarray
-    energy: np.ndarray
-    noise: np.ndarray
-    peak: np.ndarray
-    low: np.ndarray
-
-    @classmethod
-    def of(cls, axis: int, want: np.ndarray, valid: np.ndarray) -> _Axis:
-        others = tuple(i for i in range(want.ndim) if i != axis)
-        count = valid.sum(axis=others)
-        shift = want.sum(axis=others) / np.maximum(count, 1)
-        return cls(axis, shift, *(np.zeros(want.shape[axis]) for _ in range(7)))
-
-    def add(self, got: np.ndarray, want: np.ndarray, valid: np.ndarray) -> None:
-        others = tuple(i for i in range(want.ndim) if i != self.axis)
-        shape = [-1 if i == self.axis else 1 for i in range(want.ndim)]
-        offset = np.where(valid, want - self.shift.reshape(shape), 0)
-        self.count += valid.sum(axis=others)
-        self.total += offset.sum(axis=others)
-        self.square += (offset**2).sum(axis=others)
-        self.energy += (want**2).sum(axis=others)
-        self.noise += ((got - want) ** 2).sum(axis=others)
-        self.peak = np.maximum(self.peak, np.abs(want).max(axis=others, initial=0))
-        self.low = np.minimum(self.low, want.min(axis=others, initial=0))
-
-    @property
-    def variation(self) -> np.ndarray:
-        """Of each index, sum (want - mean)^2."""
-        return np.maximum(self.square - self.total**2 / np.maximum(self.count, 1), 0)
-
-    @property
-    def explained(self) -> float:
-        """The share of all variation that the means of the indices explain, adjusted for their
-        number; -inf where every index has one value only, so that its mean explains anything."""
-        size, count = len(self.shift), float(self.count.sum())
-        if count <= size:
-            return -math.inf
-        raised = self.total + self.count * self.shift
-        mean = raised.sum() / count
-        between = float((self.count * (raised / np.maximum(self.count, 1) - mean) ** 2).sum())
-        within = float(self.variation.sum())
-        if within + between == 0:
-            return 0.0
-        return 1 - (within / (count - size)) / ((within + between) / max(count - 1, 1))
-
-
 @dataclass(frozen=True)
-class Channels:
-    """What is known of a tensor's channels: their axis, and at which of them parts of another kind
-    begin."""
+class _Part:
+    """Some channels that vary [K'], and their SQNR."""
 
-    axis: int
-    splits: tuple[int, ...] = ()
+    sqnr_db: float
+    channels: np.ndarray
 
 
 class Difference:
@@ -124,8 +67,13 @@ class Difference:
 
     def __init__(self, known: Channels | None = None) -> None:
         self.known = known
-        self.signal = self.noise = self.product = self.energy = self.largest = 0.0
-        self._axes: list[_Axis] | None = None
+        self.signal = 0.0  # sum want^2
+        self.energy = 0.0  # sum got^2
+        self.noise = 0.0  # sum (got - want)^2
+        self.product = 0.0  # sum got * want
+        self.largest = 0.0  # max |got - want|
+        # Sums along each axis that may be the channels; None before the first sample.
+        self._sums: list[ChannelSums] | None = None
 
     def add(self, got: np.ndarray, want: np.ndarray) -> None:
         """Add one sample.
@@ -134,66 +82,88 @@ class Difference:
         error. So is what one of them lacks, where the shape depends on data.
         """
         if got.shape != want.shape:
-            got, want = _same_shape(got, want)
+            got, want = _padded_alike(got, want)
         if got.ndim == 0:
-            got, want = got.reshape(1), want.reshape(1)
-        got, want = got.astype(np.float64), want.astype(np.float64)
-        alike = ~np.isfinite(want) & ((got == want) | (np.isnan(got) & np.isnan(want)))
-        got[alike] = want[alike] = 0
-        got, want = (np.clip(np.nan_to_num(array), -HUGE, HUGE) for array in (got, want))
+            got = got.reshape(1)
+            want = want.reshape(1)
+        got = got.astype(np.float64)
+        want = want.astype(np.float64)
+        is_same = (got == want) | (np.isnan(got) & np.isnan(want))
+        is_right = ~np.isfinite(want) & is_same
+        got = _finite(got, is_right)
+        want = _finite(want, is_right)
         error = got - want
         self.signal += float((want**2).sum())
+        self.energy += float((got**2).sum())
         self.noise += float((error**2).sum())
         self.product += float((got * want).sum())
-        self.energy += float((got**2).sum())
         self.largest = max(self.largest, float(np.abs(error).max(initial=0)))
-        self._add_axes(got, want, ~alike)
+        self._add_channels(got, want, ~is_right)
 
-    def _add_axes(self, got: np.ndarray, want: np.ndarray, valid: np.ndarray) -> None:
+    def _add_channels(self, got: np.ndarray, want: np.ndarray, valid: np.ndarray) -> None:
         if not want.size:
             return
-        if self._axes is None:
-            axes = (
-                channel_axes(want.shape) if self.known is None else (self.known.axis % want.ndim,)
-            )
-            self._axes = [_Axis.of(axis, want, valid) for axis in axes]
+        if self._sums is None:
+            axes = channel_axes(want.shape)
+            if self.known is not None:
+                axes = (self.known.axis % want.ndim,)
+            self._sums = [ChannelSums.of(axis, want, valid) for axis in axes]
         # An axis whose size depends on data has no channels.
-        self._axes = [a for a in self._axes if _fits(a, want)]
-        for axis in self._axes:
-            axis.add(got, want, valid)
+        self._sums = [sums for sums in self._sums if sums.fits(want)]
+        for sums in self._sums:
+            sums.add(got, want, valid)
 
     @property
-    def _channels(self) -> _Axis | None:
-        """The axis whose indices have means that explain most; the first of equals."""
-        return max(self._axes or (), key=lambda axis: axis.explained, default=None)
+    def _channels(self) -> ChannelSums | None:
+        """Those along the axis whose means explain most; the first of equals."""
+        return max(self._sums or (), key=lambda sums: sums.explained, default=None)
 
     @property
     def plain_sqnr_db(self) -> float:
-        """Signal to quantization noise with the mean as signal, 10 log10(sum want^2 / sum (got -
-        want)^2)."""
+        """10 log10(sum want^2 / sum (got - want)^2)."""
         return decibel(self.signal, self.noise)
 
     @property
     def sqnr_db(self) -> float | None:
-        """That of what varies, in the worst part; None where the samples do not vary enough to
+        """SQNR of what varies, in the worst part; None where the samples do not vary enough to
         tell."""
         if self.noise == 0:
             return PERFECT_DB
-        return min((db for db, _ in self._parts()), default=None)
+        worst = self._worst_part()
+        return None if worst is None else worst.sqnr_db
 
     @property
     def relative_noise(self) -> float:
         """Noise as a share of what varies; of all signal where nothing does."""
         channels = self._channels
-        variation = float(channels.variation.sum()) if channels is not None else 0.0
+        variation = 0.0
+        if channels is not None:
+            variation = float(channels.variation.sum())
         if variation <= LEAST_VARIATION * self.signal:
             variation = self.signal
         return self.noise / (variation or 1.0)
 
     @property
     def cosine(self) -> float:
-        norm = math.sqrt(self.signal) * math.sqrt(self.energy)
-        return round(self.product / norm, 6) if norm else float(self.signal == self.energy)
+        """sum got * want / (|got| |want|); 1 where both are zero."""
+        norms = math.sqrt(self.signal) * math.sqrt(self.energy)
+        if norms == 0:
+            return float(self.signal == self.energy)
+        return round(self.product / norms, 6)
+
+    @property
+    def variation(self) -> float:
+        """How much the worst part varies, as a share of its size: sqrt(sum (want - mean)^2 / sum
+        want^2)."""
+        channels = self._channels
+        worst = self._worst_part()
+        if channels is None or worst is None:
+            return 0.0
+        energy = float(channels.energy[worst.channels].sum())
+        if energy == 0:
+            return 0.0
+        variation = float(channels.variation[worst.channels].sum())
+        return round(math.sqrt(variation / energy), 4)
 
     def parts(self) -> tuple[int, list[np.ndarray]] | None:
         """(axis of the channels, their indices by parts); None for a tensor without channels."""
@@ -201,136 +171,99 @@ class Difference:
         if channels is None:
             return None
         if self.known is not None and self.known.splits:
-            return channels.axis, np.split(np.arange(len(channels.peak)), self.known.splits)
-        shares = (channels.low >= 0) & (channels.peak <= 1 + 1e-6)
-        return channels.axis, parts_by_size(channels.peak, shares)
+            indices = np.arange(len(channels.peak))
+            return channels.axis, np.split(indices, self.known.splits)
+        return channels.axis, channels.parts()
 
-    def _parts(self) -> list[tuple[float, np.ndarray]]:
-        """(SQNR, channels) of the parts that vary."""
-        found = self.parts()
+    def _varying_parts(self) -> list[_Part]:
         channels = self._channels
+        found = self.parts()
         if found is None or channels is None:
             return []
-        return [(db, part) for part in found[1] if (db := _sqnr(channels, part)) is not None]
+        _, parts = found
+        varying = []
+        for part in parts:
+            sqnr_db = _sqnr(channels, part)
+            if sqnr_db is not None:
+                varying.append(_Part(sqnr_db, part))
+        return varying
 
-    @property
-    def variation(self) -> float:
-        """How much the worst part varies, as a share of its size: root of sum (want - mean)^2 / sum
-        want^2."""
-        channels, measured = self._channels, self._parts()
-        if channels is None or not measured:
-            return 0.0
-        _, part = min(measured, key=lambda entry: entry[0])
-        energy = float(channels.energy[part].sum())
-        return (
-            round(math.sqrt(float(channels.variation[part].sum()) / energy), 4) if energy else 0.0
-        )
+    def _worst_part(self) -> _Part | None:
+        return min(self._varying_parts(), key=lambda part: part.sqnr_db, default=None)
 
     def worst(self) -> dict[str, Any] | None:
         """`slice` and `sqnr_db` of the worst part, or of the worst channel where there is one part
         only.
 
-        Channels that hardly vary beside the others are left out.
+        None where there is nothing to tell apart.
         """
-        channels, measured = self._channels, self._parts()
-        if channels is None or not measured or self.noise == 0:
+        channels = self._channels
+        parts = self._varying_parts()
+        if channels is None or not parts or self.noise == 0:
             return None
-        if len(measured) > 1:
-            db, part = min(measured, key=lambda entry: entry[0])
-            return {"slice": slice_text(channels.axis, part), "sqnr_db": db}
-        if not 1 < len(channels.peak) <= MOST_CHANNELS or channels.count.min() < LEAST_VALUES:
+        worst = self._worst_part() if len(parts) > 1 else _worst_channel(channels)
+        if worst is None:
             return None
-        variation = channels.variation
-        varying = np.flatnonzero(variation >= LEAST_SHARE * variation.mean())
-        single = [(_sqnr(channels, varying[i : i + 1]), index) for i, index in enumerate(varying)]
-        told = [(db, int(index)) for db, index in single if db is not None]
-        if not told:
-            return None
-        db, index = min(told)
-        return {"slice": slice_text(channels.axis, np.array([index])), "sqnr_db": db}
+        return {"slice": slice_text(channels.axis, worst.channels), "sqnr_db": worst.sqnr_db}
 
     def report(self) -> dict[str, Any]:
         """The figures as the manifest has them; `sqnr_db` is null where the samples do not vary
         enough to tell."""
-        entry: dict[str, Any] = {"sqnr_db": self.sqnr_db, "variation": self.variation}
-        entry |= {"plain_sqnr_db": self.plain_sqnr_db, "cosine": self.cosine}
-        entry |= {"max_error": float(f"{self.largest:.6g}")}
+        entry: dict[str, Any] = {
+            "sqnr_db": self.sqnr_db,
+            "variation": self.variation,
+            "plain_sqnr_db": self.plain_sqnr_db,
+            "cosine": self.cosine,
+            "max_error": float(f"{self.largest:.6g}"),
+        }
         worst = self.worst()
-        return entry if worst is None else entry | {"worst": worst}
+        if worst is not None:
+            entry["worst"] = worst
+        return entry
 
 
-def _fits(axis: _Axis, array: np.ndarray) -> bool:
-    return axis.axis < array.ndim and array.shape[axis.axis] == len(axis.shift)
+def _worst_channel(channels: ChannelSums) -> _Part | None:
+    """The channel of lowest SQNR, of those that vary beside the others."""
+    count = len(channels.peak)
+    if not 1 < count <= MOST_CHANNELS or channels.count.min() < LEAST_VALUES:
+        return None
+    variation = channels.variation
+    varying = np.flatnonzero(variation >= LEAST_SHARE * variation.mean())
+    worst = None
+    for index in varying:
+        channel = np.array([index])
+        sqnr_db = _sqnr(channels, channel)
+        if sqnr_db is not None and (worst is None or sqnr_db < worst.sqnr_db):
+            worst = _Part(sqnr_db, channel)
+    return worst
 
 
-def _sqnr(channels: _Axis, part: np.ndarray) -> float | None:
+def _sqnr(channels: ChannelSums, part: np.ndarray) -> float | None:
     """SQNR of the variation of some channels; None where they do not vary."""
     noise = float(channels.noise[part].sum())
     variation = float(channels.variation[part].sum())
-    if variation <= LEAST_VARIATION * float(channels.energy[part].sum()):
+    energy = float(channels.energy[part].sum())
+    if variation <= LEAST_VARIATION * energy:
         return PERFECT_DB if noise == 0 else None
     return decibel(variation, noise)
 
 
-def channel_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Axes that may be the channels of a tensor: of a vector its own, of rows and columns either,
-    beyond two dimensions the second and the last (NCHW, NHWC, [N, C, L], [N, L, C])."""
-    wide = [axis for axis, size in enumerate(shape) if size > 1]
-    last = len(shape) - 1
-    if len(wide) < 2:
-        return tuple(wide) or (last,)
-    if len(shape) == 2:
-        return (1, 0)
-    if len(shape) > 3:
-        # A picture of one channel.
-        if shape[1] == 1:
-            return (1,)
-        if shape[last] == 1:
-            return (last,)
-    return (1, last)
+def _finite(array: np.ndarray, is_right: np.ndarray) -> np.ndarray:
+    """Zero where both are alike NaN or infinite; else nothing larger than HUGE."""
+    array[is_right] = 0
+    # nan_to_num makes NaN 0 and infinities the largest float64.
+    clipped: np.ndarray = np.clip(np.nan_to_num(array), -HUGE, HUGE)
+    return clipped
 
 
-def parts_by_size(peaks: np.ndarray, shares: np.ndarray) -> list[np.ndarray]:
-    """Indices of channels [K], in parts whose largest magnitudes are more than APART times apart,
-    largest first.
-
-    Channels that are always zero go with the smallest. A part of small values that has less than
-    LEAST_PART of the channels joins the next larger one. So do channels that lie in [0, 1], as
-    `shares` says [K], where those of the next larger part do: they have one unit, however rare what
-    they tell is.
-    """
-    order = np.argsort(-peaks, kind="stable")
-    alive = order[peaks[order] > 0]
-    if not len(alive):
-        return [np.sort(order)]
-    ratios = peaks[alive[:-1]] / peaks[alive[1:]]
-    found = np.split(alive, np.flatnonzero(ratios > APART) + 1)
-    found[-1] = np.concatenate([found[-1], order[peaks[order] == 0]])
-    parts = [found[0]]
-    for part in found[1:]:
-        one_unit = shares[part].all() and shares[parts[-1]].all()
-        if one_unit or len(part) < LEAST_PART * len(peaks):
-            parts[-1] = np.concatenate([parts[-1], part])
-        else:
-            parts.append(part)
-    return [np.sort(part) for part in parts]
-
-
-def slice_text(axis: int, indices: np.ndarray) -> str:
-    """Sorted indices along an axis as Python writes them: [:, 4:22]; beyond three runs, the first
-    two and how many."""
-    runs = np.split(indices, np.flatnonzero(np.diff(indices) > 1) + 1)
-    texts = [str(r[0]) if len(r) == 1 else f"{r[0]}:{r[-1] + 1}" for r in runs]
-    shown = texts[0] if len(texts) == 1 else f"({', '.join(texts)})"
-    if len(texts) > 3:
-        shown = f"({', '.join(texts[:2])}, ... {len(indices)} in all)"
-    return f"[{':, ' * axis}{shown}]"
-
-
-def _same_shape(got: np.ndarray, want: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _padded_alike(got: np.ndarray, want: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both with zeros behind what they have, along each axis."""
     if got.ndim != want.ndim:
-        got, want = got.reshape(-1), want.reshape(-1)
-    most = np.maximum(got.shape, want.shape)
-    padded = [np.pad(a, [(0, n) for n in most - a.shape]) for a in (got, want)]
-    return padded[0], padded[1]
+        got = got.reshape(-1)
+        want = want.reshape(-1)
+    shape = np.maximum(got.shape, want.shape)
+    return _padded(got, shape), _padded(want, shape)
+
+
+def _padded(array: np.ndarray, shape: np.ndarray) -> np.ndarray:
+    return np.pad(array, [(0, missing) for missing in shape - array.shape])

@@ -19,8 +19,10 @@ def main(path: str, folder: Path) -> None:
         feeds = {name: file[name] for name in evaluator.input_names if name in file.files}
     with np.errstate(all="ignore"):
         results = evaluator.run(None, feeds)
-    named = zip(evaluator.output_names, results, strict=True)
-    tensors = {name: np.asarray(r) for name, r in named if isinstance(r, np.ndarray | np.generic)}
+    tensors = {}
+    for name, result in zip(evaluator.output_names, results, strict=True):
+        if isinstance(result, np.ndarray | np.generic):
+            tensors[name] = np.asarray(result)
     np.savez(folder / "outputs.npz", **tensors)  # type: ignore[arg-type]
 
 

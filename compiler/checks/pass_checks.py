@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from compiler.checks import baseline
+from compiler.checks.distance import finite_values, nudge
 from compiler.errors import InternalError
 from compiler.graph import all_activations
 from compiler.graph.reference import Reference
@@ -46,7 +47,7 @@ class Checker:
             self._take_file(path, original)
 
     def _take_model(self, original: ir.Model, seed: int) -> None:
-        nudged_sample = baseline.nudge(self.sample, np.random.default_rng(seed), NUDGE)
+        nudged_sample = nudge(self.sample, np.random.default_rng(seed), NUDGE)
         with Reference(original, list(all_activations(original.graph))) as reference:
             found = reference.run(self.sample)
             nudged = reference.run(nudged_sample)
@@ -113,13 +114,9 @@ def _error(got: np.ndarray, want: np.ndarray) -> float:
         return float("inf")
     if got.dtype.kind not in "fiu" or not got.size:
         return 0.0 if np.array_equal(got, want) else float("inf")
-    got = got.astype(np.float64)
-    want = want.astype(np.float64)
-    finite = np.isfinite(want)
-    if not np.array_equal(got[~finite], want[~finite], equal_nan=True):
+    pair = finite_values(got, want)
+    if pair is None:
         return float("inf")
-    if not np.isfinite(got[finite]).all():
-        return float("inf")
-    difference = np.abs(got[finite] - want[finite]).max(initial=0)
-    largest = np.abs(want[finite]).max(initial=0)
-    return float(difference / max(largest, 1e-6))
+    got, want = pair
+    difference = np.abs(got - want).max(initial=0)
+    return float(difference / max(np.abs(want).max(initial=0), 1e-6))

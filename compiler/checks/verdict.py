@@ -5,38 +5,42 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# Below these a result is bad: SQNR of an output in dB, cosine, and shares of what a user reads off.
+# Below these a result is bad. SQNR of an output in dB: the error is about a sixth of what varies.
 LEAST_DB = 15.0
 LEAST_COSINE = 0.98
+# Shares of what a user reads off: classes, texts, masks, detections.
 LEAST_AGREEMENT = 0.9
 # With fewer calibration samples, more are the first thing to try.
 FEW_SAMPLES = 32
-
 # An output that varies by less, as a share of its size, cannot be judged: a good int8 result is off
 # by 1% of the size.
 LEAST_VARIATION = 0.03
-
-# A language model's perplexity beside the float model's.
+# A language model's perplexity, as a multiple of the float model's.
 MOST_PERPLEXITY = 1.1
 
 Quality = Mapping[str, Any]
 
 
 def findings(quality: Quality) -> list[dict[str, str]]:
-    """What is bad (`kind` "bad"), or cannot be told ("unsure"), of outputs by name (`output`), as a
-    `finding`."""
+    """What there is to say of each output: `kind` "bad", or "unsure" where it cannot be told;
+    `output`, its name; `finding`, a text.
+
+    Outputs of which there is nothing to say are left out.
+    """
     found: list[dict[str, str]] = []
     boxes = quality.get("detections")
     for name, entry in quality["outputs"].items():
         reasons = _bad(entry)
-        if boxes is not None and name == boxes["outputs"][0]:
-            reasons = _bad_boxes(boxes) + reasons
+        # Detections are read off several outputs and reported with the first.
+        own_boxes = boxes if boxes is not None and name == boxes["outputs"][0] else None
+        if own_boxes is not None:
+            reasons = _bad_boxes(own_boxes) + reasons
         if reasons:
             found.append({"kind": "bad", "output": name, "finding": "; ".join(reasons)})
         elif hardly_varies(entry):
             found.append({"kind": "unsure", "output": name, "finding": _unsure(entry)})
-        elif boxes is not None and name == boxes["outputs"][0] and boxes["ap50"] is None:
-            found.append({"kind": "unsure", "output": name, "finding": detections_text(boxes)})
+        elif own_boxes is not None and own_boxes["ap50"] is None:
+            found.append({"kind": "unsure", "output": name, "finding": detections_text(own_boxes)})
     return found
 
 
@@ -45,64 +49,70 @@ def of_language(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     found = manifest["quality"]["perplexity"]
     if found["ratio"] <= MOST_PERPLEXITY:
         return []
-    finding = f"perplexity {found['bundle']:.4g} beside {found['float']:.4g} in float"
-    tries = "--with rotate_outputs --with second_row or --place auto"
-    advice = (
-        f"try {tries}"
-        if manifest["prediction"]["place"] == "tpu"
-        else "try --calibration with text of your kind"
-    )
-    where = {"output": manifest["outputs"][0]["name"], "segment": None, "node": None}
-    return [{"kind": "bad", "finding": finding, "advice": advice} | where]
+    advice = "try --calibration with text of your kind"
+    if manifest["prediction"]["place"] == "tpu":
+        advice = "try --with rotate_outputs --with second_row or --place auto"
+    warning = {
+        "kind": "bad",
+        "finding": f"perplexity {found['bundle']:.4g} beside {found['float']:.4g} in float",
+        "advice": advice,
+        "output": manifest["outputs"][0]["name"],
+        "segment": None,
+        "node": None,
+    }
+    return [warning]
 
 
 def hardly_varies(entry: Mapping[str, Any]) -> bool:
     """Whether an output varies too little over the samples to tell a good bundle from a bad one."""
-    exact = entry["sqnr_db"] is not None and entry["sqnr_db"] >= LEAST_DB
-    return not exact and entry["variation"] < LEAST_VARIATION
-
-
-def _bad_boxes(found: Mapping[str, Any]) -> list[str]:
-    told = found["ap50"] is not None
-    good = not told or min(found["ap50"], found["recall"]) >= LEAST_AGREEMENT
-    return [] if good else [detections_text(found)]
+    is_good = entry["sqnr_db"] is not None and entry["sqnr_db"] >= LEAST_DB
+    return not is_good and entry["variation"] < LEAST_VARIATION
 
 
 def _bad(entry: Mapping[str, Any]) -> list[str]:
-    good, reasons = _read_off(entry)
-    figures = []
+    """Why an output is bad; nothing where it is not."""
+    agreeing, reasons = _read_off(entry)
     if hardly_varies(entry):
         if entry["plain_sqnr_db"] < LEAST_DB:
-            figures.append(f"{entry['plain_sqnr_db']:.1f} dB")
+            reasons.append(f"{entry['plain_sqnr_db']:.1f} dB")
     elif entry["sqnr_db"] < LEAST_DB:
-        figures.append(f"{entry['sqnr_db']:.1f} dB{part(entry)}")
+        reasons.append(f"{entry['sqnr_db']:.1f} dB{part(entry)}")
     if entry["cosine"] < LEAST_COSINE:
-        figures.append(f"cosine {entry['cosine']:.4f}")
-    reasons += figures
-    if reasons and "distinct" in entry:
+        reasons.append(f"cosine {entry['cosine']:.4f}")
+    if not reasons:
+        return []
+    if "distinct" in entry:
         reasons.append(distinct_text(entry["distinct"]))
     # What is read off may still be right; on other samples it need not be.
-    return [*reasons, *(f"though {text}" for text in good)] if reasons else []
+    return reasons + [f"though {text}" for text in agreeing]
 
 
 def _read_off(entry: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """(what is read off an output and agrees, what does not)."""
-    good: list[str] = []
-    bad: list[str] = []
-    top, text, mask = (entry.get(key) for key in ("top1_agreement", "text", "mask_iou"))
-    if top is not None:
-        (good if top >= LEAST_AGREEMENT else bad).append(classes_text(top))
-    if text is not None:
-        (good if text["equal"] >= LEAST_AGREEMENT * text["lines"] else bad).append(text_text(text))
-    if mask is not None:
-        (good if mask >= LEAST_AGREEMENT else bad).append(mask_text(mask))
-    return good, bad
+    shares: list[tuple[float, str]] = []
+    if "top1_agreement" in entry:
+        shares.append((entry["top1_agreement"], classes_text(entry["top1_agreement"])))
+    if "text" in entry:
+        text = entry["text"]
+        shares.append((text["equal"] / text["lines"], text_text(text)))
+    if "mask_iou" in entry:
+        shares.append((entry["mask_iou"], mask_text(entry["mask_iou"])))
+    agreeing = [text for share, text in shares if share >= LEAST_AGREEMENT]
+    other = [text for share, text in shares if share < LEAST_AGREEMENT]
+    return agreeing, other
+
+
+def _bad_boxes(found: Mapping[str, Any]) -> list[str]:
+    if found["ap50"] is None or min(found["ap50"], found["recall"]) >= LEAST_AGREEMENT:
+        return []
+    return [detections_text(found)]
 
 
 def _unsure(entry: Mapping[str, Any]) -> str:
-    varies = f"varies by {entry['variation']:.2%} of its size over the held-out samples"
     if entry["sqnr_db"] is None:
         varies = "does not vary over the held-out samples"
+    else:
+        varies = f"varies by {entry['variation']:.2%} of its size over the held-out samples"
     return f"{varies}, too little to tell how well the bundle follows it"
 
 
@@ -116,10 +126,13 @@ def part(entry: Mapping[str, Any]) -> str:
 
 def detections_text(found: Mapping[str, Any]) -> str:
     if found["ap50"] is None:
-        return f"detections cannot be compared: the float model finds {found['float']} in the held-out samples"
+        return (
+            f"detections cannot be compared: the float model finds {found['float']} "
+            "in the held-out samples"
+        )
     return (
-        f"detections AP@50 {found['ap50']:.2f}, recall {found['recall']:.2f}: {found['bundle']} boxes beside "
-        f"{found['float']} of the float model"
+        f"detections AP@50 {found['ap50']:.2f}, recall {found['recall']:.2f}: "
+        f"{found['bundle']} boxes beside {found['float']} of the float model"
     )
 
 
@@ -128,7 +141,10 @@ def classes_text(found: float) -> str:
 
 
 def text_text(found: Mapping[str, Any]) -> str:
-    return f"{found['equal']} of {found['lines']} texts are the same, {found['character_error']:.1%} of characters wrong"
+    return (
+        f"{found['equal']} of {found['lines']} texts are the same, "
+        f"{found['character_error']:.1%} of characters wrong"
+    )
 
 
 def mask_text(found: float) -> str:
@@ -141,18 +157,23 @@ def distinct_text(found: Mapping[str, Any]) -> str:
 
 
 def advice(manifest: Mapping[str, Any], kind: str, node: str | None) -> str:
-    """What to try, the most promising first."""
-    quality, place = manifest["quality"], manifest["prediction"]["place"]
+    """What to try, the most promising first.
+
+    `kind` is that of a finding, `node` the source node whose result its scale suits least.
+    """
+    quality = manifest["quality"]
     if not quality["segments"]:
         return "nothing runs on an Edge TPU: see with --check-passes which rewrite is to blame"
     if quality["calibration"] == "random":
         return "give real samples with --calibration: random ones say little"
     if kind == "unsure":
-        return "give samples with --calibration that show more, at least 32"
-    tries = [f"--pin '{node}=host'"] if node is not None else []
+        return f"give samples with --calibration that show more, at least {FEW_SAMPLES}"
+    tries = []
+    if node is not None:
+        tries.append(f"--pin '{node}=host'")
     if quality["calibration_samples"] < FEW_SAMPLES:
         tries.append(f"more samples than {quality['calibration_samples']}")
-    if place == "tpu":
+    if manifest["prediction"]["place"] == "tpu":
         tries.append("--place auto")
     if quality["observer"] != "mse":
         tries.append("--observer mse")

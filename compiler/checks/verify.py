@@ -1,104 +1,237 @@
-"""Runs a bundle against the float model and says how far apart they are, over all and segment by
-segment."""
+"""Runs a bundle against the float model and measures how far apart they are, over all and segment
+by segment."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from compiler import files
-from compiler.checks.agreement import Boxes, known_channels, readings
-from compiler.checks.difference import Difference, slice_text
+from compiler.checks.agreement import known_channels, readings
+from compiler.checks.channels import slice_text
+from compiler.checks.difference import Difference
+from compiler.checks.readings import Boxes
+from compiler.checks.segments import Arrays, Boundaries, float_tensors, outputs_in_float
 from compiler.graph import origin_of
-from compiler.graph.reference import Reference
 from compiler.partition import Program
-from compiler.quantize.calibrate import batches
 from compiler.quantize.samples import Sample
 from compiler.runtime import Bundle, Pipeline
-from compiler.runtime.conversion import convert
 
-# Values of an output that are counted, and when few of them are worth a word.
+# Of an output, at most so many values are counted: two arrays of 4 MiB.
 MOST_VALUES = 1 << 20
-FEW_VALUES, MANY_MORE = 32, 8
+# An output that takes at most so few different values, ...
+FEW_VALUES = 32
+# ... where float has at least so many times more, has lost what it says.
+MANY_MORE = 8
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a bundle is verified with.
+
+    `samples` were not calibrated on; `expected` is what the float model gives for them; `layers` is
+    what `agreement.scored` finds in the model as its user wrote it.
+    """
+
+    samples: Sequence[Sample]
+    expected: Sequence[Mapping[str, Any]]
+    layers: Mapping[str, int] = field(default_factory=dict)
+
+
+def verify(
+    bundle: Bundle, program: Program, held_out: HeldOut, progress: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """The figures of each output, and of each TPU segment: fed with the float model's tensors (its
+    own loss), and in the pipeline (the loss of all before it too).
+
+    The float model and the bundle are not in memory at the same time: what the one gives at the
+    boundaries of segments waits on disk for the other. `progress` is called after each sample.
+    """
+    outputs = _Outputs(held_out)
+    own: dict[int, _Differences] = defaultdict(_Differences)
+    cumulative: dict[int, _Differences] = defaultdict(_Differences)
+    with files.temporary("verify") as folder:
+        boundaries = Boundaries(program, folder.path)
+        boundaries.save(held_out.samples)
+        pipeline = Pipeline(bundle)
+        pairs = zip(held_out.samples, held_out.expected, strict=True)
+        for number, (sample, wanted) in enumerate(pairs):
+            reached: dict[str, np.ndarray] = dict(pipeline.check_inputs(sample))
+            for index, segment in enumerate(pipeline.segments):
+                pipeline.advance(index, reached)
+                if segment["device"] != "tpu":
+                    continue
+                floats = {
+                    tensor["name"]: boundaries.load(number, tensor["name"], sample)
+                    for tensor in [*segment["inputs"], *segment["outputs"]]
+                }
+                alone = pipeline.run_segment(index, floats)
+                own[index].add(outputs_in_float(segment, alone), floats)
+                cumulative[index].add(outputs_in_float(segment, reached), floats)
+            outputs.add(pipeline.results(reached), wanted, sample)
+            progress()
+    segments = {str(index): _segment_entry(own[index], cumulative[index]) for index in sorted(own)}
+    return {"samples": len(held_out.samples), **outputs.report(), "segments": segments}
+
+
+def worst_segment(quality: Mapping[str, Any]) -> tuple[str, float] | None:
+    """(index, SQNR) of the TPU segment that loses most by itself, of those where the samples vary
+    enough to tell."""
+    measured = {}
+    for index, segment in quality["segments"].items():
+        if segment["sqnr_db"] is not None:
+            measured[index] = segment["sqnr_db"]
+    return _lowest(measured)
+
+
+def worst_node(program: Program, segment: int, samples: Iterable[Sample]) -> str | None:
+    """The source node of a segment whose result its scale suits least: float values, rounded to the
+    scale alone."""
+    (part,) = (found for found in program.plan.segments if found.index == segment)
+    values = {}
+    for node in part.nodes:
+        for value in node.outputs:
+            if str(value.name) in program.quants:
+                values[str(value.name)] = value
+    differences = _Differences()
+    for _, tensors in float_tensors(program.model, values, samples):
+        rounded = {}
+        for name, array in tensors.items():
+            quant = program.quants[name]
+            rounded[name] = quant.dequantize(quant.quantize(array))
+        differences.add(rounded, tensors)
+    worst = _lowest(differences.sqnr_db())
+    if worst is None:
+        return None
+    producer = values[worst[0]].producer()
+    return None if producer is None else origin_of(producer)
+
+
+def _lowest(figures: Mapping[str, float]) -> tuple[str, float] | None:
+    """The name of the lowest figure, the first of equals, and the figure."""
+    if not figures:
+        return None
+    name = min(figures, key=lambda name: figures[name])
+    return name, figures[name]
+
+
+class _Differences:
+    """Differences of several tensors, by name."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, Difference] = {}
+
+    def add(self, got: Arrays, want: Arrays) -> None:
+        """Add one sample of the tensors in `got`."""
+        for name, array in got.items():
+            self._of.setdefault(name, Difference()).add(array, want[name])
+
+    def sqnr_db(self) -> dict[str, float]:
+        """Of the tensors that vary enough to tell."""
+        figures = {name: difference.sqnr_db for name, difference in self._of.items()}
+        return {name: db for name, db in figures.items() if db is not None}
+
+    def lowest_sqnr_db(self) -> float | None:
+        return min(self.sqnr_db().values(), default=None)
+
+    def lowest_plain_sqnr_db(self) -> float:
+        return min(difference.plain_sqnr_db for difference in self._of.values())
+
+
+def _segment_entry(own: _Differences, cumulative: _Differences) -> dict[str, Any]:
+    """The worst output of a segment counts."""
+    return {
+        "sqnr_db": own.lowest_sqnr_db(),
+        "cumulative_sqnr_db": cumulative.lowest_sqnr_db(),
+        "cumulative_plain_sqnr_db": cumulative.lowest_plain_sqnr_db(),
+    }
 
 
 class Embeddings:
-    """Sentence embeddings, the mean over a sample's own tokens, of states [1, S, K] and of the
-    float model's."""
+    """Compares sentence embeddings: the mean of states [1, S, K] over a sample's own tokens, as
+    vectors of length 1."""
 
     def __init__(self) -> None:
         self.got: list[np.ndarray] = []
         self.want: list[np.ndarray] = []
 
     def add(self, got: np.ndarray, want: np.ndarray, mask: np.ndarray) -> None:
-        weights = mask.reshape(-1, 1).astype(np.float64)
-        for found, states in ((self.got, got), (self.want, want)):
-            vector = (states[0] * weights).sum(axis=0)
-            found.append(vector / max(float(np.linalg.norm(vector)), 1e-30))
+        """Add the states of one sample; `mask` [1, S] is 0 for padding."""
+        self.got.append(_embedding(got, mask))
+        self.want.append(_embedding(want, mask))
 
     def report(self) -> dict[str, Any]:
-        """Cosine with the float model's, and Spearman's correlation of the similarities of all
-        pairs of samples."""
-        cosines = [float(a @ b) for a, b in zip(self.got, self.want, strict=True)]
+        """Cosine with the float model's embeddings, and Spearman's correlation of the similarities
+        of all pairs of samples, which is what a search is made of."""
+        pairs = zip(self.got, self.want, strict=True)
+        cosines = [float(got @ want) for got, want in pairs]
         entry = {
             "cosine": round(float(np.mean(cosines)), 6),
             "least_cosine": round(min(cosines), 6),
         }
-        ours, theirs = (_ranks(np.array(vectors)) for vectors in (self.got, self.want))
+        ours = _similarity_ranks(self.got)
+        theirs = _similarity_ranks(self.want)
+        # A single pair has no order.
         if len(ours) > 1:
             entry["spearman"] = round(float(np.corrcoef(ours, theirs)[0, 1]), 6)
         return entry
 
 
-def _ranks(vectors: np.ndarray) -> np.ndarray:
-    """Ranks of the similarities of all pairs of unit vectors [count, K]."""
-    pairs = (vectors @ vectors.T)[np.triu_indices(len(vectors), 1)]
-    return np.argsort(np.argsort(pairs)).astype(np.float64)
+def _embedding(states: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The unit vector [K] of states [1, S, K]."""
+    weights = mask.reshape(-1, 1).astype(np.float64)
+    vector = (states[0] * weights).sum(axis=0)
+    length = float(np.linalg.norm(vector))
+    unit: np.ndarray = vector / max(length, 1e-30)
+    return unit
+
+
+def _similarity_ranks(vectors: Sequence[np.ndarray]) -> np.ndarray:
+    """Ranks of the similarities of all pairs of unit vectors [count (count - 1) / 2]."""
+    matrix = np.array(vectors)
+    similarities = (matrix @ matrix.T)[np.triu_indices(len(matrix), 1)]
+    return np.argsort(np.argsort(similarities)).astype(np.float64)
 
 
 class Values:
-    """How many different values an output takes, of as many as fit `MOST_VALUES`."""
+    """Counts how many different values an output takes, over as many samples as fit
+    `MOST_VALUES`."""
 
     def __init__(self) -> None:
-        self.kept: list[tuple[np.ndarray, np.ndarray]] = []
-        self.room = MOST_VALUES
+        self._got: list[np.ndarray] = []
+        self._want: list[np.ndarray] = []
+        self._room = MOST_VALUES
 
     def add(self, got: np.ndarray, want: np.ndarray) -> None:
-        if got.shape == want.shape and want.size <= self.room:
-            self.kept.append((got, want))
-            self.room -= want.size
+        if got.shape != want.shape or want.size > self._room:
+            return
+        self._room -= want.size
+        self._got.append(np.atleast_1d(got))
+        self._want.append(np.atleast_1d(want))
 
     def report(self, difference: Difference) -> dict[str, Any]:
         """`distinct` of the part with the fewest, where float has many more than the bundle."""
         parts = difference.parts()
-        if parts is None or not self.kept:
+        if parts is None or not self._got:
             return {}
         axis, channels = parts
-        got, want = (np.stack([np.atleast_1d(pair[i]) for pair in self.kept]) for i in (0, 1))
-        counted = []
+        got = np.stack(self._got)
+        want = np.stack(self._want)
+        lost = []
         for part in channels:
-            few, many = (len(np.unique(array.take(part, axis + 1))) for array in (got, want))
+            # Axis 0 counts samples.
+            few = len(np.unique(got.take(part, axis + 1)))
+            many = len(np.unique(want.take(part, axis + 1)))
             if few <= FEW_VALUES and many >= MANY_MORE * few:
-                counted.append((few, many, slice_text(axis, part)))
-        if not counted:
+                lost.append((few, many, slice_text(axis, part)))
+        if not lost:
             return {}
-        few, many, where = min(counted)
+        few, many, where = min(lost)
         return {"distinct": {"slice": where, "bundle": few, "float": many}}
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """What a bundle is verified with: `samples`, what the float model gives for them (`expected`),
-    and what `agreement.scored` finds in the model as its user wrote it (`layers`)."""
-
-    samples: Sequence[Sample]
-    expected: Sequence[Mapping[str, Any]]
-    layers: Mapping[str, int] = field(default_factory=dict)
 
 
 class _Outputs:
@@ -112,26 +245,29 @@ class _Outputs:
         self._embeddings: dict[str, Embeddings] = defaultdict(Embeddings)
 
     def add(self, results: Mapping[str, Any], wanted: Mapping[str, Any], sample: Sample) -> None:
-        for name, array in results.items():
-            if isinstance(array, np.ndarray | np.generic) and array.dtype.kind == "f":
-                got, want = np.asarray(array), np.asarray(wanted[name])
-                self._differences.setdefault(name, Difference(self._known.get(name))).add(got, want)
-                self._values[name].add(got, want)
-                mask = sample.get("attention_mask")
-                if (
-                    mask is not None
-                    and got.ndim == 3
-                    and mask.shape == got.shape[:2] == (1, mask.size)
-                ):
-                    self._embeddings[name].add(got, want, mask)
+        for name, result in results.items():
+            if _is_float(result):
+                self._add_floats(name, np.asarray(result), np.asarray(wanted[name]), sample)
         for reading in self._read:
             reading.add(results, wanted, sample)
 
+    def _add_floats(self, name: str, got: np.ndarray, want: np.ndarray, sample: Sample) -> None:
+        if name not in self._differences:
+            self._differences[name] = Difference(self._known.get(name))
+        self._differences[name].add(got, want)
+        self._values[name].add(got, want)
+        mask = sample.get("attention_mask")
+        # States [1, S, K] of a text of S tokens.
+        if mask is None or mask.shape != (1, mask.size) or got.ndim != 3:
+            return
+        if got.shape[:2] == mask.shape:
+            self._embeddings[name].add(got, want, mask)
+
     def report(self) -> dict[str, Any]:
         """`outputs`, and `embeddings` and `detections` of models that give such."""
-        outputs = {
-            name: d.report() | self._values[name].report(d) for name, d in self._differences.items()
-        }
+        outputs = {}
+        for name, difference in self._differences.items():
+            outputs[name] = difference.report() | self._values[name].report(difference)
         found: dict[str, Any] = {"outputs": outputs}
         if self._embeddings:
             found["embeddings"] = {name: e.report() for name, e in self._embeddings.items()}
@@ -144,121 +280,6 @@ class _Outputs:
         return found
 
 
-def verify(
-    bundle: Bundle, program: Program, held_out: HeldOut, progress: Callable[[], None] = lambda: None
-) -> dict[str, Any]:
-    """Measures each output, and each TPU segment fed with float inputs (its own loss) and in the
-    pipeline.
-
-    The float model and the bundle are not in memory at the same time: what the one gives at the
-    borders of segments waits on disk for the other. Nor are all borders, which onnxruntime keeps
-    until a run ends.
-    """
-    outputs = _Outputs(held_out)
-    own: dict[int, dict[str, Difference]] = {}
-    total: dict[int, dict[str, Difference]] = {}
-    with files.temporary("verify") as folder:
-        boundaries = _Borders(program, folder.path)
-        boundaries.save(held_out.samples)
-        pipeline = Pipeline(bundle)
-        for number, (sample, wanted) in enumerate(
-            zip(held_out.samples, held_out.expected, strict=True)
-        ):
-            reached: dict[str, np.ndarray] = dict(pipeline.check_inputs(sample))
-            for index, segment in enumerate(pipeline.segments):
-                pipeline.advance(index, reached)
-                if segment["device"] == "tpu":
-                    around = [t["name"] for t in [*segment["inputs"], *segment["outputs"]]]
-                    floats = {name: boundaries.load(number, name, sample) for name in around}
-                    alone = pipeline.run_segment(index, floats)
-                    _compare(segment, alone, floats, own.setdefault(index, {}))
-                    _compare(segment, reached, floats, total.setdefault(index, {}))
-            outputs.add(pipeline.results(reached), wanted, sample)
-            progress()
-    segments = {str(i): _segment(own[i], total[i]) for i in sorted(own)}
-    return {"samples": len(held_out.samples), **outputs.report(), "segments": segments}
-
-
-class _Borders:
-    """What the float model gives between segments, on disk."""
-
-    def __init__(self, program: Program, folder: Path) -> None:
-        tpu = [s for s in program.plan.segments if s.device == "tpu"]
-        crossing = [v for s in tpu for v in [*s.inputs, *s.outputs] if not v.is_graph_input()]
-        self._values = {str(v.name): v for v in crossing}
-        self._model = program.model
-        self._folder = folder
-        self._numbers = {name: index for index, name in enumerate(self._values)}
-
-    def save(self, samples: Sequence[Sample]) -> None:
-        for names in batches(self._values):
-            with Reference(self._model, [self._values[n] for n in names]) as inner:
-                for index, sample in enumerate(samples):
-                    for name, array in inner.run(sample, names).items():
-                        np.save(self._path(index, name), array)
-
-    def load(self, number: int, name: str, sample: Sample) -> np.ndarray:
-        """A tensor of the float model for the sample with this number; the sample's own where it is
-        an input."""
-        if name not in self._numbers:
-            return sample[name]
-        array: np.ndarray = np.load(self._path(number, name))
-        return array
-
-    def _path(self, number: int, name: str) -> Path:
-        return self._folder / f"{number}.{self._numbers[name]}.npy"
-
-
-def _compare(
-    segment: Mapping[str, Any],
-    got: Mapping[str, np.ndarray],
-    want: Mapping[str, np.ndarray],
-    differences: dict[str, Difference],
-) -> None:
-    for tensor in segment["outputs"]:
-        name = tensor["name"]
-        ours = convert(got[name], {**tensor, "dtype": "float32"})
-        differences.setdefault(name, Difference()).add(ours, want[name])
-
-
-def _segment(own: Mapping[str, Difference], total: Mapping[str, Difference]) -> dict[str, Any]:
-    """The worst output of a segment counts."""
-    alone = [d.sqnr_db for d in own.values()]
-    reached = [d.sqnr_db for d in total.values()]
-    return {
-        "sqnr_db": min((db for db in alone if db is not None), default=None),
-        "cumulative_sqnr_db": min((db for db in reached if db is not None), default=None),
-        "cumulative_plain_sqnr_db": min(d.plain_sqnr_db for d in total.values()),
-    }
-
-
-def worst_segment(quality: Mapping[str, Any]) -> tuple[str, float] | None:
-    """(index, SQNR) of the TPU segment that loses most by itself, of those where the samples vary
-    enough to tell."""
-    told = {i: s["sqnr_db"] for i, s in quality["segments"].items() if s["sqnr_db"] is not None}
-    if not told:
-        return None
-    index = min(told, key=lambda i: told[i])
-    return index, told[index]
-
-
-def worst_node(program: Program, segment: int, samples: Iterable[Sample]) -> str | None:
-    """The source node of a segment whose result its scale suits least: float values, rounded to the
-    scale alone."""
-    (part,) = (s for s in program.plan.segments if s.index == segment)
-    values = {
-        str(v.name): v for node in part.nodes for v in node.outputs if str(v.name) in program.quants
-    }
-    differences: dict[str, Difference] = defaultdict(Difference)
-    for names in batches(values):
-        with Reference(program.model, [values[n] for n in names]) as inner:
-            for sample in samples:
-                for name, array in inner.run(sample, names).items():
-                    quant = program.quants[name]
-                    differences[name].add(quant.dequantize(quant.quantize(array)), array)
-    figures = {name: d.sqnr_db for name, d in differences.items()}
-    told = {name: db for name, db in figures.items() if db is not None}
-    if not told:
-        return None
-    producer = values[min(told, key=lambda name: told[name])].producer()
-    return None if producer is None else origin_of(producer)
+def _is_float(result: Any) -> bool:
+    """Whether an output is a tensor of floats; others are integers, texts or sequences."""
+    return isinstance(result, np.ndarray | np.generic) and result.dtype.kind == "f"

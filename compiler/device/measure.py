@@ -11,6 +11,8 @@ import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper
 
+from compiler.graph.reference import open_session, quiet_options
+
 _REPEATS = 7
 
 
@@ -48,9 +50,9 @@ def _model(kinds: list[str], shapes: list[tuple[int, ...]]) -> bytes:
 
 def _seconds(model: bytes, threads: int) -> float:
     """Median time of a run."""
-    options = onnxruntime.SessionOptions()
+    options = quiet_options()
     options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = open_session(model, options)
     rng = np.random.default_rng(0)
     feeds = {i.name: rng.standard_normal(i.shape).astype(np.float32) for i in session.get_inputs()}
     session.run(None, feeds)

@@ -11,7 +11,7 @@ from typing import Any
 import onnx_ir as ir
 
 import passes
-from compiler import files
+from compiler import files, importer
 from compiler.checks import agreement, sensitivity, verdict, verify
 from compiler.checks.baseline import baseline
 from compiler.checks.pass_checks import Checker
@@ -24,7 +24,6 @@ from compiler.errors import (
     ToolchainError,
 )
 from compiler.graph import activations_around, reference
-from compiler.importer import load as importer
 from compiler.partition import PartitionOptions, Program, halved, partition
 from compiler.quantize import samples as sampling
 from compiler.quantize.balance import Product, products

@@ -1,5 +1,8 @@
 """Language models as one description of a decoder: GGUF files, Hugging Face folders, exported ONNX
-decoders."""
+decoders.
+
+families.py says which families there are; architecture.py what is known of one model.
+"""
 
 from __future__ import annotations
 
@@ -12,29 +15,33 @@ from compiler.frontends.architecture import Architecture, Source
 
 def recognises(path: Path) -> bool:
     """Whether `path` is a language model for `open_source`."""
-    known = ("config.json", onnx_export.GENAI)
-    return (
-        path.suffix == ".gguf"
-        or any((path / name).is_file() for name in known)
-        or onnx_export.recognises(path)
-    )
+    if path.suffix == ".gguf" or onnx_export.recognises(path):
+        return True
+    return (path / "config.json").is_file() or (path / onnx_export.GENAI).is_file()
 
 
 def open_source(path: Path) -> Source:
     """The language model in a GGUF file, a folder, or an exported ONNX file. Raises ModelError."""
     if path.is_dir():
-        exported = sorted(path.glob("*.onnx"))
-        if exported and not any(path.glob("*.safetensors")):
-            if len(exported) > 1:
-                names = ", ".join(p.name for p in exported)
-                raise ModelError(f"{path}: holds several ONNX files ({names}): give one of them")
-            return onnx_export.read(exported[0])
-        return huggingface.read(path)
+        return _open_folder(path)
     if not path.is_file():
         raise ModelError(
             f"{path}: no such file; give an .onnx or .gguf file, or a folder with config.json"
         )
-    return onnx_export.read(path) if path.suffix == ".onnx" else gguf.read(path)
+    if path.suffix == ".onnx":
+        return onnx_export.read(path)
+    return gguf.read(path)
+
+
+def _open_folder(folder: Path) -> Source:
+    exported = sorted(folder.glob("*.onnx"))
+    # Beside safetensors, ONNX files are copies of the same model.
+    if not exported or any(folder.glob("*.safetensors")):
+        return huggingface.read(folder)
+    if len(exported) > 1:
+        names = ", ".join(file.name for file in exported)
+        raise ModelError(f"{folder}: holds several ONNX files ({names}): give one of them")
+    return onnx_export.read(exported[0])
 
 
 __all__ = ["Architecture", "Source", "open_source", "recognises"]

@@ -13,12 +13,17 @@ from compiler.errors import ModelError
 # Lists and tables are made of these numbers, which a stranger's file gives.
 MOST_LAYERS = 4096
 LARGEST_SIZE = 1 << 24
+LARGEST_CONTEXT = 1 << 31
+# What onnxruntime's GroupQueryAttention takes: heads of a multiple of so many channels.
+HEAD_MULTIPLE = 16
+
+_LIMITS = {"layers": MOST_LAYERS, "context": LARGEST_CONTEXT}
 
 
 def check_sizes(where: object, **sizes: int) -> None:
-    """Raises ModelError for a size that no model has."""
+    """Raises ModelError for a size that no model has; `where` is the file or the model."""
     for name, size in sizes.items():
-        most = {"layers": MOST_LAYERS, "context": 1 << 31}.get(name, LARGEST_SIZE)
+        most = _LIMITS.get(name, LARGEST_SIZE)
         if not 1 <= size <= most:
             raise ModelError(f"{where}: {name} is {size}; it must be positive and at most {most}")
 
@@ -31,83 +36,86 @@ class Weight:
     rows: Callable[[slice], np.ndarray]
 
     def array(self) -> np.ndarray:
+        """The whole tensor as float32."""
         return self.rows(slice(0, self.shape[0]))
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes and habits of a decoder.
-
-    `interleaved` tells that rotary embedding turns neighbours (GGUF's Llama) and not halves.
-    `windows` gives, per layer, how many tokens attention looks back, 0 for all; `bases` the rotary
-    base of each layer.
-    """
+    """Sizes of a decoder, and which forms its operators take. Raises ModelError for such as cannot
+    be."""
 
     name: str
     vocabulary: int
-    width: int
+    width: int  # of the residual stream
     layers: int
     heads: int
     kv_heads: int
-    head: int
-    hidden: int
-    epsilon: float
-    context: int
-    bases: tuple[float, ...]
-    windows: tuple[int, ...]
-    interleaved: bool
-    rotary: int
-    activation: str = "silu"
+    head: int  # channels of a head
+    hidden: int  # channels of the feed-forward part
+    epsilon: float  # of all norms
+    context: int  # the most tokens that the model was trained for
+    bases: tuple[float, ...]  # rotary base, per layer
+    windows: tuple[int, ...]  # how many tokens attention looks back, per layer; 0 for all
+    interleaved: bool  # whether rotary embedding turns neighbours, as GGUF's Llama, or halves
+    rotary: int  # channels of a head that rotary embedding turns
+    activation: str = "silu"  # or "gelu"
     embedding_scale: float = 1.0
-    attention_scale: float | None = None
-    rope_factors: tuple[float, ...] = ()
+    attention_scale: float | None = None  # None for 1 / sqrt(head)
+    rope_factors: tuple[float, ...] = ()  # what rotary frequencies are divided by: one, or for each
 
     def __post_init__(self) -> None:
-        sizes = (
-            "vocabulary",
-            "width",
-            "layers",
-            "heads",
-            "kv_heads",
-            "head",
-            "hidden",
-            "context",
-            "rotary",
+        check_sizes(
+            self.name,
+            vocabulary=self.vocabulary,
+            width=self.width,
+            layers=self.layers,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head=self.head,
+            hidden=self.hidden,
+            context=self.context,
+            rotary=self.rotary,
         )
-        check_sizes(self.name, **{name: getattr(self, name) for name in sizes})
+        problem = self._layers_problem() or self._numbers_problem() or self._heads_problem()
+        if problem is not None:
+            raise ModelError(f"{self.name}: {problem}")
+
+    def _layers_problem(self) -> str | None:
         if len(self.bases) != self.layers or len(self.windows) != self.layers:
-            raise ModelError(
-                f"{self.name}: {len(self.bases)} kinds of layers for {self.layers} layers"
-            )
+            return f"{len(self.bases)} kinds of layers for {self.layers} layers"
         if self.rotary > self.head or self.rotary % 2:
-            raise ModelError(
-                f"{self.name}: rotary embedding of {self.rotary} in heads of {self.head}"
-            )
-        numbers = (
-            self.epsilon,
-            self.embedding_scale,
-            *self.bases,
-            *self.rope_factors,
-            self.attention_scale or 1.0,
+            return f"rotary embedding of {self.rotary} in heads of {self.head}"
+        return None
+
+    def _numbers_problem(self) -> str | None:
+        scales = (self.epsilon, self.embedding_scale, self.attention_scale or 1.0)
+        numbers = (*scales, *self.bases, *self.rope_factors)
+        are_positive = all(0 < number < math.inf for number in numbers)
+        if are_positive and min(self.windows) >= 0:
+            return None
+        return (
+            "its epsilon, scales, rotary bases and factors must be positive, "
+            "its window not negative"
         )
-        if min(self.windows) < 0 or not all(0 < number < math.inf for number in numbers):
-            raise ModelError(
-                f"{self.name}: its epsilon, scales, rotary bases and factors must be positive, its window not negative"
-            )
-        if self.head % 16:
-            raise ModelError(
-                f"{self.name}: heads of {self.head}; onnxruntime's attention takes multiples of 16"
+
+    def _heads_problem(self) -> str | None:
+        if self.head % HEAD_MULTIPLE:
+            return (
+                f"heads of {self.head}; onnxruntime's attention takes multiples of {HEAD_MULTIPLE}"
             )
         if self.heads % self.kv_heads:
-            raise ModelError(
-                f"{self.name}: {self.heads} heads cannot share {self.kv_heads} keys and values"
-            )
+            return f"{self.heads} heads cannot share {self.kv_heads} keys and values"
+        return None
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """`definition` is the JSON of Hugging Face's tokenizers library; `begin` and `ends` are tokens
-    of the model."""
+    """How a model cuts text into tokens.
+
+    `definition` is the JSON of Hugging Face's tokenizers library; `begin` and `ends` are tokens of
+    the model, and `add_begin` whether texts start with `begin`.
+    """
 
     definition: str
     begin: int | None
@@ -118,8 +126,11 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class Source:
-    """A language model in its file. `weights` have GGUF's names. `rotation` is what the rows of
-    `ffn_down` are multiplied by, block for block, as its weights undo it."""
+    """A language model in its file. `weights` have GGUF's names.
+
+    `rotation` [B, B], where there is one, was multiplied to `ffn_down`, block for block of its
+    inputs: the decoder has to multiply what it feeds to that layer by the same matrix.
+    """
 
     architecture: Architecture
     weights: Mapping[str, Weight]
@@ -130,9 +141,9 @@ class Source:
         size = self.architecture.vocabulary
         for token in (self.tokenizer.begin, *self.tokenizer.ends):
             if token is not None and not 0 <= token < size:
-                name = self.architecture.name
                 raise ModelError(
-                    f"{name}: token {token} begins or ends texts, but the model has {size} tokens"
+                    f"{self.architecture.name}: token {token} begins or ends texts, "
+                    f"but the model has {size} tokens"
                 )
 
     def weight(self, name: str, *shape: int) -> Weight:
@@ -144,6 +155,7 @@ class Source:
             )
         if found.shape != shape:
             raise ModelError(
-                f"{self.architecture.name}: weights '{name}' are {list(found.shape)}, not {list(shape)}"
+                f"{self.architecture.name}: weights '{name}' are {list(found.shape)}, "
+                f"not {list(shape)}"
             )
         return found

@@ -1,30 +1,34 @@
 """Writes a decoder as an ONNX graph of static shapes, with its key/value cache as inputs and
 outputs.
 
-tokens [B, S], lengths [B], total [1], (last [1]), cache.i.key [B, KV, C, H]  ->  logits [B, 1, V],
-present.i.*
+    inputs    tokens [B, S], lengths [B], total [1], last [1] (see below),
+              cache.i.key and cache.i.value [B, KV, C, H] for each layer i
+    outputs   logits [B, 1, V], or [B, S, V]; present.i.key and present.i.value [B, KV, C, H]
 
-`lengths` counts, per sequence, the tokens in the cache once these are in it, less one; `total` is
-the largest such count; `last` is the place among the S tokens whose logits are wanted. The same
-weights give the same names, whatever B and S are. Attention is onnxruntime's GroupQueryAttention,
-whose present tensors may be the very memory of its past.
+with B sequences, S tokens of each, C places in the cache, KV heads of keys and values, H channels
+of a head, and a vocabulary of V.
+
+`lengths` counts, per sequence, the tokens in the cache once these S are in it, less one; `total` is
+the largest number of tokens in the cache. `last` is there where S > 1 and only one token's logits
+are wanted: its place among the S. The same weights give the same names, whatever B and S are.
+Attention is onnxruntime's GroupQueryAttention, whose present tensors may be the very memory of its
+past.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from compiler.frontends.architecture import Source, Weight
-from compiler.graph import COLUMNS, HOST_REASON, IR_VERSION, OPSET, ORIGIN, element_count, shape_of
+from compiler.frontends.architecture import Source
+from compiler.frontends.graph_writer import CONTRIB, GraphWriter, declare
+from compiler.graph import HOST_REASON, IR_VERSION, ORIGIN, Shape, element_count, shape_of
 from compiler.quantize.rotation import REASON
-
-CONTRIB = "com.microsoft"
+from compiler.quantize.samples import Sample
 
 
 @dataclass(frozen=True)
@@ -43,256 +47,250 @@ class ProgramShape:
 
 
 def write(source: Source, program_shape: ProgramShape) -> ir.Model:
-    """The model of `source` in the given form; weights are read when the graph is."""
-    return _Writer(source, program_shape).model()
+    """The program of `source` in the given shape; weights are read when the graph is."""
+    graph = _Decoder(source, program_shape).write()
+    return ir.Model(graph, ir_version=IR_VERSION, producer_name="coral-bundle")
 
 
 def in_place(layers: int) -> dict[str, str]:
     """By output the input that it is an update of, and whose memory it may take."""
-    names = [f"{index}.{kind}" for index in range(layers) for kind in ("key", "value")]
-    return {f"present.{name}": f"cache.{name}" for name in names}
+    pairs = {}
+    for index in range(layers):
+        for kind in ("key", "value"):
+            pairs[f"present.{index}.{kind}"] = f"cache.{index}.{kind}"
+    return pairs
 
 
-class _Writer:
+def sample(graph: ir.Graph, tokens: np.ndarray, program_shape: ProgramShape) -> Sample:
+    """Inputs of a program of one sequence for the first of `tokens`, with an empty cache."""
+    count = program_shape.tokens
+    feeds: Sample = {
+        "tokens": tokens[:count].reshape(1, -1),
+        "lengths": np.array([count - 1], np.int32),
+        "total": np.array([count], np.int32),
+    }
+    for value in graph.inputs:
+        name = str(value.name)
+        if name == "last":
+            feeds[name] = np.array([count - 1], np.int64)
+        elif name not in feeds:
+            feeds[name] = np.zeros(shape_of(value), np.float32)
+    return feeds
+
+
+class _Decoder:
+    """Writes one program. Weights of layer i have names that begin with `blk.i.`, as in GGUF."""
+
     def __init__(self, source: Source, program_shape: ProgramShape) -> None:
-        self.source, self.program_shape, self.a = source, program_shape, source.architecture
-        self.graph = ir.Graph(
-            [], [], nodes=[], opset_imports={"": OPSET, CONTRIB: 1}, name="decoder"
-        )
-        self.angles: dict[float, tuple[ir.Value, ir.Value]] = {}
+        self._source = source
+        self._architecture = source.architecture
+        self._program = program_shape
+        self._writer = GraphWriter("decoder")
+        # (cos, sin) of each rotary base that was asked for.
+        self._angles: dict[float, tuple[ir.Value, ir.Value]] = {}
 
-    def model(self) -> ir.Model:
-        a, program_shape = self.a, self.program_shape
-        tokens = self.input(
-            "tokens", (program_shape.batch, program_shape.tokens), ir.DataType.INT64
-        )
-        self.lengths = self.input("lengths", (program_shape.batch,), ir.DataType.INT32)
-        self.total = self.input("total", (1,), ir.DataType.INT32)
-        shape = (program_shape.batch, program_shape.tokens, a.width)
-        table = self.constant(
-            "token_embd.weight",
-            self.source.weight("token_embd.weight", a.vocabulary, a.width),
-            np.float16,
-        )
-        x = self.op(
+    def write(self) -> ir.Graph:
+        batch = self._program.batch
+        tokens = self._writer.input("tokens", (batch, self._program.tokens), ir.DataType.INT64)
+        self._lengths = self._writer.input("lengths", (batch,), ir.DataType.INT32)
+        self._total = self._writer.input("total", (1,), ir.DataType.INT32)
+        stream = self._embedded(tokens)
+        presents: list[ir.Value] = []
+        for index in range(self._architecture.layers):
+            stream, present = self._layer(index, stream)
+            presents += present
+        stream = self._norm("output_norm", stream)
+        if self._program.tokens > 1 and not self._program.all_logits:
+            stream = self._last_token(stream)
+        # Many models use their embeddings as the weights of the head too.
+        is_tied = not self._has("output.weight")
+        head = "token_embd" if is_tied else "output"
+        logits = self._linear(head, stream, self._architecture.vocabulary, output="logits")
+        self._writer.graph.outputs.extend([logits, *presents])
+        return self._writer.graph
+
+    def _has(self, weight: str) -> bool:
+        return weight in self._source.weights
+
+    def _embedded(self, tokens: ir.Value) -> ir.Value:
+        """The residual stream [B, S, width] in front of the first layer."""
+        writer = self._writer
+        vocabulary = self._architecture.vocabulary
+        width = self._architecture.width
+        shape = (*shape_of(tokens), width)
+        weight = self._source.weight("token_embd.weight", vocabulary, width)
+        # The table is the largest tensor that the host keeps, and float16 halves it.
+        table = writer.weight("token_embd.weight", weight, np.float16)
+        halves = writer.op(
             "embed", "Gather", [table, tokens], shape, {"axis": 0}, dtype=ir.DataType.FLOAT16
         )
-        x = self.op("embed/float", "Cast", [x], shape, {"to": ir.DataType.FLOAT.value})
-        if a.embedding_scale != 1:
-            x = self.op(
-                "embed/scale",
-                "Mul",
-                [x, self.array("embed/factor", np.float32(a.embedding_scale))],
-                shape,
-            )
-        presents: list[ir.Value] = []
-        for index in range(a.layers):
-            x, cache = self.layer(index, x)
-            presents += cache
-        x = self.norm("output_norm", x)
-        if program_shape.tokens > 1 and not program_shape.all_logits:
-            last = self.input("last", (1,), ir.DataType.INT64)
-            x = self.op(
-                "last/hidden", "Gather", [x, last], (program_shape.batch, 1, a.width), {"axis": 1}
-            )
-        tied = "output.weight" not in self.source.weights
-        head = self.linear("token_embd" if tied else "output", x, a.vocabulary, "logits")
-        self.graph.outputs.extend([head, *presents])
-        return ir.Model(self.graph, ir_version=IR_VERSION, producer_name="coral-bundle")
+        to_float = {"to": ir.DataType.FLOAT.value}
+        stream = writer.op("embed/float", "Cast", [halves], shape, to_float)
+        scale = self._architecture.embedding_scale
+        if scale == 1:
+            return stream
+        factor = writer.array("embed/factor", np.float32(scale))
+        return writer.op("embed/scale", "Mul", [stream, factor], shape)
 
-    def layer(self, index: int, x: ir.Value) -> tuple[ir.Value, list[ir.Value]]:
-        a, p = self.a, f"blk.{index}."
-        h = self.norm(f"{p}attn_norm", x)
-        q = self.linear(f"{p}attn_q", h, a.heads * a.head)
-        k = self.linear(f"{p}attn_k", h, a.kv_heads * a.head)
-        v = self.linear(f"{p}attn_v", h, a.kv_heads * a.head)
-        if f"{p}attn_q_norm.weight" in self.source.weights:
-            q, k = (
-                self.head_norm(f"{p}attn_q_norm", q, a.heads),
-                self.head_norm(f"{p}attn_k_norm", k, a.kv_heads),
-            )
-        mixed, cache = self.attention(index, q, k, v)
-        y = self.linear(f"{p}attn_output", mixed, a.width)
-        x = self.add(f"{p}attn_residual", x, self.after(f"{p}post_attention_norm", y))
-        h = self.norm(f"{p}ffn_norm", x)
-        gate, up = self.linear(f"{p}ffn_gate", h, a.hidden), self.linear(f"{p}ffn_up", h, a.hidden)
-        y = self.linear(f"{p}ffn_down", self.gated(p, gate, up), a.width)
-        return self.add(f"{p}ffn_residual", x, self.after(f"{p}post_ffw_norm", y)), cache
+    def _last_token(self, stream: ir.Value) -> ir.Value:
+        last = self._writer.input("last", (1,), ir.DataType.INT64)
+        shape = (self._program.batch, 1, self._architecture.width)
+        return self._writer.op("last/hidden", "Gather", [stream, last], shape, {"axis": 1})
 
-    def gated(self, p: str, gate: ir.Value, up: ir.Value) -> ir.Value:
-        shape = shape_of(gate)
-        if self.a.activation == "gelu":
-            active = self.op(f"{p}ffn_gelu", "Gelu", [gate], shape, {"approximate": "tanh"})
-        else:
-            sigmoid = self.op(f"{p}ffn_sigmoid", "Sigmoid", [gate], shape)
-            active = self.op(f"{p}ffn_silu", "Mul", [gate, sigmoid], shape)
-        return self.rotated(p, self.op(f"{p}ffn_gated", "Mul", [active, up], shape))
+    def _layer(self, index: int, stream: ir.Value) -> tuple[ir.Value, list[ir.Value]]:
+        """The residual stream behind a layer, and what is then in its cache."""
+        prefix = f"blk.{index}."
+        mixed, present = self._attention(index, stream)
+        output = self._linear(f"{prefix}attn_output", mixed, self._architecture.width)
+        output = self._optional_norm(f"{prefix}post_attention_norm", output)
+        stream = self._writer.add(f"{prefix}attn_residual", stream, output)
+        output = self._feed_forward(prefix, stream)
+        output = self._optional_norm(f"{prefix}post_ffw_norm", output)
+        return self._writer.add(f"{prefix}ffn_residual", stream, output), present
 
-    def rotated(self, p: str, x: ir.Value) -> ir.Value:
-        """Q x for each row, where the source asks for it."""
-        rotation = self.source.rotation
-        if rotation is None:
-            return x
-        blocks = self.reshape(
-            f"{p}ffn_blocks", x, (element_count(x) // len(rotation), len(rotation))
-        )
-        turn = self.array("rotation", rotation.T)
-        product = self.op(f"{p}ffn_turned", "MatMul", [blocks, turn], shape_of(blocks))
-        node = product.producer()
-        assert node is not None
-        node.metadata_props[HOST_REASON] = REASON
-        return self.reshape(f"{p}ffn_rows", product, shape_of(x))
+    def _attention(self, index: int, stream: ir.Value) -> tuple[ir.Value, list[ir.Value]]:
+        """(values mixed by attention [B, S, heads * H], what is then in the cache)."""
+        prefix = f"blk.{index}."
+        heads = self._architecture.heads
+        kv_heads = self._architecture.kv_heads
+        head = self._architecture.head
+        normed = self._norm(f"{prefix}attn_norm", stream)
+        query = self._linear(f"{prefix}attn_q", normed, heads * head)
+        key = self._linear(f"{prefix}attn_k", normed, kv_heads * head)
+        value = self._linear(f"{prefix}attn_v", normed, kv_heads * head)
+        if self._has(f"{prefix}attn_q_norm.weight"):
+            query = self._head_norm(f"{prefix}attn_q_norm", query, heads)
+            key = self._head_norm(f"{prefix}attn_k_norm", key, kv_heads)
+        return self._group_query_attention(index, query, key, value)
 
-    def attention(
-        self, index: int, q: ir.Value, k: ir.Value, v: ir.Value
+    def _group_query_attention(
+        self, index: int, query: ir.Value, key: ir.Value, value: ir.Value
     ) -> tuple[ir.Value, list[ir.Value]]:
-        a, program_shape = self.a, self.program_shape
-        shape = (program_shape.batch, a.kv_heads, program_shape.context, a.head)
+        architecture = self._architecture
+        cache_shape = (
+            self._program.batch,
+            architecture.kv_heads,
+            self._program.context,
+            architecture.head,
+        )
         past = [
-            self.input(f"cache.{index}.{kind}", shape, ir.DataType.FLOAT)
+            self._writer.input(f"cache.{index}.{kind}", cache_shape, ir.DataType.FLOAT)
             for kind in ("key", "value")
         ]
-        scale = a.attention_scale or 1 / math.sqrt(a.head)
         attributes: dict[str, Any] = {
-            "num_heads": a.heads,
-            "kv_num_heads": a.kv_heads,
+            "num_heads": architecture.heads,
+            "kv_num_heads": architecture.kv_heads,
             "do_rotary": 1,
-            "rotary_interleaved": int(a.interleaved),
-            "scale": scale,
-            "local_window_size": a.windows[index] or -1,
+            "rotary_interleaved": int(architecture.interleaved),
+            "scale": architecture.attention_scale or 1 / math.sqrt(architecture.head),
+            "local_window_size": architecture.windows[index] or -1,
         }
-        cos, sin = self.rotary(a.bases[index])
-        inputs = [q, k, v, *past, self.lengths, self.total, cos, sin]
+        cos, sin = self._rotary_tables(architecture.bases[index])
+        name = f"blk.{index}.attention"
         node = ir.node(
             "GroupQueryAttention",
-            inputs,
+            [query, key, value, *past, self._lengths, self._total, cos, sin],
             attributes,
             domain=CONTRIB,
             num_outputs=3,
-            name=f"blk.{index}.attention",
-        )
-        node.metadata_props[ORIGIN] = str(node.name)
-        self.graph.append(node)
-        names = [f"blk.{index}.attention", f"present.{index}.key", f"present.{index}.value"]
-        for value, name, dims in zip(node.outputs, names, (shape_of(q), shape, shape), strict=True):
-            value.name, value.shape, value.type = (
-                name,
-                ir.Shape(dims),
-                ir.TensorType(ir.DataType.FLOAT),
-            )
-        return node.outputs[0], list(node.outputs[1:])
-
-    def rotary(self, base: float) -> tuple[ir.Value, ir.Value]:
-        """(cos, sin) [C, rotary / 2] of every place in the cache."""
-        if base not in self.angles:
-            a = self.a
-            frequencies = base ** (-np.arange(0, a.rotary, 2) / a.rotary)
-            if a.rope_factors and base == max(a.bases):
-                frequencies = frequencies / np.array(a.rope_factors)
-            angles = np.arange(self.program_shape.context)[:, None] * frequencies
-            made = [
-                self.array(f"rotary.{base:g}.{f.__name__}", f(angles).astype(np.float32))
-                for f in (np.cos, np.sin)
-            ]
-            self.angles[base] = (made[0], made[1])
-        return self.angles[base]
-
-    def linear(self, name: str, x: ir.Value, outputs: int, made: str | None = None) -> ir.Value:
-        """x @ W^T, and its bias where it has one."""
-        *rows, inputs = shape_of(x)
-        weight = self.source.weight(f"{name}.weight", outputs, inputs)
-        shape, biased = (*rows, outputs), f"{name}.bias" in self.source.weights
-        value = self.columns(f"{name}.weight/T", weight)
-        y = self.op(made or f"{name}{'/product' if biased else ''}", "MatMul", [x, value], shape)
-        if not biased:
-            return y
-        return self.add(
-            name,
-            y,
-            self.constant(f"{name}.bias", self.source.weight(f"{name}.bias", outputs), np.float32),
-        )
-
-    def columns(self, name: str, weight: Weight) -> ir.Value:
-        """W^T as a constant whose columns are read as the rows of W."""
-        value = self.lazy(name, lambda: weight.array().T, weight.shape[::-1], ir.DataType.FLOAT)
-        value.meta[COLUMNS] = weight.rows
-        return value
-
-    def norm(self, name: str, x: ir.Value) -> ir.Value:
-        gain = self.constant(
-            f"{name}.weight", self.source.weight(f"{name}.weight", shape_of(x)[-1]), np.float32
-        )
-        return self.op(
-            name,
-            "RMSNormalization",
-            [x, gain],
-            shape_of(x),
-            {"axis": -1, "epsilon": self.a.epsilon},
-        )
-
-    def after(self, name: str, x: ir.Value) -> ir.Value:
-        """The norm that some families have behind a block."""
-        return self.norm(name, x) if f"{name}.weight" in self.source.weights else x
-
-    def head_norm(self, name: str, x: ir.Value, heads: int) -> ir.Value:
-        """A norm over each head by itself."""
-        shape = shape_of(x)
-        split = self.reshape(f"{name}/heads", x, (*shape[:-1], heads, self.a.head))
-        return self.reshape(f"{name}/joined", self.norm(name, split), shape)
-
-    def add(self, name: str, x: ir.Value, y: ir.Value) -> ir.Value:
-        return self.op(name, "Add", [x, y], shape_of(x))
-
-    def reshape(self, name: str, x: ir.Value, shape: Sequence[int]) -> ir.Value:
-        return self.op(
-            name, "Reshape", [x, self.array(f"{name}/shape", np.array(shape, np.int64))], shape
-        )
-
-    def op(
-        self,
-        name: str,
-        op_type: str,
-        inputs: Sequence[ir.Value],
-        shape: Sequence[int],
-        attributes: Mapping[str, Any] | None = None,
-        dtype: ir.DataType = ir.DataType.FLOAT,
-    ) -> ir.Value:
-        node = ir.node(op_type, inputs, dict(attributes or {}), num_outputs=1, name=name)
-        node.metadata_props[ORIGIN] = name
-        (value,) = node.outputs
-        value.name, value.shape, value.type = name, ir.Shape(shape), ir.TensorType(dtype)
-        self.graph.append(node)
-        return value
-
-    def input(self, name: str, shape: Sequence[int], dtype: ir.DataType) -> ir.Value:
-        value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
-        self.graph.inputs.append(value)
-        return value
-
-    def array(self, name: str, array: np.ndarray | np.generic) -> ir.Value:
-        array = np.asarray(array)
-        return self.lazy(name, lambda: array, array.shape, ir.DataType.from_numpy(array.dtype))
-
-    def constant(self, name: str, weight: Weight, dtype: Any) -> ir.Value:
-        kind = ir.DataType.from_numpy(np.dtype(dtype))
-        return self.lazy(name, lambda: weight.array().astype(dtype), weight.shape, kind)
-
-    def lazy(
-        self, name: str, make: Callable[[], np.ndarray], shape: Sequence[int], dtype: ir.DataType
-    ) -> ir.Value:
-        """A constant that is computed when it is read; small ones at once."""
-        if name in self.graph.initializers:
-            return self.graph.initializers[name]
-        tensor: ir.TensorProtocol = ir.LazyTensor(
-            lambda: ir.tensor(np.ascontiguousarray(make())),
-            dtype=dtype,
-            shape=ir.Shape(shape),
             name=name,
         )
-        if math.prod(shape) <= 1 << 16:
-            tensor = ir.tensor(make(), name=name)
-        value = ir.Value(
-            name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype), const_value=tensor
+        node.metadata_props[ORIGIN] = name
+        self._writer.graph.append(node)
+        mixed, present_key, present_value = node.outputs
+        declare(mixed, name, shape_of(query), ir.DataType.FLOAT)
+        declare(present_key, f"present.{index}.key", cache_shape, ir.DataType.FLOAT)
+        declare(present_value, f"present.{index}.value", cache_shape, ir.DataType.FLOAT)
+        return mixed, [present_key, present_value]
+
+    def _rotary_tables(self, base: float) -> tuple[ir.Value, ir.Value]:
+        """(cos, sin) [C, rotary / 2] of the angles of every place in the cache.
+
+        Channel pair i of place p is turned by p * base^(-2i / rotary).
+        """
+        if base in self._angles:
+            return self._angles[base]
+        rotary = self._architecture.rotary
+        frequencies = base ** (-np.arange(0, rotary, 2) / rotary)
+        factors = self._architecture.rope_factors
+        # Layers with a window have a smaller base of their own and are not stretched.
+        if factors and base == max(self._architecture.bases):
+            frequencies = frequencies / np.array(factors)
+        places = np.arange(self._program.context)
+        angles = places[:, None] * frequencies
+        cos = self._writer.array(f"rotary.{base:g}.cos", np.cos(angles).astype(np.float32))
+        sin = self._writer.array(f"rotary.{base:g}.sin", np.sin(angles).astype(np.float32))
+        self._angles[base] = (cos, sin)
+        return cos, sin
+
+    def _feed_forward(self, prefix: str, stream: ir.Value) -> ir.Value:
+        """down(activation(gate(x)) * up(x)) of the normed stream x."""
+        hidden = self._architecture.hidden
+        normed = self._norm(f"{prefix}ffn_norm", stream)
+        gate = self._linear(f"{prefix}ffn_gate", normed, hidden)
+        up = self._linear(f"{prefix}ffn_up", normed, hidden)
+        active = self._activation(prefix, gate)
+        gated = self._writer.op(f"{prefix}ffn_gated", "Mul", [active, up], shape_of(gate))
+        rotated = self._rotated(prefix, gated)
+        return self._linear(f"{prefix}ffn_down", rotated, self._architecture.width)
+
+    def _activation(self, prefix: str, gate: ir.Value) -> ir.Value:
+        writer = self._writer
+        shape = shape_of(gate)
+        if self._architecture.activation == "gelu":
+            return writer.op(f"{prefix}ffn_gelu", "Gelu", [gate], shape, {"approximate": "tanh"})
+        sigmoid = writer.op(f"{prefix}ffn_sigmoid", "Sigmoid", [gate], shape)
+        return writer.op(f"{prefix}ffn_silu", "Mul", [gate, sigmoid], shape)
+
+    def _rotated(self, prefix: str, x: ir.Value) -> ir.Value:
+        """Blocks of channels multiplied by the source's rotation, where it has one."""
+        rotation = self._source.rotation
+        if rotation is None:
+            return x
+        size = len(rotation)
+        blocks = self._writer.reshape(f"{prefix}ffn_blocks", x, (element_count(x) // size, size))
+        matrix = self._writer.array("rotation", rotation.T)
+        turned = self._writer.op(
+            f"{prefix}ffn_turned", "MatMul", [blocks, matrix], shape_of(blocks)
         )
-        self.graph.register_initializer(value)
-        return value
+        node = turned.producer()
+        assert node is not None
+        # In int8 it would round away what it was made for.
+        node.metadata_props[HOST_REASON] = REASON
+        return self._writer.reshape(f"{prefix}ffn_rows", turned, shape_of(x))
+
+    def _linear(self, name: str, x: ir.Value, outputs: int, output: str | None = None) -> ir.Value:
+        """x W^T, plus the bias where the source has one. `output` names the result, else `name`."""
+        *rows, inputs = shape_of(x)
+        has_bias = self._has(f"{name}.bias")
+        weight = self._source.weight(f"{name}.weight", outputs, inputs)
+        matrix = self._writer.transposed(f"{name}.weight/T", weight)
+        product_name = f"{name}/product" if has_bias else name
+        shape: Shape = (*rows, outputs)
+        product = self._writer.op(output or product_name, "MatMul", [x, matrix], shape)
+        if not has_bias:
+            return product
+        bias = self._source.weight(f"{name}.bias", outputs)
+        bias_value = self._writer.weight(f"{name}.bias", bias, np.float32)
+        return self._writer.add(name, product, bias_value)
+
+    def _norm(self, name: str, x: ir.Value) -> ir.Value:
+        """RMSNorm over the last axis, with a gain."""
+        weight = self._source.weight(f"{name}.weight", shape_of(x)[-1])
+        gain = self._writer.weight(f"{name}.weight", weight, np.float32)
+        attributes = {"axis": -1, "epsilon": self._architecture.epsilon}
+        return self._writer.op(name, "RMSNormalization", [x, gain], shape_of(x), attributes)
+
+    def _optional_norm(self, name: str, x: ir.Value) -> ir.Value:
+        """The norm that some families have behind a block."""
+        if not self._has(f"{name}.weight"):
+            return x
+        return self._norm(name, x)
+
+    def _head_norm(self, name: str, x: ir.Value, heads: int) -> ir.Value:
+        """A norm over the channels of each head by itself."""
+        shape = shape_of(x)
+        split = self._writer.reshape(
+            f"{name}/heads", x, (*shape[:-1], heads, self._architecture.head)
+        )
+        return self._writer.reshape(f"{name}/joined", self._norm(name, split), shape)

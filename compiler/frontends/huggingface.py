@@ -1,136 +1,136 @@
-"""Hugging Face folders: config.json, safetensors and tokenizer.json, read without torch; weights
-stay memory-mapped."""
+"""Hugging Face folders: config.json, safetensors and tokenizer.json, read without torch."""
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
-from compiler.errors import ModelError, first_line
+from compiler.errors import ModelError
+from compiler.frontends import safetensors
 from compiler.frontends.architecture import Architecture, Source, Tokenizer, Weight, check_sizes
+from compiler.frontends.families import BY_MODEL_TYPE, Family
+from compiler.frontends.textfile import read_json, read_json_if_there, read_text
 from compiler.runtime import confined
 from compiler.runtime.confined import ConfinedError
 
-SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
-GEMMA = "gemma3_text"
-LARGEST_HEADER = 100 << 20  # the limit of the safetensors library
-LARGEST_TEXT = 16 << 20  # of config.json and its like
-_TYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
-
-_NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
-_GEMMA = {
-    "post_attention_layernorm": "post_attention_norm",
-    "pre_feedforward_layernorm": "ffn_norm",
-    "post_feedforward_layernorm": "post_ffw_norm",
-}
+_LAYER_MODULE = re.compile(r"model\.layers\.(\d+)\.(.+)")
+_DEFAULT_BASE = 10000.0
+_WINDOWED = "sliding_attention"
+_FULL = "full_attention"
 
 
 def read(folder: Path) -> Source:
     """The model in a folder. Raises ModelError for what is missing, broken or not supported."""
     config = configuration(folder)
-    gemma = config["model_type"] == GEMMA
+    family = family_of(config)
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ModelError(f"{folder}: has no .safetensors and no .onnx files")
     weights: dict[str, Weight] = {}
     for file in files:
-        for name, weight in _safetensors(file).items():
-            weights[name_of(name, gemma)] = (
-                plus_one(weight) if gemma and len(weight.shape) == 1 else weight
-            )
+        for name, weight in safetensors.read(file).items():
+            weights[gguf_name(name, family)] = with_whole_gain(weight, family)
     return Source(architecture(folder, config), weights, tokenizer(folder, config))
 
 
 def configuration(folder: Path) -> dict[str, Any]:
     """config.json of a family that is supported. Raises ModelError."""
     config = read_json(folder / "config.json")
-    family = config.get("model_type")
-    if family not in SUPPORTED:
-        raise ModelError(f"{folder}: model type '{family}'; supported are {', '.join(SUPPORTED)}")
+    if not is_supported(config):
+        supported = ", ".join(BY_MODEL_TYPE)
+        raise ModelError(
+            f"{folder}: model type '{config.get('model_type')}'; supported are {supported}"
+        )
     return config
+
+
+def is_supported(config: Mapping[str, Any]) -> bool:
+    """Whether config.json is that of a family in families.py."""
+    model_type = config.get("model_type")
+    return isinstance(model_type, str) and model_type in BY_MODEL_TYPE
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family of a configuration that is supported."""
+    return BY_MODEL_TYPE[config["model_type"]]
 
 
 def architecture(folder: Path, config: Mapping[str, Any]) -> Architecture:
     """What config.json says of the model. Raises ModelError."""
     try:
-        return _architecture(folder, config, config["model_type"] == GEMMA)
+        return _architecture(folder, config)
     except ModelError:
         raise
     except Exception as error:  # numbers and texts of strangers fail in too many ways to list
         raise ModelError(f"{folder / 'config.json'}: cannot be understood ({error!r})") from error
 
 
-def read_text(path: Path) -> str:
-    """The text of a small file. Raises ModelError."""
+def gguf_name(name: str, family: Family) -> str:
+    """GGUF's name of a tensor that is called `name` in safetensors."""
+    module, _, kind = name.rpartition(".")
+    layer = _LAYER_MODULE.fullmatch(module)
+    if layer is None:
+        return f"{family.modules.get(module, module)}.{kind}"
+    index, inner = layer.groups()
+    return f"blk.{index}.{family.modules.get(inner, inner)}.{kind}"
+
+
+def with_whole_gain(weight: Weight, family: Family) -> Weight:
+    """The gain of a norm with what its family leaves out of it; other weights as they are."""
+    is_gain = len(weight.shape) == 1
+    if not is_gain or not family.gain_offset:
+        return weight
+    offset = np.float32(family.gain_offset)
+    return Weight(weight.shape, lambda rows: weight.rows(rows) + offset)
+
+
+def tokenizer(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer in a folder. Raises ModelError."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ModelError(f"{folder}: has no tokenizer.json; save the tokenizer in the fast format")
+    settings = read_json_if_there(folder / "tokenizer_config.json")
+    generation = read_json_if_there(folder / "generation_config.json")
+    begin = config.get("bos_token_id")
+    end = generation.get("eos_token_id", config.get("eos_token_id"))
+    ends = end if isinstance(end, list) else [end]
+    for token in [*ends, begin]:
+        if token is not None and type(token) is not int:
+            raise ModelError(
+                f"{folder}: eos_token_id {end!r} or bos_token_id {begin!r} is no number of a token"
+            )
+    template = settings.get("chat_template")
+    if (folder / "chat_template.jinja").is_file():
+        template = read_text(folder / "chat_template.jinja")
     try:
-        if not path.is_file():
-            raise ModelError(f"{path}: no such file")
-        if path.stat().st_size > LARGEST_TEXT:
-            raise ModelError(f"{path}: larger than {LARGEST_TEXT >> 20} MiB")
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path}: cannot be read as text: {error}") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises ModelError."""
-    try:
-        found = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{path}: is not a JSON object")
-    return found
-
-
-def _architecture(folder: Path, config: Mapping[str, Any], gemma: bool) -> Architecture:
-    layers, heads, width = (
-        int(config[k]) for k in ("num_hidden_layers", "num_attention_heads", "hidden_size")
+        definition = confined.read_definition(path)
+    except ConfinedError as error:
+        raise ModelError(f"{path}: cannot be read: {error}") from error
+    return Tokenizer(
+        definition=definition,
+        begin=begin,
+        ends=tuple(token for token in ends if token is not None),
+        add_begin=bool(settings.get("add_bos_token", False)),
+        chat_template=template if isinstance(template, str) else None,
     )
+
+
+def _architecture(folder: Path, config: Mapping[str, Any]) -> Architecture:
+    family = family_of(config)
+    layers = int(config["num_hidden_layers"])
+    heads = int(config["num_attention_heads"])
+    width = int(config["hidden_size"])
     check_sizes(folder, layers=layers, heads=heads, width=width)
     head = int(config.get("head_dim") or width // heads)
     check_sizes(folder, head=head)
-    rope = config.get("rope_parameters") or {}
-    kinds = config.get("layer_types") or ["full_attention"] * layers
-    sliding = config.get("use_sliding_window", True)
-    window = int(config.get("sliding_window") or 0) if sliding else 0
-    if config.get("model_type") == "mistral":
-        kinds = ["sliding_attention"] * layers
-    scaling = config.get("rope_scaling") or rope
-    kind = (
-        scaling.get("rope_type", scaling.get("type", "default"))
-        if "full_attention" not in scaling
-        else "default"
-    )
-    if kind not in ("default", "llama3"):
-        raise ModelError(f"{folder}: its rotary scaling '{kind}' is not supported; 'llama3' is")
-    base = float(
-        config.get("rope_theta") or rope.get("rope_theta") or _of(rope, "full_attention") or 10000.0
-    )
-    local_base = float(config.get("rope_local_base_freq") or _of(rope, "sliding_attention") or base)
-    local = [k == "sliding_attention" for k in kinds]
+    base, local_base = _rotary_bases(config)
+    are_windowed = _windowed_layers(config, family, layers)
+    window = _window(config)
     scale = config.get("query_pre_attn_scalar")
     return Architecture(
         name=folder.name,
@@ -143,128 +143,89 @@ def _architecture(folder: Path, config: Mapping[str, Any], gemma: bool) -> Archi
         hidden=int(config["intermediate_size"]),
         epsilon=float(config.get("rms_norm_eps", 1e-6)),
         context=int(config.get("max_position_embeddings", 2048)),
-        bases=tuple(local_base if here else base for here in local),
-        windows=tuple(window if here else 0 for here in local),
+        bases=tuple(local_base if is_windowed else base for is_windowed in are_windowed),
+        windows=tuple(window if is_windowed else 0 for is_windowed in are_windowed),
+        # Hugging Face's models turn the halves of a head.
         interleaved=False,
         rotary=head,
-        activation="gelu" if gemma else "silu",
-        embedding_scale=math.sqrt(width) if gemma else 1.0,
+        activation=family.activation,
+        embedding_scale=math.sqrt(width) if family.scales_embedding else 1.0,
         attention_scale=1 / math.sqrt(scale) if scale else None,
-        rope_factors=_llama3(scaling, base, head) if kind == "llama3" else (),
+        rope_factors=_rope_factors(folder, config, base, head),
     )
 
 
-def _of(rope: Mapping[str, Any], kind: str) -> float | None:
-    return rope[kind].get("rope_theta") if isinstance(rope.get(kind), dict) else None
+def _windowed_layers(config: Mapping[str, Any], family: Family, layers: int) -> list[bool]:
+    if family.always_windowed:
+        return [True] * layers
+    kinds = config.get("layer_types") or [_FULL] * layers
+    return [kind == _WINDOWED for kind in kinds]
 
 
-def _llama3(scaling: Mapping[str, Any], base: float, head: int) -> tuple[float, ...]:
-    """What each rotary frequency is divided by. Source: transformers, modeling_rope_utils,
-    'llama3'."""
-    factor, low, high = (
-        float(scaling[k]) for k in ("factor", "low_freq_factor", "high_freq_factor")
+def _window(config: Mapping[str, Any]) -> int:
+    """How many tokens windowed layers look back; 0 for all."""
+    if not config.get("use_sliding_window", True):
+        return 0
+    return int(config.get("sliding_window") or 0)
+
+
+def _rotary_bases(config: Mapping[str, Any]) -> tuple[float, float]:
+    """(rotary base, that of windowed layers).
+
+    Versions of transformers write them at the top, in `rope_parameters`, or there per kind of
+    layer.
+    """
+    rope = config.get("rope_parameters") or {}
+    base = (
+        config.get("rope_theta")
+        or rope.get("rope_theta")
+        or _base_of_kind(rope, _FULL)
+        or _DEFAULT_BASE
     )
-    waves = 2 * math.pi * base ** (np.arange(0, head, 2) / head)
+    local_base = config.get("rope_local_base_freq") or _base_of_kind(rope, _WINDOWED) or base
+    return float(base), float(local_base)
+
+
+def _base_of_kind(rope: Mapping[str, Any], kind: str) -> float | None:
+    parameters = rope.get(kind)
+    if not isinstance(parameters, dict):
+        return None
+    return parameters.get("rope_theta")
+
+
+def _rope_factors(
+    folder: Path, config: Mapping[str, Any], base: float, head: int
+) -> tuple[float, ...]:
+    """What each rotary frequency is divided by; nothing where they stay. Raises ModelError."""
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    # Of parameters per kind of layer, those of full attention count: layers with a window are not
+    # scaled.
+    if _FULL in scaling:
+        scaling = scaling[_FULL]
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "default":
+        return ()
+    if kind == "llama3":
+        return _llama3_factors(scaling, base, head)
+    raise ModelError(f"{folder}: its rotary scaling '{kind}' is not supported; 'llama3' is")
+
+
+def _llama3_factors(scaling: Mapping[str, Any], base: float, head: int) -> tuple[float, ...]:
+    """What each rotary frequency is divided by: long waves by `factor`, short ones by 1, and those
+    between by something between.
+
+    Source: transformers, modeling_rope_utils, 'llama3'.
+    """
+    factor = float(scaling["factor"])
+    low = float(scaling["low_freq_factor"])
+    high = float(scaling["high_freq_factor"])
+    trained_context = float(scaling["original_max_position_embeddings"])
     if not (factor > 0 and high > low):
         raise ValueError(
             f"its rotary scaling has factor {factor}, and frequency factors {low} to {high}"
         )
-    smooth = np.clip(
-        (float(scaling["original_max_position_embeddings"]) / waves - low) / (high - low), 0, 1
-    )
-    return tuple(float(f) for f in 1 / ((1 - smooth) / factor + smooth))
-
-
-def name_of(name: str, gemma: bool) -> str:
-    """GGUF's name of a tensor."""
-    stem, _, kind = name.rpartition(".")
-    match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", stem)
-    inner = match.group(2) if match else stem
-    names = {**_NAMES, **(_GEMMA if gemma else {})}
-    found = names.get(inner, inner)
-    return f"blk.{match.group(1)}.{found}.{kind}" if match else f"{found}.{kind}"
-
-
-def plus_one(weight: Weight) -> Weight:
-    """Gemma stores the gains of its norms less one."""
-    return Weight(weight.shape, lambda rows: weight.rows(rows) + np.float32(1))
-
-
-def _safetensors(path: Path) -> dict[str, Weight]:
-    """Format: https://github.com/huggingface/safetensors#format"""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 0 < length <= min(LARGEST_HEADER, size - 8):
-            raise ModelError(f"{path}: not a safetensors file, or a truncated one")
-        try:
-            header = json.loads(file.read(length))
-            entries = {
-                name: _entry(entry) for name, entry in header.items() if name != "__metadata__"
-            }
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ModelError(f"{path}: its header cannot be read ({first_line(error)})") from error
-    return {name: _mapped(path, name, entry, 8 + length, size) for name, entry in entries.items()}
-
-
-# Of a tensor: its type, its shape, and where it begins and ends behind the header.
-_Entry = tuple[str, tuple[int, ...], int, int]
-
-
-def _entry(entry: Mapping[str, Any]) -> _Entry:
-    """Raises ValueError for numbers that are none."""
-    kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    numbers = [*shape, *offsets]
-    if len(offsets) != 2 or len(shape) > 8 or not all(type(n) is int and n >= 0 for n in numbers):
-        raise ValueError(f"a tensor has shape {shape} at {offsets}")
-    return str(kind), tuple(shape), *offsets
-
-
-def _mapped(path: Path, name: str, entry: _Entry, start: int, size: int) -> Weight:
-    kind, shape, begin, end = entry
-    if kind not in _TYPES:
-        raise ModelError(f"{path}: weights '{name}' are {kind}; supported are {', '.join(_TYPES)}")
-    dtype = np.dtype(_TYPES[kind])
-    if (
-        not shape
-        or not begin < end <= size - start
-        or end - begin != math.prod(shape) * dtype.itemsize
-    ):
-        raise ModelError(
-            f"{path}: weights '{name}' {list(shape)} do not fit the file: download it again"
-        )
-    array = np.memmap(path, dtype, "r", start + begin, shape)
-    return Weight(shape, lambda rows: np.asarray(array[rows], np.float32))
-
-
-def tokenizer(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise ModelError(f"{folder}: has no tokenizer.json; save the tokenizer in the fast format")
-    extra = _optional(folder / "tokenizer_config.json")
-    generation = _optional(folder / "generation_config.json")
-    ends = generation.get("eos_token_id", config.get("eos_token_id"))
-    begin = config.get("bos_token_id")
-    for token in [*(ends if isinstance(ends, list) else [ends]), begin]:
-        if token is not None and type(token) is not int:
-            raise ModelError(
-                f"{folder}: eos_token_id {ends!r} or bos_token_id {begin!r} is no number of a token"
-            )
-    template = extra.get("chat_template")
-    if (folder / "chat_template.jinja").is_file():
-        template = read_text(folder / "chat_template.jinja")
-    try:
-        definition = confined.read_definition(path)
-    except ConfinedError as error:
-        raise ModelError(f"{path}: cannot be read: {error}") from error
-    return Tokenizer(
-        definition=definition,
-        begin=begin,
-        ends=tuple(e for e in (ends if isinstance(ends, list) else [ends]) if e is not None),
-        add_begin=bool(extra.get("add_bos_token", False)),
-        chat_template=template if isinstance(template, str) else None,
-    )
-
-
-def _optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+    # Tokens that a channel pair takes for a full turn.
+    wavelengths = 2 * math.pi * base ** (np.arange(0, head, 2) / head)
+    share_short = np.clip((trained_context / wavelengths - low) / (high - low), 0, 1)
+    kept_frequency = (1 - share_short) / factor + share_short
+    return tuple((1 / kept_frequency).tolist())

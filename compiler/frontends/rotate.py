@@ -1,16 +1,18 @@
-"""Rotates the residual stream of a decoder and its values, in the weights: the host then has
-nothing to multiply.
+"""Rotates the residual stream of a decoder and its values, in the weights, so that the host has
+fewer rotations to compute.
 
-With an orthogonal Q, what a layer adds to the residual stream x is turned by its weights, W -> Q W,
-so that the stream is Q x. RMSNorm without a gain lets Q pass, as it keeps lengths; its gain g goes
-into the weights behind it, which turn the stream back: W -> W diag(g) Q^T. So do the embedding and
-the head. Values are turned in each head by the weights that make them, and attention mixes them as
-before; keys and queries stay, as rotary embedding comes between. Only what the gate gives has to be
-turned when the decoder runs (`Source.rotation`).
+With an orthogonal Q, what a layer adds to the residual stream x is rotated by its weights,
+W -> Q W, so that the stream becomes Q x. RMSNorm without a gain gives Q norm(x) for Q x, as Q keeps
+lengths. The norm's gain g goes into the weights behind it, which rotate the stream back:
+W -> W diag(g) Q^T.
+So do the embedding and the head. Values are rotated in each head by the weights that make them, and
+attention mixes them as before. Keys and queries stay, as rotary embedding comes between. What the
+gate gives is rotated when the decoder runs (`Source.rotation`).
 
-Exact, like rotating the rows of each layer by itself (passes/rotate_rows.py), and faster. But
-gains, which keep channels down that are large in the stream, come too late for int8: so it is done
-where asked for (`--with rotate_stream`).
+The result is exact, like rotating the rows of each layer by itself (passes/rotate_rows.py), and
+faster. In int8 it can lose more: gains keep down those channels that are large in the stream, and
+here they are applied behind the rotation, which has spread these channels over all others by then.
+So it is done only where the user asks for `rotate_stream`.
 """
 
 from __future__ import annotations
@@ -21,53 +23,73 @@ from dataclasses import replace
 import numpy as np
 
 from compiler.errors import OptionError
-from compiler.frontends.architecture import Source, Weight
+from compiler.frontends.architecture import Architecture, Source, Weight
 from compiler.quantize.rotation import block_rotation, rotate_blocks, rotate_output_blocks
 
-# Of each norm, the layers behind it.
+# Of each norm in a layer, the linear layers behind it.
 _BEHIND = {"attn_norm": ("attn_q", "attn_k", "attn_v"), "ffn_norm": ("ffn_gate", "ffn_up")}
 
 
 def rotate(source: Source) -> Source:
-    """The same decoder with a rotated residual stream. Raises OptionError for one that cannot be
-    rotated."""
-    a = source.architecture
-    stream, values, gated = (block_rotation(size) for size in (a.width, a.head, a.hidden))
-    if stream is None or values is None or gated is None:
-        sizes = f"{a.width}, {a.head} and {a.hidden}"
-        raise OptionError(
-            f"--with rotate_stream: {sizes} channels are not all multiples of 8: leave it out"
-        )
+    """The same decoder with a rotated residual stream.
+
+    Raises OptionError for one whose sizes or norms do not allow it.
+    """
+    architecture = source.architecture
+    stream, values, gated = _rotations(architecture)
     if any("post_" in name for name in source.weights):
         raise OptionError(
-            "--with rotate_stream: norms behind this model's blocks have gains: leave it out"
+            "rotate_stream: norms behind this model's blocks have gains: leave it out", "also"
         )
-    found = dict(source.weights)
-
-    def fold(norm: str, layers: Iterable[str]) -> None:
-        gain = found[f"{norm}.weight"].array()
-        for layer in layers:
-            found[f"{layer}.weight"] = _inputs(found[f"{layer}.weight"], stream, gain)
-        found[f"{norm}.weight"] = Weight(gain.shape, lambda rows: np.ones_like(gain[rows]))
-
-    found.setdefault("output.weight", found["token_embd.weight"])
-    fold("output_norm", ["output"])
-    found["token_embd.weight"] = _inputs(found["token_embd.weight"], stream)
-    for index in range(a.layers):
-        p = f"blk.{index}."
-        for norm, layers in _BEHIND.items():
-            fold(f"{p}{norm}", [f"{p}{layer}" for layer in layers])
+    weights = dict(source.weights)
+    # The head reads the rotated stream, the embedding makes it: they can share no weights.
+    weights.setdefault("output.weight", weights["token_embd.weight"])
+    _move_gain(weights, "output_norm", ["output"], stream)
+    weights["token_embd.weight"] = _rotate_inputs(weights["token_embd.weight"], stream)
+    for index in range(architecture.layers):
+        prefix = f"blk.{index}."
+        for norm, names in _BEHIND.items():
+            _move_gain(weights, prefix + norm, [prefix + name for name in names], stream)
         for name, rotation in (("attn_output", values), ("ffn_down", gated)):
-            found[f"{p}{name}.weight"] = _inputs(found[f"{p}{name}.weight"], rotation)
+            key = f"{prefix}{name}.weight"
+            weights[key] = _rotate_inputs(weights[key], rotation)
         for name, rotation in (("attn_v", values), ("attn_output", stream), ("ffn_down", stream)):
-            for full in (f"{p}{name}.weight", f"{p}{name}.bias"):
-                if full in found:
-                    found[full] = Weight(
-                        found[full].shape, rotate_output_blocks(found[full].rows, rotation)
-                    )
-    return replace(source, weights=found, rotation=gated)
+            _rotate_outputs(weights, prefix + name, rotation)
+    return replace(source, weights=weights, rotation=gated)
 
 
-def _inputs(weight: Weight, rotation: np.ndarray, gain: np.ndarray | float = 1.0) -> Weight:
+def _rotations(architecture: Architecture) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Q [B, B] for blocks of the residual stream, of a head's values, and of the gated channels."""
+    sizes = (architecture.width, architecture.head, architecture.hidden)
+    stream, values, gated = (block_rotation(size) for size in sizes)
+    if stream is None or values is None or gated is None:
+        raise OptionError(
+            f"rotate_stream: {sizes[0]}, {sizes[1]} and {sizes[2]} channels "
+            "are not all multiples of 8: leave it out",
+            "also",
+        )
+    return stream, values, gated
+
+
+def _move_gain(
+    weights: dict[str, Weight], norm: str, layers: Iterable[str], rotation: np.ndarray
+) -> None:
+    """W -> W diag(g) Q^T for the layers behind a norm of gain g, whose gain becomes 1."""
+    gain = weights[f"{norm}.weight"].array()
+    for layer in layers:
+        key = f"{layer}.weight"
+        weights[key] = _rotate_inputs(weights[key], rotation, gain)
+    weights[f"{norm}.weight"] = Weight(gain.shape, lambda rows: np.ones_like(gain[rows]))
+
+
+def _rotate_inputs(weight: Weight, rotation: np.ndarray, gain: np.ndarray | float = 1.0) -> Weight:
     """W diag(g) Q^T"""
     return Weight(weight.shape, lambda rows: rotate_blocks(weight.rows(rows) * gain, rotation))
+
+
+def _rotate_outputs(weights: dict[str, Weight], layer: str, rotation: np.ndarray) -> None:
+    """Q W, and Q b where the layer has a bias."""
+    for key in (f"{layer}.weight", f"{layer}.bias"):
+        weight = weights.get(key)
+        if weight is not None:
+            weights[key] = Weight(weight.shape, rotate_output_blocks(weight.rows, rotation))

@@ -15,6 +15,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from compiler.graph import IR_VERSION, array_of, consumers_of, is_constant, values_read
+from compiler.graph.reference import open_session, quiet_options
 
 # Arrays of values that are no constants of the graph, or not yet.
 Known = Mapping[ir.Value, np.ndarray]
@@ -83,15 +84,12 @@ def _on_onnxruntime(
 ) -> dict[ir.Value, np.ndarray]:
     """Run the nodes as one model. Raises what onnxruntime raises."""
     proto, feeds = _model(model, nodes, known, outputs)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
+    options = quiet_options()
     options.intra_op_num_threads = 1
     options.enable_cpu_mem_arena = False
     # Each node is run once: rewriting them would take longer.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = open_session(proto.SerializeToString(), options)
     results = session.run([str(value.name) for value in outputs], feeds)
     pairs = zip(outputs, results, strict=True)
     # Sequences and optional values are lists and None.

@@ -37,9 +37,7 @@ class Reference:
             while len(graph.outputs) > count:
                 # One by one: a deleted slice would leave the values marked as outputs.
                 graph.outputs.pop()
-        self.session = ort.InferenceSession(
-            path, session_options(), providers=["CPUExecutionProvider"]
-        )
+        self.session = open_session(path)
         self.names = [output.name for output in self.session.get_outputs()]
         self.inputs = [value.name for value in self.session.get_inputs()]
 
@@ -66,10 +64,28 @@ class Reference:
         self._folder.close()
 
 
-def session_options() -> ort.SessionOptions:
-    """How float models run: as the graph says, with weights in memory once."""
+def open_session(
+    model: Path | bytes, options: ort.SessionOptions | None = None
+) -> ort.InferenceSession:
+    """A session of onnxruntime on the CPU, of a file or of a serialized model.
+
+    Options are those of `session_options`, unless others are given.
+    """
+    if options is None:
+        options = session_options()
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def quiet_options() -> ort.SessionOptions:
+    """onnxruntime's own options. Errors are raised; its log does not write to the terminal too."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    return options
+
+
+def session_options() -> ort.SessionOptions:
+    """How float models run: as the graph says, with weights in memory once."""
+    options = quiet_options()
     # Layout optimizations would copy the weights of every convolution.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.enable_cpu_mem_arena = False

@@ -11,6 +11,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from compiler.graph import DIALECT, IR_VERSION, array_of, is_constant, is_static, values_read
+from compiler.graph.reference import open_session, quiet_options
 
 # Constants of at most this many bytes are shown to the inference: axes, shapes, pads.
 SHOWN = 1000
@@ -153,12 +154,9 @@ def _alone(model: ir.Model, node: ir.Node, names: list[str]) -> ort.InferenceSes
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     for domain, version in model.opset_imports.items():
         proto.opset_import.append(onnx.helper.make_opsetid(domain, version))
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
+    options = quiet_options()
     options.intra_op_num_threads = 1
-    return ort.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    return open_session(proto.SerializeToString(), options)
 
 
 def _zeros(session: ort.InferenceSession) -> dict[str, np.ndarray]:

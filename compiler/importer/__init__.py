@@ -1,1 +1,18 @@
-"""From a file of the user to a valid, static-shaped graph."""
+"""From an ONNX file to one valid, static-shaped, single-graph `onnx_ir.Model` of opset 23 or newer.
+
+onnxfile    reads the file, weights left where they are
+reading     from there to an `onnx_ir.Model`
+checking    what such a model must fulfil
+values      inputs that the user fixes to a value
+inputs      shapes of all other inputs
+upgrade     raises the opset, with one adapter per operator (adapters)
+widen       float16 to float32
+model       all of these, in their order
+"""
+
+from compiler.importer.checking import check_weights
+from compiler.importer.model import load
+from compiler.importer.names import name_nodes
+from compiler.importer.reading import OLDEST_OPSET, SMALL, read_file
+
+__all__ = ["OLDEST_OPSET", "SMALL", "check_weights", "load", "name_nodes", "read_file"]

@@ -11,13 +11,14 @@ import onnx_ir as ir
 
 from compiler.graph import activations_of, operator_name, origin_of
 from compiler.partition import Program
+from compiler.view.cleaned import cleaned
 
 _TEMPLATE = Path(__file__).parent / "page.html"
 
 
 def page(plan: Mapping[str, Any]) -> str:
     """A plan or a manifest as HTML that needs no network."""
-    data = json.dumps(plan, ensure_ascii=False, sort_keys=True)
+    data = json.dumps(cleaned(plan), ensure_ascii=False, sort_keys=True)
     return _TEMPLATE.read_text(encoding="utf-8").replace(
         "DATA</script>", data.replace("<", "\\u003c") + "</script>", 1
     )

@@ -7,7 +7,9 @@ import onnx_ir as ir
 import pytest
 
 from compiler.checks import agreement
-from compiler.checks.agreement import Boxes, Classes, Mask, Text, readings
+from compiler.checks import readings as reading_kinds
+from compiler.checks.agreement import readings
+from compiler.checks.readings import Boxes, Classes, Mask, Text
 from compiler.runtime.detections import Detections, Yolo
 from tests.runtime.test_detections import CELLS, head_output
 
@@ -22,7 +24,7 @@ def softmax(scores: np.ndarray) -> np.ndarray:
 
 def kinds(
     outputs: list[dict[str, np.ndarray]], layers: dict[str, int] | None = None
-) -> list[agreement.Reading]:
+) -> list[reading_kinds.Reading]:
     return readings(layers or {}, outputs, [PICTURE] * len(outputs))
 
 
@@ -73,8 +75,8 @@ def test_the_layer_that_gives_the_scores() -> None:
 
 
 def test_a_path_collapses() -> None:
-    assert agreement.collapsed(np.array([0, 3, 3, 0, 3, 1, 1, 0]), 0) == [3, 3, 1]
-    assert agreement.collapsed(np.array([0, 0]), 0) == []
+    assert reading_kinds.collapsed(np.array([0, 3, 3, 0, 3, 1, 1, 0]), 0) == [3, 3, 1]
+    assert reading_kinds.collapsed(np.array([0, 0]), 0) == []
 
 
 @pytest.mark.parametrize(
@@ -82,7 +84,7 @@ def test_a_path_collapses() -> None:
     [("kitten", "sitting", 3), ("", "abc", 3), ("abc", "abc", 0), ("flaw", "lawn", 2)],
 )
 def test_edits(got: str, want: str, count: int) -> None:
-    assert agreement.edits([*map(ord, got)], [*map(ord, want)]) == count
+    assert reading_kinds.edits([*map(ord, got)], [*map(ord, want)]) == count
 
 
 def reader(path: list[int]) -> dict[str, np.ndarray]:
@@ -141,16 +143,16 @@ def detections(*found: tuple[float, float, int]) -> Detections:
 def test_a_true_box_is_met_once_and_by_its_class() -> None:
     truth = detections((0, 0.9, 0), (50, 0.9, 1))
     found = detections((1, 0.9, 0), (2, 0.8, 0), (50, 0.7, 0), (51, 0.6, 1), (90, 0.5, 1))
-    assert agreement.matches(found, truth).tolist() == [True, False, False, True, False]
+    assert reading_kinds.matches(found, truth).tolist() == [True, False, False, True, False]
 
 
 def test_average_precision() -> None:
     """Right, wrong, right: precision 1 up to a recall of 1/2, 2/3 from there on."""
     truth = [detections((0, 0.9, 0)), detections((50, 0.9, 0))]
     found = [detections((0, 0.9, 0), (30, 0.8, 0)), detections((50, 0.7, 0))]
-    assert agreement.average_precision(found, truth) == pytest.approx(1 / 2 + 1 / 2 * 2 / 3)
-    assert agreement.average_precision(truth, truth) == 1
-    assert agreement.average_precision([detections(), detections()], truth) == 0
+    assert reading_kinds.average_precision(found, truth) == pytest.approx(1 / 2 + 1 / 2 * 2 / 3)
+    assert reading_kinds.average_precision(truth, truth) == 1
+    assert reading_kinds.average_precision([detections(), detections()], truth) == 0
 
 
 def test_detections_of_a_bundle_whose_scores_were_rounded_away() -> None:

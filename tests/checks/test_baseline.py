@@ -9,15 +9,18 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
 
-from compiler.checks import baseline
+from compiler import importer
+from compiler.checks import baseline, evaluator
+from compiler.checks.distance import distance
 from compiler.driver import build as building
 from compiler.errors import InternalError, ModelError
-from compiler.importer import load as importer
-from compiler.importer import upgrade
+from compiler.importer import adapters
+from compiler.importer import model as importing
 from compiler.quantize import samples as sampling
 from compiler.runtime import Bundle, Pipeline
 from tests.conftest import Cli, save
@@ -145,14 +148,14 @@ def test_an_import_that_the_evaluator_does_not_confirm(
     def wrong(one: Any, edit: Any) -> None:
         edit.become("Identity", one.inputs[:1])
 
-    monkeypatch.setitem(upgrade.ADAPTERS, "Clip", upgrade.Adapter(11, wrong))
+    monkeypatch.setitem(adapters.ADAPTERS, "Clip", adapters.Adapter(11, wrong))
     proto = model([node("Clip", min=-0.5, max=0.5)], (4, 3), opset=10, types=(DOUBLE, DOUBLE))
     found = compared(save(tmp_path / "m.onnx", proto))
     assert found.kind == "imported" and "does NOT agree with the import: output 'y'" in found.note
 
 
 def test_an_evaluator_that_takes_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(baseline, "EVALUATOR_SECONDS", 0.01)
+    monkeypatch.setattr(evaluator, "EVALUATOR_SECONDS", 0.01)
     proto = model([node("Clip", min=-0.5, max=0.5)], (4, 3), opset=10, types=(DOUBLE, DOUBLE))
     assert "more than 0.01 s" in compared(save(tmp_path / "m.onnx", proto)).note
 
@@ -164,7 +167,7 @@ def _leave_softmax(one: Any, edit: Any) -> None:
 def test_an_import_that_computes_something_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: Cli
 ) -> None:
-    monkeypatch.setitem(upgrade.ADAPTERS, "Softmax", upgrade.Adapter(13, _leave_softmax))
+    monkeypatch.setitem(adapters.ADAPTERS, "Softmax", adapters.Adapter(13, _leave_softmax))
     path = save(tmp_path / "m.onnx", model([node("Softmax")], (2, 3, 4), opset=11))
     code, _, err = run_cli("build", path)
     assert (
@@ -184,8 +187,8 @@ def test_an_import_that_gives_another_type(tmp_path: Path, monkeypatch: pytest.M
     def narrowed(*arguments: Any, **options: Any) -> Any:
         imported = load(*arguments, **options)
         cast = next(n for n in imported.graph if n.outputs[0].name == "y")
-        cast.attributes["to"] = importer.ir.AttrInt64("to", HALF)
-        cast.outputs[0].type = importer.ir.TensorType(importer.ir.DataType.FLOAT16)
+        cast.attributes["to"] = ir.AttrInt64("to", HALF)
+        cast.outputs[0].type = ir.TensorType(ir.DataType.FLOAT16)
         return imported
 
     monkeypatch.setattr(importer, "load", narrowed)
@@ -242,14 +245,14 @@ def test_float16_that_overflows_is_no_error_of_the_import(tmp_path: Path) -> Non
 
 def test_float16_far_from_float32_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the import without wider types agrees with the file, it is no error of the import."""
-    widen = importer._widen
+    widen = importing.widen_halves
 
     def widen_otherwise(imported: Any) -> None:
         widen(imported)
         weights = imported.graph.initializers["w"]
-        weights.const_value = importer.ir.tensor(2 * weights.const_value.numpy())
+        weights.const_value = ir.tensor(2 * weights.const_value.numpy())
 
-    monkeypatch.setattr(importer, "_widen", widen_otherwise)
+    monkeypatch.setattr(importing, "widen_halves", widen_otherwise)
     weights = {"w": RNG.standard_normal((8, 8)).astype(np.float16)}
     path = save(
         tmp_path / "m.onnx", model([node("MatMul", "x", "w")], (1, 8), weights, types=(HALF, HALF))
@@ -287,13 +290,13 @@ def test_no_false_alarms(make: Callable[[], onnx.ModelProto], tmp_path: Path) ->
 
 def test_distance() -> None:
     one, nan, inf = np.ones(4, np.float32), np.float32(np.nan), np.float32(np.inf)
-    assert baseline.distance(one, one) == 0
-    assert baseline.distance(one * np.float32(1.01), one) == pytest.approx(0.01, rel=1e-3)
-    assert baseline.distance(one.astype(np.float16), one) == np.inf
-    assert baseline.distance(one[:3], one) == np.inf
-    assert baseline.distance(np.array([1, nan]), np.array([1, nan])) == 0
-    assert baseline.distance(np.array([1, nan]), np.array([1, inf])) == np.inf
-    assert baseline.distance(np.array([nan, 1]), np.array([1, 1])) == np.inf
-    assert baseline.distance(np.array([1, 2]), np.array([1, 3])) == 0.5
-    assert baseline.distance([one, one], [one]) == np.inf
-    assert baseline.distance(one * 0, one * 0) == 0 and baseline.distance(one, one * 0) > 1
+    assert distance(one, one) == 0
+    assert distance(one * np.float32(1.01), one) == pytest.approx(0.01, rel=1e-3)
+    assert distance(one.astype(np.float16), one) == np.inf
+    assert distance(one[:3], one) == np.inf
+    assert distance(np.array([1, nan]), np.array([1, nan])) == 0
+    assert distance(np.array([1, nan]), np.array([1, inf])) == np.inf
+    assert distance(np.array([nan, 1]), np.array([1, 1])) == np.inf
+    assert distance(np.array([1, 2]), np.array([1, 3])) == 0.5
+    assert distance([one, one], [one]) == np.inf
+    assert distance(one * 0, one * 0) == 0 and distance(one, one * 0) > 1

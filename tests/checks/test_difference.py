@@ -7,14 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from compiler.checks.difference import (
-    PERFECT_DB,
-    Channels,
-    Difference,
-    channel_axes,
-    parts_by_size,
-    slice_text,
-)
+from compiler.checks.channels import Channels, channel_axes, parts_by_size, slice_text
+from compiler.checks.difference import PERFECT_DB, Difference
 
 
 def difference(pairs: list[tuple[object, object]], known: Channels | None = None) -> Difference:

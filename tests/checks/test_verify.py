@@ -12,7 +12,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 from compiler.checks import verdict
-from compiler.checks.difference import Channels, Difference
+from compiler.checks.channels import Channels
+from compiler.checks.difference import Difference
 from compiler.checks.verify import Values
 from compiler.driver import build as building
 from tests.conftest import Cli, save

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from compiler import importer
 from compiler.device import legality
 from compiler.errors import CompilerError
 from compiler.frontends import open_source
-from compiler.importer import load as importer
 from compiler.runtime import Bundle, RuntimeBundleError
 from compiler.targets import Target
 from compiler.vendor import darwinn

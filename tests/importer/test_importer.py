@@ -11,10 +11,10 @@ import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
+from compiler import importer
 from compiler.driver import build as building
 from compiler.errors import ModelError
 from compiler.graph import OPSET, array_of
-from compiler.importer import load as importer
 from compiler.importer import onnxfile
 from compiler.runtime import Bundle, Pipeline
 from tests.conftest import save, small_network

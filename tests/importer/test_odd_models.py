@@ -13,11 +13,11 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from compiler import importer
 from compiler.cli.common import Terminal
 from compiler.driver import build as building
 from compiler.errors import ModelError, OptionError, visible
 from compiler.graph import shape_of, shapes
-from compiler.importer import load as importer
 from compiler.runtime import Bundle, Pipeline
 
 CHOICE = """

@@ -17,11 +17,12 @@ import pytest
 from onnx import helper, numpy_helper
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
+from compiler import importer
 from compiler.driver import build as building
 from compiler.graph import OPSET, RAISED
 from compiler.graph.reference import Reference
-from compiler.importer import load as importer
-from compiler.importer.upgrade import ADAPTERS, ENDING
+from compiler.importer.adapters import ADAPTERS
+from compiler.importer.upgrade import ENDING
 from compiler.runtime import Bundle, Pipeline
 
 OLDEST = importer.OLDEST_OPSET

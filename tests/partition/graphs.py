@@ -9,8 +9,8 @@ from itertools import pairwise
 import numpy as np
 import onnx_ir as ir
 
+from compiler import importer
 from compiler.graph import activations_of, consumers_of
-from compiler.importer import load as importer
 from compiler.partition import Plan
 from compiler.targets import Target
 from passes import fold_constants

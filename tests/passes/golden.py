@@ -31,8 +31,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnx import defs, helper, numpy_helper
 
+from compiler import importer
 from compiler.graph import BALANCED, HOST_REASON, LOWERING_REASON, operator_name
-from compiler.importer import load as importer
 from compiler.ops import dialect
 from compiler.targets import Target
 from passes import PASSES, PassContext

@@ -11,10 +11,10 @@ import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
 
+from compiler import importer
 from compiler.checks.pass_checks import Checker
 from compiler.driver import build as building
 from compiler.graph.reference import Reference
-from compiler.importer import load as importer
 from passes import PassContext, fold_constants, unfuse
 from tests.passes.golden import TARGET, leaves_alone, rewrites
 
