@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,117 +13,35 @@ from onnx_ir.passes import common
 
 import passes
 from compiler import files
-from compiler.checks import agreement, sensitivity, verdict, verify
-from compiler.checks.baseline import baseline
+from compiler.checks import agreement, sensitivity, verify
+from compiler.checks.baseline import Baseline, baseline
 from compiler.checks.pass_checks import Checker
 from compiler.device.legality import refusal
+from compiler.driver import quality, toolchain
+from compiler.driver.options import OPTIONAL, BuildOptions
+from compiler.driver.progress import Progress, silent, stage
 from compiler.emit import bundle
-from compiler.errors import (
-    CompilerError,
-    InternalError,
-    ModelError,
-    OutputError,
-    QualityError,
-    ToolchainError,
-)
-from compiler.graph import activations_around, reference
+from compiler.graph import activations_around
 from compiler.importer import load as importer
-from compiler.partition import PartitionOptions, Program, halved, partition
+from compiler.partition import PartitionOptions, Program, partition
 from compiler.quantize import samples as sampling
 from compiler.quantize.balance import Product, balance, products
-from compiler.quantize.calibrate import ChannelStats, Observers, Ranges, calibrate, observe
+from compiler.quantize.calibrate import ChannelStats, Ranges, calibrate, observe
 from compiler.quantize.equalise import equalise
 from compiler.quantize.saturate import saturated
 from compiler.quantize.scales import assign, separate
+from compiler.runtime import Bundle
 from compiler.runtime.bundle import sha256
 from compiler.targets import Target
-from compiler.vendor import edgetpu_compiler, onnx_tf
-from compiler.vendor.onnx_tf import Lowered
+from compiler.vendor import onnx_tf
 from compiler.view import page
 from passes import fold_constants
 
-# Steps that only serve accuracy, which --without leaves out.
-ACCURACY = (
-    "keep_gates",
-    "keep_spectra",
-    "keep_tails",
-    "split_gates",
-    "split_joins",
-    "rotate_rows",
-    "normalise_linears",
-    "balance",
-    "equalise",
-    "correct_biases",
-)
-# Steps that give accuracy for time or time for accuracy, which --with asks for.
-OPTIONAL = ("rotate_outputs", "second_row", "rotate_stream")
-# Samples that --keep-float looks at.
+# Calibration samples on which `keep_float` and warnings look at single segments.
 SENSITIVITY_SAMPLES = 4
 
-Progress = Callable[[str, int], Callable[[], None]]
-"""report(stage, steps) announces a stage and returns what to call after each of its steps."""
 
-
-def silent(stage: str, steps: int) -> Callable[[], None]:
-    return lambda: None
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a user may choose; every field has the CLI option of its name."""
-
-    dims: Mapping[str, int] = field(default_factory=dict)
-    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    values: Mapping[str, str] = field(default_factory=dict)
-    target: str = "usb3"
-    partitioning: PartitionOptions = field(default_factory=PartitionOptions)
-    calibration: Path | None = None
-    image: sampling.ImageOptions = field(default_factory=sampling.ImageOptions)
-    observers: Observers = field(default_factory=Observers)
-    min_sqnr: float | None = None
-    accuracy: str | None = None
-    tokenizer: Path | None = None
-    keep_float: float = 0.0
-    without: frozenset[str] = frozenset()
-    also: frozenset[str] = frozenset()
-    check_passes: bool = False
-    seed: int = 0
-    force: bool = False
-    tool: edgetpu_compiler.Tool | None = None
-    lowering: tuple[str, ...] = ("direct",)
-
-    def sources(self, model: Path) -> list[Path]:
-        """What a build of `model` may read."""
-        given = (self.calibration, self.tokenizer)
-        return [
-            model,
-            *(p for p in given if p is not None),
-            Path(self.target),
-            Path(self.partitioning.host),
-        ]
-
-
-@contextmanager
-def stage(name: str):  # type: ignore[no-untyped-def]
-    """Errors that we did not foresee name the stage they came from."""
-    try:
-        yield
-    except (CompilerError, KeyboardInterrupt):
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and files.ran_full(error):
-            why = error.strerror or error
-            raise OutputError(
-                f"stage '{name}' ran out of room: {why}: free some or set $TMPDIR"
-            ) from error
-        if isinstance(error, MemoryError):
-            raise ModelError(
-                f"stage '{name}' ran out of memory: take a smaller model, or a larger machine"
-            ) from error
-        raise InternalError(name, f"{type(error).__name__}: {error}") from error
-
-
-def read(path: Path, options: Options, progress: Progress = silent) -> ir.Model:
+def read(path: Path, options: BuildOptions, progress: Progress = silent) -> ir.Model:
     """The model in `path`, checked and normalised."""
     with stage("import"):
         progress("reading the model", 1)
@@ -138,7 +54,10 @@ def read(path: Path, options: Options, progress: Progress = silent) -> ir.Model:
 
 
 def rewrite(
-    model: ir.Model, options: Options, progress: Progress = silent, checker: Checker | None = None
+    model: ir.Model,
+    options: BuildOptions,
+    progress: Progress = silent,
+    checker: Checker | None = None,
 ) -> ir.Model:
     """Run every pass over a model, in place; `checker`, or one of its own where options ask for it,
     looks on."""
@@ -163,71 +82,58 @@ def rewrite(
     return model
 
 
-def divide(model: ir.Model, target: str, partitioning: PartitionOptions) -> Program:
+def plan_program(model: ir.Model, options: BuildOptions, progress: Progress = silent) -> Program:
+    """Run every pass over a model, in place, and cut it into segments."""
+    rewritten = rewrite(model, options, progress)
+    progress("cutting into segments", 1)
+    return partition_model(rewritten, options.target, options.partitioning)
+
+
+def partition_model(model: ir.Model, target: str, options: PartitionOptions) -> Program:
     """Cut a rewritten model into segments."""
     with stage("partition"):
         device = Target.load(target)
-        return Program(model, partition(model, device, partitioning), device)
-
-
-def lower(model: ir.Model, options: Options, progress: Progress = silent) -> Program:
-    """Run every pass over a model, in place, and cut it into segments."""
-    return divided(rewrite(model, options, progress), options, progress)
-
-
-def divided(model: ir.Model, options: Options, progress: Progress = silent) -> Program:
-    progress("cutting into segments", 1)
-    return divide(model, options.target, options.partitioning)
-
-
-def sensitive(
-    program: Program, samples: sampling.Samples, budget: float, progress: Progress = silent
-) -> list[str]:
-    """Nodes of the segments that contribute most to the error, found by running them on calibration
-    samples."""
-    few = sampling.Samples(samples.loaders[:SENSITIVITY_SAMPLES])
-    step = progress("finding what contributes", len(few))
-    with stage("sensitivity"), files.temporary("sensitivity") as folder:
-        segments = bundle.write_segments({"": program}, folder.path)[""]
-        trial = bundle.Bundle(folder.path, program_entry(program, segments))
-        return sensitivity.kept_in_float(
-            program, sensitivity.shares(trial, program, few, step), budget
-        )
+        placed = replace(options, place=options.place or "tpu")
+        return Program(model, partition(model, device, placed), device)
 
 
 def build(
-    path: Path, output: Path, options: Options, progress: Progress = silent
+    path: Path, output: Path, options: BuildOptions, progress: Progress = silent
 ) -> dict[str, Any]:
-    """Build a bundle from the ONNX file `path` in the folder `output`; returns its manifest."""
+    """Build a bundle from the ONNX file `path` in the folder `output`; returns its manifest.
+
+    Raises CompilerError; then nothing is left at `output` but what stood there before.
+    """
+    options = options.suited_to("onnx", path)
+    if options.lowering[0] == "onnx-tf":
+        onnx_tf.find()  # before the work starts
     with bundle.folder(output, options.force, options.sources(path)) as folder:
         model = read(path, options, progress)
         importer.check_weights(model.graph)
         samples = sampling.load(
-            options.calibration, model.graph.inputs, options.image, options.seed
+            options.calibration_path, model.graph.inputs, options.image, options.seed
         )
         calibration, held_out = samples.split()
-        with stage("float model"):
-            step = progress("running the float model", len(held_out))
-            expected = baseline(path, model, held_out, step)
+        expected = run_float_model(path, model, held_out, progress)
+        # Outputs that hold scores are told by the nodes behind them, which passes replace.
         layers = agreement.scored(model.graph)
+
         checker = Checker(model, options.seed, path) if options.check_passes else None
         rewritten = rewrite(model, options, progress, checker)
-        program = replace(divided(rewritten, options, progress), checker=checker)
-        program = quantize(program, calibration, options, progress)
+        program = _partition_and_quantize(rewritten, calibration, options, progress, checker)
         if options.keep_float:
-            kept = tuple(sensitive(program, calibration, options.keep_float, progress))
-            partitioning = replace(options.partitioning, kept=kept)
-            again = replace(options, partitioning=partitioning)
-            program = replace(divided(rewritten, again, progress), checker=checker)
-            program = quantize(program, calibration, options, progress)
-        lowered = lower_elsewhere(program, calibration, options, progress)
-        programs, entries = emit({"": program}, folder, options, progress, lowered)
-        program, segments = programs[""], entries[""]
+            options = _with_float_nodes(program, calibration, options, progress)
+            program = _partition_and_quantize(rewritten, calibration, options, progress, checker)
+
+        converted = toolchain.convert_with_onnx_tf(program, calibration, options, progress)
+        written = toolchain.emit({"": program}, folder, progress, converted)
+        written = toolchain.compile_segments(written, folder, options.tool, progress)
+        program = written.programs[""]
         with stage("emit"):
             manifest = {
                 **summary(program, path),
                 "tools": bundle.tool_versions(),
-                "segments": segments,
+                "segments": written.entries[""],
                 "quality": {
                     "calibration": "random" if samples.random else "user",
                     "calibration_samples": len(calibration),
@@ -235,87 +141,81 @@ def build(
                     **expected.entry(),
                 },
             }
-            if options.tokenizer is not None:
-                manifest["tokenizer"] = bundle.copy_tokenizer(options.tokenizer, folder)
+            if options.tokenizer_path is not None:
+                manifest["tokenizer"] = bundle.copy_tokenizer(options.tokenizer_path, folder)
             bundle.write_manifest(folder, manifest)
+
+        truth = verify.HeldOut(list(held_out), expected.results, layers)
         with stage("verify"):
-            step = progress("verifying", len(held_out))
-            truth = verify.HeldOut(list(held_out), expected.results, layers)
-            quality = verify.verify(bundle.load(folder), program, truth, step)
-            if options.accuracy is not None:
-                step = progress("finding what contributes", len(held_out))
-                for index, share in sensitivity.shares(
-                    bundle.load(folder), program, held_out, step
-                ).items():
-                    quality["segments"][str(index)]["share"] = share
-            manifest["quality"] |= quality
-            warn(manifest, program, held_out)
+            manifest["quality"] |= _measure_quality(folder, program, truth, options, progress)
+            quality.enter_warnings(manifest, program, _few(held_out))
             bundle.write_manifest(folder, manifest)
-            (folder / "report.html").write_text(page.page(manifest), encoding="utf-8")
-        gate(quality, options.min_sqnr)
+            page.write(folder, manifest)
+        quality.require_sqnr(manifest["quality"], options.min_sqnr)
     return manifest
 
 
-def lower_elsewhere(
-    program: Program, samples: sampling.Samples, options: Options, progress: Progress = silent
-) -> dict[int, Lowered]:
-    """The segments for Edge TPUs as onnx-tf writes them. Raises ToolchainError for one that it
-    fails on, unless the direct writer may take that over."""
-    if options.lowering[0] == "direct":
-        return {}
-    with stage("onnx-tf"):
-        done, failed = onnx_tf.lower(program, samples, progress)
-    if failed and "direct" not in options.lowering:
-        index, why = min(failed.items())
-        raise ToolchainError(
-            f"onnx-tf fails on {len(failed)} of {len(done) + len(failed)} segments, first on {index}: {why}; "
-            "--lowering onnx-tf,direct writes these directly"
-        )
-    return done
+def run_float_model(
+    path: Path, model: ir.Model, held_out: sampling.Samples, progress: Progress = silent
+) -> Baseline:
+    """What onnxruntime makes of the samples with the user's file, which the bundle is held
+    against."""
+    with stage("float model"):
+        step = progress("running the float model", len(held_out))
+        return baseline(path, model, held_out, step)
 
 
-def emit(
-    programs: Mapping[str, Program],
+def _partition_and_quantize(
+    rewritten: ir.Model,
+    calibration: sampling.Samples,
+    options: BuildOptions,
+    progress: Progress,
+    checker: Checker | None,
+) -> Program:
+    progress("cutting into segments", 1)
+    program = partition_model(rewritten, options.target, options.partitioning)
+    return quantize(replace(program, checker=checker), calibration, options, progress)
+
+
+def _with_float_nodes(
+    program: Program, calibration: sampling.Samples, options: BuildOptions, progress: Progress
+) -> BuildOptions:
+    """The options, the nodes that contribute most to the error kept on the host."""
+    few = _few(calibration)
+    step = progress("finding what contributes", len(few))
+    with stage("sensitivity"), files.temporary("sensitivity") as folder:
+        segments = bundle.write_segments({"": program}, folder.path)[""]
+        trial = Bundle(folder.path, program_entry(program, segments))
+        shares = sensitivity.shares(trial, program, few, step)
+    kept = sensitivity.kept_in_float(program, shares, options.keep_float / 100)
+    partitioning = replace(options.partitioning, kept=tuple(kept))
+    return replace(options, partitioning=partitioning)
+
+
+def _measure_quality(
     folder: Path,
-    options: Options,
-    progress: Progress = silent,
-    lowered: Mapping[int, Lowered] | None = None,
-) -> tuple[dict[str, Program], dict[str, list[dict[str, Any]]]]:
-    """Write every segment of the programs, and compile those for Edge TPUs where edgetpu_compiler
-    is at hand.
+    program: Program,
+    truth: verify.HeldOut,
+    options: BuildOptions,
+    progress: Progress,
+) -> dict[str, Any]:
+    """The bundle in `folder`, loaded from disk, against the float results."""
+    step = progress("verifying", len(truth.samples))
+    measured = verify.verify(bundle.load(folder), program, truth, step)
+    if options.accuracy is not None:
+        step = progress("finding what contributes", len(truth.samples))
+        shares = sensitivity.shares(bundle.load(folder), program, truth.samples, step)
+        for index, share in shares.items():
+            measured["segments"][str(index)]["share"] = share
+    return measured
 
-    A segment that it refuses is cut in two, until only single operators are left that it refuses:
-    these stay int8 TFLite for the CPU. Returns the programs as they are now, and the entries of
-    their segments in the manifest.
-    """
-    found = dict(programs)
-    progress("writing segments", 1)
-    with stage("emit"):
-        entries = bundle.write_segments(found, folder, lowered)
-    if options.tool is None:
-        return found, entries
-    with stage("edgetpu_compiler"), edgetpu_compiler.Session(options.tool) as session:
-        while True:
-            groups = edgetpu_compiler.groups(entries.values(), folder)
-            outcomes = session.compile(groups, progress("edgetpu_compiler", len(groups)))
-            if lowered:
-                break  # its segments are what onnx-tf made of them
-            before = sum(len(segments) for segments in entries.values())
-            for name, program in found.items():
-                refused = edgetpu_compiler.refused(entries[name], outcomes, folder)
-                plan = halved(program.plan, program.model.graph, program.target, refused)
-                found[name] = replace(program, plan=plan)
-            if before == sum(len(program.plan.segments) for program in found.values()):
-                break
-            shutil.rmtree(folder / "segments")
-            entries = bundle.write_segments(found, folder)
-        for segments in entries.values():
-            edgetpu_compiler.enter(segments, outcomes, folder)
-    return found, entries
+
+def _few(samples: sampling.Samples) -> sampling.Samples:
+    return sampling.Samples(samples.loaders[:SENSITIVITY_SAMPLES])
 
 
 def quantize(
-    program: Program, samples: sampling.Samples, options: Options, progress: Progress = silent
+    program: Program, samples: sampling.Samples, options: BuildOptions, progress: Progress = silent
 ) -> Program:
     """Give a scale to every activation that a TPU segment touches."""
     with stage("balance"):
@@ -337,7 +237,7 @@ def scaled(
     program: Program,
     ranges: Ranges,
     samples: sampling.Samples,
-    options: Options,
+    options: BuildOptions,
     progress: Progress = silent,
 ) -> Program:
     """Scales where ranges are known already, and from samples where they are not; channels are
@@ -375,26 +275,6 @@ def _multiplied(before: Mapping[str, ChannelStats], after: Mapping[str, ChannelS
         for name, shown in before.items()
         if not np.array_equal(shown.square, after[name].square)
     }
-
-
-def save_graph(program: Program, path: Path, sources: Sequence[Path] = ()) -> None:
-    """The lowered graph as ONNX, weights beside it in PATH.data; `sources` are still needed. Raises
-    OutputError."""
-    weights = path.with_name(f"{path.name}.data")
-    if path.exists() and not path.is_file():
-        raise OutputError(f"{path}: weights come in a file beside the graph: name a regular file")
-    if weights.exists() and not path.exists():
-        raise OutputError(
-            f"{weights}: is there, without a graph that it could be of: name another file"
-        )
-    with files.temporary("graph") as folder, files.output(path, sources) as file:
-        made = folder.path / path.name
-        reference.save(program.model, made)
-        made_weights = made.with_name(weights.name)
-        if made_weights.exists():
-            with files.output(weights, sources) as weights_file, made_weights.open("rb") as source:
-                shutil.copyfileobj(source, weights_file)
-        file.write(made.read_bytes())
 
 
 def summary(program: Program, path: Path) -> dict[str, Any]:
@@ -450,43 +330,3 @@ def prediction(program: Program) -> dict[str, Any]:
         "gap_percent": None if plan.gap is None else round(100 * plan.gap, 2),
         "error_percent": program.target.error_percent,
     }
-
-
-def warn(manifest: dict[str, Any], program: Program, samples: sampling.Samples) -> None:
-    """Enter what is bad about a bundle into its manifest, with the segment and the node to look at."""
-    quality = manifest["quality"]
-    findings = verdict.findings(quality)
-    if not findings:
-        return
-    worst = verify.worst_segment(quality)
-    segment = None if worst is None else int(worst[0])
-    few = sampling.Samples(samples.loaders[:SENSITIVITY_SAMPLES])
-    node = None if segment is None else verify.worst_node(program, segment, few)
-    where = {"segment": segment, "node": node}
-    quality["warnings"] = [
-        finding | where | {"advice": verdict.advice(manifest, finding["kind"], node)}
-        for finding in findings
-    ]
-
-
-def gate(quality: Mapping[str, Any], least: float | None) -> None:
-    """Raises QualityError where an output is below the SQNR that the user asked for, or where one
-    held-out sample cannot tell. An output that is the same for several samples is held to its plain
-    SQNR."""
-    if least is None:
-        return
-    for name, entry in quality["outputs"].items():
-        found = entry["sqnr_db"]
-        if found is None and quality["samples"] == 1:
-            raise QualityError(
-                f"output '{name}': one held-out sample does not show how it varies, so --min-sqnr cannot be told: give "
-                "at least 8 samples with --calibration"
-            )
-        found = entry["plain_sqnr_db"] if found is None else found
-        if found < least:
-            worst = verify.worst_segment(quality)
-            where = f"; segment {worst[0]} loses most ({worst[1]} dB)" if worst else ""
-            part = verdict.part(entry)
-            raise QualityError(
-                f"output '{name}'{part} has {found} dB, --min-sqnr asks for {least}{where}"
-            )
