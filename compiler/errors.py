@@ -40,6 +40,8 @@ class CompilerError(Exception):
 
 
 class OptionError(CompilerError):
+    """An option that does not fit the model or the machine."""
+
     code = "E-OPTION"
 
 
