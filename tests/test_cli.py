@@ -250,7 +250,7 @@ def test_bad_calibration(
 def test_unreadable_calibration(small_model: Path, tmp_path: Path, run_cli: Cli) -> None:
     (tmp_path / "c.npz").write_bytes(b"PK not really")
     for path, words in (
-        (tmp_path / "c.npz", "cannot be read"),
+        (tmp_path / "c.npz", "is no .npy or .npz file"),
         (tmp_path / "none", "no such file"),
     ):
         code, _, err = run_cli("build", small_model, "-o", tmp_path / "out", "--calibration", path)
