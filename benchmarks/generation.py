@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from compiler.driver import corpus, language
-from compiler.driver.options import BuildOptions, LanguageOptions
+from compiler.driver.options import BuildOptions
 from compiler.frontends import Source, decoder, open_source
 from compiler.graph.reference import Reference
 from compiler.partition import PartitionOptions, PlacePolicy

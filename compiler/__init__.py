@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         plan,
         save_graph,
     )
-    from compiler.driver.inspect import CompiledFile, Inspection, PlannedOperator, PlannedSegment
+    from compiler.driver.inspect import CompiledFile, Inspection
     from compiler.driver.options import BuildOptions, LanguageOptions
     from compiler.driver.plan import Forecast, LanguageForecast
     from compiler.errors import CompilerError, OptionError
@@ -56,8 +56,6 @@ __all__ = [
     "Observers",
     "OptionError",
     "PartitionOptions",
-    "PlannedOperator",
-    "PlannedSegment",
     "Runner",
     "build",
     "check",
@@ -86,8 +84,6 @@ _DEFINED_IN = {
     "Observers": "compiler.quantize.calibrate",
     "OptionError": "compiler.errors",
     "PartitionOptions": "compiler.partition.options",
-    "PlannedOperator": "compiler.driver.inspect",
-    "PlannedSegment": "compiler.driver.inspect",
     "Runner": "compiler.runtime",
 }
 

@@ -10,6 +10,7 @@ import pytest
 
 from compiler.driver import build as building
 from compiler.driver.options import BuildOptions
+from compiler.emit import manifest
 from compiler.partition import PartitionOptions
 from compiler.view import page as html
 from fixtures import demo
@@ -26,7 +27,7 @@ def test_the_page_draws_its_plan(width: int, tmp_path: Path) -> None:
     options = BuildOptions(partitioning=PartitionOptions(tpus=3, objective="throughput"))
     program = building.plan_program(building.read(model, options), options)
     page = tmp_path / "page.html"
-    page.write_text(html.page(building.summary(program, model)), encoding="utf-8")
+    page.write_text(html.page(manifest.summary(program, model)), encoding="utf-8")
     assert CHROMIUM is not None
     command = [
         CHROMIUM,

@@ -103,5 +103,5 @@ def _error(got: np.ndarray, want: np.ndarray) -> float:
         or not np.isfinite(got[finite]).all()
     ):
         return float("inf")
-    difference, scale = np.abs(got - want)[finite], np.abs(want[finite])
-    return float(difference.max(initial=0) / max(scale.max(initial=0), 1e-6))
+    difference = np.abs(got[finite] - want[finite]).max(initial=0)
+    return float(difference / max(np.abs(want[finite]).max(initial=0), 1e-6))

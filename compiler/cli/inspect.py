@@ -74,7 +74,7 @@ def inspect(
     if html is not None:
         _write_page(inspection, html)
     elif json:
-        print_json(inspection.manifest)
+        print_json(inspection.plan)
     else:
         _show(inspection)
 
@@ -84,17 +84,18 @@ def _show(inspection: compiler.Inspection) -> None:
     from compiler.view.plan import show_plan
     from compiler.view.quality import show_baseline, show_quality, show_warnings
 
-    manifest = inspection.manifest
-    if "language" in manifest:
-        show_language(out, manifest)
+    plan = inspection.plan
+    if "language" in plan:
+        show_language(out, plan)
     else:
-        show_plan(out, manifest)
-    if "quality" not in manifest:
+        show_plan(out, plan)
+    quality = inspection.quality
+    if quality is None:
         return
-    if "language" not in manifest:
-        show_quality(out, manifest["quality"])
-        show_baseline(out, manifest["quality"])
-    show_warnings(out, manifest["quality"])
+    if "language" not in plan:
+        show_quality(out, quality)
+        show_baseline(out, quality)
+    show_warnings(out, quality)
 
 
 def _show_compiled(compiled: compiler.CompiledFile, as_json: bool) -> None:
@@ -120,7 +121,7 @@ def _write_graphs(inspection: compiler.Inspection, dot: Path | None, netron: Pat
 def _write_page(inspection: compiler.Inspection, path: Path) -> None:
     from compiler.view import page
 
-    write(path, page.page(inspection.manifest), inspection.sources)
+    write(path, page.page(inspection.plan), inspection.sources)
 
 
 def _is_stdout(*paths: Path | None) -> bool:

@@ -20,6 +20,7 @@ from compiler.driver.inspect import CompiledFile, FileKind, Inspection
 from compiler.driver.options import BuildOptions
 from compiler.driver.plan import Forecast
 from compiler.driver.progress import Progress, silent
+from compiler.emit import compilation
 from compiler.errors import OptionError
 from compiler.partition import PartitionOptions
 from compiler.runtime import Bundle
@@ -152,7 +153,7 @@ def compile_bundle(path: AnyPath, tool: Tool, *, progress: Progress = silent) ->
     Returns the bundle, opened again. Raises BundleError, ToolchainError, OutputError; the bundle is
     whole at any time.
     """
-    edgetpu_compiler.compile_bundle(Path(path), tool, progress)
+    compilation.compile_bundle(Path(path), tool, progress)
     return Bundle.open(path, check=False)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -21,17 +21,19 @@ from compiler.driver import quality, toolchain
 from compiler.driver.options import OPTIONAL, BuildOptions
 from compiler.driver.progress import Progress, silent, stage
 from compiler.emit import bundle
+from compiler.emit import manifest as manifests
 from compiler.graph import activations_around
 from compiler.importer import load as importer
 from compiler.partition import PartitionOptions, Program, partition
 from compiler.quantize import samples as sampling
-from compiler.quantize.balance import Product, balance, products
+from compiler.quantize.balance import balance
 from compiler.quantize.calibrate import ChannelStats, Ranges, calibrate, observe
 from compiler.quantize.equalise import equalise
+from compiler.quantize.products import Product, products
 from compiler.quantize.saturate import saturated
 from compiler.quantize.scales import assign, separate
 from compiler.runtime import Bundle
-from compiler.runtime.bundle import sha256
+from compiler.runtime.manifest import Manifest, MeasuredEntry
 from compiler.targets import Target
 from compiler.vendor import onnx_tf
 from compiler.view import page
@@ -97,9 +99,7 @@ def partition_model(model: ir.Model, target: str, options: PartitionOptions) -> 
         return Program(model, partition(model, device, placed), device)
 
 
-def build(
-    path: Path, output: Path, options: BuildOptions, progress: Progress = silent
-) -> dict[str, Any]:
+def build(path: Path, output: Path, options: BuildOptions, progress: Progress = silent) -> Manifest:
     """Build a bundle from the ONNX file `path` in the folder `output`; returns its manifest.
 
     Raises CompilerError; then nothing is left at `output` but what stood there before.
@@ -130,28 +130,27 @@ def build(
         written = toolchain.compile_segments(written, folder, options.tool, progress)
         program = written.programs[""]
         with stage("emit"):
-            manifest = {
-                **summary(program, path),
-                "tools": bundle.tool_versions(),
-                "segments": written.entries[""],
-                "quality": {
-                    "calibration": "random" if samples.random else "user",
-                    "calibration_samples": len(calibration),
-                    "observer": options.observers.default,
-                    **expected.entry(),
-                },
-            }
+            calibrated = manifests.quality_entry(
+                "random" if samples.random else "user",
+                len(calibration),
+                options.observers.default,
+            )
+            manifests.enter_baseline(calibrated, expected.kind, expected.note)
+            plan = manifests.plan_entry(program, path, written.entries[""])
+            manifest = manifests.assembled(plan, calibrated)
             if options.tokenizer_path is not None:
                 manifest["tokenizer"] = bundle.copy_tokenizer(options.tokenizer_path, folder)
-            bundle.write_manifest(folder, manifest)
+            manifests.write(folder, manifest)
 
         truth = verify.HeldOut(list(held_out), expected.results, layers)
         with stage("verify"):
-            manifest["quality"] |= _measure_quality(folder, program, truth, options, progress)
-            quality.enter_warnings(manifest, program, _few(held_out))
-            bundle.write_manifest(folder, manifest)
+            measured = _measure_quality(folder, program, truth, options, progress)
+            manifests.enter_quality(manifest, measured)
+            found = quality.warnings(manifest, program, _few(held_out))
+            manifests.enter_quality(manifest, found)
+            manifests.write(folder, manifest)
             page.write(folder, manifest)
-        quality.require_sqnr(manifest["quality"], options.min_sqnr)
+        quality.require_sqnr(measured, options.min_sqnr)
     return manifest
 
 
@@ -185,7 +184,9 @@ def _with_float_nodes(
     step = progress("finding what contributes", len(few))
     with stage("sensitivity"), files.temporary("sensitivity") as folder:
         segments = bundle.write_segments({"": program}, folder.path)[""]
-        trial = Bundle(folder.path, program_entry(program, segments))
+        # Sensitivity runs the program, for which the rest of a manifest is not needed.
+        entry = cast(Manifest, manifests.program_entry(program, segments))
+        trial = Bundle(folder.path, entry)
         shares = sensitivity.shares(trial, program, few, step)
     kept = sensitivity.kept_in_float(program, shares, options.keep_float / 100)
     partitioning = replace(options.partitioning, kept=tuple(kept))
@@ -198,15 +199,14 @@ def _measure_quality(
     truth: verify.HeldOut,
     options: BuildOptions,
     progress: Progress,
-) -> dict[str, Any]:
+) -> MeasuredEntry:
     """The bundle in `folder`, loaded from disk, against the float results."""
     step = progress("verifying", len(truth.samples))
     measured = verify.verify(bundle.load(folder), program, truth, step)
     if options.accuracy is not None:
         step = progress("finding what contributes", len(truth.samples))
         shares = sensitivity.shares(bundle.load(folder), program, truth.samples, step)
-        for index, share in shares.items():
-            measured["segments"][str(index)]["share"] = share
+        manifests.enter_shares(measured, shares)
     return measured
 
 
@@ -277,56 +277,14 @@ def _multiplied(before: Mapping[str, ChannelStats], after: Mapping[str, ChannelS
     }
 
 
-def summary(program: Program, path: Path) -> dict[str, Any]:
-    """The plan as plain data, in the words of the manifest; before quantization it is a dry run."""
-    opset = program.model.graph.opset_imports.get("", 0)
-    return {
-        "model": {"file": path.name, "sha256": sha256(path), "opset": opset},
-        "target": target_entry(program.target),
-        **program_entry(program, [bundle.segment_entry(program, s) for s in program.plan.segments]),
-    }
-
-
-def target_entry(target: Target) -> dict[str, Any]:
-    return {"name": target.name, "description": target.description, "sram_bytes": target.sram_bytes}
-
-
-def program_entry(program: Program, segments: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the manifest says of a program; `segments` are the entries of its segments."""
-    graph, quants = program.model.graph, program.quants
-    return {
-        "inputs": [bundle.input_entry(v) for v in graph.inputs],
-        "outputs": [
-            bundle.tensor_entry(v, quants, False, v in program.made_on_tpu) for v in graph.outputs
-        ],
-        "prediction": prediction(program),
-        "segments": list(segments),
-    }
-
-
 def forecast(program: Program) -> dict[str, Any]:
     """A row of `plan`: the prediction with what is cached and streamed."""
     segments = program.plan.segments
     return {
-        **prediction(program),
+        **manifests.prediction_entry(program),
         "tpu_segments": sum(s.device == "tpu" for s in segments),
         "host_segments": sum(s.device == "host" for s in segments),
         "cached_bytes": sum(s.cached for s in segments),
         "streamed_bytes": sum(s.streamed for s in segments),
-        "reload_ms": bundle.milliseconds(program.plan.reload(program.target)),
-    }
-
-
-def prediction(program: Program) -> dict[str, Any]:
-    """What the cost model says of the whole plan, and how far to trust it."""
-    plan = program.plan
-    return {
-        "tpus": plan.options.tpus,
-        "host": plan.options.host,
-        "objective": plan.options.objective,
-        "place": plan.options.place,
-        "latency_ms": bundle.milliseconds(plan.latency),
-        "interval_ms": bundle.milliseconds(plan.interval),
-        "gap_percent": None if plan.gap is None else round(100 * plan.gap, 2),
-        "error_percent": program.target.error_percent,
+        "reload_ms": manifests.milliseconds(program.plan.reload(program.target)),
     }

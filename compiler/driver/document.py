@@ -41,8 +41,6 @@ _SECTIONS = {
         "kind_of",
         "inspect",
         "Inspection",
-        "PlannedSegment",
-        "PlannedOperator",
         "save_graph",
         "inspect_compiled",
         "CompiledFile",

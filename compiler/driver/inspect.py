@@ -6,17 +6,19 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, cast
 
 from compiler import files, frontends
 from compiler.driver import build as building
 from compiler.driver.options import BuildOptions
 from compiler.driver.progress import Progress, silent
 from compiler.emit import bundle
+from compiler.emit import manifest as manifests
 from compiler.errors import OptionError, OutputError
 from compiler.graph import reference
 from compiler.partition import Program
 from compiler.runtime import Bundle
+from compiler.runtime.manifest import PlanEntry, QualityEntry
 from compiler.vendor import darwinn
 from compiler.vendor.darwinn import Package
 
@@ -24,75 +26,25 @@ FileKind = Literal["onnx", "language", "bundle", "tflite"]
 
 
 @dataclass(frozen=True)
-class PlannedOperator:
-    """A node of the rewritten graph.
-
-    node:            its name in the user's model, or of the node that it was made from
-    operator:        its ONNX or TFLite operator
-    reason:          why it is where it is
-    parameter_bytes: bytes of parameters on the Edge TPU; 0 on the host
-    macs:            multiply-accumulates of one inference
-    ms:              predicted milliseconds
-    """
-
-    node: str
-    operator: str
-    reason: str
-    parameter_bytes: int
-    macs: int
-    ms: float
-
-
-@dataclass(frozen=True)
-class PlannedSegment:
-    """A segment of a plan, in the order in which they run.
-
-    index:           its number, from 0
-    device:          "tpu" or "host"
-    tpu:             number of its Edge TPU, from 0; None on the host
-    operators:       its nodes
-    parameter_bytes: bytes of all its parameters
-    cached_bytes:    of these, what stays in the Edge TPU
-    streamed_bytes:  of these, what is sent at each inference
-    macs:            multiply-accumulates of one inference
-    predicted_ms:    predicted milliseconds, by what takes them
-    """
-
-    index: int
-    device: str
-    tpu: int | None
-    operators: tuple[PlannedOperator, ...]
-    parameter_bytes: int
-    cached_bytes: int
-    streamed_bytes: int
-    macs: int
-    predicted_ms: Mapping[str, float]
-
-    @property
-    def milliseconds(self) -> float:
-        return sum(self.predicted_ms.values())
-
-
-@dataclass(frozen=True)
 class Inspection:
     """The plan of a model, or of a bundle.
 
-    path:     the file or folder
-    manifest: the plan in the manifest's words (docs/manifest.md); a model's has no quality, no
-              files and no versions of tools
-    program:  the rewritten graph with its segments; None for a bundle
-    sources:  the files that were read
+    path:    the file or folder
+    plan:    the segments in the order to run, in the words of docs/manifest.md; of a bundle the
+             whole manifest, with its quality
+    program: the rewritten graph with its segments; None for a bundle
+    sources: the files that were read
     """
 
     path: Path
-    manifest: Mapping[str, Any]
+    plan: PlanEntry
     program: Program | None
     sources: Sequence[Path]
 
     @property
-    def segments(self) -> tuple[PlannedSegment, ...]:
-        """The segments, those of prefill for a language model."""
-        return tuple(_segment(entry) for entry in self.manifest["segments"])
+    def quality(self) -> QualityEntry | None:
+        """What verification measured of a bundle; None for a model."""
+        return cast(Mapping[str, QualityEntry], self.plan).get("quality")
 
 
 @dataclass(frozen=True)
@@ -130,7 +82,7 @@ def inspect(path: Path, options: BuildOptions, progress: Progress = silent) -> I
         suited = options.suited_to("onnx", path)
         model = building.read(path, suited, progress)
         program = building.plan_program(model, suited, progress)
-        return Inspection(path, building.summary(program, path), program, [path])
+        return Inspection(path, manifests.summary(program, path), program, [path])
     _require_no_options(path, options)
     found = bundle.load(path)
     return Inspection(path, found.manifest, None, bundle_files(found))
@@ -175,18 +127,3 @@ def save_graph(program: Program, path: Path, sources: Sequence[Path] = ()) -> No
 def _require_no_options(path: Path, options: BuildOptions) -> None:
     if options != BuildOptions():
         raise OptionError(f"{path}: is planned already; options of the plan are for .onnx files")
-
-
-def _segment(entry: Mapping[str, Any]) -> PlannedSegment:
-    operators = tuple(PlannedOperator(**operator) for operator in entry["operators"])
-    return PlannedSegment(
-        index=entry["index"],
-        device=entry["device"],
-        tpu=entry["tpu"],
-        operators=operators,
-        parameter_bytes=entry["parameter_bytes"],
-        cached_bytes=entry["cached_bytes"],
-        streamed_bytes=entry["streamed_bytes"],
-        macs=entry["macs"],
-        predicted_ms=entry["predicted_ms"],
-    )

@@ -11,11 +11,11 @@ others. The planner places each by itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -27,6 +27,7 @@ from compiler.driver.corpus import HELD_OUT, calibration_rows, sample
 from compiler.driver.options import ROTATE_STREAM, BuildOptions, LanguageOptions
 from compiler.driver.progress import Progress, silent, stage
 from compiler.emit import bundle
+from compiler.emit import manifest as manifests
 from compiler.errors import OptionError
 from compiler.frontends import Source, decoder, open_source
 from compiler.frontends.decoder import ProgramShape
@@ -34,18 +35,18 @@ from compiler.frontends.rotate import rotate
 from compiler.graph import OPSET
 from compiler.partition import PartitionOptions, Program
 from compiler.quantize import samples as sampling
-from compiler.quantize.balance import Product, balance, known, products
+from compiler.quantize.balance import balance, known
+from compiler.quantize.products import Product, products
 from compiler.runtime.bundle import sha256
 from compiler.runtime.language import LanguageModel
+from compiler.runtime.manifest import FileEntry, LanguageEntry, Manifest, ProgramEntry
 from compiler.targets import Target
 from compiler.view import page
 
 MEGABYTE = 1 << 20
 
 
-def build(
-    path: Path, output: Path, options: BuildOptions, progress: Progress = silent
-) -> dict[str, Any]:
+def build(path: Path, output: Path, options: BuildOptions, progress: Progress = silent) -> Manifest:
     """Build a bundle from the language model `path` in the folder `output`; returns its manifest.
 
     Raises CompilerError; then nothing is left at `output` but what stood there before.
@@ -67,34 +68,36 @@ def build(
         with stage("emit"):
             tokenizer = folder / "tokenizer.json"
             tokenizer.write_text(source.tokenizer.definition, encoding="utf-8")
-            declare_cache(written.entries.values(), decoder.in_place(source.architecture.layers))
+            entries = itertools.chain.from_iterable(written.entries.values())
+            manifests.enter_cache(entries, decoder.in_place(source.architecture.layers))
             parts = {}
             for name in programs:
                 prefix = _file_prefix(name)
-                program, entries = written.programs[prefix], written.entries[prefix]
-                parts[name] = building.program_entry(program, entries)
-            manifest = {
-                "model": {"file": path.name, "sha256": _digest(path), "opset": OPSET},
-                "target": building.target_entry(Target.load(options.target)),
-                **parts.pop("prefill"),
-                "tools": bundle.tool_versions(),
-                "quality": {
-                    "calibration": "user" if options.calibration else "manual",
-                    "calibration_samples": len(calibration),
-                    "observer": options.observers.default,
-                },
-                "language": _settings(source, sizes) | {"programs": parts},
-            }
-            manifest["language"]["tokenizer"] |= bundle.file_entry(tokenizer, folder)
-            bundle.write_manifest(folder, manifest)
+                program, segments = written.programs[prefix], written.entries[prefix]
+                parts[name] = manifests.program_entry(program, segments)
+            plan = manifests.plan_of_program(
+                manifests.model_entry(path, _digest(path), OPSET),
+                Target.load(options.target),
+                parts.pop("prefill"),
+            )
+            calibrated = manifests.quality_entry(
+                "user" if options.calibration else "manual",
+                len(calibration),
+                options.observers.default,
+            )
+            manifest = manifests.assembled(plan, calibrated)
+            file = manifests.file_entry(tokenizer, folder)
+            manifest["language"] = _language_entry(source, sizes, file, parts)
+            manifests.write(folder, manifest)
 
         with stage("verify"):
             model = LanguageModel(bundle.load(folder), stream=False)
-            manifest["quality"] |= perplexity.measure(model, source, held_out, progress)
+            measured = perplexity.measure(model, source, held_out, progress)
+            manifests.enter_quality(manifest, measured)
             warnings = verdict.of_language(manifest)
             if warnings:
-                manifest["quality"]["warnings"] = warnings
-            bundle.write_manifest(folder, manifest)
+                manifests.enter_quality(manifest, {"warnings": warnings})
+            manifests.write(folder, manifest)
             page.write(folder, manifest)
     return manifest
 
@@ -173,20 +176,6 @@ def rotated(source: Source, options: BuildOptions) -> tuple[Source, BuildOptions
     return source, replace(options, without=options.without | {"rotate_rows"})
 
 
-def declare_cache(programs: Iterable[Sequence[dict[str, Any]]], pairs: Mapping[str, str]) -> None:
-    """Say in the entries of segments which outputs may take the memory of which inputs.
-
-    `pairs` are the names of those inputs by output.
-    """
-    for segments in programs:
-        for segment in segments:
-            read = {tensor["name"] for tensor in segment["inputs"]}
-            made = {tensor["name"] for tensor in segment["outputs"]}
-            own = {out: into for out, into in pairs.items() if out in made and into in read}
-            if own:
-                segment["in_place"] = own
-
-
 def _partitioning(options: BuildOptions) -> PartitionOptions:
     """How programs are cut: the host multiplies in int8, and its segments fit an eighth of half the
     memory (`LanguageOptions.max_ram`)."""
@@ -217,7 +206,12 @@ def _file_prefix(program: str) -> str:
     return "" if program == "prefill" else f"{program}-"
 
 
-def _settings(source: Source, sizes: LanguageOptions) -> dict[str, Any]:
+def _language_entry(
+    source: Source,
+    sizes: LanguageOptions,
+    file: FileEntry,
+    programs: dict[str, ProgramEntry],
+) -> LanguageEntry:
     tokenizer = source.tokenizer
     return {
         "name": source.architecture.name,
@@ -230,7 +224,9 @@ def _settings(source: Source, sizes: LanguageOptions) -> dict[str, Any]:
             "ends": list(tokenizer.ends),
             "add_begin": tokenizer.add_begin,
             "chat_template": tokenizer.chat_template,
+            **file,
         },
+        "programs": programs,
     }
 
 

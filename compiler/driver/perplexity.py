@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from compiler.frontends import Source, decoder
 from compiler.frontends.decoder import ProgramShape
 from compiler.graph.reference import Reference
 from compiler.runtime.language import LanguageModel
+from compiler.runtime.manifest import MeasuredEntry, PerplexityEntry
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def measure(
     source: Source,
     rows: Sequence[np.ndarray],
     progress: Progress = silent,
-) -> dict[str, Any]:
+) -> MeasuredEntry:
     """The manifest's figures of a bundled model on rows of token numbers [tokens], of one length.
 
     Of each row the first chunk is prefilled and the rest decoded. Perplexity is the exponential of
@@ -85,7 +85,7 @@ def _compare(
         )
 
 
-def _figures(predictions: Sequence[_Prediction]) -> dict[str, Any]:
+def _figures(predictions: Sequence[_Prediction]) -> PerplexityEntry:
     count = len(predictions)
     losses = np.array([(p.bundle_loss, p.float_loss) for p in predictions])
     ours, theirs = np.exp(np.mean(losses, axis=0)).tolist()

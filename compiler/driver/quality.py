@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from compiler.checks import verdict, verify
 from compiler.errors import QualityError
 from compiler.partition import Program
 from compiler.quantize.samples import Samples
+from compiler.runtime.manifest import Manifest, MeasuredEntry, WarningEntry
 
 
-def enter_warnings(manifest: dict[str, Any], program: Program, samples: Samples) -> None:
-    """Enter what is bad about a bundle into its manifest, with the segment and the node to look at.
+def warnings(manifest: Manifest, program: Program, samples: Samples) -> MeasuredEntry:
+    """What is bad about a bundle, with the segment and the node to look at.
 
     `samples` are run to find that node.
     """
     quality = manifest["quality"]
     findings = verdict.findings(quality)
     if not findings:
-        return
+        return {}
     segment = None
     node = None
     worst = verify.worst_segment(quality)
     if worst is not None:
         segment = int(worst[0])
         node = verify.worst_node(program, segment, samples)
-    warnings = []
+    found: list[WarningEntry] = []
     for finding in findings:
         advice = verdict.advice(manifest, finding["kind"], node)
-        where = {"segment": segment, "node": node}
-        warnings.append({**finding, **where, "advice": advice})
-    quality["warnings"] = warnings
+        found.append({**finding, "segment": segment, "node": node, "advice": advice})
+    return {"warnings": found}
 
 
-def require_sqnr(quality: Mapping[str, Any], least: float | None) -> None:
+def require_sqnr(quality: MeasuredEntry, least: float | None) -> None:
     """Raises QualityError where the SQNR of an output is below `least` dB, or cannot be told.
 
     An output that is the same for several samples is held to its plain SQNR, since nothing of it
@@ -60,7 +57,7 @@ def require_sqnr(quality: Mapping[str, Any], least: float | None) -> None:
             )
 
 
-def _loss(quality: Mapping[str, Any]) -> str:
+def _loss(quality: MeasuredEntry) -> str:
     worst = verify.worst_segment(quality)
     if worst is None:
         return ""

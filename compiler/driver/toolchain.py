@@ -6,16 +6,16 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from compiler.driver.options import BuildOptions
 from compiler.driver.progress import Progress, silent, stage
-from compiler.emit import bundle
+from compiler.emit import bundle, compilation
 from compiler.errors import ToolchainError
 from compiler.partition import Program, halved
 from compiler.quantize.samples import Samples
+from compiler.runtime.manifest import SegmentEntry
 from compiler.vendor import edgetpu_compiler, onnx_tf
-from compiler.vendor.onnx_tf import Lowered
+from compiler.vendor.onnx_tf import ConvertedSegment
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Written:
     """
 
     programs: Mapping[str, Program]
-    entries: dict[str, list[dict[str, Any]]]
-    converted: Mapping[int, Lowered]
+    entries: dict[str, list[SegmentEntry]]
+    converted: Mapping[int, ConvertedSegment]
 
     @property
     def segment_count(self) -> int:
@@ -36,7 +36,7 @@ class Written:
 
 def convert_with_onnx_tf(
     program: Program, samples: Samples, options: BuildOptions, progress: Progress = silent
-) -> dict[int, Lowered]:
+) -> dict[int, ConvertedSegment]:
     """The TPU segments as onnx-tf and TensorFlow write them, by index, where options ask for it.
 
     Raises ToolchainError for one that they fail on, unless it may be written directly instead.
@@ -60,7 +60,7 @@ def emit(
     programs: Mapping[str, Program],
     folder: Path,
     progress: Progress = silent,
-    converted: Mapping[int, Lowered] | None = None,
+    converted: Mapping[int, ConvertedSegment] | None = None,
 ) -> Written:
     """Write every segment of the programs into the bundle at `folder`."""
     progress("writing segments", 1)
@@ -98,7 +98,7 @@ def compile_segments(
             entries = bundle.write_segments(programs, folder)
             written = Written(programs, entries, {})
         for segments in written.entries.values():
-            edgetpu_compiler.enter(segments, outcomes, folder)
+            compilation.enter(segments, outcomes, folder)
     return written
 
 

@@ -28,8 +28,7 @@ def infer(model: ir.Model) -> None:
 
 def _by_onnx(model: ir.Model) -> None:
     try:
-        inferred = onnx.shape_inference.infer_shapes(_without_weights(model), data_prop=True)
-        found = ir.serde.deserialize_model(inferred)
+        found = ir.serde.deserialize_model(_inferred(_without_weights(model)))
     except Exception:
         return  # what is wrong with the model is for the checker and onnxruntime to say
     for graph, other in zip(model.graphs(), found.graphs(), strict=True):
@@ -44,6 +43,15 @@ def _by_onnx(model: ir.Model) -> None:
                 value.shape = None  # of a sequence, it would be that of its elements
             elif result.shape is not None:
                 value.shape = result.shape
+
+
+def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """With `check_type`, ONNX finds types of outputs that it does not find without; it may also
+    complain of others."""
+    try:
+        return onnx.shape_inference.infer_shapes(proto, check_type=True, data_prop=True)
+    except Exception:
+        return onnx.shape_inference.infer_shapes(proto, data_prop=True)
 
 
 def _without_weights(model: ir.Model) -> onnx.ModelProto:

@@ -41,6 +41,23 @@ ENDING = {"GlobalLpPool", "MaxRoiPool", "Multinomial", "RoiAlign"} | {
 }
 
 
+# For which onnxruntime has kernels in float only. Of other types it takes them apart into what ONNX
+# says that they are made of, which it does up to opset 18.
+FLOAT_KERNELS = {
+    "Elu",
+    "HardSigmoid",
+    "HardSwish",
+    "LeakyRelu",
+    "Mish",
+    "PRelu",
+    "Relu",
+    "Selu",
+    "Softplus",
+} | {
+    "Softsign",
+    "ThresholdedRelu",
+}
+
 # The opset of which GroupNormalization has a scale for each channel.
 GROUPS_BY_CHANNEL = 21
 
@@ -57,6 +74,9 @@ def upgrade(model: ir.Model) -> str | None:
     target = RAISED if kinds & ENDING else OPSET
     if version >= target:
         return None
+    why = _other_kernels(model)
+    if why is not None:
+        return why
     changed = [
         (node, ADAPTERS[node.op_type])
         for node in model.graph.all_nodes()
@@ -108,6 +128,25 @@ def _names(model: ir.Model) -> set[str | None]:
         for graph in model.graphs()
         for value in ir.convenience.create_value_mapping(graph).values()
     }
+
+
+def _other_kernels(model: ir.Model) -> str | None:
+    """Which node computes on a type for which onnxruntime has no kernel in newer opsets."""
+    nodes = [
+        node
+        for node in model.graph.all_nodes()
+        if key_of(node) in {("", kind) for kind in FLOAT_KERNELS}
+    ]
+    if nodes:
+        shapes.infer(model)
+    floats = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    for node in nodes:
+        dtype = node.outputs[0].dtype
+        if dtype == ir.DataType.DOUBLE and node.op_type == "Relu":
+            continue
+        if dtype is not None and dtype not in floats:
+            return f"{node.op_type} '{origin_of(node)}' is {dtype.name.lower()}, for which newer opsets have no kernel"
+    return None
 
 
 class _Edit:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -88,16 +88,20 @@ class Batcher:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
-    def submit(self, request: Request) -> None:
-        """Take a request. Raises BusyError, or ValueError for tokens that the model cannot read."""
-        if not 0 < len(request.tokens) < self.model.context:
+    def check(self, tokens: Sequence[int]) -> None:
+        """Raises ValueError for tokens that the model cannot read."""
+        if not 0 < len(tokens) < self.model.context:
             raise ValueError(
-                f"the prompt has {len(request.tokens)} tokens; it must have 1 to {self.model.context - 1}"
+                f"the prompt has {len(tokens)} tokens; it must have 1 to {self.model.context - 1}"
             )
-        if not 0 <= min(request.tokens) <= max(request.tokens) < self.model.vocabulary:
+        if not 0 <= min(tokens) <= max(tokens) < self.model.vocabulary:
             raise ValueError(
                 f"the prompt has a token that is not from 0 to {self.model.vocabulary - 1}"
             )
+
+    def submit(self, request: Request) -> None:
+        """Take a request. Raises BusyError, or ValueError for tokens that the model cannot read."""
+        self.check(request.tokens)
         with self._changed:
             if self._stopped:
                 raise BusyError("the server is stopping")

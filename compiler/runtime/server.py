@@ -414,6 +414,9 @@ class Server:
         self, http: HttpRequest, tokens: list[int], wanted: asked.Wanted, kind: str
     ) -> Response:
         with _bad_requests():
+            # In front of the answer, which would hold a list of any length until the garbage
+            # collector comes by.
+            self.batcher.check(tokens)
             answer = _Answer(self, tokens, wanted)
         if wanted.stream:
             events = self._events(answer, wanted, kind)

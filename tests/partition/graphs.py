@@ -16,8 +16,8 @@ from compiler.targets import Target
 from passes import fold_constants
 from tests.passes.golden import parsed, weight
 
-# An Edge TPU whose SRAM has two tiles, each for two and a half blocks of 64 outputs and 16 inputs;
-# all else fits. What it streams is slow, so that plans are told apart by it.
+# An Edge TPU of two tiles, each for two and a half blocks of 64 outputs and 16 inputs.
+# What it streams is slow, so that plans are told apart by it.
 BLOCK = 64 * 16
 SMALL = replace(Target.load(), tiles=2, tile_bytes=BLOCK * 5 // 2, sram_bytes=10**9, stream=1e6)
 
@@ -46,8 +46,7 @@ def chain(widths: Sequence[int], clamped: Sequence[int] = ()) -> ir.Model:
 
 
 def check_borders(plan: Plan, graph: ir.Graph) -> None:
-    """Every node once, in an order that runs; the borders of segments are what crosses them, by
-    definition."""
+    """Every node once, in an order that runs; borders are what crosses them, by definition."""
     order = [node for segment in plan.segments for node in segment.nodes]
     assert sorted(map(id, order)) == sorted(map(id, graph))
     assert [segment.index for segment in plan.segments] == list(range(len(plan.segments)))

@@ -1,5 +1,4 @@
-"""Segments that edgetpu_compiler refuses are cut in two: at half of their predicted time, found by
-trying all cuts."""
+"""Refused segments are cut in two at half of their predicted time: against all cuts."""
 
 from __future__ import annotations
 

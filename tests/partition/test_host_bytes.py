@@ -1,5 +1,4 @@
-"""Weights of the host in parts of a given size, which begin at norms: as few parts as any grouping
-has."""
+"""Weights of the host in parts of a given size that begin at norms: against all groupings."""
 
 from __future__ import annotations
 
@@ -20,8 +19,7 @@ WIDTH = 8
 
 
 def blocks(counts: Sequence[int], front: bool = False) -> ir.Model:
-    """A norm and so many products of 8 x 8 in each block; in `front`, a product before the first
-    norm."""
+    """Blocks of a norm and so many products of 8 x 8; in `front`, a product before them."""
     lines, weights, name, number = [], {"gain": weight(WIDTH)}, "x", 0
 
     def product() -> None:
@@ -48,8 +46,7 @@ PRODUCT, GAIN = 4 * WIDTH * WIDTH, 4 * WIDTH
 
 
 def fewest(sizes: Sequence[int], room: int) -> int:
-    """The least number of parts of consecutive blocks of which none but a single block is larger
-    than `room`."""
+    """The least number of parts, runs of blocks; only a single block may be larger than `room`."""
     best = len(sizes)
     for ends in itertools.product((False, True), repeat=len(sizes) - 1):
         cuts = [0, *(i + 1 for i, end in enumerate(ends) if end), len(sizes)]

@@ -22,8 +22,7 @@ POOL = "edgetpu.MaxPool2D <kernel_shape = [1, 1], pads = [0, 0, 0, 0], strides =
 
 @dataclass(frozen=True)
 class Passing:
-    """What an operator between Transposes becomes: an image [1, 4, 3, 2] is t [1, 2, 4, 3] with
-    channels first."""
+    """What an operator becomes between Transposes of an image [1, 4, 3, 2] to t [1, 2, 4, 3]."""
 
     between: str
     wanted: str
@@ -91,7 +90,7 @@ def test_what_lets_a_transpose_pass(name: str) -> None:
 
 
 def test_both_outputs_of_a_split_take_it_on() -> None:
-    """Of the second there is one channel left, so that what is left of its Transpose moves nothing."""
+    """The second has one channel, so that what is left of its Transpose moves nothing."""
     before = f"""
     g (float[1,4,3,2] x) => (float[1,4,3,1] y, float[1,1,4,3] z) {{
         p = {POOL} (x)
@@ -162,8 +161,7 @@ def test_a_transpose_that_moves_nothing_is_a_reshape() -> None:
 
 
 def test_transposes_that_move_nothing_do_not_sink_for_ever() -> None:
-    """Either side of the Add can be permuted for nothing, so that a Transpose could go back and
-    forth."""
+    """Either side of the Add can be permuted for nothing: a Transpose could go back and forth."""
     before = """
     g (float[1,4,8] x, float[4,1,8] z) => (float[1,4,8] y) {
         r = Relu (x)
@@ -187,8 +185,7 @@ def test_transposes_that_move_nothing_do_not_sink_for_ever() -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        # Softmax is over one axis, and the Edge TPU has it over the last only: it cannot take
-        # another.
+        # Softmax is over one axis, and the Edge TPU has it over the last only.
         f"p = {POOL} (x) t = Transpose <perm = [0, 3, 1, 2]> (p) y = Softmax <axis = 1> (t)",
         # The host made it, and for the host it stays: nothing is gained on the Edge TPU.
         "p = Erf (x) t = Transpose <perm = [0, 3, 1, 2]> (p) y = Relu (t)",

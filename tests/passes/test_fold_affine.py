@@ -1,5 +1,4 @@
-"""BatchNormalization and constants per channel go into the layer in front, else into one Mul and
-one Add."""
+"""BatchNormalization and constants per channel go into the layer in front, else a Mul and an Add."""
 
 from __future__ import annotations
 
@@ -12,8 +11,7 @@ from tests.passes.golden import leaves_alone, rewrites, weight
 
 
 def test_a_chain_goes_into_a_convolution() -> None:
-    """By hand: BatchNormalization is (c - 1) / 2 * gain + bias, Mul then doubles and quadruples,
-    Add adds 2 and 4."""
+    """BatchNormalization is (c - 1) / 2 * gain + bias; then the channels times 2, 4 and plus 2, 4."""
     before = """
     g (float[1,3,4,4] x) => (float[1,2,2,2] y)
     <float[2,3,1,1] w = {1, 2, 3, -1, -2, -3}, float[2] gain = {1, 2}, float[2] bias = {0.5, -0.5},
@@ -62,8 +60,8 @@ def test_statistics_of_real_size_go_into_a_convolution() -> None:
 def test_a_bias_is_scaled_with_the_weights_and_shifted() -> None:
     before = """
     g (float[1,2,2,2] x) => (float[1,2,4,4] y)
-    <float[2,2,2,2] w = {1, 2, 3, 4, 5, 6, 7, 8, -1, -2, -3, -4, -5, -6, -7, -8}, float[2] b = {10,
-         20},
+    <float[2,2,2,2] w = {1, 2, 3, 4, 5, 6, 7, 8, -1, -2, -3, -4, -5, -6, -7, -8},
+     float[2] b = {10, 20},
      float[1,2,1,1] half = {0.5, 0.25}, float[2,1,1] three = {3, 6}>
     {
         c = ConvTranspose <strides = [2, 2]> (x, w, b)
@@ -130,8 +128,7 @@ def test_a_divisor_goes_into_a_matrix_product() -> None:
 
 
 def test_a_chain_without_a_layer_becomes_one_product_and_one_sum() -> None:
-    """3 - 2 * (x + 1), by channel with 4 in the place of the 2 and 5 of the 3, is -2 x + 1 and -4 x
-    + 1."""
+    """By channel: 3 - 2 (x + 1) is -2 x + 1, and 5 - 4 (x + 1) is -4 x + 1."""
     before = """
     g (float[1,2,3,3] x) => (float[1,2,3,3] y)
     <float one = {1}, float[2,1,1] a = {2, 4}, float[2,1,1] b = {3, 5}>

@@ -1,5 +1,5 @@
-"""Constants are evaluated, shapes too, and dead nodes dropped. `run_passes` begins with this pass
-itself."""
+"""Constants are evaluated, shapes too, dead nodes dropped. Goldens of all passes begin with this
+one."""
 
 from __future__ import annotations
 
@@ -120,8 +120,7 @@ def test_what_is_random_stays() -> None:
 
 
 def test_shapes_follow_from_constants_that_were_folded_under_symbols() -> None:
-    """A constant too large for ONNX's inference to look into, still marked with the shape it had
-    before folding."""
+    """Of a constant too large for ONNX's inference, marked with the shape from before folding."""
     proto = onnx.parser.parse_model(
         '<ir_version: 10, opset_import: ["" : 18]> g (float[1,1] x) => (float[a,b] y) { z = Mul (x, c) y = Relu (z) }'
     )

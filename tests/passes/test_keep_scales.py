@@ -1,5 +1,5 @@
-"""QuantizeLinear/DequantizeLinear pairs become scales to keep, quantized weights float ones that
-know their grid."""
+"""Pairs of QuantizeLinear and DequantizeLinear become scales, int8 weights floats that know their
+grid."""
 
 from __future__ import annotations
 

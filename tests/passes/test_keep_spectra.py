@@ -1,4 +1,4 @@
-"""What leads from the inputs to a logarithm or a root is kept on the host, where it is a spectrum."""
+"""What leads from the inputs to the logarithm or root of a spectrum is kept on the host."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""ONNX's operators become those that the Edge TPU has, by their own rules, or stay with the reason
-why not.
+"""ONNX's operators become those that the Edge TPU has, or stay with the reason why not.
 
 Each operator's rules are tested in tests/ops; here is what the pass does around them.
 """
@@ -99,8 +98,8 @@ def test_pooling(kind: str) -> None:
     after = f"""
     g (float[1,2,5,6] x) => (float[1,2,2,2] y) {{
         nhwc = Transpose <perm = [0, 2, 3, 1]> (x)
-        pool = edgetpu.{kind}2D <kernel_shape = [2, 3], pads = [0, 0, 0, 0], strides = [2,
-             3]> (nhwc)
+        pool = edgetpu.{kind}2D <kernel_shape = [2, 3], pads = [0, 0, 0, 0],
+            strides = [2, 3]> (nhwc)
         y = Transpose <perm = [0, 3, 1, 2]> (pool)
     }}"""
     rewrites("lower", before, after)

@@ -1,4 +1,4 @@
-"""Products between host operators get rows in [-1, 1] and a factor and an offset for each output."""
+"""Products between host operators get rows in [-1, 1], a factor and an offset for each output."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def test_factors_are_the_norms_of_the_weights_rows() -> None:
     """5 of (3, 4), 13 of (5, -12), and 1 where nothing is. Offsets are chosen by calibration."""
     after = """
     g (float[2,2] x) => (float[2,3] y)
-    <int64[1] last = {1}, float tiny = {1e-12}, float[3,2] balanced = {0.6, 0.8, 0, 0, 0.3846154,
-         -0.9230769},
+    <int64[1] last = {1}, float tiny = {1e-12},
+     float[3,2] balanced = {0.6, 0.8, 0, 0, 0.3846154, -0.9230769},
      float[3] shift = {0, 0, 0}, float[3] factors = {5, 1, 13}, float[3] offsets = {0, 0, 0}>
     {
         s = Erf (x)
@@ -55,8 +55,8 @@ def test_rows_of_zeros_stay_zeros() -> None:
     before = DENSE.replace("float[3] b = {0, 0, 0}", "float[3] b = {1, 2, 3}")
     after = """
     g (float[2,2] x) => (float[2,3] y)
-    <int64[1] last = {1}, float tiny = {1e-12}, float[3,2] balanced = {0.6, 0.8, 0, 0, 0.3846154,
-         -0.9230769},
+    <int64[1] last = {1}, float tiny = {1e-12},
+     float[3,2] balanced = {0.6, 0.8, 0, 0, 0.3846154, -0.9230769},
      float[3] shift = {0, 0, 0}, float[3] factors = {5, 1, 13}, float[3] offsets = {0, 0, 0},
           float[3] b = {1, 2, 3}>
     {
@@ -89,8 +89,8 @@ def test_products_of_the_same_rows_become_one() -> None:
     }"""
     after = """
     g (float[2,2] x) => (float[2,1] y, float[2,2] z)
-    <int64[1] last = {1}, float tiny = {1e-12}, float[3,2] balanced = {0.6, 0.8, 0.3846154,
-         0.9230769, 0.4705882, 0.8823529},
+    <int64[1] last = {1}, float tiny = {1e-12},
+     float[3,2] balanced = {0.6, 0.8, 0.3846154, 0.9230769, 0.4705882, 0.8823529},
      float[3] shift = {0, 0, 0}, float[3] factors = {5, 13, 17}, float[3] offsets = {0, 0, 0},
           float[3] biases = {1, 2, 3},
      int64[2] sizes = {1, 2}>
@@ -136,8 +136,8 @@ def test_layers_of_a_chain_on_the_edge_tpu_stay() -> None:
     }"""
     after = f"""
     g (float[1,6,8] x) => (float[1,6,4] y)
-    <float[4] zeros = {{0, 0, 0, 0}}, int64[4] image = {{1, 1, 6, 8}}, int64[3] tokens = {{1, 6,
-         4}},
+    <float[4] zeros = {{0, 0, 0, 0}}, int64[4] image = {{1, 1, 6, 8}},
+     int64[3] tokens = {{1, 6, 4}},
      float slope = {{1.702}}>
     {{
         pixels = Reshape (x, image)

@@ -108,8 +108,8 @@ def test_every_query_has_its_row_of_the_mask() -> None:
 # As torch writes scaled_dot_product_attention: both sides scaled, heads in one axis, zeros for NaN.
 GUARDED = """
     g (float[1,2,4,8] q, float[1,2,4,8] k, float[1,2,4,8] v) => (float[1,2,4,8] y)
-    <float root = {0.5946036}, float zero = {0}, int64[3] flat = {2, 4, 8}, int64[4] heads = {1, 2,
-         8, 4}>
+    <float root = {0.5946036}, float zero = {0}, int64[3] flat = {2, 4, 8},
+     int64[4] heads = {1, 2, 8, 4}>
     {
         l = Mul (q, root)
         r = Reshape (k, flat)

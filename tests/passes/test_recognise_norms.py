@@ -1,4 +1,4 @@
-"""LayerNormalization, RMSNormalization and Softmax get their names back, as exporters spell them."""
+"""LayerNormalization, RMSNormalization and Softmax get their names back from exporters' spellings."""
 
 from __future__ import annotations
 

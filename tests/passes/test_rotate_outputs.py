@@ -1,5 +1,4 @@
-"""Outputs of matrix products between host operators are rotated by their weights; the host turns
-them back."""
+"""Outputs of products between host operators are rotated by weights; the host turns them back."""
 
 from __future__ import annotations
 

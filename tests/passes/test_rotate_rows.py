@@ -1,4 +1,4 @@
-"""Rows of matrix products between host operators are rotated, and their weights turned to undo it."""
+"""Rows of products between host operators are rotated, and weights turned to undo it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The gate of a convolution's result gets a layer of ones of its own, for equalising channels
-later."""
+"""The gate of a convolution's result gets a layer of ones, for equalising channels later."""
 
 from __future__ import annotations
 

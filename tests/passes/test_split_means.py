@@ -1,5 +1,4 @@
-"""A mean over more positions than the Edge TPU takes becomes an average pooling and a mean of what
-it gives."""
+"""A mean over more positions than the Edge TPU takes becomes an average pooling and a mean."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Balancing gives each output of a normalised product the range that the samples show, with a
-margin."""
+"""Balancing gives each output of a normalised product the range of the samples, with a margin."""
 
 from __future__ import annotations
 
@@ -7,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler.quantize import balance
+from compiler.quantize import products as found_products
 from tests.passes.golden import rewrites
 
 BEFORE = """
@@ -33,19 +33,17 @@ AFTER = """
         y = Erf (d)
     }"""
 W = np.array([[3, 4], [5, -12]], np.float64)
-# Far out on the error function, which is 1 or -1 there, so that rows can be told by hand: all show
-# the same twice.
+# Far out on the error function, which is 1 or -1 there. Both samples show the same.
 SAMPLE = {"x": np.array([[9, 9], [9, -9]], np.float32)}
 
 
 def run(model: ir.Model) -> None:
-    products = balance.products(model.graph).values()
-    balance.balance(model, list(products), [SAMPLE, SAMPLE])
+    found = found_products.products(model.graph).values()
+    balance.balance(model, list(found), [SAMPLE, SAMPLE])
 
 
 def test_factors_are_half_ranges_with_a_margin_and_offsets_middles() -> None:
-    """Rows (1, 1) and (1, -1) give 7 and -1, and -7 and 17: in both channels a half range, a
-    middle."""
+    """Rows (1, 1) and (1, -1) give outputs (7, -7) and (-1, 17)."""
     shown = np.array([[1, 1], [1, -1]]) @ W.T
     assert shown.tolist() == [[7, -7], [-1, 17]]
     half = (shown.max(axis=0) - shown.min(axis=0)) / 2 * balance.MARGIN
