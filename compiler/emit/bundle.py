@@ -19,7 +19,8 @@ from compiler import files
 from compiler.emit import contents, host_segment, tflite
 from compiler.emit.store import Store
 from compiler.errors import BundleError, InternalError, OptionError, OutputError
-from compiler.graph import consumers_of, key_of, operator_name, origin_of
+from compiler.graph import consumers_of, operator_name, origin_of
+from compiler.ops import Moves, operator_of
 from compiler.partition import Program, Segment
 from compiler.quant import Quant
 from compiler.runtime import Bundle, RuntimeBundleError, confined, folders, schema
@@ -28,22 +29,6 @@ from compiler.runtime.bundle import MANIFEST_VERSION, sha256
 from compiler.runtime.confined import ConfinedError
 from compiler.vendor.onnx_tf import Lowered
 
-_TREES = ("Imputer", "TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor")
-# Operators that give NaN a meaning, and those that hand it on to them.
-_NAN_READERS = {("", "IsNaN"), *(("ai.onnx.ml", name) for name in _TREES)}
-_MOVING = {
-    "Cast",
-    "Concat",
-    "Flatten",
-    "Gather",
-    "Identity",
-    "Reshape",
-    "Slice",
-    "Split",
-    "Squeeze",
-    "Transpose",
-    "Unsqueeze",
-}
 TOOLS = ("onnx", "onnx-ir", "onnxscript", "onnxruntime", "ai-edge-litert", "numpy")
 
 
@@ -321,12 +306,10 @@ def input_entry(value: ir.Value) -> dict[str, Any]:
 
 def _looks_for_nan(value: ir.Value) -> bool:
     for reader in consumers_of(value):
-        if key_of(reader) in _NAN_READERS:
+        if operator_of(reader).reads_nan:
             return True
-        moved = reader.op_type in _MOVING and any(
-            _looks_for_nan(output) for output in reader.outputs
-        )
-        if moved:
+        moves = operator_of(reader).moves >= Moves.VALUES
+        if moves and any(map(_looks_for_nan, reader.outputs)):
             return True
     return False
 

@@ -23,7 +23,6 @@ import onnx_ir as ir
 from compiler.emit.store import LEAST_BYTES, Store
 from compiler.graph import (
     BALANCED,
-    DIALECT,
     IR_VERSION,
     OPSET,
     array_of,
@@ -34,6 +33,7 @@ from compiler.graph import (
     shape_of,
     values_read,
 )
+from compiler.ops import operator_of
 from compiler.partition import Program, Segment
 from compiler.quantize import weights
 from compiler.runtime.onnx_segment import NAN_SUM, NAN_SUMS
@@ -303,7 +303,7 @@ def _collect(z: ir.Value, inside: set[ir.Node], tiles: list[ir.Node], joins: lis
     node = z.producer()
     if node is None or node not in inside or only_consumer(z) is None:
         return False
-    if node.domain == DIALECT and node.op_type in ("Conv2D", "FullyConnected"):
+    if operator_of(node).linear == "dense":
         tiles.append(node)
         return True
     if node.op_type != "Concat":

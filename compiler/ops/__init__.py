@@ -1,4 +1,8 @@
-"""What the compiler knows of operators: one file per family, all gathered in `OPERATORS`."""
+"""What the compiler knows of operators: one file per family, all gathered in `OPERATORS`.
+
+A new operator is a declaration in its family's file. A new family is a file with `OPERATORS` and
+`BUILTINS`, and a line in `FAMILIES`.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ from compiler.ops import (
     space,
     transpose,
 )
-from compiler.ops.common import Operator, RefuseError, Scales
+from compiler.ops.common import Moves, Operator, RefuseError, Scales
 from compiler.ops.rules import Builtin
 
 FAMILIES = (
@@ -45,15 +49,36 @@ FAMILIES = (
     host_only,
 )
 
-OPERATORS: dict[tuple[str, str], Operator] = {
-    op.key: op for family in FAMILIES for op in family.OPERATORS
-}
+# By (domain, operator type).
+OPERATORS: dict[tuple[str, str], Operator] = {}
+# By TFLite's name.
+BUILTINS: dict[str, Builtin] = {}
+for _family in FAMILIES:
+    OPERATORS.update({operator.key: operator for operator in _family.OPERATORS})
+    BUILTINS.update({builtin.name: builtin for builtin in _family.BUILTINS})
 
-BUILTINS: dict[str, Builtin] = {b.name: b for family in FAMILIES for b in family.BUILTINS}
+# What is known of an operator that no family declares: nothing but the defaults.
+_UNKNOWN = Operator("")
 
 
 def lookup(node: ir.Node) -> Operator | None:
+    """The declaration of a node's operator, None where there is none."""
     return OPERATORS.get(key_of(node))
 
 
-__all__ = ["BUILTINS", "OPERATORS", "Operator", "RefuseError", "Scales", "lookup"]
+def operator_of(node: ir.Node) -> Operator:
+    """The declaration of a node's operator; where there is none, one that has only defaults."""
+    return OPERATORS.get(key_of(node), _UNKNOWN)
+
+
+__all__ = [
+    "BUILTINS",
+    "FAMILIES",
+    "OPERATORS",
+    "Moves",
+    "Operator",
+    "RefuseError",
+    "Scales",
+    "lookup",
+    "operator_of",
+]

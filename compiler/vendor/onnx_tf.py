@@ -28,7 +28,7 @@ from compiler import files
 from compiler.errors import ToolchainError, first_line
 from compiler.graph import DIALECT, array_of, shape_of, values_read
 from compiler.graph.reference import Reference
-from compiler.ops.activation import GELU_GATES
+from compiler.ops import operator_of
 from compiler.partition import Program, Segment
 from compiler.quantize.samples import Samples
 
@@ -216,10 +216,9 @@ def _model(program: Program, segment: Segment) -> onnx.ModelProto:
         proto.input[:] = ["" if v is None else names[v] for v in node.inputs]
         proto.output[:] = [names[v] for v in node.outputs]
         proto.name = proto.output[0]
-        if node.op_type in ("FakeQuantize", "Requantize"):  # scales are TensorFlow's to choose here
-            proto = onnx.helper.make_node("Identity", proto.input[:1], proto.output)
-        if node.op_type in GELU_GATES:  # TFLite has no ERF
-            proto = onnx.helper.make_node("Sigmoid", proto.input, proto.output)
+        stand_in = operator_of(node).stand_in
+        if stand_in is not None:
+            proto = onnx.helper.make_node(stand_in, proto.input[:1], proto.output)
         graph.node.append(proto)
     for field, values in ((graph.input, segment.inputs), (graph.output, segment.outputs)):
         field.extend(
