@@ -64,7 +64,7 @@ def op_name(code: Any) -> str:
     """TFLite's name of an operator code, CUSTOM:NAME for a custom one."""
     # Files from before the 127th operator have the code in the older field only.
     builtin = max(code.builtinCode, code.deprecatedBuiltinCode)
-    name = _NAMES.get(builtin, str(builtin))
+    name = str(_NAMES.get(builtin, builtin))
     if name == "CUSTOM" and code.customCode is not None:
         return f"CUSTOM:{code.customCode.decode('utf-8', 'replace')}"
     return name

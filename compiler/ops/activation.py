@@ -108,31 +108,31 @@ def clamp_numbers(node: ir.Node) -> Function | None:
     return lambda t: np.clip(t, low, high)
 
 
-def emit_clamp(node: ir.Node, w: Writer) -> None:
+def emit_clamp(node: ir.Node, writer: Writer) -> None:
     """Nothing where int8 clamps by itself, else the clamp's operator, else MAXIMUM and MINIMUM."""
     x, y = node.inputs[0], node.outputs[0]
     limits = bounds(node)
     assert x is not None and limits is not None
-    if w.clamps(x, y, limits):
-        w.alias(y, x)
+    if writer.clamps(x, y, limits):
+        writer.alias(y, x)
         return
     if limits in CLAMPS:
         name = CLAMPS[limits]
-        w.add(name, _VERSION[name], [w.tensor(x)], [w.tensor(y)])
+        writer.add(name, _VERSION[name], [writer.tensor(x)], [writer.tensor(y)])
         return
     low, high = limits
-    middle = w.scratch(y)
-    w.add("MAXIMUM", 2, [w.tensor(x), w.number(low, y)], [middle])
-    w.add("MINIMUM", 2, [middle, w.number(high, y)], [w.tensor(y)])
+    middle = writer.scratch(y)
+    writer.add("MAXIMUM", 2, [writer.tensor(x), writer.number(low, y)], [middle])
+    writer.add("MINIMUM", 2, [middle, writer.number(high, y)], [writer.tensor(y)])
 
 
-def lower_leaky_relu(node: ir.Node, b: Builder) -> None:
+def lower_leaky_relu(node: ir.Node, builder: Builder) -> None:
     x = node.inputs[0]
-    slope = b.scalar(float(attribute_of(node, "alpha", 0.01)), "slope")
-    b.replace(b.op("PRelu", [x, slope]))
+    slope = builder.scalar(float(attribute_of(node, "alpha", 0.01)), "slope")
+    builder.replace(builder.op("PRelu", [x, slope]))
 
 
-def lower_prelu(node: ir.Node, b: Builder) -> None:
+def lower_prelu(node: ir.Node, builder: Builder) -> None:
     """One slope per channel of an image: along the innermost axis as NHWC."""
     x, slope = node.inputs
     assert x is not None and slope is not None
@@ -141,8 +141,8 @@ def lower_prelu(node: ir.Node, b: Builder) -> None:
     channels = shape_of(x)[1]
     if shape_of(slope)[-3:] != (channels, 1, 1):
         return
-    flat = b.const(array_of(slope).reshape(-1), f"{slope.name}/flat")
-    b.replace(to_nchw(b, b.op("PRelu", [to_nhwc(b, x), flat])))
+    flat = builder.const(array_of(slope).reshape(-1), f"{slope.name}/flat")
+    builder.replace(to_nchw(builder, builder.op("PRelu", [to_nhwc(builder, x), flat])))
 
 
 def refuse_prelu(node: ir.Node, target: Target) -> Refusal:
@@ -155,73 +155,76 @@ def refuse_prelu(node: ir.Node, target: Target) -> Refusal:
     return None
 
 
-def emit_prelu(node: ir.Node, w: Writer) -> None:
+def emit_prelu(node: ir.Node, writer: Writer) -> None:
     x, slope = node.inputs
     array = constant_of(slope)
     assert x is not None and array is not None
     channels = np.broadcast_to(array.reshape(-1), shape_of(x)[-1:])
-    alpha = w.quantized_constant(f"{node.name}/slope", channels)
-    w.add("PRELU", 1, [w.tensor(x), alpha], [w.tensor(node.outputs[0])])
+    alpha = writer.quantized_constant(f"{node.name}/slope", channels)
+    writer.add("PRELU", 1, [writer.tensor(x), alpha], [writer.tensor(node.outputs[0])])
 
 
-def affine(b: Builder, x: ir.Value, slope: float, shift: float) -> ir.Value:
+def affine(builder: Builder, x: ir.Value, slope: float, shift: float) -> ir.Value:
     """slope * x + shift.
 
     Of an image it is a 1x1 depthwise convolution: one operator, and one that can undo the factors
     that channels are equalised by (compiler/quantize/equalise.py).
     """
     if len(shape_of(x)) != 4 or shape_of(x)[0] != 1:
-        y = b.op("Mul", [x, b.scalar(slope, "slope")])
-        return b.op("Add", [y, b.scalar(shift, "shift")]) if shift else y
-    x = to_nhwc(b, x)
+        y = builder.op("Mul", [x, builder.scalar(slope, "slope")])
+        return builder.op("Add", [y, builder.scalar(shift, "shift")]) if shift else y
+    x = to_nhwc(builder, x)
     channels = shape_of(x)[3]
-    weight = b.const(np.full((channels, 1, 1, 1), slope, np.float32), "slope")
-    bias = b.const(np.full(channels, shift, np.float32), "shift")
+    weight = builder.const(np.full((channels, 1, 1, 1), slope, np.float32), "slope")
+    bias = builder.const(np.full(channels, shift, np.float32), "shift")
     attributes = {
         "group": channels,
         "strides": (1, 1),
         "pads": (0, 0, 0, 0),
         "dilations": (1, 1),
     }
-    return to_nchw(b, b.op("DepthwiseConv2D", [x, weight, bias], attributes, DIALECT))
+    return to_nchw(builder, builder.op("DepthwiseConv2D", [x, weight, bias], attributes, DIALECT))
 
 
-def lower_hard_sigmoid(node: ir.Node, b: Builder) -> None:
+def lower_hard_sigmoid(node: ir.Node, builder: Builder) -> None:
     (x,) = node.inputs
     assert x is not None
     alpha = float(attribute_of(node, "alpha", 0.2))
     beta = float(attribute_of(node, "beta", 0.5))
-    b.replace(_hard_sigmoid(b, x, alpha, beta))
+    builder.replace(_hard_sigmoid(builder, x, alpha, beta))
 
 
-def _hard_sigmoid(b: Builder, x: ir.Value, alpha: float, beta: float) -> ir.Value:
+def _hard_sigmoid(builder: Builder, x: ir.Value, alpha: float, beta: float) -> ir.Value:
     """clip(alpha x + beta, 0, 1); the clamp is written as the scale of what it clamps."""
-    return b.op("Clip", [affine(b, x, alpha, beta), b.scalar(0, "zero"), b.scalar(1, "one")])
+    return builder.op(
+        "Clip",
+        [affine(builder, x, alpha, beta), builder.scalar(0, "zero"), builder.scalar(1, "one")],
+    )
 
 
-def lower_gelu(node: ir.Node, b: Builder) -> None:
+def lower_gelu(node: ir.Node, builder: Builder) -> None:
     """x * gate(1.702 x), the gate written as a sigmoid: at most 0.0203 off (Hendrycks and Gimpel,
     2016). TFLite's own GELU is newer than what the Edge TPU compiler reads."""
     (x,) = node.inputs
     assert x is not None
     is_tanh = attribute_of(node, "approximate", "none") == "tanh"
     gate = "TanhGeluGate" if is_tanh else "GeluGate"
-    y = b.op(gate, [affine(b, x, GELU_SLOPE, 0)], domain=DIALECT)
-    b.replace(b.op("Mul", [x, y]))
+    y = builder.op(gate, [affine(builder, x, GELU_SLOPE, 0)], domain=DIALECT)
+    builder.replace(builder.op("Mul", [x, y]))
 
 
-def lower_hard_swish(node: ir.Node, b: Builder) -> None:
+def lower_hard_swish(node: ir.Node, builder: Builder) -> None:
     (x,) = node.inputs
     assert x is not None
-    b.replace(b.op("Mul", [x, _hard_sigmoid(b, x, 1 / 6, 0.5)]))
+    builder.replace(builder.op("Mul", [x, _hard_sigmoid(builder, x, 1 / 6, 0.5)]))
 
 
-def lower_swish(node: ir.Node, b: Builder) -> None:
+def lower_swish(node: ir.Node, builder: Builder) -> None:
     (x,) = node.inputs
     assert x is not None
     alpha = float(attribute_of(node, "alpha", 1.0))
-    inner = x if alpha == 1 else b.op("Mul", [x, b.scalar(alpha, "alpha")])
-    b.replace(b.op("Mul", [x, b.op("Sigmoid", [inner])]))
+    inner = x if alpha == 1 else builder.op("Mul", [x, builder.scalar(alpha, "alpha")])
+    builder.replace(builder.op("Mul", [x, builder.op("Sigmoid", [inner])]))
 
 
 def scales_sigmoid(node: ir.Node) -> Scales:
@@ -236,12 +239,12 @@ def sigmoid_numbers(node: ir.Node) -> Function | None:
     return lambda t: 1 / (1 + np.exp(-t))
 
 
-def emit_sigmoid(node: ir.Node, w: Writer) -> None:
-    w.add("LOGISTIC", 2, [w.tensor(node.inputs[0])], [w.tensor(node.outputs[0])])
+def emit_sigmoid(node: ir.Node, writer: Writer) -> None:
+    writer.add("LOGISTIC", 2, [writer.tensor(node.inputs[0])], [writer.tensor(node.outputs[0])])
 
 
-def emit_tanh(node: ir.Node, w: Writer) -> None:
-    w.add("TANH", 2, [w.tensor(node.inputs[0])], [w.tensor(node.outputs[0])])
+def emit_tanh(node: ir.Node, writer: Writer) -> None:
+    writer.add("TANH", 2, [writer.tensor(node.inputs[0])], [writer.tensor(node.outputs[0])])
 
 
 def _slope(op: OpInfo, target: Target) -> str | None:

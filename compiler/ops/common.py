@@ -213,11 +213,11 @@ def same_channels(node: ir.Node) -> list[ChannelTie] | None:
     return [ChannelTie(first, value) for value in others]
 
 
-def free_permute(node: ir.Node, perm: Sequence[int], b: Builder) -> None:
+def free_permute(node: ir.Node, perm: Sequence[int], builder: Builder) -> None:
     """An operator that has no axes: a Transpose passes through it as it is."""
 
 
-def permute_axis(node: ir.Node, perm: Sequence[int], b: Builder) -> None:
+def permute_axis(node: ir.Node, perm: Sequence[int], builder: Builder) -> None:
     """An operator with an `axis` attribute."""
     axis = axis_of(int(attribute_of(node, "axis", -1)), len(perm))
     node.attributes["axis"] = ir.AttrInt64("axis", perm[axis])

@@ -25,16 +25,16 @@ from compiler.ops.writer import Writer
 from compiler.targets import Target
 
 
-def permute_concat(node: ir.Node, perm: Sequence[int], b: Builder) -> None:
-    permute_axis(node, perm, b)
-    permute_constants(node, perm, b)
+def permute_concat(node: ir.Node, perm: Sequence[int], builder: Builder) -> None:
+    permute_axis(node, perm, builder)
+    permute_constants(node, perm, builder)
 
 
-def emit_concat(node: ir.Node, w: Writer) -> None:
+def emit_concat(node: ir.Node, writer: Writer) -> None:
     y = node.outputs[0]
-    inputs = [w.operand(value, y) for value in node.inputs if value is not None]
+    inputs = [writer.operand(value, y) for value in node.inputs if value is not None]
     options = {"axis": _axis(node, y), "fusedActivationFunction": 0}
-    w.add("CONCATENATION", 2, inputs, [w.tensor(y)], options)
+    writer.add("CONCATENATION", 2, inputs, [writer.tensor(y)], options)
 
 
 def _axis(node: ir.Node, whole: ir.Value | None) -> int:
@@ -68,7 +68,7 @@ def _ties(
     return found
 
 
-def lower_split(node: ir.Node, b: Builder) -> None:
+def lower_split(node: ir.Node, builder: Builder) -> None:
     """Equal parts are a SPLIT, unequal ones become slices; the Edge TPU has no SPLIT_V."""
     x = node.inputs[0]
     assert x is not None
@@ -78,22 +78,22 @@ def lower_split(node: ir.Node, b: Builder) -> None:
     axis = _axis(node, x)
     sizes = [shape_of(value)[axis] for value in node.outputs]
     if len(set(sizes)) > 1:
-        b.replace(*_slices(b, x, axis, sizes))
+        builder.replace(*_slices(builder, x, axis, sizes))
     elif given is not None:
         # The number of parts says the same as their sizes.
         count = len(sizes)
         attributes = {"axis": axis, "num_outputs": count}
-        b.replace(*b.ops("Split", [x, None], attributes, outputs=count))
+        builder.replace(*builder.ops("Split", [x, None], attributes, outputs=count))
 
 
-def _slices(b: Builder, x: ir.Value, axis: int, sizes: Sequence[int]) -> list[ir.Value]:
+def _slices(builder: Builder, x: ir.Value, axis: int, sizes: Sequence[int]) -> list[ir.Value]:
     """Parts of x of these sizes, one behind the other along an axis."""
     parts = []
     begin = 0
     for size in sizes:
         end = begin + size
-        bounds = [b.const(np.array([i], np.int64), "slice") for i in (begin, end, axis)]
-        parts.append(b.op("Slice", [x, *bounds]))
+        bounds = [builder.const(np.array([i], np.int64), "slice") for i in (begin, end, axis)]
+        parts.append(builder.op("Slice", [x, *bounds]))
         begin = end
     return parts
 
@@ -104,11 +104,11 @@ def refuse_split(node: ir.Node, target: Target) -> Refusal:
     return "it splits the batch dimension" if is_batch else None
 
 
-def emit_split(node: ir.Node, w: Writer) -> None:
+def emit_split(node: ir.Node, writer: Writer) -> None:
     x = node.inputs[0]
-    outputs = [w.tensor(value) for value in node.outputs]
-    inputs = [w.scalar_int(_axis(node, x)), w.tensor(x)]
-    w.add("SPLIT", 2, inputs, outputs, {"numSplits": len(outputs)})
+    outputs = [writer.tensor(value) for value in node.outputs]
+    inputs = [writer.scalar_int(_axis(node, x)), writer.tensor(x)]
+    writer.add("SPLIT", 2, inputs, outputs, {"numSplits": len(outputs)})
 
 
 def _joined_constants(op: OpInfo, target: Target) -> str | None:

@@ -30,7 +30,7 @@ _OHWI = (0, 2, 3, 1)
 _IHWO = (1, 2, 3, 0)
 
 
-def lower_conv(node: ir.Node, b: Builder) -> None:
+def lower_conv(node: ir.Node, builder: Builder) -> None:
     """An image [1, C, H, W] or [1, C, W] with constant weights; groups become convolutions of their
     own."""
     x, weight, bias = node.inputs[0], node.inputs[1], input_at(node, 2)
@@ -40,41 +40,41 @@ def lower_conv(node: ir.Node, b: Builder) -> None:
     if bias is not None and not is_constant(bias):
         raise RefuseError("its bias is computed at run time; the Edge TPU needs it constant")
     rank = len(shape_of(x))
-    image = to_image(b, x)
+    image = to_image(builder, x)
     if rank == 3:
-        weight = _as_two_dimensional(b, weight)
+        weight = _as_two_dimensional(builder, weight)
     _, height, width, channels = shape_of(image)
     window = window_of(node, height, width, shape_of(weight)[2:])
     if bias is None:
-        bias = zero_bias(b, shape_of(weight)[0], weight)
-    image, window = with_tflite_pads(b, image, window)
+        bias = zero_bias(builder, shape_of(weight)[0], weight)
+    image, window = with_tflite_pads(builder, image, window)
     group = int(attribute_of(node, "group", 1))
     attributes = window.attributes
     if group == 1:
-        y = b.op("Conv2D", [image, weight, bias], attributes, DIALECT)
+        y = builder.op("Conv2D", [image, weight, bias], attributes, DIALECT)
     elif group == channels:
         own = {"group": group, **attributes}
-        y = b.op("DepthwiseConv2D", [image, weight, bias], own, DIALECT)
+        y = builder.op("DepthwiseConv2D", [image, weight, bias], own, DIALECT)
     else:
-        y = _grouped(b, image, (weight, bias), group, attributes)
-    b.replace(from_image(b, y, rank))
+        y = _grouped(builder, image, (weight, bias), group, attributes)
+    builder.replace(from_image(builder, y, rank))
 
 
-def _as_two_dimensional(b: Builder, weight: ir.Value) -> ir.Value:
+def _as_two_dimensional(builder: Builder, weight: ir.Value) -> ir.Value:
     """Weights [O, I, taps] as [O, I, 1, taps]."""
     outputs, inputs, taps = shape_of(weight)
-    return b.lazy(
+    return builder.lazy(
         weight, lambda array: array[:, :, None, :], (outputs, inputs, 1, taps), f"{weight.name}/2d"
     )
 
 
-def zero_bias(b: Builder, outputs: int, weight: ir.Value) -> ir.Value:
+def zero_bias(builder: Builder, outputs: int, weight: ir.Value) -> ir.Value:
     """A bias [outputs] of zeros, for a layer that has none."""
-    return b.const(np.zeros(outputs, np.float32), f"{weight.name}/zero_bias")
+    return builder.const(np.zeros(outputs, np.float32), f"{weight.name}/zero_bias")
 
 
 def _grouped(
-    b: Builder,
+    builder: Builder,
     image: ir.Value,
     parameters: tuple[ir.Value, ir.Value],
     group: int,
@@ -82,30 +82,30 @@ def _grouped(
 ) -> ir.Value:
     """A grouped convolution as Split, one convolution per group, Concat; the Edge TPU has no
     groups."""
-    parts = b.ops("Split", [image, None], {"axis": 3, "num_outputs": group}, outputs=group)
+    parts = builder.ops("Split", [image, None], {"axis": 3, "num_outputs": group}, outputs=group)
     outputs_each = shape_of(parameters[0])[0] // group
     made = []
     for index, part in enumerate(parts):
         rows = slice(index * outputs_each, (index + 1) * outputs_each)
-        weight, bias = (b.rows(value, rows) for value in parameters)
-        made.append(b.op("Conv2D", [part, weight, bias], attributes, DIALECT))
-    return b.op("Concat", made, {"axis": 3})
+        weight, bias = (builder.rows(value, rows) for value in parameters)
+        made.append(builder.op("Conv2D", [part, weight, bias], attributes, DIALECT))
+    return builder.op("Concat", made, {"axis": 3})
 
 
-def lower_conv_transpose(node: ir.Node, b: Builder) -> None:
+def lower_conv_transpose(node: ir.Node, builder: Builder) -> None:
     """TRANSPOSE_CONV with SAME padding, or with none and the wanted rectangle cut out."""
     x, weight = node.inputs[0], node.inputs[1]
     assert x is not None and weight is not None
     _check_transposed(node, x, weight)
-    image = to_image(b, x)
+    image = to_image(builder, x)
     kernel = shape_of(weight)[2:]
     strides = tuple(attribute_of(node, "strides", (1, 1)))
     if any(k < s for k, s in zip(kernel, strides, strict=True)):
         raise RefuseError(f"its kernel {list(kernel)} is smaller than its stride {list(strides)}")
-    weight = _outputs_first(b, weight)
+    weight = _outputs_first(builder, weight)
     bias = input_at(node, 2)
     if bias is None:
-        bias = zero_bias(b, shape_of(weight)[0], weight)
+        bias = zero_bias(builder, shape_of(weight)[0], weight)
     sizes = shape_of(image)[1:3]
     wanted = shape_of(node.outputs[0])[2:]
     begins = _crop_begins(node, sizes, kernel, wanted)
@@ -117,10 +117,10 @@ def lower_conv_transpose(node: ir.Node, b: Builder) -> None:
         after = [k - s - p for k, s, p in zip(kernel, strides, before, strict=True)]
         pads = (*before, *after)
     attributes = {"strides": strides, "pads": pads}
-    y = b.op("TransposeConv2D", [image, weight, bias], attributes, DIALECT)
+    y = builder.op("TransposeConv2D", [image, weight, bias], attributes, DIALECT)
     if not is_same:
-        y = crop(b, y, begins, wanted)
-    b.replace(to_nchw(b, y))
+        y = crop(builder, y, begins, wanted)
+    builder.replace(to_nchw(builder, y))
 
 
 def _check_transposed(node: ir.Node, x: ir.Value, weight: ir.Value) -> None:
@@ -135,10 +135,10 @@ def _check_transposed(node: ir.Node, x: ir.Value, weight: ir.Value) -> None:
         raise RefuseError("it has groups or dilations; TRANSPOSE_CONV has neither")
 
 
-def _outputs_first(b: Builder, weight: ir.Value) -> ir.Value:
+def _outputs_first(builder: Builder, weight: ir.Value) -> ir.Value:
     """Weights [I, O, H, W] of a ConvTranspose as [O, I, H, W]."""
     inputs, outputs, *kernel = shape_of(weight)
-    return b.lazy(
+    return builder.lazy(
         weight,
         lambda array: array.transpose(1, 0, 2, 3),
         (outputs, inputs, *kernel),
@@ -207,28 +207,28 @@ def _common_number(value: ir.Value | None) -> float | None:
     return float(array.flat[0])
 
 
-def emit(node: ir.Node, w: Writer) -> None:
+def emit(node: ir.Node, writer: Writer) -> None:
     """CONV_2D. The filters are [O, H, W, I]."""
-    filters, biases = w.filters(node, _OHWI)
-    inputs = [w.tensor(node.inputs[0]), filters, biases]
-    w.add("CONV_2D", 3, inputs, [w.tensor(node.outputs[0])], _options(node, w))
+    filters, biases = writer.filters(node, _OHWI)
+    inputs = [writer.tensor(node.inputs[0]), filters, biases]
+    writer.add("CONV_2D", 3, inputs, [writer.tensor(node.outputs[0])], _options(node, writer))
 
 
-def emit_depthwise(node: ir.Node, w: Writer) -> None:
+def emit_depthwise(node: ir.Node, writer: Writer) -> None:
     """DEPTHWISE_CONV_2D. The filters are [1, H, W, O]."""
     x, weight, _ = node.inputs
-    filters, biases = w.filters(node, _IHWO)
-    inputs = [w.tensor(x), filters, biases]
-    options = _options(node, w)
+    filters, biases = writer.filters(node, _IHWO)
+    inputs = [writer.tensor(x), filters, biases]
+    options = _options(node, writer)
     options["depthMultiplier"] = shape_of(weight)[0] // shape_of(x)[3]
-    w.add("DEPTHWISE_CONV_2D", 3, inputs, [w.tensor(node.outputs[0])], options)
+    writer.add("DEPTHWISE_CONV_2D", 3, inputs, [writer.tensor(node.outputs[0])], options)
 
 
-def _options(node: ir.Node, w: Writer) -> dict[str, int]:
+def _options(node: ir.Node, writer: Writer) -> dict[str, int]:
     strides = attribute_of(node, "strides")
     dilations = attribute_of(node, "dilations")
     return {
-        "padding": w.padding(attribute_of(node, "pads")),
+        "padding": writer.padding(attribute_of(node, "pads")),
         "strideH": strides[0],
         "strideW": strides[1],
         "dilationHFactor": dilations[0],
@@ -237,18 +237,18 @@ def _options(node: ir.Node, w: Writer) -> dict[str, int]:
     }
 
 
-def emit_transpose_conv(node: ir.Node, w: Writer) -> None:
+def emit_transpose_conv(node: ir.Node, writer: Writer) -> None:
     """TRANSPOSE_CONV. Its first input is the shape of its output."""
-    filters, biases = w.filters(node, _OHWI)
+    filters, biases = writer.filters(node, _OHWI)
     strides = attribute_of(node, "strides")
     options = {
-        "padding": w.padding(attribute_of(node, "pads")),
+        "padding": writer.padding(attribute_of(node, "pads")),
         "strideH": strides[0],
         "strideW": strides[1],
     }
-    shape = w.ints(shape_of(node.outputs[0]))
-    inputs = [shape, filters, w.tensor(node.inputs[0]), biases]
-    w.add("TRANSPOSE_CONV", 3, inputs, [w.tensor(node.outputs[0])], options)
+    shape = writer.ints(shape_of(node.outputs[0]))
+    inputs = [shape, filters, writer.tensor(node.inputs[0]), biases]
+    writer.add("TRANSPOSE_CONV", 3, inputs, [writer.tensor(node.outputs[0])], options)
 
 
 def _kernel(op: OpInfo, target: Target) -> str | None:

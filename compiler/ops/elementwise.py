@@ -32,7 +32,7 @@ from compiler.targets import Target
 _BUILTIN = {"Add": "ADD", "Sub": "SUB", "Mul": "MUL", "Min": "MINIMUM", "Max": "MAXIMUM"}
 
 
-def permute_constants(node: ir.Node, perm: Sequence[int], b: Builder) -> None:
+def permute_constants(node: ir.Node, perm: Sequence[int], builder: Builder) -> None:
     """Constants that broadcast against a permuted tensor are permuted the other way round."""
     inverse = np.argsort(perm)
     for index, value in enumerate(node.inputs):
@@ -41,7 +41,9 @@ def permute_constants(node: ir.Node, perm: Sequence[int], b: Builder) -> None:
         array = array_of(value)
         missing = len(perm) - array.ndim
         full = array.reshape((1,) * missing + array.shape)
-        node.replace_input_with(index, b.const(full.transpose(inverse), f"{value.name}/permuted"))
+        node.replace_input_with(
+            index, builder.const(full.transpose(inverse), f"{value.name}/permuted")
+        )
 
 
 def refuse(node: ir.Node, target: Target) -> Refusal:
@@ -77,21 +79,21 @@ def _only_number(node: ir.Node) -> float | None:
     return found[0] if len(found) == 1 else None
 
 
-def emit_arithmetic(node: ir.Node, w: Writer) -> None:
+def emit_arithmetic(node: ir.Node, writer: Writer) -> None:
     """ADD, SUB, MUL: each operand has its own scale."""
-    operands = [w.operand(value) for value in node.inputs if value is not None]
+    operands = [writer.operand(value) for value in node.inputs if value is not None]
     options = {"fusedActivationFunction": 0}
-    w.add(_BUILTIN[node.op_type], 2, operands, [w.tensor(node.outputs[0])], options)
+    writer.add(_BUILTIN[node.op_type], 2, operands, [writer.tensor(node.outputs[0])], options)
 
 
-def emit_comparison(node: ir.Node, w: Writer) -> None:
+def emit_comparison(node: ir.Node, writer: Writer) -> None:
     """MINIMUM, MAXIMUM: all operands have the scale of the result."""
     y = node.outputs[0]
-    operands = [w.operand(value, y) for value in node.inputs if value is not None]
-    w.add(_BUILTIN[node.op_type], 2, operands, [w.tensor(y)])
+    operands = [writer.operand(value, y) for value in node.inputs if value is not None]
+    writer.add(_BUILTIN[node.op_type], 2, operands, [writer.tensor(y)])
 
 
-def lower_chain(node: ir.Node, b: Builder) -> None:
+def lower_chain(node: ir.Node, builder: Builder) -> None:
     """Operators of any number of operands, two at a time."""
     op_type = "Add" if node.op_type == "Sum" else node.op_type
     values = [value for value in node.inputs if value is not None]
@@ -99,11 +101,11 @@ def lower_chain(node: ir.Node, b: Builder) -> None:
         return
     y = values[0]
     for value in values[1:]:
-        y = b.op(op_type, [y, value])
-    b.replace(y)
+        y = builder.op(op_type, [y, value])
+    builder.replace(y)
 
 
-def lower_div(node: ir.Node, b: Builder) -> None:
+def lower_div(node: ir.Node, builder: Builder) -> None:
     """Division by a constant is multiplication by its inverse."""
     x, divisor = node.inputs
     array = constant_of(divisor)
@@ -116,23 +118,23 @@ def lower_div(node: ir.Node, b: Builder) -> None:
         inverse = (1 / array).astype(np.float32)
     if not np.isfinite(inverse).all():
         raise RefuseError("its constant divisor holds a zero")
-    b.replace(b.op("Mul", [x, b.const(inverse, f"{divisor.name}/inverse")]))
+    builder.replace(builder.op("Mul", [x, builder.const(inverse, f"{divisor.name}/inverse")]))
 
 
-def lower_neg(node: ir.Node, b: Builder) -> None:
+def lower_neg(node: ir.Node, builder: Builder) -> None:
     (x,) = node.inputs
     if x is None or x.dtype != ir.DataType.FLOAT:
         raise RefuseError("it negates integers")
-    b.replace(b.op("Mul", [x, b.scalar(-1.0, "minus_one")]))
+    builder.replace(builder.op("Mul", [x, builder.scalar(-1.0, "minus_one")]))
 
 
-def lower_pow(node: ir.Node, b: Builder) -> None:
+def lower_pow(node: ir.Node, builder: Builder) -> None:
     x, exponent = node.inputs
     if x is None or x.dtype != ir.DataType.FLOAT or scalar_of(exponent) != 2:
         raise RefuseError(
             "the Edge TPU has no POW; only the constant exponent 2 can be a multiplication"
         )
-    b.replace(b.op("Mul", [x, x]))
+    builder.replace(builder.op("Mul", [x, x]))
 
 
 def _dimensions(op: OpInfo, target: Target) -> str | None:

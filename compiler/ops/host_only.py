@@ -51,7 +51,7 @@ def _refused(operator: Operator) -> Operator:
     if reason is None:
         return operator
 
-    def lower(node: ir.Node, b: Builder) -> None:
+    def lower(node: ir.Node, builder: Builder) -> None:
         raise RefuseError(reason)
 
     return replace(operator, lower=lower)

@@ -32,7 +32,7 @@ from compiler.targets import Layer, Target
 from compiler.targets.memory import stored_outputs, up
 
 
-def lower_matmul(node: ir.Node, b: Builder) -> None:
+def lower_matmul(node: ir.Node, builder: Builder) -> None:
     """x [..., K] times constant weights [K, N]; a constant row [N] that is added is its bias."""
     x, weight = node.inputs
     assert x is not None and weight is not None
@@ -46,16 +46,16 @@ def lower_matmul(node: ir.Node, b: Builder) -> None:
             f"its weights {list(shape_of(weight))} are a batch of matrices; the Edge TPU takes one"
         )
     outputs = shape_of(weight)[1]
-    rows = b.transposed(weight)
+    rows = builder.transposed(weight)
     add, bias = _bias_after(node, outputs)
     if bias is None:
-        bias = zero_bias(b, outputs, weight)
-    y = linear(b, x, rows, bias, shape_of(node.outputs[0]))
+        bias = zero_bias(builder, outputs, weight)
+    y = linear(builder, x, rows, bias, shape_of(node.outputs[0]))
     if add is None:
-        b.replace(y)
+        builder.replace(y)
         return
-    replace_node(add, [y], b.made)
-    b.graph.remove(node, safe=True)
+    replace_node(add, [y], builder.made)
+    builder.graph.remove(node, safe=True)
 
 
 def _bias_after(node: ir.Node, outputs: int) -> tuple[ir.Node | None, ir.Value | None]:
@@ -70,7 +70,7 @@ def _bias_after(node: ir.Node, outputs: int) -> tuple[ir.Node | None, ir.Value |
     return None, None
 
 
-def lower_gemm(node: ir.Node, b: Builder) -> None:
+def lower_gemm(node: ir.Node, builder: Builder) -> None:
     """alpha * x @ weight + beta * bias, with alpha and beta taken into the constants."""
     x, weight, bias = node.inputs[0], node.inputs[1], input_at(node, 2)
     assert x is not None and weight is not None
@@ -79,34 +79,34 @@ def lower_gemm(node: ir.Node, b: Builder) -> None:
     if attribute_of(node, "transA", 0):
         raise RefuseError("it transposes its input (transA)")
     if not attribute_of(node, "transB", 0):
-        weight = b.transposed(weight)
+        weight = builder.transposed(weight)
     outputs = shape_of(weight)[0]
     alpha = float(attribute_of(node, "alpha", 1.0))
     if alpha != 1.0:
-        weight = b.lazy_rows(
+        weight = builder.lazy_rows(
             weight,
             lambda rows: rows * np.float32(alpha),
             shape_of(weight),
             f"{weight.name}/alpha",
         )
     if bias is None:
-        bias = zero_bias(b, outputs, weight)
+        bias = zero_bias(builder, outputs, weight)
     else:
-        bias = _bias_row(b, bias, outputs, float(attribute_of(node, "beta", 1.0)))
-    b.replace(linear(b, x, weight, bias, shape_of(node.outputs[0])))
+        bias = _bias_row(builder, bias, outputs, float(attribute_of(node, "beta", 1.0)))
+    builder.replace(linear(builder, x, weight, bias, shape_of(node.outputs[0])))
 
 
-def _bias_row(b: Builder, bias: ir.Value, outputs: int, beta: float) -> ir.Value:
+def _bias_row(builder: Builder, bias: ir.Value, outputs: int, beta: float) -> ir.Value:
     """beta * bias as a row [outputs]. Raises RefuseError for a bias that has several rows."""
     array = array_of(bias)
     is_row = array.ndim != 2 or array.shape[0] == 1
     if array.size not in (1, outputs) or not is_row:
         raise RefuseError(f"its bias {list(array.shape)} differs from row to row")
     row = np.broadcast_to(array.reshape(-1) * np.float32(beta), (outputs,))
-    return b.const(row, f"{bias.name}/row")
+    return builder.const(row, f"{bias.name}/row")
 
 
-def linear(b: Builder, x: ir.Value, weight: ir.Value, bias: ir.Value, out: Shape) -> ir.Value:
+def linear(builder: Builder, x: ir.Value, weight: ir.Value, bias: ir.Value, out: Shape) -> ir.Value:
     """`x @ weight.T + bias` over the last axis of x, result in shape `out`.
 
     x is [..., K], weight [N, K], bias [N].
@@ -114,16 +114,16 @@ def linear(b: Builder, x: ir.Value, weight: ir.Value, bias: ir.Value, out: Shape
     outputs, inputs = shape_of(weight)
     count = math.prod(shape_of(x)[:-1])
     if count == 1:
-        row = b.reshape(x, (1, inputs))
-        y = b.op("FullyConnected", [row, weight, bias], domain=DIALECT)
-        return b.reshape(y, out)
-    kernel = b.lazy_rows(
+        row = builder.reshape(x, (1, inputs))
+        y = builder.op("FullyConnected", [row, weight, bias], domain=DIALECT)
+        return builder.reshape(y, out)
+    kernel = builder.lazy_rows(
         weight, lambda rows: rows[:, :, None, None], (outputs, inputs, 1, 1), f"{weight.name}/1x1"
     )
     attributes = {"strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1)}
-    image = b.reshape(x, (1, 1, count, inputs))
-    y = b.op("Conv2D", [image, kernel, bias], attributes, DIALECT)
-    return b.reshape(y, out)
+    image = builder.reshape(x, (1, 1, count, inputs))
+    y = builder.op("Conv2D", [image, kernel, bias], attributes, DIALECT)
+    return builder.reshape(y, out)
 
 
 def macs_product(node: ir.Node) -> int:
@@ -141,11 +141,11 @@ def output_channels(node: ir.Node) -> int | None:
     return shape[0] if attribute_of(node, "transB", 0) else shape[-1]
 
 
-def emit(node: ir.Node, w: Writer) -> None:
-    filters, biases = w.filters(node, (0, 1))
-    inputs = [w.tensor(node.inputs[0]), filters, biases]
+def emit(node: ir.Node, writer: Writer) -> None:
+    filters, biases = writer.filters(node, (0, 1))
+    inputs = [writer.tensor(node.inputs[0]), filters, biases]
     options = {"fusedActivationFunction": 0, "keepNumDims": False}
-    w.add("FULLY_CONNECTED", 4, inputs, [w.tensor(node.outputs[0])], options)
+    writer.add("FULLY_CONNECTED", 4, inputs, [writer.tensor(node.outputs[0])], options)
 
 
 def _one_row(op: OpInfo, target: Target) -> str | None:

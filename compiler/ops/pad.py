@@ -30,13 +30,13 @@ def amounts(node: ir.Node) -> list[tuple[int, int]] | None:
     return found
 
 
-def permute(node: ir.Node, perm: Sequence[int], b: Builder) -> None:
+def permute(node: ir.Node, perm: Sequence[int], builder: Builder) -> None:
     """Amounts in the order that the axes have in front of the Transpose, for all axes."""
     pads = amounts(node)
     assert pads is not None
     moved = [pads[axis] for axis in np.argsort(perm)]
     flat = [before for before, _ in moved] + [after for _, after in moved]
-    node.replace_input_with(1, b.const(np.array(flat, np.int64), "pads"))
+    node.replace_input_with(1, builder.const(np.array(flat, np.int64), "pads"))
     node.resize_inputs(min(len(node.inputs), 3))
 
 
@@ -59,11 +59,13 @@ def refuse(node: ir.Node, target: Target) -> Refusal:
     return None
 
 
-def emit(node: ir.Node, w: Writer) -> None:
+def emit(node: ir.Node, writer: Writer) -> None:
     pads = amounts(node)
     assert pads is not None
-    table = w.int_table(np.array(pads, np.int32))
-    w.add("PAD", 2, [w.tensor(node.inputs[0]), table], [w.tensor(node.outputs[0])], {})
+    table = writer.int_table(np.array(pads, np.int32))
+    writer.add(
+        "PAD", 2, [writer.tensor(node.inputs[0]), table], [writer.tensor(node.outputs[0])], {}
+    )
 
 
 BUILTINS = (Builtin("PAD", 2),)

@@ -89,13 +89,13 @@ def _attributes(window: Window) -> dict[str, tuple[int, ...]]:
     return {"kernel_shape": window.kernel, "strides": window.strides, "pads": window.pads}
 
 
-def _padded(b: Builder, image: ir.Value, window: Window) -> tuple[ir.Value, Window]:
+def _padded(builder: Builder, image: ir.Value, window: Window) -> tuple[ir.Value, Window]:
     """An NHWC image with zeros around it, and the window without pads."""
     top, left, bottom, right = window.pads
     _, height, width, _ = shape_of(image)
     if (height + top + bottom) * (width + left + right) > LARGEST_PADDING * height * width:
         raise RefuseError(f"its padding {list(window.pads)} is many times its image")
-    return zero_padded(b, image, window)
+    return zero_padded(builder, image, window)
 
 
 def _is_never_negative(value: ir.Value | None) -> bool:
@@ -110,44 +110,44 @@ def _is_never_negative(value: ir.Value | None) -> bool:
     return node.op_type in _NON_NEGATIVE
 
 
-def lower_max(node: ir.Node, b: Builder) -> None:
+def lower_max(node: ir.Node, builder: Builder) -> None:
     """MAX_POOL_2D pads with the lowest value; other padding is with zeros, which must not win."""
     (x,) = node.inputs
     assert x is not None
     if len(node.outputs) > 1 and node.outputs[1].name:
         raise RefuseError("its indices are used; MAX_POOL_2D gives none")
-    image = to_image(b, x)
+    image = to_image(builder, x)
     window = _window(node, image)
     if not can_pad(window, image):
         if not _is_never_negative(x):
             raise RefuseError(
                 f"its padding {list(window.pads)} is not SAME and its input may be negative"
             )
-        image, window = _padded(b, image, window)
-    y = b.op("MaxPool2D", [image], _attributes(window), DIALECT)
-    b.replace(from_image(b, y, len(shape_of(x))), *list(node.outputs)[1:])
+        image, window = _padded(builder, image, window)
+    y = builder.op("MaxPool2D", [image], _attributes(window), DIALECT)
+    builder.replace(from_image(builder, y, len(shape_of(x))), *list(node.outputs)[1:])
 
 
-def lower_average(node: ir.Node, b: Builder) -> None:
+def lower_average(node: ir.Node, builder: Builder) -> None:
     """AVERAGE_POOL_2D divides by the pixels inside the image. Other padding is with zeros, and a
     product makes up for what each output pixel is to be divided by."""
     (x,) = node.inputs
     assert x is not None
-    image = to_image(b, x)
+    image = to_image(builder, x)
     shape = shape_of(image)
     window = _window(node, image)
     counts_padding = _counts_padding(node)
     counted = _declared_window(node, image).pads if counts_padding else NO_PADS
     is_tflite = not counts_padding and can_pad(window, image)
     if not any(window.pads) or is_tflite:
-        y = b.op("AveragePool2D", [image], _attributes(window), DIALECT)
+        y = builder.op("AveragePool2D", [image], _attributes(window), DIALECT)
     else:
         shares = _window_shares(shape, window, counted)
-        image, plain = _padded(b, image, window)
-        y = b.op("AveragePool2D", [image], _attributes(plain), DIALECT)
+        image, plain = _padded(builder, image, window)
+        y = builder.op("AveragePool2D", [image], _attributes(plain), DIALECT)
         if not np.all(shares == 1):
-            y = b.op("Mul", [y, b.const(shares, "window_share")])
-    b.replace(from_image(b, y, len(shape_of(x))))
+            y = builder.op("Mul", [y, builder.const(shares, "window_share")])
+    builder.replace(from_image(builder, y, len(shape_of(x))))
 
 
 def _window_shares(shape: Shape, window: Window, counted: Sequence[int]) -> np.ndarray:
@@ -169,41 +169,41 @@ def _window_shares(shape: Shape, window: Window, counted: Sequence[int]) -> np.n
     return np.outer(*shares).astype(np.float32)[None, :, :, None]
 
 
-def lower_global(node: ir.Node, b: Builder) -> None:
+def lower_global(node: ir.Node, builder: Builder) -> None:
     """A reduction over all axes behind the channels; of images as NHWC."""
     (x,) = node.inputs
     assert x is not None
     rank = len(shape_of(x))
-    axes = b.const(np.arange(2, rank, dtype=np.int64), "axes")
+    axes = builder.const(np.arange(2, rank, dtype=np.int64), "axes")
     op_type = {"GlobalAveragePool": "ReduceMean", "GlobalMaxPool": "ReduceMax"}[node.op_type]
     if rank == 4:
-        image = to_nhwc(b, x)
-        axes = b.const(np.array([1, 2], np.int64), "axes")
-        b.replace(to_nchw(b, b.op(op_type, [image, axes], {"keepdims": 1})))
+        image = to_nhwc(builder, x)
+        axes = builder.const(np.array([1, 2], np.int64), "axes")
+        builder.replace(to_nchw(builder, builder.op(op_type, [image, axes], {"keepdims": 1})))
         return
-    b.replace(b.op(op_type, [x, axes], {"keepdims": 1}))
+    builder.replace(builder.op(op_type, [x, axes], {"keepdims": 1}))
 
 
-def emit_average(node: ir.Node, w: Writer) -> None:
-    _emit(node, w, "AVERAGE_POOL_2D")
+def emit_average(node: ir.Node, writer: Writer) -> None:
+    _emit(node, writer, "AVERAGE_POOL_2D")
 
 
-def emit_max(node: ir.Node, w: Writer) -> None:
-    _emit(node, w, "MAX_POOL_2D")
+def emit_max(node: ir.Node, writer: Writer) -> None:
+    _emit(node, writer, "MAX_POOL_2D")
 
 
-def _emit(node: ir.Node, w: Writer, name: str) -> None:
+def _emit(node: ir.Node, writer: Writer, name: str) -> None:
     kernel = attribute_of(node, "kernel_shape")
     strides = attribute_of(node, "strides")
     options = {
-        "padding": w.padding(attribute_of(node, "pads")),
+        "padding": writer.padding(attribute_of(node, "pads")),
         "strideH": strides[0],
         "strideW": strides[1],
         "filterHeight": kernel[0],
         "filterWidth": kernel[1],
         "fusedActivationFunction": 0,
     }
-    w.add(name, 2, [w.tensor(node.inputs[0])], [w.tensor(node.outputs[0])], options)
+    writer.add(name, 2, [writer.tensor(node.inputs[0])], [writer.tensor(node.outputs[0])], options)
 
 
 BUILTINS = (

@@ -26,13 +26,13 @@ def scales_given(node: ir.Node) -> Scales:
     return Scales(same=same_scale(node).same, fixed={y: given_scale(node)})
 
 
-def emit_nothing(node: ir.Node, w: Writer) -> None:
+def emit_nothing(node: ir.Node, writer: Writer) -> None:
     """The tensor is int8 with that very scale already."""
-    w.alias(node.outputs[0], node.inputs[0])
+    writer.alias(node.outputs[0], node.inputs[0])
 
 
-def emit_requantize(node: ir.Node, w: Writer) -> None:
-    w.add("QUANTIZE", 1, [w.tensor(node.inputs[0])], [w.tensor(node.outputs[0])], {})
+def emit_requantize(node: ir.Node, writer: Writer) -> None:
+    writer.add("QUANTIZE", 1, [writer.tensor(node.inputs[0])], [writer.tensor(node.outputs[0])], {})
 
 
 BUILTINS = (Builtin("QUANTIZE", 2),)

@@ -53,29 +53,31 @@ def axes_of(node: ir.Node) -> list[int]:
     return list(range(rank))
 
 
-def lower(node: ir.Node, b: Builder) -> None:
+def lower(node: ir.Node, builder: Builder) -> None:
     """Keep the reduced dimensions and drop them by a Reshape, so that a Transpose can pass; images
     as NHWC."""
     axes = axes_of(node)
     x = node.inputs[0]
     assert x is not None
     if axes == [2, 3] and len(shape_of(x)) == 4:
-        kept = to_nchw(b, _kept(node, to_nhwc(b, x), [1, 2], b))
+        kept = to_nchw(builder, _kept(node, to_nhwc(builder, x), [1, 2], builder))
     elif attribute_of(node, "keepdims", 1) or not axes:
         return
     else:
-        kept = _kept(node, x, axes, b)
-    b.replace(b.reshape(kept, shape_of(node.outputs[0])))
+        kept = _kept(node, x, axes, builder)
+    builder.replace(builder.reshape(kept, shape_of(node.outputs[0])))
 
 
-def _kept(node: ir.Node, x: ir.Value, axes: list[int], b: Builder) -> ir.Value:
+def _kept(node: ir.Node, x: ir.Value, axes: list[int], builder: Builder) -> ir.Value:
     """The reduction of x over other axes, with its dimensions kept."""
-    return b.op(node.op_type, [x, b.const(np.array(axes, np.int64), "axes")], {"keepdims": 1})
+    return builder.op(
+        node.op_type, [x, builder.const(np.array(axes, np.int64), "axes")], {"keepdims": 1}
+    )
 
 
-def permute(node: ir.Node, perm: Sequence[int], b: Builder) -> None:
+def permute(node: ir.Node, perm: Sequence[int], builder: Builder) -> None:
     axes = sorted(perm[axis] for axis in axes_of(node))
-    value = b.const(np.array(axes, np.int64), "axes")
+    value = builder.const(np.array(axes, np.int64), "axes")
     if len(node.inputs) < 2:
         node.resize_inputs(2)
     node.replace_input_with(1, value)
@@ -119,9 +121,11 @@ def ties(node: ir.Node) -> list[ChannelTie] | None:
     return None if last in axes_of(node) else same_channels(node)
 
 
-def emit(node: ir.Node, w: Writer) -> None:
-    inputs = [w.tensor(node.inputs[0]), w.ints(axes_of(node))]
-    w.add(_BUILTIN[node.op_type], 2, inputs, [w.tensor(node.outputs[0])], {"keepDims": True})
+def emit(node: ir.Node, writer: Writer) -> None:
+    inputs = [writer.tensor(node.inputs[0]), writer.ints(axes_of(node))]
+    writer.add(
+        _BUILTIN[node.op_type], 2, inputs, [writer.tensor(node.outputs[0])], {"keepDims": True}
+    )
 
 
 BUILTINS = (

@@ -29,7 +29,7 @@ from compiler.ops.rules import Builtin
 from compiler.ops.writer import Writer
 
 
-def lower(node: ir.Node, b: Builder) -> None:
+def lower(node: ir.Node, builder: Builder) -> None:
     """A Reshape to a static shape."""
     x, y = node.inputs[0], node.outputs[0]
     assert x is not None
@@ -40,10 +40,10 @@ def lower(node: ir.Node, b: Builder) -> None:
     wanted = ints_of(input_at(node, 1))
     if node.op_type == "Reshape" and wanted is not None and tuple(wanted) == shape_of(y):
         return
-    b.replace(b.reshape(x, shape_of(y)))
+    builder.replace(builder.reshape(x, shape_of(y)))
 
 
-def lower_nothing(node: ir.Node, b: Builder) -> None:
+def lower_nothing(node: ir.Node, builder: Builder) -> None:
     """An operator that passes its input on."""
     if len(node.outputs) > 1 and node.outputs[1].uses():
         raise RefuseError("its mask is used")
@@ -53,7 +53,7 @@ def lower_nothing(node: ir.Node, b: Builder) -> None:
     if node.outputs[0].is_graph_output() and is_fixed:
         # The graph's output needs a name of its own.
         return
-    b.replace(x, *list(node.outputs)[1:])
+    builder.replace(x, *list(node.outputs)[1:])
 
 
 def ties(node: ir.Node) -> list[ChannelTie] | None:
@@ -67,11 +67,11 @@ def ties(node: ir.Node) -> list[ChannelTie] | None:
     return [ChannelTie(x, y, of_a=np.arange(channels(y)) % channels(x))]
 
 
-def emit(node: ir.Node, w: Writer) -> None:
+def emit(node: ir.Node, writer: Writer) -> None:
     y = node.outputs[0]
     shape = shape_of(y)
-    inputs = [w.tensor(node.inputs[0]), w.ints(shape)]
-    w.add("RESHAPE", 1, inputs, [w.tensor(y)], {"newShape": list(shape)})
+    inputs = [writer.tensor(node.inputs[0]), writer.ints(shape)]
+    writer.add("RESHAPE", 1, inputs, [writer.tensor(y)], {"newShape": list(shape)})
 
 
 BUILTINS = (Builtin("RESHAPE", 1),)

@@ -81,13 +81,13 @@ def onnx_coordinates(mode: str, size: int, new: int, scale: float) -> np.ndarray
 
 def onnx_nearest(mode: str, coordinates: np.ndarray, size: int) -> np.ndarray:
     """The pixel next to each source coordinate, by ONNX's attribute nearest_mode."""
-    rounded = {
+    rounded: np.ndarray = {
         "round_prefer_floor": np.ceil(coordinates - 0.5),
         "round_prefer_ceil": np.floor(coordinates + 0.5),
         "floor": np.floor(coordinates),
         "ceil": np.ceil(coordinates),
     }[mode]
-    return np.clip(rounded, 0, size - 1)
+    return rounded.clip(0, size - 1)
 
 
 def tflite_coordinates(rule: _Rule, size: int, new: int) -> np.ndarray:
@@ -101,8 +101,8 @@ def tflite_nearest(rule: _Rule, size: int, new: int) -> np.ndarray:
     """The pixel that each of `new` pixels is (TensorFlow Lite's resize_nearest_neighbor.h)."""
     offset = 0.5 if rule.half_pixel_centers else 0.0
     position = (np.arange(new) + offset) * _tflite_scale(rule, size, new)
-    rounded = np.floor(position + 0.5) if rule.align_corners else np.floor(position)
-    return np.minimum(rounded, size - 1)
+    pixels: np.ndarray = np.floor(position + 0.5 if rule.align_corners else position)
+    return pixels.clip(max=size - 1)
 
 
 def _tflite_scale(rule: _Rule, size: int, new: int) -> float:
@@ -155,7 +155,7 @@ def _scales(node: ir.Node) -> list[float]:
     return found
 
 
-def lower(node: ir.Node, b: Builder) -> None:
+def lower(node: ir.Node, builder: Builder) -> None:
     """An NCHW image resized in height and width, as NHWC."""
     x, y = node.inputs[0], node.outputs[0]
     assert x is not None
@@ -179,23 +179,23 @@ def lower(node: ir.Node, b: Builder) -> None:
         "coordinate_transformation_mode": rule.coordinates,
         "nearest_mode": rule.rounding,
     }
-    sizes = b.const(np.array(new, np.int64), "sizes")
-    resized = b.op("Resize2D", [to_nhwc(b, x), sizes], attributes, DIALECT)
-    b.replace(to_nchw(b, resized))
+    sizes = builder.const(np.array(new, np.int64), "sizes")
+    resized = builder.op("Resize2D", [to_nhwc(builder, x), sizes], attributes, DIALECT)
+    builder.replace(to_nchw(builder, resized))
 
 
-def emit(node: ir.Node, w: Writer) -> None:
+def emit(node: ir.Node, writer: Writer) -> None:
     y = node.outputs[0]
     found = attribute_of(node, "coordinate_transformation_mode")
     rule = next(rule for rule in _RULES if rule.coordinates == found)
     name = "RESIZE_BILINEAR" if _mode(node) == "linear" else "RESIZE_NEAREST_NEIGHBOR"
     version = 3 if rule.half_pixel_centers else 2
-    inputs = [w.tensor(node.inputs[0]), w.ints(shape_of(y)[1:3])]
+    inputs = [writer.tensor(node.inputs[0]), writer.ints(shape_of(y)[1:3])]
     options = {
         "alignCorners": rule.align_corners,
         "halfPixelCenters": rule.half_pixel_centers,
     }
-    w.add(name, version, inputs, [w.tensor(y)], options)
+    writer.add(name, version, inputs, [writer.tensor(y)], options)
 
 
 def _one_pixel(op: OpInfo, target: Target) -> str | None:

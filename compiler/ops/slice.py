@@ -59,7 +59,7 @@ def _has_computed_bounds(node: ir.Node) -> bool:
     return not all(map(is_constant, given))
 
 
-def permute(node: ir.Node, perm: Sequence[int], b: Builder) -> None:
+def permute(node: ir.Node, perm: Sequence[int], builder: Builder) -> None:
     """The same starts and ends for axes where these were in front of the Transpose."""
     starts = node.inputs[1]
     assert starts is not None
@@ -67,7 +67,7 @@ def permute(node: ir.Node, perm: Sequence[int], b: Builder) -> None:
     moved = [perm[axis_of(axis, len(perm))] for axis in axes]
     if len(node.inputs) < 4:
         node.resize_inputs(4)
-    node.replace_input_with(3, b.const(np.array(moved, np.int64), "axes"))
+    node.replace_input_with(3, builder.const(np.array(moved, np.int64), "axes"))
 
 
 def refuse(node: ir.Node, target: Target) -> Refusal:
@@ -88,16 +88,21 @@ def ties(node: ir.Node) -> list[ChannelTie] | None:
     return [ChannelTie(x, node.outputs[0], of_a=slice(begins[-1], ends[-1]))]
 
 
-def emit(node: ir.Node, w: Writer) -> None:
+def emit(node: ir.Node, writer: Writer) -> None:
     bounds = ranges(node)
     assert bounds is not None
     begins, ends = bounds
     steps = [1] * len(begins)
-    inputs = [w.tensor(node.inputs[0]), w.ints(begins), w.ints(ends), w.ints(steps)]
-    w.add("STRIDED_SLICE", 2, inputs, [w.tensor(node.outputs[0])], {})
+    inputs = [
+        writer.tensor(node.inputs[0]),
+        writer.ints(begins),
+        writer.ints(ends),
+        writer.ints(steps),
+    ]
+    writer.add("STRIDED_SLICE", 2, inputs, [writer.tensor(node.outputs[0])], {})
 
 
-def lower_gather(node: ir.Node, b: Builder) -> None:
+def lower_gather(node: ir.Node, builder: Builder) -> None:
     """Constant indices that are neighbours, in order, are a Slice."""
     x, index = node.inputs
     assert x is not None and index is not None
@@ -113,9 +118,9 @@ def lower_gather(node: ir.Node, b: Builder) -> None:
     end = begin + len(wanted)
     if wanted != list(range(begin, end)):
         raise RefuseError("its indices are not neighbours; the Edge TPU has no GATHER")
-    bounds = [b.const(np.array([i], np.int64), "slice") for i in (begin, end, axis)]
-    part = b.op("Slice", [x, *bounds])
-    b.replace(b.reshape(part, shape_of(node.outputs[0])))
+    bounds = [builder.const(np.array([i], np.int64), "slice") for i in (begin, end, axis)]
+    part = builder.op("Slice", [x, *bounds])
+    builder.replace(builder.reshape(part, shape_of(node.outputs[0])))
 
 
 def gathered_bytes(node: ir.Node) -> int:

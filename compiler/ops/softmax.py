@@ -14,7 +14,7 @@ from compiler.targets import Target
 SOFTMAX_SCALE = (1 / 256, -128)
 
 
-def lower(node: ir.Node, b: Builder) -> None:
+def lower(node: ir.Node, builder: Builder) -> None:
     """One row along any axis is a row along the last one."""
     (x,) = node.inputs
     assert x is not None
@@ -24,8 +24,8 @@ def lower(node: ir.Node, b: Builder) -> None:
     is_written = len(shape) == 2 and axis == 1
     if not is_one_row or is_written:
         return
-    y = b.op("Softmax", [b.reshape(x, (1, shape[axis]))], {"axis": -1})
-    b.replace(b.reshape(y, shape))
+    y = builder.op("Softmax", [builder.reshape(x, (1, shape[axis]))], {"axis": -1})
+    builder.replace(builder.reshape(y, shape))
 
 
 def _axis(node: ir.Node) -> int:
@@ -60,8 +60,14 @@ def scales(node: ir.Node) -> Scales:
     return Scales(fixed={node.outputs[0]: SOFTMAX_SCALE})
 
 
-def emit(node: ir.Node, w: Writer) -> None:
-    w.add("SOFTMAX", 2, [w.tensor(node.inputs[0])], [w.tensor(node.outputs[0])], {"beta": 1.0})
+def emit(node: ir.Node, writer: Writer) -> None:
+    writer.add(
+        "SOFTMAX",
+        2,
+        [writer.tensor(node.inputs[0])],
+        [writer.tensor(node.outputs[0])],
+        {"beta": 1.0},
+    )
 
 
 def _one_row(op: OpInfo, target: Target) -> str | None:

@@ -29,9 +29,9 @@ def ties(node: ir.Node) -> list[ChannelTie] | None:
     return same_channels(node) if perm[-1] == len(perm) - 1 else None
 
 
-def emit(node: ir.Node, w: Writer) -> None:
-    inputs = [w.tensor(node.inputs[0]), w.ints(permutation(node))]
-    w.add("TRANSPOSE", 2, inputs, [w.tensor(node.outputs[0])], {})
+def emit(node: ir.Node, writer: Writer) -> None:
+    inputs = [writer.tensor(node.inputs[0]), writer.ints(permutation(node))]
+    writer.add("TRANSPOSE", 2, inputs, [writer.tensor(node.outputs[0])], {})
 
 
 BUILTINS = (Builtin("TRANSPOSE", 5),)

@@ -92,7 +92,7 @@ def can_pad(window: Window, image: ir.Value) -> bool:
     return not any(window.pads) or window.pads == window.same_pads(height, width)
 
 
-def with_tflite_pads(b: Builder, image: ir.Value, window: Window) -> tuple[ir.Value, Window]:
+def with_tflite_pads(builder: Builder, image: ir.Value, window: Window) -> tuple[ir.Value, Window]:
     """An NHWC image and a window that TFLite can pad; any other padding becomes a Pad in front.
 
     Raises RefuseError for negative pads.
@@ -101,27 +101,29 @@ def with_tflite_pads(b: Builder, image: ir.Value, window: Window) -> tuple[ir.Va
         return image, window
     if min(window.pads) < 0:
         raise RefuseError(f"its pads {list(window.pads)} are negative")
-    return zero_padded(b, image, window)
+    return zero_padded(builder, image, window)
 
 
-def zero_padded(b: Builder, image: ir.Value, window: Window) -> tuple[ir.Value, Window]:
+def zero_padded(builder: Builder, image: ir.Value, window: Window) -> tuple[ir.Value, Window]:
     """An NHWC image with zeros around it, and the window without pads."""
     top, left, bottom, right = window.pads
     amounts = np.array([0, top, left, 0, 0, bottom, right, 0], np.int64)
-    larger = b.op("Pad", [image, b.const(amounts, "pads")])
+    larger = builder.op("Pad", [image, builder.const(amounts, "pads")])
     return larger, replace(window, pads=NO_PADS)
 
 
-def crop(b: Builder, image: ir.Value, begins: Sequence[int], sizes: Sequence[int]) -> ir.Value:
+def crop(
+    builder: Builder, image: ir.Value, begins: Sequence[int], sizes: Sequence[int]
+) -> ir.Value:
     """The rectangle of an NHWC image that begins at (top, left) and has (height, width)."""
     stops = [begin + size for begin, size in zip(begins, sizes, strict=True)]
-    starts = b.const(np.array(begins, np.int64), "starts")
-    ends = b.const(np.array(stops, np.int64), "ends")
-    axes = b.const(np.array([1, 2], np.int64), "axes")
-    return b.op("Slice", [image, starts, ends, axes])
+    starts = builder.const(np.array(begins, np.int64), "starts")
+    ends = builder.const(np.array(stops, np.int64), "ends")
+    axes = builder.const(np.array([1, 2], np.int64), "axes")
+    return builder.op("Slice", [image, starts, ends, axes])
 
 
-def to_image(b: Builder, value: ir.Value) -> ir.Value:
+def to_image(builder: Builder, value: ir.Value) -> ir.Value:
     """NCHW [1, C, H, W] or [1, C, W] as NHWC. Raises RefuseError for other shapes."""
     shape = shape_of(value)
     if len(shape) not in (3, 4):
@@ -131,14 +133,14 @@ def to_image(b: Builder, value: ir.Value) -> ir.Value:
     if shape[0] != 1:
         raise RefuseError(f"its batch is {shape[0]}; the Edge TPU takes one image at a time")
     if len(shape) == 3:
-        value = b.reshape(value, (shape[0], shape[1], 1, shape[2]))
-    return to_nhwc(b, value)
+        value = builder.reshape(value, (shape[0], shape[1], 1, shape[2]))
+    return to_nhwc(builder, value)
 
 
-def from_image(b: Builder, value: ir.Value, rank: int) -> ir.Value:
+def from_image(builder: Builder, value: ir.Value, rank: int) -> ir.Value:
     """NHWC back to the layout, of 3 or 4 dimensions, that `to_image` found."""
-    value = to_nchw(b, value)
+    value = to_nchw(builder, value)
     if rank == 3:
         batch, channels, _, width = shape_of(value)
-        value = b.reshape(value, (batch, channels, width))
+        value = builder.reshape(value, (batch, channels, width))
     return value

@@ -145,7 +145,8 @@ def _needed(low: np.ndarray, high: np.ndarray, floor: float) -> np.ndarray:
     middle = (low + high) / 2
     above = high[::-1] - middle
     below = middle - low[::-1]
-    return np.maximum(above, below) / half
+    needed: np.ndarray = np.maximum(above, below) / half
+    return needed
 
 
 def _around(z: ir.Value) -> list[str]:

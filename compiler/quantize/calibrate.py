@@ -214,8 +214,8 @@ class _Seen:
         """Both halves, of an activation with so many values in each channel; of a single sample,
         the same twice."""
         first, last = self._halves[0], self._halves[-1]
-        mean = sum(half.mean for half in self._halves)
-        square = sum(half.square for half in self._halves)
+        mean = np.sum([half.mean for half in self._halves], axis=0)
+        square = np.sum([half.square for half in self._halves], axis=0)
         return ChannelStats(
             np.stack([first.low, last.low]),
             np.stack([first.high, last.high]),

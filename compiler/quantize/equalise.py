@@ -104,12 +104,12 @@ def _factors(
             np.add.at(coarser, own, loss)
     # A class that no layer reads has 0 / 0, one whose weights bear all factors something / 0.
     with np.errstate(divide="ignore", invalid="ignore"):
-        best = (finer * steps / coarser) ** 0.25
-    best = np.nan_to_num(best, nan=1.0, posinf=np.inf)
-    best = np.minimum(best, most)
+        wanted = (finer * steps / coarser) ** 0.25
+    best: np.ndarray = np.minimum(np.nan_to_num(wanted, nan=1.0, posinf=np.inf), most)
     is_left = ~np.isfinite(best) | (best < LEAST)
     best[is_left | classes.fixed] = 1
-    return best[classes.of].astype(np.float32)
+    factors: np.ndarray = best[classes.of]
+    return factors.astype(np.float32)
 
 
 def _limits(
@@ -200,33 +200,34 @@ def _reach_before_clamp(stats: ChannelStats) -> np.ndarray:
     """How far channels may reach before a ReLU, by mean and deviation: samples show little of the
     positive values of channels that are seldom active."""
     variance = np.maximum(stats.square - stats.mean**2, 0)
-    return np.maximum(stats.mean + SPREAD * np.sqrt(variance), 0)
+    reach: np.ndarray = stats.mean + SPREAD * np.sqrt(variance)
+    return reach.clip(min=0)
 
 
-def _apply(node: ir.Node, factors: Mapping[ir.Value, np.ndarray], b: Builder) -> None:
+def _apply(node: ir.Node, factors: Mapping[ir.Value, np.ndarray], builder: Builder) -> None:
     """Give a node the weights, or the constants to add, that its activations' factors ask for."""
     made = factors.get(node.outputs[0])
     if made is None:
         return
     if operator_of(node).combines == "sum" and np.any(made != 1):
-        _scale_constants(node, made, b)
+        _scale_constants(node, made, builder)
     elif takes_factors(node):
         x, weight, bias = node.inputs
         assert x is not None and weight is not None and bias is not None
         read = factors.get(x, np.ones(1, np.float32))
         if np.any(made != 1) or np.any(read != 1):
-            node.replace_input_with(1, _scaled(b, weight, made, 1 / read))
-            node.replace_input_with(2, b.const(array_of(bias) * made, f"{bias.name}/equal"))
+            node.replace_input_with(1, _scaled(builder, weight, made, 1 / read))
+            node.replace_input_with(2, builder.const(array_of(bias) * made, f"{bias.name}/equal"))
 
 
-def _scale_constants(node: ir.Node, factors: np.ndarray, b: Builder) -> None:
+def _scale_constants(node: ir.Node, factors: np.ndarray, builder: Builder) -> None:
     for index, value in enumerate(node.inputs):
         if value is not None and is_constant(value):
-            scaled = b.const(array_of(value) * factors, f"{value.name}/equal")
+            scaled = builder.const(array_of(value) * factors, f"{value.name}/equal")
             node.replace_input_with(index, scaled)
 
 
-def _scaled(b: Builder, weight: ir.Value, rows: np.ndarray, columns: np.ndarray) -> ir.Value:
+def _scaled(builder: Builder, weight: ir.Value, rows: np.ndarray, columns: np.ndarray) -> ir.Value:
     """Weights [O, I, ...] with each row and each column multiplied; of [C, 1, ...] the columns are
     the channels."""
     shape = shape_of(weight)
@@ -239,6 +240,7 @@ def _scaled(b: Builder, weight: ir.Value, rows: np.ndarray, columns: np.ndarray)
     def read(some: slice) -> np.ndarray:
         by_row = rows[some].reshape(-1, 1, *spatial)
         by_column = columns.reshape(1, -1, *spatial)
-        return rows_of(weight, some) * by_row * by_column
+        scaled: np.ndarray = rows_of(weight, some) * by_row * by_column
+        return scaled
 
-    return b.by_rows(read, shape, f"{weight.name}/equal")
+    return builder.by_rows(read, shape, f"{weight.name}/equal")

@@ -32,13 +32,15 @@ def block_rotation(channels: int) -> np.ndarray | None:
         matrix = np.block([[matrix, matrix], [matrix, -matrix]])
     # The same for all layers and builds.
     signs = np.random.default_rng(size).choice([-1.0, 1.0], size)
-    return (matrix * signs / np.sqrt(size)).astype(np.float32)
+    rotation: np.ndarray = matrix * signs / np.sqrt(size)
+    return rotation.astype(np.float32)
 
 
 def rotate_blocks(rows: np.ndarray, rotation: np.ndarray) -> np.ndarray:
     """Q x of each block of channels in rows [N, K] or [N, K, 1, 1]."""
     blocks = rows.reshape(len(rows), -1, len(rotation))
-    return (blocks @ rotation.T).reshape(rows.shape)
+    rotated: np.ndarray = blocks @ rotation.T
+    return rotated.reshape(rows.shape)
 
 
 def rotate_output_blocks(
@@ -53,7 +55,7 @@ def rotate_output_blocks(
         last = -(-some.stop // size) * size
         read_rows = read(slice(first, last))
         blocks = read_rows.reshape(-1, size, read_rows[0].size)
-        rotated = np.matmul(rotation, blocks).reshape(read_rows.shape)
-        return rotated[some.start - first : some.stop - first]
+        rotated: np.ndarray = np.matmul(rotation, blocks)
+        return rotated.reshape(read_rows.shape)[some.start - first : some.stop - first]
 
     return rows

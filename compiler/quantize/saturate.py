@@ -25,9 +25,10 @@ Ends = tuple[float, float]
 
 # How much saturation may change a product of x and its gate, in steps of its int8 result.
 SLACK = 0.25
-# Where x * gate(x) is looked at below zero. The gates that networks have are closed long before the
-# lowest of these values.
+# Where x * gate(x) is looked at below zero: finely where the gates of networks close, and at so
+# many values further down, as far as x was seen.
 _GRID = np.linspace(-64, 0, 64 * 64 + 1)
+_BELOW = 64
 EVERYTHING: Ends = (-np.inf, np.inf)
 
 
@@ -76,7 +77,8 @@ def _ends(
         if function is not None and result is not None:
             low, high = result.range
             step = (high - low) / 255
-            return _closed(function, SLACK * step), np.inf
+            lowest, _ = stats[str(x.name)].range
+            return _closed(function, SLACK * step, lowest), np.inf
     return EVERYTHING
 
 
@@ -122,11 +124,16 @@ def _function_of(value: ir.Value | None, x: ir.Value) -> Function | None:
     return lambda t: step(before(t))
 
 
-def _closed(function: Function, slack: float) -> float:
-    """The largest x below zero under which the function changes by no more than `slack`; minus
-    infinity where it goes on changing."""
-    y = function(_GRID)
+def _closed(function: Function, slack: float, lowest: float) -> float:
+    """The largest x below zero under which, down to `lowest`, the function changes by no more than
+    `slack`."""
+    grid = _GRID
+    if lowest < grid[0]:
+        # A gate that closes is closed there too; a polynomial goes on growing.
+        below = np.linspace(lowest, grid[0], _BELOW, endpoint=False)
+        grid = np.concatenate([below, grid])
+    with np.errstate(over="ignore"):
+        y = function(grid)
     spread = np.maximum.accumulate(y) - np.minimum.accumulate(y)
     count = int(np.searchsorted(spread, slack, side="right"))
-    # A function that changes by more from the first value of the grid to the second is not closed.
-    return float(_GRID[count - 1]) if count > 1 else -np.inf
+    return float(grid[max(count - 1, 0)])

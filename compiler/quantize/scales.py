@@ -63,10 +63,10 @@ def separate(model: ir.Model, nodes: Iterable[ir.Node]) -> None:
             _requantize_inputs(node, Builder(model, names, node))
 
 
-def _requantize_inputs(node: ir.Node, b: Builder) -> None:
+def _requantize_inputs(node: ir.Node, builder: Builder) -> None:
     for index, value in enumerate(node.inputs):
         if value is not None and not is_constant(value):
-            node.replace_input_with(index, b.op("Requantize", [value], domain=DIALECT))
+            node.replace_input_with(index, builder.op("Requantize", [value], domain=DIALECT))
 
 
 def _groups(asked: Asked) -> dict[ir.Value, int]:

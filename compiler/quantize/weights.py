@@ -68,13 +68,17 @@ def _scales(largest: np.ndarray, bias: np.ndarray, around: Surroundings) -> np.n
     least = LEAST_FACTOR * around.output_scale / around.input_scale
     most = MOST_FACTOR * around.output_scale / around.input_scale
     smallest = max(least, float(np.finfo(np.float32).tiny))
-    return np.clip(np.maximum(for_weights, for_bias), smallest, most).astype(np.float32)
+    scales: np.ndarray = np.clip(np.maximum(for_weights, for_bias), smallest, most)
+    return scales.astype(np.float32)
 
 
 def _mean_loss(lost: np.ndarray, means: np.ndarray) -> np.ndarray:
     """What the rounding of weights [O, I] takes from the mean of each output; of [C, 1] the inputs
     are the channels."""
+    loss: np.ndarray
     if lost.shape[1] == len(means):
-        return lost @ means
-    outputs_each = len(lost) // len(means)
-    return lost[:, 0] * np.repeat(means, outputs_each)
+        loss = lost @ means
+    else:
+        outputs_each = len(lost) // len(means)
+        loss = lost[:, 0] * np.repeat(means, outputs_each)
+    return loss
