@@ -37,7 +37,7 @@ def lowest_of_x(body: str) -> float:
         (
             "a = Add (x, three) b = Clip (a, zero, six) c = Mul (b, sixth) y = Mul (x, c)",
             -3.2,
-            -2.9,
+            -2.7,
         ),
         # x (x + 3) goes on growing, far below what closed gates are looked for.
         ("a = Add (x, three) y = Mul (x, a)", -200.1, -199.9),
