@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from compiler import planner
 from compiler.device.cost import Cost, Parameters
-from compiler.graph import DIALECT, element_count, values_read
+from compiler.graph import element_count, values_read
 from compiler.ops import operator_of
 from compiler.partition.plan import Plan, Segment
 from compiler.partition.task import Readers, Task, boundary
@@ -116,7 +116,7 @@ def host_bytes(nodes: Sequence[ir.Node], int8: bool) -> int:
         for value in values_read(node):
             if value.const_value is None:
                 continue
-            is_weight = int8 and node.domain == DIALECT and value is node.inputs[1]
+            is_weight = int8 and operator_of(node).is_linear and value is node.inputs[1]
             sizes[value] = value.const_value.size if is_weight else value.const_value.nbytes
     return sum(sizes.values())
 
