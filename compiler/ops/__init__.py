@@ -49,13 +49,29 @@ FAMILIES = (
     host_only,
 )
 
+
+def _operators() -> dict[tuple[str, str], Operator]:
+    found: dict[tuple[str, str], Operator] = {}
+    for family in FAMILIES:
+        for operator in family.OPERATORS:
+            assert operator.key not in found, f"{operator.key} is declared twice"
+            found[operator.key] = operator
+    return found
+
+
+def _builtins() -> dict[str, Builtin]:
+    found: dict[str, Builtin] = {}
+    for family in FAMILIES:
+        for builtin in family.BUILTINS:
+            assert builtin.name not in found, f"{builtin.name} is declared twice"
+            found[builtin.name] = builtin
+    return found
+
+
 # By (domain, operator type).
-OPERATORS: dict[tuple[str, str], Operator] = {}
+OPERATORS = _operators()
 # By TFLite's name.
-BUILTINS: dict[str, Builtin] = {}
-for _family in FAMILIES:
-    OPERATORS.update({operator.key: operator for operator in _family.OPERATORS})
-    BUILTINS.update({builtin.name: builtin for builtin in _family.BUILTINS})
+BUILTINS = _builtins()
 
 # What is known of an operator that no family declares: nothing but the defaults.
 _UNKNOWN = Operator("")
