@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from compiler import build as building
+from compiler.driver import build as building
 stages = 0
 def report(stage, steps):
     global stages
@@ -87,7 +87,7 @@ def test_full_disk(room: int, small_bundle: Path, tmp_path: Path) -> None:
 
 INTERRUPTED = """
 import os, signal, sys
-from compiler import build as building
+from compiler.driver import build as building
 from compiler import cli
 def lower_elsewhere(*_):
     os.kill(os.getpid(), signal.SIGINT)

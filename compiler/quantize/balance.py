@@ -8,13 +8,13 @@ channel shows, with room for what it does not.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from compiler.graph import BALANCED, DIALECT, ROWS, activations_of, array_of, only_consumer
+from compiler.graph import DIALECT, array_of, is_constant
 from compiler.quantize.calibrate import Ranges, observe
+from compiler.quantize.products import Product, joined_from
 from compiler.quantize.samples import Sample
 
 # How much wider a channel's range is than calibration shows. Clipping costs far more than coarser
@@ -37,62 +37,6 @@ UNIT = (-128 / 127, 1.0)
 LARGEST_STEP = 126.5 / 127
 
 
-@dataclass(frozen=True)
-class Product:
-    """A normalised product: z is what is multiplied by `factors` and shifted by `offsets`. `made`
-    is what the Edge TPU makes: z, or what z is read from by two rows for one
-    (passes/second_row.py)."""
-
-    z: ir.Value
-    factors: ir.Value
-    offsets: ir.Value
-    made: ir.Value
-
-    @property
-    def halved(self) -> bool:
-        """Whether z is read from two rows, one at half the size of the other."""
-        return self.made is not self.z
-
-    def set(self, factors: ir.TensorProtocol, offsets: ir.TensorProtocol) -> None:
-        """Give it other factors and offsets [C]."""
-        self.factors.const_value = factors
-        self.offsets.const_value = offsets
-        # Rows that were to be read from the old constants.
-        self.factors.meta.pop(ROWS, None)
-        self.offsets.meta.pop(ROWS, None)
-
-
-def products(graph: ir.Graph) -> dict[str, Product]:
-    """The normalised products of a graph, by the names of their factors."""
-    found = {}
-    for node in graph:
-        if BALANCED not in node.metadata_props:
-            continue
-        z, factors = node.inputs
-        add = only_consumer(node.outputs[0])
-        assert z is not None and factors is not None and add is not None
-        offsets = add.inputs[1]
-        assert offsets is not None
-        found[str(factors.name)] = Product(z, factors, offsets, _made(z))
-    return found
-
-
-def _made(z: ir.Value) -> ir.Value:
-    """What the Edge TPU makes: z, or the joined rows that `second_row` reads z from."""
-    value = z
-    is_halved = False
-    node = z.producer()
-    while node is not None and node.op_type in ("Reshape", "Where", "Split"):
-        # Where chooses between the row at its full size and twice the other one.
-        is_choice = node.op_type == "Where"
-        is_halved = is_halved or is_choice
-        source = node.inputs[1 if is_choice else 0]
-        assert source is not None
-        value = source
-        node = value.producer()
-    return value if is_halved else z
-
-
 def balance(
     model: ir.Model,
     chosen: Collection[Product],
@@ -107,7 +51,7 @@ def balance(
     for product in chosen:
         seen = stats[str(product.z.name)]
         half, middle = _half_and_middle(seen.low, seen.high)
-        if product.halved:
+        if product.has_second_row:
             # The range that a row at half its size reaches; its offset is not halved.
             half = (half + np.abs(middle)) / 2
         factors = array_of(product.factors)
@@ -149,21 +93,18 @@ def _needed(low: np.ndarray, high: np.ndarray, floor: float) -> np.ndarray:
     return needed
 
 
-def _around(z: ir.Value) -> list[str]:
-    """Names of z, of the tiles that it is joined from, and of the rows that they multiply.
+def _around(made: ir.Value) -> list[str]:
+    """Names of what the Edge TPU makes, of the tiles that it is joined from, and of the rows that
+    they multiply.
 
     Partial sums, where a layer is divided along its inputs, are left to calibration.
     """
     names = []
-    waiting = [z]
-    while waiting:
-        value = waiting.pop()
+    for value in joined_from(made):
+        if is_constant(value):
+            continue
         names.append(str(value.name))
         node = value.producer()
-        if node is None:
-            continue
-        if node.op_type in ("Concat", "Reshape"):
-            waiting += activations_of(node)
-        elif node.domain == DIALECT and node.inputs[0] is not None:
+        if node is not None and node.domain == DIALECT and node.inputs[0] is not None:
             names.append(str(node.inputs[0].name))
     return names
