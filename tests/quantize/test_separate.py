@@ -1,4 +1,4 @@
-"""Requantize stands where operators that share a scale would tie fixed ones that differ."""
+"""Requantize stands where operators that share a scale would tie together fixed scales that differ."""
 
 from __future__ import annotations
 
@@ -34,8 +34,7 @@ def test_a_join_of_a_fixed_scale_and_a_free_one() -> None:
         run,
         graph("s = Sigmoid (x) y = Concat <axis = 1> (s, z)"),
         graph(
-            "s = Sigmoid (x) a = edgetpu.Requantize (s) b = edgetpu.Requantize (z)"
-            " y = Concat <axis = 1> (a, b)"
+            "s = Sigmoid (x) a = edgetpu.Requantize (s) b = edgetpu.Requantize (z) y = Concat <axis = 1> (a, b)"
         ),
     )
 
