@@ -11,7 +11,7 @@ import onnx_ir as ir
 import passes
 from compiler.checks.pass_checks import Checker
 from compiler.device.legality import refusal
-from compiler.driver.build import OPTIONAL
+from compiler.driver.options import OPTIONAL
 from compiler.emit import tflite
 from compiler.graph import all_activations
 from compiler.graph.reference import Reference

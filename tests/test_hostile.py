@@ -21,7 +21,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from compiler.device import tflite_file
-from compiler.driver import language
+from compiler.driver import corpus
 from compiler.errors import CalibrationError, ModelError
 from compiler.frontends import architecture, gguf, huggingface, open_source, tokenizer
 from compiler.importer import load as importer
@@ -601,7 +601,7 @@ def test_documented_limits() -> None:
         f"{huggingface.LARGEST_TEXT >> 20} MiB of config.json",
         f"{huggingface.LARGEST_HEADER >> 20} MiB of a safetensors header",
         f"{confined.MOST_DEFINITION >> 20} MiB of tokenizer.json",
-        f"{language.LARGEST_TEXT >> 20} MiB of text to calibrate on",
+        f"{corpus.LARGEST_TEXT >> 20} MiB of text to calibrate on",
         f"{confined.TOKENIZER_SECONDS:g} seconds, {confined.TOKENIZER_BYTES >> 30} GiB, "
         f"{child.MOST_TOKENS_PER_BYTE} tokens for a byte",
         f"{confined.TEMPLATE_SECONDS:g} seconds, {confined.TEMPLATE_BYTES >> 20} MiB, "

@@ -24,10 +24,13 @@ from compiler.errors import OutputError
 from compiler.runtime import Bundle, RuntimeBundleError, folders
 from compiler.runtime import bundle as runtime_bundle
 from compiler.runtime.manifest import MANIFEST_VERSION
+from compiler.targets import target
 from compiler.vendor import edgetpu_compiler as toolchain
 from tests.conftest import Cli
 
 ROOT = Path(__file__).parent.parent
+
+TARGETS = Path(target.__file__).parent
 
 
 @pytest.fixture
@@ -169,12 +172,16 @@ def test_what_the_build_reads_is_not_deleted(
         ("build", model),
         ("build", small_model, "--calibration", model),
         ("build", small_model, "--tokenizer", model),
-        ("build", small_model, "--target", model),
-        ("build", small_model, "--host", model),
     ):
         code, _, err = run_cli(*line, "-o", output, "--force")
         assert code == 2 and "E-OUTPUT" in err and "model.onnx" in err
     model.unlink()
+    own = output / "own.toml"
+    for option, shipped in (("--target", "usb3.toml"), ("--host", "hosts/pi5.toml")):
+        shutil.copy(TARGETS / shipped, own)
+        code, _, err = run_cli("build", small_model, option, own, "-o", output, "--force")
+        assert code == 2 and "E-OUTPUT" in err and "own.toml, which the build reads" in err
+    own.unlink()
     monkeypatch.chdir(output / "segments")
     with pytest.raises(OutputError, match="current folder"):
         replaced(output, small_bundle)

@@ -191,7 +191,7 @@ def test_what_is_not_as_planned_is_told(
     _, out = built(run_cli, small_model, tmp_path / "b", edgetpu_compiler)
     assert "1 FULLY_CONNECTED left on the CPU: More than one subgraph is not supported" in out
     monkeypatch.setenv("STANDIN_COMPILER", "stream")
-    monkeypatch.setattr("compiler.view.tables._UNPLANNED", 0)
+    monkeypatch.setattr("compiler.view.compiled._UNPLANNED", 0)
     _, out = built(run_cli, small_model, tmp_path / "c", edgetpu_compiler)
     assert "at each run, planned were none" in out
 

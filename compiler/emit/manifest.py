@@ -152,7 +152,7 @@ def prediction_entry(program: Program) -> PredictionEntry:
         "tpus": plan.options.tpus,
         "host": plan.options.host,
         "objective": plan.options.objective,
-        "place": plan.options.place,
+        "place": plan.options.place or "tpu",
         "latency_ms": milliseconds(plan.latency),
         "interval_ms": milliseconds(plan.interval),
         "gap_percent": None if plan.gap is None else round(100 * plan.gap, 2),

@@ -92,7 +92,7 @@ class Observers:
             pattern, _, name = option.rpartition("=")
             if name not in OBSERVERS:
                 known = ", ".join(OBSERVERS)
-                raise OptionError(f"--observer {option}: '{name}' is none of {known}")
+                raise OptionError(f"{option}: '{name}' is none of {known}", "observers")
             if pattern:
                 patterns.append((pattern, name))
             else:

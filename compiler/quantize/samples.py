@@ -213,17 +213,18 @@ def _check_image_options(
     height, width = inner
     if tall < height or wide < width:
         raise CalibrationError(
-            f"size {tall},{wide}: smaller than the input of the model, {height},{width}"
+            f"{tall},{wide}: smaller than the input of the model, {height},{width}", "size"
         )
     if tall * wide > MOST_PIXELS:
-        raise CalibrationError(f"size {tall},{wide}: more than {MOST_PIXELS:,} pixels")
+        raise CalibrationError(f"{tall},{wide}: more than {MOST_PIXELS:,} pixels", "size")
     if channels not in (1, 3):
         return
-    for numbers in (options.mean, options.std):
+    for name, numbers in (("mean", options.mean), ("std", options.std)):
         if len(numbers) not in (1, channels) or not np.isfinite(numbers).all():
-            raise CalibrationError(f"mean and std: give 1 or {channels} finite numbers")
+            given = ",".join(map(str, numbers))
+            raise CalibrationError(f"{given}: give 1 or {channels} finite numbers", name)
     if 0 in options.std:
-        raise CalibrationError("std 0: images cannot be divided by 0")
+        raise CalibrationError("0: images cannot be divided by 0", "std")
 
 
 def _pixels(path: Path, tall: int, wide: int, channels: int) -> np.ndarray:

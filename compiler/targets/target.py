@@ -63,11 +63,11 @@ class Target:
 
         A file that names a `chip` takes from chips/CHIP.toml what it does not say itself.
         """
-        table = _read("--target", name, _FOLDER)
+        table = _read("target", name, _FOLDER)
         chip = table.pop("chip", None)
         if chip is not None:
-            table = _read("its chip", str(chip), _FOLDER / "chips") | table
-        return _made(cls, "--target", name, table)
+            table = _read("target", str(chip), _FOLDER / "chips") | table
+        return _made(cls, "target", name, table)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Host:
     @classmethod
     def load(cls, name: str = "pi5") -> Host:
         """A shipped host by name, or a TOML file as `measure` writes it. Raises OptionError."""
-        return _made(cls, "--host", name, _read("--host", name, _FOLDER / "hosts"))
+        return _made(cls, "host", name, _read("host", name, _FOLDER / "hosts"))
 
 
 _Table = TypeVar("_Table", Target, Host)
@@ -96,12 +96,12 @@ def _read(option: str, name: str, folder: Path) -> dict[str, Any]:
     if not path.is_file():
         shipped = ", ".join(sorted(file.stem for file in folder.glob("*.toml")))
         raise OptionError(
-            f"{option} {name}: no such file; shipped are: {shipped}; or give a .toml file"
+            f"{name}: no such file; shipped are: {shipped}; or give a .toml file", option
         )
     try:
         table = tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise OptionError(f"{option} {name}: {error}") from error
+        raise OptionError(f"{name}: {error}", option) from error
     flat: dict[str, Any] = {}
     sections = []
     for key, value in table.items():
@@ -120,12 +120,12 @@ def _made(cls: type[_Table], option: str, name: str, table: Mapping[str, Any]) -
         is_right = isinstance(value, str) if is_text else _is_number(value)
         if not is_right:
             wanted = "text" if is_text else "a number"
-            raise OptionError(f"{option} {name}: {key} = {value!r}; it must be {wanted}")
+            raise OptionError(f"{name}: {key} = {value!r}; it must be {wanted}", option)
     try:
         return cls(**table)
     except TypeError as error:
         raise OptionError(
-            f"{option} {name}: {error}; compare with the files in compiler/targets/"
+            f"{name}: {error}; compare with the files in compiler/targets/", option
         ) from error
 
 
