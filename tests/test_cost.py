@@ -64,7 +64,7 @@ def test_targets_load_and_links_differ(name: str) -> None:
 
 def test_hosts() -> None:
     assert Host.load("pi5").macs > Host.load("pi4").macs
-    with pytest.raises(OptionError, match="--host pi6"):
+    with pytest.raises(OptionError, match="host pi6"):
         Host.load("pi6")
 
 

@@ -20,7 +20,7 @@ from gguf import GGUFReader, dequantize
 from onnx import TensorProto, helper
 from PIL import Image
 
-from compiler.device import legality
+from compiler.device import tflite_file
 from compiler.driver import corpus
 from compiler.errors import CalibrationError, ModelError
 from compiler.frontends import architecture, gguf, huggingface, open_source, tokenizer
@@ -608,7 +608,7 @@ def test_documented_limits() -> None:
         f"{confined.MOST_ANSWER >> 20} MiB of text",
         f"{arrays.LARGEST >> 30} GiB of arrays",
         f"images of {samples.MOST_PIXELS:,} pixels",
-        f"| TFLite | {legality.LARGEST >> 30} GiB |",
+        f"| TFLite | {tflite_file.LARGEST >> 30} GiB |",
         f"| manifests | {bundle.MANIFEST_BYTES >> 20} MiB; 64 dimensions of {2**31 - 1:,}; "
         f"inputs of {consistency.INPUT_BYTES >> 30} GiB |",
     }

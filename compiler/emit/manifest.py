@@ -15,7 +15,8 @@ from typing import cast
 import onnx_ir as ir
 
 from compiler.errors import InternalError
-from compiler.graph import consumers_of, key_of, operator_name, origin_of
+from compiler.graph import consumers_of, operator_name, origin_of
+from compiler.ops import Moves, operator_of
 from compiler.partition import Program, Segment
 from compiler.quant import Quant
 from compiler.runtime import folders, schema
@@ -49,23 +50,6 @@ from compiler.vendor.onnx_tf import ConvertedSegment
 
 # Packages that decide what a build gives; their versions are named beside our own.
 TOOLS = ("onnx", "onnx-ir", "onnxscript", "onnxruntime", "ai-edge-litert", "numpy")
-
-_TREES = ("Imputer", "TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor")
-# Operators that give NaN a meaning, and those that hand it on to them.
-_NAN_READERS = {("", "IsNaN"), *(("ai.onnx.ml", name) for name in _TREES)}
-_NAN_MOVERS = {
-    "Cast",
-    "Concat",
-    "Flatten",
-    "Gather",
-    "Identity",
-    "Reshape",
-    "Slice",
-    "Split",
-    "Squeeze",
-    "Transpose",
-    "Unsqueeze",
-}
 
 
 # The whole and its programs.
@@ -308,9 +292,10 @@ def _numpy_name(value: ir.Value) -> str:
 
 def _looks_for_nan(value: ir.Value) -> bool:
     for reader in consumers_of(value):
-        if key_of(reader) in _NAN_READERS:
+        if operator_of(reader).reads_nan:
             return True
-        if reader.op_type in _NAN_MOVERS and any(map(_looks_for_nan, reader.outputs)):
+        hands_on = operator_of(reader).moves >= Moves.VALUES
+        if hands_on and any(map(_looks_for_nan, reader.outputs)):
             return True
     return False
 

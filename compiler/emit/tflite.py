@@ -16,24 +16,11 @@ import onnx_ir as ir
 from ai_edge_litert import schema_py_generated as schema
 
 from compiler.graph import array_of, grid_of
-from compiler.ops import lookup
+from compiler.ops import BUILTINS, lookup, operator_of
 from compiler.ops.writer import Writer
 from compiler.quant import Quant, from_range
 from compiler.quantize import weights
 
-# Options table of each operator, where it is not the operator's name in camel case.
-_OPTIONS = {
-    "AVERAGE_POOL_2D": "Pool2DOptions",
-    "MAX_POOL_2D": "Pool2DOptions",
-    "CONV_2D": "Conv2DOptions",
-    "DEPTHWISE_CONV_2D": "DepthwiseConv2DOptions",
-    "MAXIMUM": "MaximumMinimumOptions",
-    "MINIMUM": "MaximumMinimumOptions",
-    "MEAN": "ReducerOptions",
-    "SUM": "ReducerOptions",
-    "REDUCE_MAX": "ReducerOptions",
-    "REDUCE_MIN": "ReducerOptions",
-}
 _TYPES = {np.dtype(np.int8): schema.TensorType.INT8, np.dtype(np.int32): schema.TensorType.INT32}
 
 # Room in a file for everything but constants; the builder grows it where it is too small.
@@ -94,12 +81,11 @@ class TFLiteWriter(Writer):
         assert weight is not None and bias is not None
         input_scale = self.quant(x).scale
         output_scale = self.quant(node.outputs[0]).scale
-        # The taps of a TransposeConv2D take turns; their mean result is not that of one position.
-        means = (
-            self._means.get(str(x.name))
-            if x is not None and node.op_type != "TransposeConv2D"
-            else None
-        )
+        means = None
+        # The taps of a transposed convolution take turns: their mean result is not that of one
+        # position.
+        if x is not None and operator_of(node).linear != "transposed":
+            means = self._means.get(str(x.name))
         around = weights.Surroundings(
             str(weight.name), input_scale, output_scale, grid_of(weight), means
         )
@@ -137,9 +123,7 @@ class TFLiteWriter(Writer):
         operator.inputs = np.asarray(inputs, np.int32)
         operator.outputs = np.asarray(outputs, np.int32)
         if options is not None:
-            table = _OPTIONS.get(
-                name, "".join(part.capitalize() for part in name.split("_")) + "Options"
-            )
+            table = BUILTINS[name].options_table
             operator.builtinOptionsType = getattr(schema.BuiltinOptions, table)
             operator.builtinOptions = getattr(schema, f"{table}T")()
             for field, value in options.items():

@@ -14,14 +14,13 @@ from compiler import planner
 from compiler.device.cost import of_node
 from compiler.device.legality import refusal
 from compiler.errors import OptionError
-from compiler.graph import activations_of, element_count, key_of, origin_of
+from compiler.graph import activations_of, element_count, origin_of
+from compiler.ops import Moves, operator_of
 from compiler.partition.options import PartitionOptions
 from compiler.partition.plan import Placement, Placements
 from compiler.partition.problem import planner_problem, units_of
 from compiler.partition.task import Readers, Task, boundary
 from compiler.targets import Host, Target
-
-_LAYOUT = {("", "Reshape"), ("", "Transpose"), ("", "Identity")}
 
 AT_BOUNDARY = "it only changes the layout at the border to the host"
 JOINS_HOST = "it joins values of the host for the host: int8 would cost a transfer and accuracy"
@@ -124,7 +123,8 @@ def _boundary_reason(
     sources = [value.producer() for value in activations_of(node)]
     from_host = [source is None or found.on_host(source) for source in sources]
     users = [user for value in node.outputs for user in readers.of(value)]
-    if key_of(node) in _LAYOUT and (all(from_host) or all(map(found.on_host, users))):
+    is_layout = operator_of(node).moves >= Moves.ELEMENTS
+    if is_layout and (all(from_host) or all(map(found.on_host, users))):
         return AT_BOUNDARY
     if in_tail and any(from_host):
         return JOINS_HOST

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from compiler.device.cost import Cost
-from compiler.device.legality import layers_of
+from compiler.device.draft import layers_of
 from compiler.partition.options import DeviceKind, PartitionOptions
 from compiler.targets import Layer, Target
 

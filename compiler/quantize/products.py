@@ -20,7 +20,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from compiler.graph import BALANCED, DIALECT, ROWS, only_consumer
+from compiler.graph import BALANCED, ROWS, only_consumer
+from compiler.ops import operator_of
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def joined_from(value: ir.Value) -> Iterator[ir.Value]:
 
 def is_tile(node: ir.Node) -> bool:
     """Whether a node multiplies rows by (some of) the weights of a product."""
-    return node.domain == DIALECT and node.op_type in ("Conv2D", "FullyConnected")
+    return operator_of(node).linear == "dense"
 
 
 def row_scaling(product: Product, rows: ir.Value) -> RowScaling | None:

@@ -16,7 +16,7 @@ import flatbuffers
 from flatbuffers import number_types as types
 from flatbuffers.table import Table
 
-from compiler.device.legality import file_bytes, op_name, tflite_file, unpacked
+from compiler.device.tflite_file import file_bytes, op_name, tflite_file, unpacked
 from compiler.errors import ModelError
 
 _CUSTOM = "edgetpu-custom-op"

@@ -29,7 +29,7 @@ from compiler import files
 from compiler.errors import ToolchainError, first_line
 from compiler.graph import DIALECT, array_of, shape_of, values_read
 from compiler.graph.reference import Reference
-from compiler.ops.activation import GELU_GATES
+from compiler.ops import operator_of
 from compiler.partition import Program, Segment
 from compiler.quant import Quant
 from compiler.quantize.samples import Samples
@@ -242,13 +242,10 @@ def _node(node: ir.Node, names: Mapping[ir.Value, str]) -> onnx.NodeProto:
     proto.input[:] = ["" if value is None else names[value] for value in node.inputs]
     proto.output[:] = [names[value] for value in node.outputs]
     proto.name = proto.output[0]
-    if node.op_type in ("FakeQuantize", "Requantize"):
-        # Scales are TensorFlow's to choose here.
-        return onnx.helper.make_node("Identity", proto.input[:1], proto.output)
-    if node.op_type in GELU_GATES:
-        # TFLite has no ERF, which the gate is made of.
-        return onnx.helper.make_node("Sigmoid", proto.input, proto.output)
-    return proto
+    stand_in = operator_of(node).stand_in
+    if stand_in is None:
+        return proto
+    return onnx.helper.make_node(stand_in, proto.input[:1], proto.output)
 
 
 def _value_info(value: ir.Value, names: Mapping[ir.Value, str]) -> onnx.ValueInfoProto:
