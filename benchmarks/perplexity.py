@@ -23,12 +23,12 @@ import onnx_ir as ir
 
 from compiler.driver import build as building
 from compiler.driver import language
-from compiler.emit import bundle
+from compiler.emit import bundle, manifest
 from compiler.frontends import Source, decoder, open_source
 from compiler.graph.reference import Reference
 from compiler.partition import PartitionOptions, PlacePolicy, Program
 from compiler.quantize import samples as sampling
-from compiler.runtime import Pipeline
+from compiler.runtime import Bundle, Pipeline
 
 SEQUENCES, LENGTH, CHUNK = 8, 512, 128
 
@@ -63,9 +63,7 @@ def bundle_logits(program: Program, layers: int, rows: list[np.ndarray]) -> list
     found = []
     with tempfile.TemporaryDirectory() as made:
         segments = bundle.write_segments({"": program}, Path(made))[""]
-        pipeline = Pipeline(
-            bundle.Bundle(Path(made), {}), 2, building.program_entry(program, segments)
-        )
+        pipeline = Pipeline(Bundle(Path(made), {}), 2, manifest.program_entry(program, segments))
         updates = decoder.in_place(layers)
         shapes = {i["name"]: i["shape"] for i in pipeline.inputs}
         for row in rows:

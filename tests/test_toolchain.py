@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from compiler.emit import bundle as bundles
+from compiler.emit import manifest as manifests
 from compiler.runtime import Pipeline
 from compiler.vendor import edgetpu_compiler as toolchain
 from compiler.vendor.edgetpu_compiler import Compiled, Refused, Session, Tool, parse
@@ -213,8 +214,8 @@ def test_compile_later_is_whole_at_any_time(
     before = (path / "manifest.json").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(
-            bundles,
-            "write_manifest",
+            manifests,
+            "write",
             lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")),
         )
         code, _, err = run_cli("compile", path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +17,8 @@ from compiler.device import legality
 from compiler.device import measure as measuring
 from compiler.driver import build as building
 from compiler.driver import language
-from compiler.emit import bundle
+from compiler.emit import bundle, compilation
+from compiler.emit import manifest as manifests
 from compiler.errors import OptionError, ToolchainError, one_line
 from compiler.partition import PartitionOptions, Program
 from compiler.quantize.calibrate import Observers
@@ -300,11 +301,13 @@ def inspect(
         return
     if path.is_dir():
         found = bundle.load(path)
-        plan, sources = found.manifest, needed(found)
+        plan: Mapping[str, Any] = found.manifest
+        sources = needed(found)
     else:
         with progress_bars() as step:
             program = building.lower(building.read(path, options, step), options, step)
-        plan, sources = building.summary(program, path), [path]
+        plan = manifests.summary(program, path)
+        sources = [path]
         _write_graphs(program, dot, netron, [path])
         if any(graph is not None and files.is_stdout(graph) for graph in (dot, netron)):
             return
@@ -419,7 +422,7 @@ def compile_(
             "it runs on x86-64 Linux"
         )
     with progress_bars() as step:
-        manifest = toolchain.compile_bundle(path, tool, step)
+        manifest = compilation.compile_bundle(path, tool, step)
     tables.show_compilation(out, manifest)
     wrote(path)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -19,7 +19,8 @@ from compiler.checks import agreement, sensitivity, verdict, verify
 from compiler.checks.baseline import baseline
 from compiler.checks.pass_checks import Checker
 from compiler.device.legality import refusal
-from compiler.emit import bundle
+from compiler.emit import bundle, compilation
+from compiler.emit import manifest as manifests
 from compiler.errors import (
     CompilerError,
     InternalError,
@@ -37,10 +38,11 @@ from compiler.quantize.calibrate import ChannelStats, Observers, Ranges, calibra
 from compiler.quantize.equalise import equalise
 from compiler.quantize.saturate import saturated
 from compiler.quantize.scales import assign, separate
-from compiler.runtime.bundle import sha256
+from compiler.runtime import Bundle
+from compiler.runtime.manifest import Manifest, MeasuredEntry, SegmentEntry, WarningEntry
 from compiler.targets import Target
 from compiler.vendor import edgetpu_compiler, onnx_tf
-from compiler.vendor.onnx_tf import Lowered
+from compiler.vendor.onnx_tf import ConvertedSegment
 from compiler.view import page
 from passes import fold_constants
 
@@ -189,15 +191,15 @@ def sensitive(
     step = progress("finding what contributes", len(few))
     with stage("sensitivity"), files.temporary("sensitivity") as folder:
         segments = bundle.write_segments({"": program}, folder.path)[""]
-        trial = bundle.Bundle(folder.path, program_entry(program, segments))
+        # Sensitivity runs the program, for which the rest of a manifest is not needed.
+        entry = cast(Manifest, manifests.program_entry(program, segments))
+        trial = Bundle(folder.path, entry)
         return sensitivity.kept_in_float(
             program, sensitivity.shares(trial, program, few, step), budget
         )
 
 
-def build(
-    path: Path, output: Path, options: Options, progress: Progress = silent
-) -> dict[str, Any]:
+def build(path: Path, output: Path, options: Options, progress: Progress = silent) -> Manifest:
     """Build a bundle from the ONNX file `path` in the folder `output`; returns its manifest."""
     with bundle.folder(output, options.force, options.sources(path)) as folder:
         model = read(path, options, progress)
@@ -224,33 +226,26 @@ def build(
         programs, entries = emit({"": program}, folder, options, progress, lowered)
         program, segments = programs[""], entries[""]
         with stage("emit"):
-            manifest = {
-                **summary(program, path),
-                "tools": bundle.tool_versions(),
-                "segments": segments,
-                "quality": {
-                    "calibration": "random" if samples.random else "user",
-                    "calibration_samples": len(calibration),
-                    "observer": options.observers.default,
-                    **expected.entry(),
-                },
-            }
+            calibrated = manifests.quality_entry(
+                "random" if samples.random else "user", len(calibration), options.observers.default
+            )
+            manifests.enter_baseline(calibrated, expected.kind, expected.note)
+            plan = manifests.plan_entry(program, path, segments)
+            manifest = manifests.assembled(plan, calibrated)
             if options.tokenizer is not None:
                 manifest["tokenizer"] = bundle.copy_tokenizer(options.tokenizer, folder)
-            bundle.write_manifest(folder, manifest)
+            manifests.write(folder, manifest)
         with stage("verify"):
             step = progress("verifying", len(held_out))
             truth = verify.HeldOut(list(held_out), expected.results, layers)
             quality = verify.verify(bundle.load(folder), program, truth, step)
             if options.accuracy is not None:
                 step = progress("finding what contributes", len(held_out))
-                for index, share in sensitivity.shares(
-                    bundle.load(folder), program, held_out, step
-                ).items():
-                    quality["segments"][str(index)]["share"] = share
-            manifest["quality"] |= quality
-            warn(manifest, program, held_out)
-            bundle.write_manifest(folder, manifest)
+                shares = sensitivity.shares(bundle.load(folder), program, held_out, step)
+                manifests.enter_shares(quality, shares)
+            manifests.enter_quality(manifest, quality)
+            manifests.enter_quality(manifest, warnings(manifest, program, held_out))
+            manifests.write(folder, manifest)
             (folder / "report.html").write_text(page.page(manifest), encoding="utf-8")
         gate(quality, options.min_sqnr)
     return manifest
@@ -258,7 +253,7 @@ def build(
 
 def lower_elsewhere(
     program: Program, samples: sampling.Samples, options: Options, progress: Progress = silent
-) -> dict[int, Lowered]:
+) -> dict[int, ConvertedSegment]:
     """The segments for Edge TPUs as onnx-tf writes them. Raises ToolchainError for one that it
     fails on, unless the direct writer may take that over."""
     if options.lowering[0] == "direct":
@@ -279,8 +274,8 @@ def emit(
     folder: Path,
     options: Options,
     progress: Progress = silent,
-    lowered: Mapping[int, Lowered] | None = None,
-) -> tuple[dict[str, Program], dict[str, list[dict[str, Any]]]]:
+    lowered: Mapping[int, ConvertedSegment] | None = None,
+) -> tuple[dict[str, Program], dict[str, list[SegmentEntry]]]:
     """Write every segment of the programs, and compile those for Edge TPUs where edgetpu_compiler
     is at hand.
 
@@ -310,7 +305,7 @@ def emit(
             shutil.rmtree(folder / "segments")
             entries = bundle.write_segments(found, folder)
         for segments in entries.values():
-            edgetpu_compiler.enter(segments, outcomes, folder)
+            compilation.enter(segments, outcomes, folder)
     return found, entries
 
 
@@ -397,79 +392,37 @@ def save_graph(program: Program, path: Path, sources: Sequence[Path] = ()) -> No
         file.write(made.read_bytes())
 
 
-def summary(program: Program, path: Path) -> dict[str, Any]:
-    """The plan as plain data, in the words of the manifest; before quantization it is a dry run."""
-    opset = program.model.graph.opset_imports.get("", 0)
-    return {
-        "model": {"file": path.name, "sha256": sha256(path), "opset": opset},
-        "target": target_entry(program.target),
-        **program_entry(program, [bundle.segment_entry(program, s) for s in program.plan.segments]),
-    }
-
-
-def target_entry(target: Target) -> dict[str, Any]:
-    return {"name": target.name, "description": target.description, "sram_bytes": target.sram_bytes}
-
-
-def program_entry(program: Program, segments: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the manifest says of a program; `segments` are the entries of its segments."""
-    graph, quants = program.model.graph, program.quants
-    return {
-        "inputs": [bundle.input_entry(v) for v in graph.inputs],
-        "outputs": [
-            bundle.tensor_entry(v, quants, False, v in program.made_on_tpu) for v in graph.outputs
-        ],
-        "prediction": prediction(program),
-        "segments": list(segments),
-    }
-
-
 def forecast(program: Program) -> dict[str, Any]:
     """A row of `plan`: the prediction with what is cached and streamed."""
     segments = program.plan.segments
     return {
-        **prediction(program),
+        **manifests.prediction_entry(program),
         "tpu_segments": sum(s.device == "tpu" for s in segments),
         "host_segments": sum(s.device == "host" for s in segments),
         "cached_bytes": sum(s.cached for s in segments),
         "streamed_bytes": sum(s.streamed for s in segments),
-        "reload_ms": bundle.milliseconds(program.plan.reload(program.target)),
+        "reload_ms": manifests.milliseconds(program.plan.reload(program.target)),
     }
 
 
-def prediction(program: Program) -> dict[str, Any]:
-    """What the cost model says of the whole plan, and how far to trust it."""
-    plan = program.plan
-    return {
-        "tpus": plan.options.tpus,
-        "host": plan.options.host,
-        "objective": plan.options.objective,
-        "place": plan.options.place,
-        "latency_ms": bundle.milliseconds(plan.latency),
-        "interval_ms": bundle.milliseconds(plan.interval),
-        "gap_percent": None if plan.gap is None else round(100 * plan.gap, 2),
-        "error_percent": program.target.error_percent,
-    }
-
-
-def warn(manifest: dict[str, Any], program: Program, samples: sampling.Samples) -> None:
-    """Enter what is bad about a bundle into its manifest, with the segment and the node to look at."""
+def warnings(manifest: Manifest, program: Program, samples: sampling.Samples) -> MeasuredEntry:
+    """What is bad about a bundle, with the segment and the node to look at."""
     quality = manifest["quality"]
     findings = verdict.findings(quality)
     if not findings:
-        return
+        return {}
     worst = verify.worst_segment(quality)
     segment = None if worst is None else int(worst[0])
     few = sampling.Samples(samples.loaders[:SENSITIVITY_SAMPLES])
     node = None if segment is None else verify.worst_node(program, segment, few)
-    where = {"segment": segment, "node": node}
-    quality["warnings"] = [
-        finding | where | {"advice": verdict.advice(manifest, finding["kind"], node)}
-        for finding in findings
-    ]
+    found: list[WarningEntry] = []
+    for finding in findings:
+        advice = verdict.advice(manifest, finding["kind"], node)
+        found.append({**finding, "segment": segment, "node": node, "advice": advice})
+    return {"warnings": found}
 
 
-def gate(quality: Mapping[str, Any], least: float | None) -> None:
+def gate(quality: MeasuredEntry, least: float | None) -> None:
     """Raises QualityError where an output is below the SQNR that the user asked for, or where one
     held-out sample cannot tell. An output that is the same for several samples is held to its plain
     SQNR."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -26,6 +26,7 @@ import onnx_ir as ir
 from compiler.checks import verdict
 from compiler.driver import build as building
 from compiler.emit import bundle
+from compiler.emit import manifest as manifests
 from compiler.errors import CalibrationError, ModelError, OptionError
 from compiler.frontends import Source, decoder, open_source
 from compiler.frontends.decoder import ProgramShape
@@ -36,8 +37,16 @@ from compiler.partition import PartitionOptions, PlacePolicy, Program
 from compiler.quantize import samples as sampling
 from compiler.quantize.balance import balance, known, products
 from compiler.runtime import confined
+from compiler.runtime.bundle import sha256
 from compiler.runtime.confined import ConfinedError
 from compiler.runtime.language import LanguageModel
+from compiler.runtime.manifest import (
+    FileEntry,
+    LanguageEntry,
+    Manifest,
+    MeasuredEntry,
+    ProgramEntry,
+)
 from compiler.targets import Target
 from compiler.view import page
 
@@ -88,7 +97,7 @@ def build(
     options: building.Options,
     language: Options,
     progress: building.Progress = building.silent,
-) -> dict[str, Any]:
+) -> Manifest:
     """Build a bundle from the language model `path` in the folder `output`; returns its manifest."""
     with bundle.folder(output, options.force, options.sources(path)) as folder:
         with building.stage("import"):
@@ -104,32 +113,36 @@ def build(
         with building.stage("emit"):
             tokenizer = folder / "tokenizer.json"
             tokenizer.write_text(source.tokenizer.definition, encoding="utf-8")
-            declare_cache(segments.values(), decoder.in_place(source.architecture.layers))
+            manifests.enter_cache(
+                itertools.chain.from_iterable(segments.values()),
+                decoder.in_place(source.architecture.layers),
+            )
             parts = {
-                name: building.program_entry(written[p], segments[p])
+                name: manifests.program_entry(written[p], segments[p])
                 for name, p in prefixes.items()
             }
-            manifest = {
-                "model": {"file": path.name, "sha256": _digest(path), "opset": OPSET},
-                "target": building.target_entry(Target.load(options.target)),
-                **parts.pop("prefill"),
-                "tools": bundle.tool_versions(),
-                "quality": {
-                    "calibration": "user" if options.calibration else "manual",
-                    "calibration_samples": len(rows) - HELD_OUT,
-                    "observer": options.observers.default,
-                },
-                "language": _settings(source, language) | {"programs": parts},
-            }
-            manifest["language"]["tokenizer"] |= bundle.file_entry(tokenizer, folder)
-            bundle.write_manifest(folder, manifest)
+            plan = manifests.plan_of_program(
+                manifests.model_entry(path, _digest(path), OPSET),
+                Target.load(options.target),
+                parts.pop("prefill"),
+            )
+            calibrated = manifests.quality_entry(
+                "user" if options.calibration else "manual",
+                len(rows) - HELD_OUT,
+                options.observers.default,
+            )
+            manifest = manifests.assembled(plan, calibrated)
+            file = manifests.file_entry(tokenizer, folder)
+            manifest["language"] = _settings(source, language, file, parts)
+            manifests.write(folder, manifest)
         with building.stage("verify"):
-            manifest["quality"] |= verify(
+            measured = verify(
                 LanguageModel(bundle.load(folder), stream=False), source, rows[-HELD_OUT:], progress
             )
+            manifests.enter_quality(manifest, measured)
             if warnings := verdict.of_language(manifest):
-                manifest["quality"]["warnings"] = warnings
-            bundle.write_manifest(folder, manifest)
+                manifests.enter_quality(manifest, {"warnings": warnings})
+            manifests.write(folder, manifest)
             (folder / "report.html").write_text(page.page(manifest), encoding="utf-8")
     return manifest
 
@@ -178,20 +191,6 @@ def compiled(
         ranges = known([own[product] for product in wanted])
         found[name] = building.scaled(program, ranges, sampling.Samples([]), options, progress)
     return found
-
-
-def declare_cache(programs: Iterable[Sequence[dict[str, Any]]], pairs: Mapping[str, str]) -> None:
-    """Say in the entries of segments which outputs may take the memory of which inputs, by output."""
-    for segment in itertools.chain.from_iterable(programs):
-        reads = {t["name"] for t in segment["inputs"]}
-        gives = {t["name"] for t in segment["outputs"]}
-        own = {
-            output: source
-            for output, source in pairs.items()
-            if output in gives and source in reads
-        }
-        if own:
-            segment["in_place"] = own
 
 
 def rotated(source: Source, options: building.Options) -> tuple[Source, building.Options]:
@@ -275,7 +274,7 @@ def verify(
     source: Source,
     rows: Sequence[np.ndarray],
     progress: building.Progress = building.silent,
-) -> dict[str, Any]:
+) -> MeasuredEntry:
     """Perplexity of bundle and float model on rows of tokens: the first chunk is prefilled, the
     rest decoded."""
     step = progress("verifying", len(rows))
@@ -328,7 +327,9 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
     return logits - np.log(np.exp(logits).sum())
 
 
-def _settings(source: Source, language: Options) -> dict[str, Any]:
+def _settings(
+    source: Source, language: Options, file: FileEntry, programs: dict[str, ProgramEntry]
+) -> LanguageEntry:
     tokenizer = source.tokenizer
     return {
         "name": source.architecture.name,
@@ -341,12 +342,14 @@ def _settings(source: Source, language: Options) -> dict[str, Any]:
             "ends": list(tokenizer.ends),
             "add_begin": tokenizer.add_begin,
             "chat_template": tokenizer.chat_template,
+            **file,
         },
+        "programs": programs,
     }
 
 
 def _digest(path: Path) -> str:
-    return bundle.sha256(path if path.is_file() else path / "config.json")
+    return sha256(path if path.is_file() else path / "config.json")
 
 
 def forecasts(path: Path, options: building.Options, language: Options) -> Iterator[dict[str, Any]]:

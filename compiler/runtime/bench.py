@@ -10,6 +10,7 @@ import numpy as np
 
 from compiler.runtime.bundle import tensor_bytes
 from compiler.runtime.language import LanguageModel
+from compiler.runtime.manifest import ProgramEntry, TensorEntry, fixed_shape
 from compiler.runtime.pipeline import Pipeline
 from compiler.runtime.runner import Runner
 
@@ -17,13 +18,13 @@ WARM = 3  # runs that are not counted
 PERCENTILES = (50, 90, 99)
 
 
-def random_inputs(tensors: Sequence[Mapping[str, Any]], seed: int = 0) -> dict[str, np.ndarray]:
+def random_inputs(tensors: Sequence[TensorEntry], seed: int = 0) -> dict[str, np.ndarray]:
     """Arrays for some entries of a manifest: floats in [-1, 1], whole numbers of 0 and 1."""
     rng = np.random.default_rng(seed)
     arrays = {}
     for tensor in tensors:
         dtype = np.dtype(tensor["dtype"])
-        shape = tuple(tensor["shape"])
+        shape = fixed_shape(tensor)
         arrays[tensor["name"]] = _random(rng, shape, dtype)
     return arrays
 
@@ -142,9 +143,9 @@ def bench_language(model: LanguageModel, runs: int) -> dict[str, Any]:
     }
 
 
-def _predicted_rate(tokens: int, program: Mapping[str, Any]) -> float:
+def _predicted_rate(tokens: int, program: ProgramEntry) -> float:
     """Tokens per second of a program that takes so many at once; 0 where nothing is predicted."""
-    latency_ms = float(program["prediction"]["latency_ms"])
+    latency_ms = program["prediction"]["latency_ms"]
     if not latency_ms:
         return 0.0
     return tokens / latency_ms * 1e3

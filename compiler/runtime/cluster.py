@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import fcntl
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +18,7 @@ import ray
 
 from compiler.runtime import folders
 from compiler.runtime.devices import Cpu, Device, DeviceError, Executable, edge_tpus
+from compiler.runtime.manifest import SegmentEntry
 
 RESOURCE = "edgetpu"
 OPEN_SECONDS = 60.0  # to start an actor on another machine and to load a segment there
@@ -32,14 +32,14 @@ class Node(Device):
         super().__init__(name)
         self._actor: Any = None
 
-    def open(self, folder: Path, segment: Mapping[str, Any]) -> Executable:
+    def open(self, folder: Path, segment: SegmentEntry) -> Executable:
         if self._actor is None:
             self._actor = ray.remote(num_cpus=0, resources={RESOURCE: 1})(_Worker).remote()
         files = {}
         for entry in segment["files"]:
             files[entry["path"]] = (folder / entry["path"]).read_bytes()
         try:
-            number = _wait(self.name, self._actor.open.remote(dict(segment), files), OPEN_SECONDS)
+            number = _wait(self.name, self._actor.open.remote(segment, files), OPEN_SECONDS)
         except DeviceError:
             # The next attempt starts another actor, perhaps on another node.
             self._actor = None
@@ -85,7 +85,7 @@ class _Worker:
         self._device = self._free_edge_tpu() or Cpu(1)
         self._opened: list[Executable] = []
 
-    def open(self, segment: dict[str, Any], files: dict[str, bytes]) -> int:
+    def open(self, segment: SegmentEntry, files: dict[str, bytes]) -> int:
         """Load a segment from its files, given by their paths in the bundle; `run` takes the
         number that this returns."""
         folder = self._folder.path

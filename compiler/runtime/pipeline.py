@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from compiler.runtime.devices import Cpu, Device, DeviceError, Executable
 from compiler.runtime.fleet import Fleet
 from compiler.runtime.inputs import Arrays, Inputs
 from compiler.runtime.lazy import LazySegments
+from compiler.runtime.manifest import ProgramEntry, SegmentEntry, TensorEntry
 
 __all__ = ["Arrays", "Pipeline", "SegmentError"]
 
@@ -43,7 +44,7 @@ class Pipeline:
         self,
         bundle: Bundle,
         threads: int = 2,
-        program: Mapping[str, Any] | None = None,
+        program: ProgramEntry | None = None,
         limit: int | None = None,
         fleet: Fleet | None = None,
     ) -> None:
@@ -131,7 +132,7 @@ class Pipeline:
             found[name] = convert(values[name], tensor, self._written_int8.get(name))
         return found
 
-    def _converted(self, array: np.ndarray, tensor: Mapping[str, Any], index: int) -> np.ndarray:
+    def _converted(self, array: np.ndarray, tensor: TensorEntry, index: int) -> np.ndarray:
         """An array as a segment reads it. Raises SegmentError for NaN that would become int8."""
         name = tensor["name"]
         try:
@@ -209,11 +210,11 @@ def _only_load(_: Executable) -> None:
     """A use that ends when the segment is loaded."""
 
 
-def _names(tensors: Sequence[Mapping[str, Any]]) -> list[str]:
+def _names(tensors: Sequence[TensorEntry]) -> list[str]:
     return [tensor["name"] for tensor in tensors]
 
 
-def _in_place(segments: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _in_place(segments: Sequence[SegmentEntry]) -> dict[str, str]:
     """By output the input whose memory it may take (`onnx_segment.Cache`)."""
     sources: dict[str, str] = {}
     for segment in segments:
@@ -221,7 +222,7 @@ def _in_place(segments: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return sources
 
 
-def _written_int8(segments: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+def _written_int8(segments: Sequence[SegmentEntry]) -> dict[str, TensorEntry]:
     """By name the entries, with scales, of all tensors that segments give as int8."""
     entries = {}
     for segment in segments:
@@ -232,7 +233,7 @@ def _written_int8(segments: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[st
 
 
 def _last_reads(
-    segments: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
+    segments: Sequence[SegmentEntry], outputs: Sequence[TensorEntry]
 ) -> dict[int, list[str]]:
     """By segment the tensors that no later one reads, and that are no output of the model."""
     last_reader: dict[str, int] = {}

@@ -189,7 +189,7 @@ def _sqnr(got: Any, wanted: Any, name: str) -> float:
     difference = Difference()
     for one, other in zip(got, wanted, strict=True):
         difference.add(np.asarray(one[name]), np.asarray(other[name]))
-    return difference.sqnr_db
+    return difference.plain_sqnr_db
 
 
 def _flat(row: dict[str, Array]) -> Iterator[np.ndarray]:
