@@ -28,7 +28,7 @@ MANIFEST_BYTES = 64 << 20
 
 
 class RuntimeBundleError(Exception):
-    """The bundle is damaged, edited or made by another version."""
+    """The bundle is damaged, edited, of another version, or no longer where it was opened."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Bundle:
 
     path: Path
     manifest: Manifest
-    folder: HeldFolder = field(repr=False, compare=False)
+    # Where the manifest was read; None where one was made for segments that are written just now.
+    folder: HeldFolder | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def open(cls, path: str | Path, check: bool = True) -> Bundle:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Mapping
+from typing import Any
 
-from compiler.runtime.manifest import TensorEntry
+import numpy as np
 
 
 def quantize(array: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
@@ -35,7 +36,7 @@ def dequantize(array: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
 
 
 def convert(
-    array: np.ndarray, tensor: TensorEntry, written: TensorEntry | None = None
+    array: np.ndarray, tensor: Mapping[str, Any], written: Mapping[str, Any] | None = None
 ) -> np.ndarray:
     """An array as the segment that reads it takes it: int8 of the reader's scale, or real numbers.
 
@@ -57,5 +58,5 @@ def convert(
     return array
 
 
-def _has_same_scale(one: TensorEntry, other: TensorEntry) -> bool:
-    return one["scale"] == other["scale"] and one["zero_point"] == other["zero_point"]
+def _has_same_scale(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return bool(one["scale"] == other["scale"] and one["zero_point"] == other["zero_point"])

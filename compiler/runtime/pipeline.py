@@ -187,7 +187,8 @@ class Pipeline:
         return executable
 
     def _check_folder(self, cause: Exception | None = None) -> None:
-        if self.bundle.folder.was_replaced():
+        folder = self.bundle.folder
+        if folder is not None and folder.was_replaced():
             raise RuntimeBundleError(
                 f"{self.bundle.path}: was replaced or removed while in use: open the bundle again"
             ) from cause
