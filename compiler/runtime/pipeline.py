@@ -190,7 +190,8 @@ class Pipeline:
         folder = self.bundle.folder
         if folder is not None and folder.was_replaced():
             raise RuntimeBundleError(
-                f"{self.bundle.path}: was replaced or removed while in use: open the bundle again"
+                f"{self.bundle.path}: was replaced or removed since it was opened: "
+                "open it again, or restart the program that runs it"
             ) from cause
 
     def _close_all(self, device: Device) -> None:
