@@ -33,17 +33,28 @@ class RuntimeBundleError(Exception):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on disk: its folder and its manifest (docs/manifest.md)."""
+    """A bundle on disk, which a `Runner` or a `LanguageModel` runs.
+
+        bundle = Bundle.open("model.bundle")
+
+    path      its folder
+    manifest  what its manifest.json holds (docs/manifest.md), checked
+    """
 
     path: Path
     manifest: Manifest
-    # Where the manifest was read; None where one was made for segments that are written just now.
+    # The folder that the manifest was read from, whatever comes to stand at `path` later. None
+    # where the manifest was not read but made, for segments that are run before they are a bundle.
     folder: HeldFolder | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def open(cls, path: str | Path, check: bool = True) -> Bundle:
-        """Read the manifest; with `check`, compare every file with its sha256. Raises
-        RuntimeBundleError."""
+        """Read a bundle's manifest; with `check`, compare every file with its sha256 too, which
+        reads all of them.
+
+        Raises RuntimeBundleError for a folder that is no bundle, a manifest of another version or
+        whose parts do not fit together, and a file that is missing or changed.
+        """
         path = Path(path)
         folder = _identity(path)
         try:
@@ -64,7 +75,7 @@ class Bundle:
         file = path / FILE_NAME
         if not file.is_file():
             restore(path)
-        # From before the manifest is read: whatever comes to stand there later is another bundle.
+        # Taken before the manifest is read, so that both are of the same bundle.
         folder = HeldFolder(path)
         bundle = cls(path, _checked_manifest(file), folder)
         if check:

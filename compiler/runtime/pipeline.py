@@ -60,19 +60,20 @@ class Pipeline:
         self._written_int8 = _written_int8(self.segments)
         self._last_reads = _last_reads(self.segments, self.outputs)
 
-        sizes = [segment["parameter_bytes"] for segment in self.segments]
-        lazy = limit is not None and sum(sizes) > limit
-        if fleet is None or lazy:
+        total = sum(segment["parameter_bytes"] for segment in self.segments)
+        if limit is not None and total <= limit:
+            limit = None
+        if fleet is None or limit is not None:
+            # What is loaded as it runs stays on the CPU: an Edge TPU would be opened at each run.
             # Where there is no other segment, idle threads may spin.
             fleet = Fleet([], Cpu(threads, spin=len(self.segments) == 1))
         self.fleet = fleet
-        # By segment the device that it is loaded on. Entries are replaced whole, under the lock of
-        # their device.
+        # By segment the device that it is loaded on. Entries are replaced whole, so whoever reads
+        # one without the lock of its device gets the old or the new one.
         self._opened: list[tuple[Device, Executable] | None] = [None] * len(self.segments)
-        if lazy:
-            assert limit is not None
-            segments = LazySegments(lambda index: self._open(index, fleet.cpu), sizes, limit)
-            self._opened = [(fleet.cpu, segments.segment(index)) for index in range(len(sizes))]
+        if limit is not None:
+            self._open_lazily(limit)
+        # What is wrong with a segment that stays loaded is said now, before anything runs.
         for index in range(len(self.segments)):
             self._use(index, _only_load)
 
@@ -83,8 +84,9 @@ class Pipeline:
     def run(self, arrays: Arrays) -> dict[str, np.ndarray]:
         """The model's outputs for one sample.
 
-        Raises ValueError for arrays that do not fit the inputs, SegmentError for a segment that
-        fails.
+        Raises ValueError for arrays that do not fit the inputs or hold NaN, SegmentError for a
+        segment that fails, RuntimeBundleError where one has to be loaded and the bundle was
+        replaced since it was opened.
         """
         values = self.check_inputs(arrays)
         for index in range(len(self.segments)):
@@ -109,7 +111,7 @@ class Pipeline:
         """Run a segment on `values` and put its outputs there; what no later segment reads is
         dropped.
 
-        Raises SegmentError, and then `values` is as it was.
+        Raises SegmentError and RuntimeBundleError as `run` does, and then `values` is as it was.
         """
         # What the segment read is dropped only once it has run, so a failed run can be repeated.
         values.update(self.run_segment(index, values))
@@ -118,7 +120,7 @@ class Pipeline:
 
     def run_segment(self, index: int, values: Arrays) -> dict[str, np.ndarray]:
         """The outputs of one segment as it gives them: int8 from an Edge TPU, the model's own types
-        from the host. `values` are not changed. Raises SegmentError."""
+        from the host. `values` is not changed. Raises as `advance` does."""
         tensors = self.segments[index]["inputs"]
         arrays = [self._converted(values[tensor["name"]], tensor, index) for tensor in tensors]
         results = self._use(index, lambda executable: executable.run(arrays))
@@ -185,6 +187,13 @@ class Pipeline:
         # Only now is it certain that what was read came from the same folder.
         self._check_folder()
         return executable
+
+    def _open_lazily(self, limit: int) -> None:
+        """Let `limit` bytes of weights be in memory; the rest is loaded when it is run."""
+        cpu = self.fleet.cpu
+        sizes = [segment["parameter_bytes"] for segment in self.segments]
+        segments = LazySegments(lambda index: self._open(index, cpu), sizes, limit)
+        self._opened = [(cpu, segments.segment(index)) for index in range(len(sizes))]
 
     def _check_folder(self, cause: Exception | None = None) -> None:
         folder = self.bundle.folder
