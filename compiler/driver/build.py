@@ -33,9 +33,10 @@ from compiler.graph import activations_around, reference
 from compiler.importer import load as importer
 from compiler.partition import PartitionOptions, Program, halved, partition
 from compiler.quantize import samples as sampling
-from compiler.quantize.balance import Product, balance, products
+from compiler.quantize.balance import balance
 from compiler.quantize.calibrate import ChannelStats, Observers, Ranges, calibrate, observe
 from compiler.quantize.equalise import equalise
+from compiler.quantize.products import Product, products
 from compiler.quantize.saturate import saturated
 from compiler.quantize.scales import assign, separate
 from compiler.runtime import Bundle

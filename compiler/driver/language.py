@@ -35,7 +35,8 @@ from compiler.graph import OPSET, shape_of
 from compiler.graph.reference import Reference
 from compiler.partition import PartitionOptions, PlacePolicy, Program
 from compiler.quantize import samples as sampling
-from compiler.quantize.balance import balance, known, products
+from compiler.quantize.balance import balance, known
+from compiler.quantize.products import products
 from compiler.runtime import confined
 from compiler.runtime.bundle import sha256
 from compiler.runtime.confined import ConfinedError

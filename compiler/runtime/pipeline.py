@@ -29,7 +29,7 @@ class Pipeline:
 
     Arrays have the model's own types and shapes at its inputs and outputs. Between segments they
     are as the segment gave them, int8 from an Edge TPU, and are converted when the next one reads
-    them. Segments of different indices may be run by several threads at once.
+    them. Several threads may run segments; each device runs one at a time.
 
     program  the manifest itself, or one of the programs of a language model in it
     limit    bytes that the weights may take in memory; beyond it segments are loaded as they run,
