@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compiler.runtime import pipeline
+from compiler.runtime import conversion
 
 _LEAST, _MOST = -128, 127
 _STEPS = _MOST - _LEAST
@@ -22,11 +22,11 @@ class Quant:
 
     def quantize(self, array: np.ndarray) -> np.ndarray:
         """Real numbers as int8; those beyond the range become its ends."""
-        return pipeline.quantize(array, self.scale, self.zero_point)
+        return conversion.quantize(array, self.scale, self.zero_point)
 
     def dequantize(self, array: np.ndarray) -> np.ndarray:
         """int8 as the real numbers that it stands for."""
-        return pipeline.dequantize(array, self.scale, self.zero_point)
+        return conversion.dequantize(array, self.scale, self.zero_point)
 
 
 def from_range(low: float, high: float) -> Quant:

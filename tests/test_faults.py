@@ -139,7 +139,7 @@ def test_places_that_cannot_be_written(small_model: Path, tmp_path: Path, run_cl
 def test_nan_is_refused_where_int8_begins(tmp_path: Path, small_bundle: Path) -> None:
     """The first segment is on the host here, so NaN is met by its quantization; a TPU's own input
     refuses it."""
-    from compiler.runtime.pipeline import quantize
+    from compiler.runtime.conversion import quantize
 
     with pytest.raises(ValueError, match="NaN"):
         quantize(np.array([0.0, np.nan], np.float32), 0.1, 3)

@@ -13,7 +13,7 @@ from compiler.driver import build as building
 from compiler.driver.options import BuildOptions
 from compiler.partition import PartitionOptions, PlacePolicy
 from compiler.runtime import Bundle, Pipeline, SegmentError
-from compiler.runtime.pipeline import quantize
+from compiler.runtime.conversion import quantize
 from tests.conftest import Cli, save
 
 

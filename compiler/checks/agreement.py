@@ -18,6 +18,7 @@ from compiler.checks.difference import Channels
 from compiler.graph import attribute_of, is_constant, shape_of
 from compiler.runtime import detections
 from compiler.runtime.detections import Detections, Head
+from compiler.runtime.recognition import recognise
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -278,7 +279,7 @@ def _head(results: Sequence[Arrays], samples: Sequence[Arrays]) -> Head | None:
         or not all(isinstance(a, np.ndarray) for r in results for a in r.values())
     ):
         return None
-    return detections.recognise(results, size)
+    return recognise(results, size)
 
 
 def scored(graph: ir.Graph) -> dict[str, int]:

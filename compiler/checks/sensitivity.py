@@ -19,7 +19,7 @@ from compiler.graph.reference import Reference
 from compiler.partition import Program
 from compiler.quantize.samples import Sample
 from compiler.runtime import Bundle, Pipeline
-from compiler.runtime.pipeline import convert
+from compiler.runtime.conversion import convert
 
 
 def shares(

@@ -20,13 +20,13 @@ from compiler.partition import Program
 from compiler.quantize.calibrate import batches
 from compiler.quantize.samples import Sample
 from compiler.runtime import Bundle, Pipeline
+from compiler.runtime.conversion import convert
 from compiler.runtime.manifest import (
     DetectionQualityEntry,
     EmbeddingQualityEntry,
     MeasuredEntry,
     SegmentQualityEntry,
 )
-from compiler.runtime.pipeline import convert
 
 # Values of an output that are counted, and when few of them are worth a word.
 MOST_VALUES = 1 << 20

@@ -16,7 +16,7 @@ from compiler.graph import attribute_of, consumers_of, is_constant, key_of, shap
 from compiler.ops import Moves, operator_of
 from compiler.runtime import arrays
 from compiler.runtime.arrays import ArrayError
-from compiler.runtime.pipeline import stacked
+from compiler.runtime.inputs import stacked
 
 Sample = dict[str, np.ndarray]
 Loader = Callable[[], Sample]

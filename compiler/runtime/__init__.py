@@ -1,10 +1,20 @@
-"""Loads and runs a bundle. Needs numpy, one TFLite interpreter and onnxruntime; nothing else of
+"""Loads and runs bundles. Needs numpy, one TFLite interpreter and onnxruntime, and nothing else of
 this project.
 
-Bundle.open    a bundle on disk, every file compared with its digest
-Runner         runs it on Edge TPUs and the CPU: run, stream, run_async, stream_async
-Pipeline       its segments, one by one
+    from compiler import Bundle, Runner
+
+    with Runner(Bundle.open("model.bundle")) as runner:
+        outputs = runner.run({"images": image})
+
+Bundle         a bundle on disk, its files compared with their digests
+Runner         runs a bundle on Edge TPUs and the CPU: run, stream, run_async, stream_async
+Pipeline       runs a bundle segment by segment
+Device         what segments run on: EdgeTpu, Simulated, or one of your own
 LanguageModel  in compiler.runtime.language: prefill, decode, generate
+
+RuntimeBundleError  the bundle is damaged, edited, of another version, or was replaced while in use
+SegmentError        a segment failed and no other device may run it
+DeviceError         raised by devices; the runner tries again, or moves the segment elsewhere
 """
 
 from compiler.runtime.bundle import Bundle, RuntimeBundleError

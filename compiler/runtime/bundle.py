@@ -6,13 +6,14 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 
 from compiler.runtime import consistency, folders, schema
+from compiler.runtime.held import HeldFolder
 from compiler.runtime.manifest import (
     FILE_NAME,
     FileEntry,
@@ -27,20 +28,33 @@ MANIFEST_BYTES = 64 << 20
 
 
 class RuntimeBundleError(Exception):
-    """The bundle is damaged, edited or made by another version."""
+    """The bundle is damaged, edited, of another version, or no longer where it was opened."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on disk: its folder and its manifest (docs/manifest.md)."""
+    """A bundle on disk, which a `Runner` or a `LanguageModel` runs.
+
+        bundle = Bundle.open("model.bundle")
+
+    path      its folder
+    manifest  what its manifest.json holds (docs/manifest.md), checked
+    """
 
     path: Path
     manifest: Manifest
+    # The folder that the manifest was read from, whatever comes to stand at `path` later. None
+    # where the manifest was not read but made, for segments that are run before they are a bundle.
+    folder: HeldFolder | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def open(cls, path: str | Path, check: bool = True) -> Bundle:
-        """Read the manifest; with `check`, compare every file with its sha256. Raises
-        RuntimeBundleError."""
+        """Read a bundle's manifest; with `check`, compare every file with its sha256 too, which
+        reads all of them.
+
+        Raises RuntimeBundleError for a folder that is no bundle, a manifest of another version or
+        whose parts do not fit together, and a file that is missing or changed.
+        """
         path = Path(path)
         folder = _identity(path)
         try:
@@ -61,7 +75,9 @@ class Bundle:
         file = path / FILE_NAME
         if not file.is_file():
             restore(path)
-        bundle = cls(path, _checked_manifest(file))
+        # Taken before the manifest is read, so that both are of the same bundle.
+        folder = HeldFolder(path)
+        bundle = cls(path, _checked_manifest(file), folder)
         if check:
             for entry in bundle.files():
                 bundle._check(entry)

@@ -1,7 +1,7 @@
-"""What segments run on: Edge TPUs through libedgetpu, the CPU, simulated Edge TPUs.
+"""What segments run on: Edge TPUs through libedgetpu, the CPU, and simulated Edge TPUs.
 
-An Edge TPU is found, opened and named as libedgetpu does: "usb:0", "pci:1". Its public C interface,
-edgetpu_c.h, lists them, and TFLite loads the library as an external delegate.
+Edge TPUs have libedgetpu's names: "usb:0", "pci:1". Its public C interface, edgetpu_c.h, lists
+them, and TFLite loads the library as an external delegate, which opens one of them.
 """
 
 from __future__ import annotations
@@ -13,23 +13,25 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from compiler.runtime.bundle import RuntimeBundleError
+from compiler.runtime.manifest import SegmentEntry
 from compiler.runtime.onnx_segment import HostSegment
 from compiler.runtime.tflite_segment import TFLiteSegment, load_delegate
 
 log = logging.getLogger("compiler.runtime")
-log.addHandler(logging.NullHandler())  # notices are on the runner; who wants them logged says so
+# Silent unless the program sets up logging: notices are on the runner too.
+log.addHandler(logging.NullHandler())
 
 LIBRARIES = {"Linux": "libedgetpu.so.1", "Darwin": "libedgetpu.1.dylib", "Windows": "edgetpu.dll"}
-DEVICE_TYPES = ("pci", "usb")  # enum edgetpu_device_type
+DEVICE_TYPES = ("pci", "usb")  # in the order of edgetpu_c.h's enum edgetpu_device_type
 
 
 class DeviceError(Exception):
-    """A device that cannot be opened, failed in a run, or went away; another one may do its work."""
+    """A device that cannot be opened, failed in a run, or went away; another may do its work."""
 
 
 class DeviceChoiceError(ValueError):
@@ -37,21 +39,32 @@ class DeviceChoiceError(ValueError):
 
 
 class Executable(Protocol):
-    """A loaded segment: arrays in and out in the order of the manifest."""
+    """A segment that is loaded on a device."""
 
-    def run(self, arrays: list[np.ndarray]) -> list[np.ndarray]: ...
+    def run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        """Arrays in the order of the segment's inputs in the manifest; results in that of its
+        outputs. Does not change `arrays`, so that a run that failed can be repeated elsewhere.
+
+        Raises DeviceError where the device is at fault; any other error is the segment's.
+        """
+        ...
 
 
 class Device:
-    """Runs segments, one at a time: `lock` is held during a run."""
+    """Something that runs segments, one at a time: `lock` is held while it loads or runs one.
+
+    Derive from it to run segments on something else. `name` stands in notices and errors.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.lock = threading.Lock()
 
-    def open(self, folder: Path, segment: Mapping[str, Any]) -> Executable:
-        """Load a segment of the bundle in `folder`. Raises DeviceError, or RuntimeBundleError for a
-        broken file."""
+    def open(self, folder: Path, segment: SegmentEntry) -> Executable:
+        """Load a segment, given by its entry in the manifest of the bundle in `folder`.
+
+        Raises DeviceError where the device is at fault, RuntimeBundleError where the file is.
+        """
         raise NotImplementedError
 
     def __repr__(self) -> str:
@@ -59,26 +72,34 @@ class Device:
 
 
 class Cpu(Device):
-    """onnxruntime for host segments; TFLite's CPU kernels for those of Edge TPUs that are not
-    there."""
+    """The CPU: onnxruntime for host segments, and TFLite's kernels for those of an Edge TPU that is
+    not there.
 
-    def __init__(self, threads: int, alone: bool = False) -> None:
+    `threads` work on one segment. `spin` lets them wait for work without sleeping, which is faster
+    where no other segment wants the cores.
+    """
+
+    def __init__(self, threads: int, spin: bool = False) -> None:
         super().__init__("cpu")
-        self.threads, self.alone = threads, alone
+        self.threads = threads
+        self.spin = spin
 
-    def open(self, folder: Path, segment: Mapping[str, Any]) -> Executable:
+    def open(self, folder: Path, segment: SegmentEntry) -> Executable:
         path = folder / segment["files"][0]["path"]
         try:
             if segment["device"] == "tpu":
                 return TFLiteSegment(path, self.threads)
-            return HostSegment(path, self.threads, self.alone, segment.get("in_place"))
-        except (ValueError, RuntimeError) as error:
-            raise RuntimeBundleError(f"{path}: cannot be loaded: {error}") from error
+            return HostSegment(path, self.threads, self.spin, segment.get("in_place"))
+        except Exception as error:  # onnxruntime's errors have no base class but Exception
+            raise RuntimeBundleError(f"{path}: cannot be loaded: {_in_one_line(error)}") from error
 
 
 class EdgeTpu(Device):
-    """An Edge TPU behind libedgetpu. `options` go to the delegate beside `device`, e.g.
-    {"Performance": "High"}."""
+    """An Edge TPU behind libedgetpu, which runs segments that edgetpu_compiler has compiled.
+
+    `name` is libedgetpu's: "usb:0". `library` is the path or name of libedgetpu, None for the
+    system's. `options` go to the delegate beside the device, such as {"Performance": "High"}.
+    """
 
     def __init__(
         self, name: str, library: str | None = None, options: Mapping[str, str] | None = None
@@ -87,79 +108,101 @@ class EdgeTpu(Device):
         self.library = library or library_name()
         self.options = {"device": name, **(options or {})}
 
-    def open(self, folder: Path, segment: Mapping[str, Any]) -> Executable:
+    def open(self, folder: Path, segment: SegmentEntry) -> Executable:
         assert segment["compiled"] is not None, "the fleet gives an Edge TPU compiled segments only"
         path = folder / segment["compiled"]["path"]
         try:
-            delegate = load_delegate()(self.library, self.options)
-            return _Guarded(self.name, TFLiteSegment(path, 1, delegate))
+            # Each segment has a delegate of its own; libedgetpu shares the device between them.
+            delegate = load_delegate(self.library, self.options)
+            # One thread: the Edge TPU computes, the CPU only copies.
+            return _DelegatedSegment(self.name, TFLiteSegment(path, 1, delegate))
         except (ValueError, RuntimeError, OSError) as error:
-            said = " ".join(str(error).split()) or f"{self.library} does not say why"
-            raise DeviceError(f"{self.name}: cannot be opened for {path.name}: {said}") from error
+            reason = _in_one_line(error) or f"{self.library} gives no reason"
+            raise DeviceError(f"{self.name}: cannot be opened for {path.name}: {reason}") from error
 
 
 class Simulated(Device):
-    """Stands for an Edge TPU: runs on the CPU and takes the time that was predicted, times
-    `slowdown`.
+    """Stands for an Edge TPU: computes on the CPU, and takes as long as was predicted.
 
-    `broken` is asked before each run and may raise DeviceError, for tests of what happens then.
+    `slowdown` multiplies the predicted time; 0 is as fast as the CPU. `broken` is called before
+    each run and may raise DeviceError, so that a test can lose the device.
     """
 
     def __init__(
         self, name: str, slowdown: float = 1.0, broken: Callable[[], None] = lambda: None
     ) -> None:
         super().__init__(name)
-        self.slowdown, self.broken = slowdown, broken
+        self.slowdown = slowdown
+        self.broken = broken
 
-    def open(self, folder: Path, segment: Mapping[str, Any]) -> Executable:
-        seconds = self.slowdown * sum(segment["predicted_ms"].values()) / 1e3
-        return _Timed(Cpu(1).open(folder, segment), seconds, self.broken)
+    def open(self, folder: Path, segment: SegmentEntry) -> Executable:
+        predicted_ms = sum(segment["predicted_ms"].values())
+        seconds = self.slowdown * predicted_ms / 1e3
+        return _TimedSegment(Cpu(1).open(folder, segment), seconds, self.broken)
 
 
-class _Guarded:
-    """Errors of a delegate are the device's."""
+class _DelegatedSegment:
+    """A segment on a delegate, whose errors are those of the device."""
 
-    def __init__(self, name: str, segment: TFLiteSegment) -> None:
-        self._name, self._segment = name, segment
+    def __init__(self, device: str, segment: TFLiteSegment) -> None:
+        self._device = device
+        self._segment = segment
 
     def run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         try:
             return self._segment.run(arrays)
         except RuntimeError as error:
-            raise DeviceError(f"{self._name}: {' '.join(str(error).split())}") from error
+            raise DeviceError(f"{self._device}: {_in_one_line(error)}") from error
 
 
-class _Timed:
-    def __init__(self, inner: Executable, seconds: float, broken: Callable[[], None]) -> None:
-        self._inner, self._seconds, self._broken = inner, seconds, broken
+class _TimedSegment:
+    """A segment of which each run takes at least `seconds`."""
+
+    def __init__(self, segment: Executable, seconds: float, broken: Callable[[], None]) -> None:
+        self._segment = segment
+        self._seconds = seconds
+        self._broken = broken
 
     def run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
-        ends = time.perf_counter() + self._seconds
+        end = time.perf_counter() + self._seconds
         self._broken()
-        results = self._inner.run(arrays)
-        time.sleep(max(0.0, ends - time.perf_counter()))
+        results = self._segment.run(arrays)
+        time.sleep(max(0.0, end - time.perf_counter()))
         return results
 
 
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
 def library_name() -> str:
+    """What libedgetpu is called on this system."""
     return LIBRARIES.get(platform.system(), LIBRARIES["Linux"])
 
 
-class _Record(ctypes.Structure):
+class _DeviceRecord(ctypes.Structure):
+    """struct edgetpu_device of edgetpu_c.h."""
+
     _fields_ = (("type", ctypes.c_int), ("path", ctypes.c_char_p))
 
 
 def edge_tpus(library: str | None = None) -> list[EdgeTpu]:
-    """The Edge TPUs that libedgetpu finds, those on PCIe first. Raises OSError where the library
-    cannot be loaded."""
-    name = library or library_name()
-    loaded = ctypes.CDLL(name)
-    loaded.edgetpu_list_devices.restype = ctypes.POINTER(_Record)
+    """The Edge TPUs that libedgetpu finds, those on PCIe first; `library` as for `EdgeTpu`.
+
+    Raises OSError where the library cannot be loaded.
+    """
+    loaded = ctypes.CDLL(library or library_name())
+    loaded.edgetpu_list_devices.restype = ctypes.POINTER(_DeviceRecord)
     loaded.edgetpu_list_devices.argtypes = [ctypes.POINTER(ctypes.c_size_t)]
-    loaded.edgetpu_free_devices.argtypes = [ctypes.POINTER(_Record)]
+    loaded.edgetpu_free_devices.argtypes = [ctypes.POINTER(_DeviceRecord)]
     count = ctypes.c_size_t()
     records = loaded.edgetpu_list_devices(ctypes.byref(count))
-    kinds = sorted(DEVICE_TYPES[records[i].type] for i in range(count.value))
+    kinds = [DEVICE_TYPES[records[index].type] for index in range(count.value)]
     if count.value:
         loaded.edgetpu_free_devices(records)
-    return [EdgeTpu(f"{kind}:{kinds[:i].count(kind)}", library) for i, kind in enumerate(kinds)]
+    # libedgetpu numbers the devices of each kind on their own: "pci:0", "pci:1", "usb:0".
+    found = []
+    for kind in DEVICE_TYPES:
+        for number in range(kinds.count(kind)):
+            found.append(EdgeTpu(f"{kind}:{number}", library))
+    return found

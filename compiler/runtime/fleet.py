@@ -1,11 +1,10 @@
-"""The devices of a bundle: found by name, who runs which segment, and who takes over from a lost
-one."""
+"""The devices of a bundle: found by name, which of them runs which segment, and which takes over
+from one that is lost."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from compiler.runtime.devices import (
     DEVICE_TYPES,
@@ -18,46 +17,61 @@ from compiler.runtime.devices import (
     edge_tpus,
     log,
 )
+from compiler.runtime.manifest import SegmentEntry
 
 ON_LOSS = ("move", "cpu", "stop")
+_MOST_SIMULATED = 64
 
 
 def parse(text: str) -> list[Device]:
-    """Devices by name: "auto" finds Edge TPUs, "cpu" takes none, "usb:0,pci:1" takes these, "sim:4"
-    simulates four, "ray" or "ray:HEAD:6379" takes those of a Ray cluster (cluster.py).
+    """Devices by name: "auto" is every Edge TPU that libedgetpu finds, "cpu" none, "usb:0,pci:1"
+    these two, "sim:4" four simulated ones, "ray" or "ray:HEAD:6379" those of a Ray cluster
+    (cluster.py).
 
     Raises DeviceChoiceError for what is not there.
     """
     if text == "cpu":
         return []
     if text == "auto":
-        try:
-            return list(edge_tpus())
-        except OSError:
-            return []
-    kind, _, number = text.partition(":")
+        return _all_edge_tpus()
+    kind, _, rest = text.partition(":")
     if kind == "ray":
-        return _cluster(text, number or None)
-    if kind == "sim" and number.isdecimal() and 1 <= int(number) <= 64:
-        return [Simulated(f"sim:{i}") for i in range(int(number))]
+        return _of_cluster(text, rest or None)
+    if kind == "sim" and rest.isdecimal() and 1 <= int(rest) <= _MOST_SIMULATED:
+        return [Simulated(f"sim:{number}") for number in range(int(rest))]
     names = list(dict.fromkeys(text.split(",")))
-    if not all(map(_is_name, names)):
+    if not all(_is_name(name) for name in names):
         raise DeviceChoiceError(
             f"'{text}': write auto, cpu, sim:2, ray, or names such as usb:0,pci:0"
         )
+    return _named(text, names)
+
+
+def _all_edge_tpus() -> list[Device]:
     try:
-        found = {d.name: d for d in edge_tpus()}
+        return list(edge_tpus())
+    except OSError:
+        return []  # without libedgetpu there are none
+
+
+def _is_name(text: str) -> bool:
+    kind, _, number = text.partition(":")
+    return kind in DEVICE_TYPES and number.isdecimal()
+
+
+def _named(text: str, names: Sequence[str]) -> list[Device]:
+    try:
+        found = {device.name: device for device in edge_tpus()}
     except OSError as error:
         raise DeviceChoiceError(f"'{text}': {error}; `doctor` tells more") from error
     for name in names:
         if name not in found:
-            raise DeviceChoiceError(
-                f"'{name}' is not there; libedgetpu finds {', '.join(found) or 'none'}"
-            )
+            there = ", ".join(found) or "none"
+            raise DeviceChoiceError(f"'{name}' is not there; libedgetpu finds {there}")
     return [found[name] for name in names]
 
 
-def _cluster(text: str, address: str | None) -> list[Device]:
+def _of_cluster(text: str, address: str | None) -> list[Device]:
     try:
         from compiler.runtime import cluster
     except ImportError as error:
@@ -67,37 +81,40 @@ def _cluster(text: str, address: str | None) -> list[Device]:
     try:
         found = cluster.nodes(address)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise DeviceChoiceError(
-            f"'{text}': no Ray cluster: {str(error).splitlines()[0]}"
-        ) from error
+        reason = str(error).splitlines()[0]
+        raise DeviceChoiceError(f"'{text}': no Ray cluster: {reason}") from error
     if not found:
         raise DeviceChoiceError(f"'{text}': no node has the resource {cluster.RESOURCE}")
     return found
 
 
-def _is_name(text: str) -> bool:
-    kind, _, number = text.partition(":")
-    return kind in DEVICE_TYPES and number.isdecimal()
-
-
 class Fleet:
-    """The devices of one bundle: who runs which segment, and who takes over from one that is lost.
+    """Which device runs which segment, and which takes over from one that is lost.
 
-    Edge TPU k of the plan is the k-th that is there; where there are fewer, they share. Segments
-    that edgetpu_compiler has not seen run on the CPU, and so does everything where no Edge TPU is
-    left. A device that fails is opened anew once; when it fails again before a run went well, it is
-    lost: with `on_loss` "move" the others take over, with "cpu" the CPU does, with "stop" the error
-    ends the run.
+    The plan numbers its Edge TPUs, and each number is a place. At first place k has the k-th Edge
+    TPU that is there; where there are fewer, several numbers share one. Segments that
+    edgetpu_compiler has not compiled run on the CPU, and so does everything where no Edge TPU is
+    left.
+
+    A device that fails is opened anew once. When it fails again before a run went well, it is lost,
+    and `on_loss` decides about its places: "move" gives them to the other Edge TPUs in turn, "cpu"
+    to the CPU, and "stop" to nobody: the error ends the run.
+
+    `tpus` are devices, or their names as `parse` takes them. Raises ValueError for an unknown
+    `on_loss`, DeviceChoiceError for devices that are not there.
     """
 
     def __init__(self, tpus: str | Sequence[Device], cpu: Cpu, on_loss: str = "move") -> None:
-        tpus = parse(tpus) if isinstance(tpus, str) else tpus
+        if isinstance(tpus, str):
+            tpus = parse(tpus)
         if on_loss not in ON_LOSS:
             raise ValueError(f"on_loss '{on_loss}': choose from {', '.join(ON_LOSS)}")
-        self.tpus, self.cpu, self.on_loss = list(tpus), cpu, on_loss
+        self.tpus = list(tpus)
+        self.cpu = cpu
+        self.on_loss = on_loss
         self.notices: list[str] = []
         self._places: list[Device] = list(tpus)
-        self._failed: set[Device] = set()
+        self._failed_once: set[Device] = set()
         self._lock = threading.Lock()
 
     @classmethod
@@ -105,15 +122,18 @@ class Fleet:
         cls,
         devices: str | Sequence[Device],
         threads: int,
-        *programs: Sequence[Mapping[str, Any]],
+        *programs: Sequence[SegmentEntry],
         on_loss: str = "move",
     ) -> Fleet:
-        """For the segments of some programs; its notices say what a user would not expect of where
-        they run."""
-        fleet = cls(
-            devices, Cpu(threads, alone=all(len(segments) == 1 for segments in programs)), on_loss
-        )
-        fleet._look([segment for segments in programs for segment in segments])
+        """The fleet for some programs, each given by its segments. Its notices say what a user
+        would not expect of where they run."""
+        # Threads may spin where a program is one segment: nothing else wants the cores meanwhile.
+        spin = all(len(segments) == 1 for segments in programs)
+        fleet = cls(devices, Cpu(threads, spin), on_loss)
+        planned: list[SegmentEntry] = []
+        for segments in programs:
+            planned += [segment for segment in segments if segment["tpu"] is not None]
+        fleet._notice_missing(planned)
         return fleet
 
     @property
@@ -121,72 +141,91 @@ class Fleet:
         """All that may be asked to run something."""
         return [self.cpu, *self.tpus]
 
-    def device(self, segment: Mapping[str, Any]) -> Device:
-        """Who runs a segment now."""
-        if segment["tpu"] is None or not self._places:
+    def device(self, segment: SegmentEntry) -> Device:
+        """The device that runs a segment now."""
+        number = segment["tpu"]
+        places = self._places
+        if number is None or not places:
             return self.cpu
-        device = self._places[segment["tpu"] % len(self._places)]
-        return self.cpu if isinstance(device, EdgeTpu) and segment["compiled"] is None else device
+        device = places[number % len(places)]
+        # libedgetpu runs compiled files only; other devices run the plain one.
+        if isinstance(device, EdgeTpu) and segment["compiled"] is None:
+            return self.cpu
+        return device
 
-    def _look(self, segments: Sequence[Mapping[str, Any]]) -> None:
-        planned = [s for s in segments if s["tpu"] is not None]
+    def _notice_missing(self, planned: Sequence[SegmentEntry]) -> None:
+        """Say what of the plan is not there; `planned` are the segments for Edge TPUs."""
         if not planned:
             return
-        number = len({s["tpu"] for s in planned})
-        raw = [s for s in planned if s["compiled"] is None]
+        number = len({segment["tpu"] for segment in planned})
+        uncompiled = sum(segment["compiled"] is None for segment in planned)
+        has_edge_tpu = any(isinstance(device, EdgeTpu) for device in self.tpus)
         if not self.tpus:
+            wanted = _edge_tpus(number)
+            self.tell(f"no Edge TPU: the {len(planned)} segments for {wanted} run on the CPU")
+        elif uncompiled and has_edge_tpu:
             self.tell(
-                f"no Edge TPU: the {len(planned)} segments for {_tpus(number)} run on the CPU"
-            )
-        elif raw and any(isinstance(d, EdgeTpu) for d in self.tpus):
-            self.tell(
-                f"{len(raw)} segments are not compiled and run on the CPU: `compile` the bundle"
+                f"{uncompiled} segments are not compiled and run on the CPU: `compile` the bundle"
             )
         elif len(self.tpus) < number:
             self.tell(
-                f"planned for {_tpus(number)}, {len(self.tpus)} there: they evict each other's parameters"
+                f"planned for {_edge_tpus(number)}, {len(self.tpus)} there: "
+                "they evict each other's parameters"
             )
 
     def tell(self, text: str) -> None:
+        """Add a notice, once."""
         with self._lock:
             if text not in self.notices:
                 self.notices.append(text)
                 log.warning("%s", text)
 
     def worked(self, device: Device) -> None:
-        self._failed.discard(device)
+        """Note that a run went well: an earlier failure of the device is forgotten."""
+        self._failed_once.discard(device)
 
     def failed(self, device: Device, error: DeviceError) -> None:
-        """Count a failure: the first is forgiven, the second loses the device. Raises the error
-        where that ends all."""
+        """Note that a device failed; whoever noticed then asks `device` where to try again.
+
+        The first failure is forgiven, the second loses the device. Raises the error where `on_loss`
+        is "stop".
+        """
         with self._lock:
             if device not in self._places:
-                return
-            if device not in self._failed:
-                self._failed.add(device)
-                log.warning(
-                    "%s; opening it anew", str(error)
-                )  # a record would keep the error, and that the device
+                return  # another thread saw it fail as well, and its places are taken already
+            if device not in self._failed_once:
+                self._failed_once.add(device)
+                # As text: a log record that is kept would keep the error, and that the device open.
+                log.warning("%s", f"{error}; opening it anew")
                 return
             if self.on_loss == "stop":
                 raise error
-            left = (
-                [d for d in dict.fromkeys(self._places) if d is not device]
-                if self.on_loss == "move"
-                else []
-            )
-            orphans = iter(range(len(self._places)))
-            if left:
-                self._places = [
-                    d if d is not device else left[next(orphans) % len(left)] for d in self._places
-                ]
-            elif self.on_loss == "move":
-                self._places = []
-            else:
-                self._places = [self.cpu if d is device else d for d in self._places]
-            heirs = f"{', '.join(d.name for d in left)} take over" if left else "the CPU takes over"
+            heirs = self._hand_over(device)
         self.tell(f"{error}; {device.name} is lost, {heirs}")
 
+    def _hand_over(self, lost: Device) -> str:
+        """Give the places of a lost device to others, and say who has them; `_lock` is held."""
+        if self.on_loss == "cpu":
+            self._places = [self.cpu if device is lost else device for device in self._places]
+            return "the CPU takes over"
+        left = [device for device in dict.fromkeys(self._places) if device is not lost]
+        if not left:
+            self._places = []
+            return "the CPU takes over"
+        # In turn, so that not one of them gets all the work.
+        places = []
+        orphans = 0
+        for device in self._places:
+            if device is lost:
+                places.append(left[orphans % len(left)])
+                orphans += 1
+            else:
+                places.append(device)
+        # A new list: `device` reads the old one or this one, without the lock.
+        self._places = places
+        names = ", ".join(device.name for device in left)
+        return f"{names} take over"
 
-def _tpus(number: int) -> str:
+
+def _edge_tpus(number: int) -> str:
     return f"{number} Edge TPU{'s' if number > 1 else ''}"

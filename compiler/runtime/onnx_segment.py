@@ -1,22 +1,25 @@
-"""Host segments in onnxruntime."""
+"""One host segment on onnxruntime."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-# In the model's metadata: how many of its last outputs, of this suffix, are NaN where what leaves
-# as int8 held NaN.
-NAN_SUMS, NAN_SUM = "coral_bundle.nan_sums", "/nan_sum"
+# A host segment that quantizes its own outputs has one more output for each, with this suffix,
+# which is NaN where NaN became int8. The model's metadata says how many, under this key; they come
+# last.
+NAN_SUMS = "coral_bundle.nan_sums"
+NAN_SUM = "/nan_sum"
 
 
 class Cache(np.ndarray):
     """Memory that segments may write in place.
 
-    Segments get bare pointers to it, so it is always a whole array that this module allocated, or
-    rows of one: an array of a caller, which may be broadcast, strided or read-only, never is.
+    Segments get bare pointers to it. So it is always a whole array that this module allocated, or
+    rows of one, and never an array of a caller, which may be broadcast, strided or read-only.
     """
 
     @classmethod
@@ -25,104 +28,129 @@ class Cache(np.ndarray):
 
 
 class HostSegment:
-    """A segment in onnxruntime: float inside, with int8 borders to the Edge TPU.
+    """A segment on onnxruntime: float inside, int8 where it borders on the Edge TPU.
 
-    `in_place` names, for some outputs, the input whose memory they may take. They do where that
-    input is a `Cache`; of any other array the output is memory of its own, and the input stays as
-    it was. Raises ValueError where such a pair is not of one static shape in float32.
+    `spin` lets idle threads wait for work without sleeping: right where no other segment wants the
+    cores. `in_place` names, for some outputs, the input whose memory they take, if that input is a
+    `Cache`; of any other array the output is memory of its own, and the input stays as it was.
+
+    Raises ValueError where such a pair does not have one static float32 shape, and for a file that
+    cannot be loaded what onnxruntime raises: classes of its own, derived from Exception.
     """
 
     def __init__(
         self,
         path: Path,
         threads: int,
-        alone: bool = False,
+        spin: bool = False,
         in_place: Mapping[str, str] | None = None,
     ) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        # Each session would keep its own; together they hold more than the weights.
-        options.enable_cpu_mem_arena = False
-        # Idle threads of one session would take the cores from the segment that runs next, if there
-        # is one.
-        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(alone)))
-        # Parts of a product as small as that even out what the cores do besides: decode of SmolLM2
-        # gains a fifth.
-        options.add_session_config_entry("session.dynamic_block_base", "4")
-        # Borders are int8; onnxruntime would move them inwards and compute what is float in int8.
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-        self._session = onnxruntime.InferenceSession(
-            path, options, providers=["CPUExecutionProvider"]
-        )
-        self._inputs = [i.name for i in self._session.get_inputs()]
-        self._outputs = [o.name for o in self._session.get_outputs()]
+        self._session = _session(path, threads, spin)
+        inputs = self._session.get_inputs()
+        outputs = self._session.get_outputs()
+        self._inputs = [tensor.name for tensor in inputs]
+        self._outputs = [tensor.name for tensor in outputs]
+        self._shapes = {tensor.name: tuple(tensor.shape) for tensor in inputs}
         self._in_place = dict(in_place or {})
-        given = {i.name: (i.type, i.shape) for i in self._session.get_inputs()}
-        made = {o.name: (o.type, o.shape) for o in self._session.get_outputs()}
-        for output, source in self._in_place.items():
-            if (
-                source not in given
-                or made.get(output) != given[source]
-                or not _is_static_float(*given[source])
-            ):
-                raise ValueError(
-                    f"output '{output}' cannot be written to where input '{source}' lies"
-                )
-        self._shapes = {name: tuple(shape) for name, (_, shape) in given.items()}
-
-        sums = int(self._session.get_modelmeta().custom_metadata_map.get(NAN_SUMS, "0"))
-        self._real = len(self._outputs) - sums
+        _check_pairs(self._in_place, inputs, outputs)
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        nan_sums = int(metadata.get(NAN_SUMS, "0"))
+        self._result_count = len(self._outputs) - nan_sums
 
     def run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
-        """Arrays in the order of the manifest, in and out. Raises ValueError where int8 would hide
-        NaN."""
+        """Arrays in the manifest's order, in and out.
+
+        Raises ValueError where an int8 output stands for NaN, or a `Cache` does not fit its input.
+        """
         feeds = dict(zip(self._inputs, arrays, strict=True))
-        lent = {
-            name: feeds[name] for name in self._in_place.values() if isinstance(feeds[name], Cache)
-        }
-        results = (
-            self._run_in_place(feeds, lent)
-            if lent
-            else list(self._session.run(self._outputs, feeds))
-        )
-        for name, total in zip(self._outputs[self._real :], results[self._real :], strict=True):
+        caches = self._caches(feeds)
+        if caches:
+            results = self._run_in_place(feeds, caches)
+        else:
+            results = list(self._session.run(self._outputs, feeds))
+        self._check_nan_sums(results)
+        return results[: self._result_count]
+
+    def _caches(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The inputs whose memory outputs may take."""
+        caches = {}
+        for name in self._in_place.values():
+            if isinstance(feeds[name], Cache):
+                caches[name] = feeds[name]
+        return caches
+
+    def _check_nan_sums(self, results: Sequence[np.ndarray]) -> None:
+        names = self._outputs[self._result_count :]
+        sums = results[self._result_count :]
+        for name, total in zip(names, sums, strict=True):
             if np.isnan(total):
-                raise ValueError(
-                    f"tensor '{name.removesuffix(NAN_SUM)}' holds NaN, which int8 has not"
-                )
-        return results[: self._real]
+                tensor = name.removesuffix(NAN_SUM)
+                raise ValueError(f"tensor '{tensor}' holds NaN, which int8 cannot represent")
 
     def _run_in_place(
-        self, feeds: Mapping[str, np.ndarray], lent: Mapping[str, np.ndarray]
+        self, feeds: Mapping[str, np.ndarray], caches: Mapping[str, np.ndarray]
     ) -> list[np.ndarray]:
         binding = self._session.io_binding()
         for name, array in feeds.items():
-            if name in lent:
-                self._check(name, array)
+            if name in caches:
+                self._check_cache(name, array)
                 binding.bind_input(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
             else:
                 binding.bind_cpu_input(name, np.ascontiguousarray(array))
-        taken = {name: lent.get(self._in_place.get(name, "")) for name in self._outputs}
-        for name, own in taken.items():
-            if own is None:
+        taken: list[np.ndarray | None] = []
+        for name in self._outputs:
+            cache = caches.get(self._in_place.get(name, ""))
+            taken.append(cache)
+            if cache is None:
                 binding.bind_output(name)
             else:
-                binding.bind_output(name, "cpu", 0, np.float32, own.shape, own.ctypes.data)
+                # The address of the input: onnxruntime's GroupQueryAttention then adds rows to the
+                # cache instead of copying all of it.
+                binding.bind_output(name, "cpu", 0, np.float32, cache.shape, cache.ctypes.data)
         self._session.run_with_iobinding(binding)
-        values = zip(taken.values(), binding.get_outputs(), strict=True)
-        return [value.numpy() if own is None else own for own, value in values]
+        results = []
+        for cache, value in zip(taken, binding.get_outputs(), strict=True):
+            results.append(value.numpy() if cache is None else cache)
+        return results
 
-    def _check(self, name: str, array: np.ndarray) -> None:
-        """A pointer says nothing of what lies behind it."""
-        whole = array.flags.c_contiguous and array.flags.writeable and array.flags.aligned
-        if not whole or array.dtype != np.float32 or array.shape != self._shapes[name]:
-            raise ValueError(
-                f"the memory of '{name}' is not a whole float32 array {list(self._shapes[name])}"
-            )
+    def _check_cache(self, name: str, array: np.ndarray) -> None:
+        """onnxruntime gets a pointer, and would read and write beyond a smaller array."""
+        flags = array.flags
+        is_whole = flags.c_contiguous and flags.writeable and flags.aligned
+        shape = self._shapes[name]
+        if not is_whole or array.dtype != np.float32 or array.shape != shape:
+            raise ValueError(f"the memory of '{name}' is not a whole float32 array {list(shape)}")
+
+
+def _session(path: Path, threads: int, spin: bool) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # Each session would keep an arena of its own; together they hold more than the weights.
+    options.enable_cpu_mem_arena = False
+    # Idle threads of one session would take the cores from the segment that runs next.
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
+    # Small blocks of a matrix product even out what the cores do besides: decode of SmolLM2 is a
+    # fifth faster.
+    options.add_session_config_entry("session.dynamic_block_base", "4")
+    # onnxruntime would move the int8 at a segment's ends inwards and compute in int8 what is float.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def _check_pairs(
+    in_place: Mapping[str, str], inputs: Sequence[Any], outputs: Sequence[Any]
+) -> None:
+    """Raises ValueError for an output that cannot have the memory of its input."""
+    read = {tensor.name: (tensor.type, tensor.shape) for tensor in inputs}
+    written = {tensor.name: (tensor.type, tensor.shape) for tensor in outputs}
+    for output, source in in_place.items():
+        fits = source in read and written.get(output) == read[source]
+        if not fits or not _is_static_float(*read[source]):
+            raise ValueError(f"output '{output}' cannot be written to where input '{source}' lies")
 
 
 def _is_static_float(kind: str, shape: Sequence[int | str | None]) -> bool:
-    return kind == "tensor(float)" and all(isinstance(d, int) for d in shape)
+    return kind == "tensor(float)" and all(isinstance(size, int) for size in shape)

@@ -1,99 +1,43 @@
-"""Runs a bundle's segments one after the other, on the devices that a fleet gives them."""
+"""Runs a bundle's segments one after the other, each on the device that a fleet gives it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from compiler.runtime.bundle import Bundle, RuntimeBundleError
+from compiler.runtime.conversion import convert
 from compiler.runtime.devices import Cpu, Device, DeviceError, Executable
 from compiler.runtime.fleet import Fleet
-from compiler.runtime.manifest import ProgramEntry, fixed_shape
+from compiler.runtime.inputs import Arrays, Inputs
+from compiler.runtime.lazy import LazySegments
+from compiler.runtime.manifest import ProgramEntry, SegmentEntry, TensorEntry
 
-Arrays = Mapping[str, np.ndarray]
+__all__ = ["Arrays", "Pipeline", "SegmentError"]
+
 T = TypeVar("T")
-
-
-def quantize(array: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
-    """real = scale * (int8 - zero_point), rounded to the nearest, ties to even, and saturated.
-
-    Raises ValueError for NaN, which no int8 stands for.
-    """
-    steps = np.empty(array.shape, np.float32)
-    np.multiply(array, np.float32(1 / scale), out=steps, casting="same_kind")
-    np.rint(steps, out=steps)
-    steps += np.float32(zero_point)
-    np.minimum(steps, np.float32(127), out=steps)
-    np.maximum(steps, np.float32(-128), out=steps)
-    if np.isnan(steps.min(initial=0)):
-        raise ValueError("holds NaN, which int8 has not")
-    return steps.astype(np.int8)
-
-
-def dequantize(array: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
-    real = array.astype(np.float32)
-    real -= np.float32(zero_point)
-    real *= np.float32(scale)
-    return real
 
 
 class SegmentError(Exception):
     """A segment that failed where no other device can help."""
 
 
-class Streamed:
-    """Segments of which only some are loaded at a time, so that they take at most about `limit`
-    bytes for weights.
-
-    Runs go through all segments again and again: the first ones stay, as many as leave room for two
-    others; each of the rest is loaded while the one before it runs, and released behind its own
-    run.
-    """
-
-    def __init__(
-        self, open_: Callable[[int], Executable], sizes: Sequence[int], limit: int
-    ) -> None:
-        self._open = open_
-        room, first = limit - 2 * max(sizes), 0
-        while first < len(sizes) and sizes[first] <= room:
-            room -= sizes[first]
-            first += 1
-        self._kept = {index: open_(index) for index in range(first)}
-        self._later = list(range(first, len(sizes)))
-        self._ahead: dict[int, Future[Executable]] = {}
-        self._loader = ThreadPoolExecutor(1, "loader")
-
-    def run(self, index: int, arrays: list[np.ndarray]) -> list[np.ndarray]:
-        if index in self._kept:
-            return self._kept[index].run(arrays)
-        ahead = self._ahead.pop(index, None)
-        executable = ahead.result() if ahead is not None else self._open(index)
-        following = self._later[(self._later.index(index) + 1) % len(self._later)]
-        if following not in self._ahead and following != index:
-            self._ahead[following] = self._loader.submit(self._open, following)
-        return executable.run(arrays)
-
-
-class _Part:
-    """One of streamed segments."""
-
-    def __init__(self, streamed: Streamed, index: int) -> None:
-        self._streamed, self._index = streamed, index
-
-    def run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
-        return self._streamed.run(self._index, arrays)
-
-
 class Pipeline:
-    """The segments of a bundle, loaded on a fleet's devices. TPU segments take and give int8; host
-    segments and the user see the model's own types.
+    """The segments of a bundle, loaded on devices, to be run one by one.
 
-    `program` is the manifest itself, or one of the programs of a language model in it. `limit` are
-    bytes that weights may take (`Streamed`), None for all. Without a `fleet` everything runs on the
-    CPU.
+    Arrays have the model's own types and shapes at its inputs and outputs. Between segments they
+    are as the segment gave them, int8 from an Edge TPU, and are converted when the next one reads
+    them. Several threads may run segments; each device runs one at a time.
+
+    program  the manifest itself, or one of the programs of a language model in it
+    limit    bytes that the weights may take in memory; beyond it segments are loaded as they run,
+             on the CPU (`LazySegments`). None loads all
+    fleet    the devices; without one everything runs on `threads` threads of the CPU
+
+    Raises RuntimeBundleError for a segment that cannot be loaded, SegmentError where no device of
+    the fleet can take it.
     """
 
     def __init__(
@@ -104,66 +48,116 @@ class Pipeline:
         limit: int | None = None,
         fleet: Fleet | None = None,
     ) -> None:
+        if program is None:
+            program = bundle.manifest
         self.bundle = bundle
-        program = bundle.manifest if program is None else program
         self.inputs = program["inputs"]
         self.outputs = program["outputs"]
         self.segments = program["segments"]
-        self._types = {i["name"]: (fixed_shape(i), np.dtype(i["dtype"])) for i in self.inputs}
-        # By output the input whose memory it may take (`host.Cache`).
-        self.in_place = {
-            output: source
-            for s in self.segments
-            for output, source in s.get("in_place", {}).items()
-        }
-        self._nan_inputs = {i["name"] for i in self.inputs if i.get("nan")}
-        self._gives = [[t["name"] for t in s["outputs"]] for s in self.segments]
-        reader = {t["name"]: i for i, s in enumerate(self.segments) for t in s["inputs"]}
-        kept = {o["name"] for o in self.outputs}
-        self._last: dict[int, list[str]] = {}
-        for name, last in reader.items():
-            if name not in kept:
-                self._last.setdefault(last, []).append(name)
-        sizes = [s["parameter_bytes"] for s in self.segments]
-        streams = limit is not None and sum(sizes) > limit
-        if fleet is None or streams:
-            fleet = Fleet([], Cpu(threads, alone=len(self.segments) == 1))
+        self.in_place = _in_place(self.segments)
+        self._model_inputs = Inputs(self.inputs)
+        self._output_names = [_names(segment["outputs"]) for segment in self.segments]
+        self._written_int8 = _written_int8(self.segments)
+        self._last_reads = _last_reads(self.segments, self.outputs)
+
+        total = sum(segment["parameter_bytes"] for segment in self.segments)
+        if limit is not None and total <= limit:
+            limit = None
+        if fleet is None or limit is not None:
+            # What is loaded as it runs stays on the CPU: an Edge TPU would be opened at each run.
+            # Where there is no other segment, idle threads may spin.
+            fleet = Fleet([], Cpu(threads, spin=len(self.segments) == 1))
         self.fleet = fleet
-        self._made = {
-            t["name"]: t for s in self.segments for t in s["outputs"] if t["dtype"] == "int8"
-        }
+        # By segment the device that it is loaded on. Entries are replaced whole, so whoever reads
+        # one without the lock of its device gets the old or the new one.
         self._opened: list[tuple[Device, Executable] | None] = [None] * len(self.segments)
-        if streams:
-            assert limit is not None
-            streamed = Streamed(lambda index: self._open(index, fleet.cpu), sizes, limit)
-            self._opened = [(fleet.cpu, _Part(streamed, index)) for index in range(len(sizes))]
+        if limit is not None:
+            self._open_lazily(limit)
+        # What is wrong with a segment that stays loaded is said now, before anything runs.
         for index in range(len(self.segments)):
-            self._use(index, lambda _: None)
+            self._use(index, _only_load)
 
     def device(self, index: int) -> Device:
-        """Who runs a segment now."""
+        """The device that runs a segment now; after a device is lost, another one."""
         return self.fleet.device(self.segments[index])
 
-    def _open(self, index: int, device: Device) -> Executable:
-        return device.open(self.bundle.path, self.segments[index])
+    def run(self, arrays: Arrays) -> dict[str, np.ndarray]:
+        """The model's outputs for one sample.
+
+        Raises ValueError for arrays that do not fit the inputs or hold NaN, SegmentError for a
+        segment that fails, RuntimeBundleError where one has to be loaded and the bundle was
+        replaced since it was opened.
+        """
+        values = self.check_inputs(arrays)
+        for index in range(len(self.segments)):
+            self.advance(index, values)
+        return self.results(values)
+
+    def check_inputs(self, arrays: Arrays) -> dict[str, np.ndarray]:
+        """One sample in the model's types, which a run starts from.
+
+        Raises ValueError for arrays that do not fit the inputs, and for NaN.
+        """
+        return self._model_inputs.checked(arrays)
+
+    def samples(self, arrays: Arrays) -> list[dict[str, np.ndarray]]:
+        """Samples that are stacked along the first axis, one by one, as `check_inputs` gives them.
+
+        Raises ValueError for what does not fit the inputs.
+        """
+        return self._model_inputs.samples(arrays)
+
+    def advance(self, index: int, values: dict[str, np.ndarray]) -> None:
+        """Run a segment on `values` and put its outputs there; what no later segment reads is
+        dropped.
+
+        Raises SegmentError and RuntimeBundleError as `run` does, and then `values` is as it was.
+        """
+        # What the segment read is dropped only once it has run, so a failed run can be repeated.
+        values.update(self.run_segment(index, values))
+        for name in self._last_reads.get(index, ()):
+            del values[name]
+
+    def run_segment(self, index: int, values: Arrays) -> dict[str, np.ndarray]:
+        """The outputs of one segment as it gives them: int8 from an Edge TPU, the model's own types
+        from the host. `values` is not changed. Raises as `advance` does."""
+        tensors = self.segments[index]["inputs"]
+        arrays = [self._converted(values[tensor["name"]], tensor, index) for tensor in tensors]
+        results = self._use(index, lambda executable: executable.run(arrays))
+        return dict(zip(self._output_names[index], results, strict=True))
+
+    def results(self, values: Arrays) -> dict[str, np.ndarray]:
+        """The model's outputs, in its own types, among the values behind the last segment."""
+        found = {}
+        for tensor in self.outputs:
+            name = tensor["name"]
+            found[name] = convert(values[name], tensor, self._written_int8.get(name))
+        return found
+
+    def _converted(self, array: np.ndarray, tensor: TensorEntry, index: int) -> np.ndarray:
+        """An array as a segment reads it. Raises SegmentError for NaN that would become int8."""
+        name = tensor["name"]
+        try:
+            return convert(array, tensor, self._written_int8.get(name))
+        except ValueError as error:
+            raise SegmentError(f"segment {index}: tensor '{name}' {error}") from error
 
     def _use(self, index: int, use: Callable[[Executable], T]) -> T:
-        """Use a segment where it is loaded; where its device fails, on another. Raises
-        SegmentError."""
+        """Use a segment where it is loaded; where its device fails, load it elsewhere and repeat.
+
+        A use either returns or raises, and its arrays are not changed by it. So a run that failed
+        begins again from the same inputs, nothing is lost, and nothing is answered twice. The loop
+        ends: a device may fail twice until the fleet gives its segments to another, or raises.
+        """
         while True:
             device = self.device(index)
             try:
+                # The device may be lost while this waits: then the use fails, and goes elsewhere.
                 with device.lock:
-                    opened = self._opened[index]
-                    if opened is None or opened[0] is not device:
-                        opened = self._opened[index] = device, self._open(index, device)
-                    result = use(opened[1])
+                    result = use(self._loaded(index, device))
             except DeviceError as error:
-                self._drop(device)
-                try:
-                    self.fleet.failed(device, error)
-                except DeviceError as last:
-                    raise SegmentError(f"segment {index}: {last}") from last
+                self._close_all(device)
+                self._report(index, device, error)
             except RuntimeBundleError:
                 raise
             except Exception as error:
@@ -172,126 +166,94 @@ class Pipeline:
                 self.fleet.worked(device)
                 return result
 
-    def _drop(self, device: Device) -> None:
+    def _loaded(self, index: int, device: Device) -> Executable:
+        """A segment on a device, loaded if need be; the device's lock is held."""
+        opened = self._opened[index]
+        if opened is not None and opened[0] is device:
+            return opened[1]
+        executable = self._open(index, device)
+        self._opened[index] = device, executable
+        return executable
+
+    def _open(self, index: int, device: Device) -> Executable:
+        """Load a segment of the bundle that was opened. Raises RuntimeBundleError where another one
+        is in its place, or none."""
+        try:
+            executable = device.open(self.bundle.path, self.segments[index])
+        except Exception as error:
+            # The old files may be gone already: then nothing is wrong with device or segment.
+            self._check_folder(error)
+            raise
+        # Only now is it certain that what was read came from the same folder.
+        self._check_folder()
+        return executable
+
+    def _open_lazily(self, limit: int) -> None:
+        """Let `limit` bytes of weights be in memory; the rest is loaded when it is run."""
+        cpu = self.fleet.cpu
+        sizes = [segment["parameter_bytes"] for segment in self.segments]
+        segments = LazySegments(lambda index: self._open(index, cpu), sizes, limit)
+        self._opened = [(cpu, segments.segment(index)) for index in range(len(sizes))]
+
+    def _check_folder(self, cause: Exception | None = None) -> None:
+        folder = self.bundle.folder
+        if folder is not None and folder.was_replaced():
+            raise RuntimeBundleError(
+                f"{self.bundle.path}: was replaced or removed since it was opened: "
+                "open it again, or restart the program that runs it"
+            ) from cause
+
+    def _close_all(self, device: Device) -> None:
+        """Forget all segments on a device that failed: it is opened anew, or another one is."""
         for index, opened in enumerate(self._opened):
             if opened is not None and opened[0] is device:
                 self._opened[index] = None
 
-    def run(self, arrays: Arrays) -> dict[str, np.ndarray]:
-        """The model's outputs for one sample. Raises ValueError for arrays that do not fit the
-        inputs."""
-        values = self.check_inputs(arrays)
-        for index in range(len(self.segments)):
-            self.advance(index, values)
-        return self.results(values)
-
-    def results(self, values: Arrays) -> dict[str, np.ndarray]:
-        """The model's outputs among the values of a run."""
-        return {
-            o["name"]: convert(values[o["name"]], o, self._made.get(o["name"]))
-            for o in self.outputs
-        }
-
-    def advance(self, index: int, values: dict[str, np.ndarray]) -> None:
-        """Run a segment on `values` and put its outputs there; what no later segment reads is
-        dropped."""
-        values.update(self.run_segment(index, values))
-        for name in self._last.get(index, ()):
-            del values[name]
-
-    def samples(self, arrays: Arrays) -> list[dict[str, np.ndarray]]:
-        """Samples stacked along the first axis, one by one. Raises ValueError for what does not fit
-        the inputs."""
-        stacks = {
-            n: stacked(a, self._types[n][0]) if n in self._types else a[None]
-            for n, a in arrays.items()
-        }
-        counts = {len(a) for a in stacks.values() if a is not None}
-        if any(a is None for a in stacks.values()) or len(counts) != 1:
-            return [self.check_inputs(arrays)]  # which says what is wrong, if anything is
-        return [
-            self.check_inputs({n: a[i] for n, a in stacks.items() if a is not None})
-            for i in range(counts.pop())
-        ]
-
-    def run_segment(self, index: int, values: Arrays) -> dict[str, np.ndarray]:
-        """The outputs of one segment, as it gives them: int8 from the TPU, whatever the model has
-        from the host."""
-        segment = self.segments[index]
-        arrays = [self._converted(values[t["name"]], t, index) for t in segment["inputs"]]
-        results = self._use(index, lambda executable: executable.run(arrays))
-        return dict(zip(self._gives[index], results, strict=True))
-
-    def _converted(self, array: np.ndarray, tensor: Mapping[str, Any], index: int) -> np.ndarray:
-        """An array as a segment takes it. Raises SegmentError."""
+    def _report(self, index: int, device: Device, error: DeviceError) -> None:
+        """Tell the fleet of a failure. Raises SegmentError where nobody may take over."""
         try:
-            return convert(array, tensor, self._made.get(tensor["name"]))
-        except ValueError as error:
-            raise SegmentError(f"segment {index}: tensor '{tensor['name']}' {error}") from error
-
-    def check_inputs(self, arrays: Arrays) -> dict[str, np.ndarray]:
-        """The arrays with the model's types. Raises ValueError for what does not fit, and for NaN,
-        of which int8 and operators of the host may make finite numbers, where the model does not
-        look for it itself."""
-        for name in arrays:
-            if name not in self._types:
-                raise ValueError(
-                    f"array '{name}' is no input of the model; it has {', '.join(sorted(self._types))}"
-                )
-        values = {}
-        for name, (shape, dtype) in self._types.items():
-            if name not in arrays:
-                raise ValueError(f"input '{name}' {list(shape)} is missing")
-            array = np.asarray(arrays[name])
-            if array.shape != shape or array.dtype.kind != dtype.kind:
-                raise ValueError(
-                    f"input '{name}' is {list(array.shape)} {array.dtype}; the model takes {list(shape)} {dtype}"
-                )
-            with np.errstate(over="ignore"):  # infinity is taken as the largest number
-                values[name] = array.astype(dtype, copy=False)
-            if (
-                dtype.kind == "f"
-                and name not in self._nan_inputs
-                and np.isnan(values[name].min(initial=0))
-            ):
-                raise ValueError(
-                    f"input '{name}' {list(shape)} holds NaN; replace it before the model runs"
-                )
-        return values
+            self.fleet.failed(device, error)
+        except DeviceError as last:
+            raise SegmentError(f"segment {index}: {last}") from last
 
 
-def stacked(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-    """One sample of `shape`, or several stacked along the first axis, as [samples, *shape]; None
-    for anything else.
-
-    Where the shape begins with a batch of 1, samples may be stacked along the batch.
-    """
-    if array.shape == shape:
-        return array[None]
-    if shape[:1] == (1,) and array.shape[1:] == shape[1:]:
-        return array[:, None]
-    return array if array.shape[1:] == shape else None
+def _only_load(_: Executable) -> None:
+    """A use that ends when the segment is loaded."""
 
 
-def convert(
-    array: np.ndarray, tensor: Mapping[str, Any], made: Mapping[str, Any] | None = None
-) -> np.ndarray:
-    """An array as its reader takes it: the reader's dtype and scale decide between int8 and float.
+def _names(tensors: Sequence[TensorEntry]) -> list[str]:
+    return [tensor["name"] for tensor in tensors]
 
-    `made` is the entry of the segment that it comes from; int8 of another scale than the reader's
-    is changed to it.
-    """
-    if "scale" not in tensor:
-        return array  # sequences and other non-tensors between host segments too
-    if array.dtype == np.int8:
-        source = tensor if made is None else made
-        if tensor["dtype"] != "int8":
-            return dequantize(array, source["scale"], source["zero_point"])
-        if source["scale"] == tensor["scale"] and source["zero_point"] == tensor["zero_point"]:
-            return array
-        array = dequantize(array, source["scale"], source["zero_point"])
-    return (
-        quantize(array, tensor["scale"], tensor["zero_point"])
-        if tensor["dtype"] == "int8"
-        else array
-    )
+
+def _in_place(segments: Sequence[SegmentEntry]) -> dict[str, str]:
+    """By output the input whose memory it may take (`onnx_segment.Cache`)."""
+    sources: dict[str, str] = {}
+    for segment in segments:
+        sources.update(segment.get("in_place", {}))
+    return sources
+
+
+def _written_int8(segments: Sequence[SegmentEntry]) -> dict[str, TensorEntry]:
+    """By name the entries, with scales, of all tensors that segments give as int8."""
+    entries = {}
+    for segment in segments:
+        for tensor in segment["outputs"]:
+            if tensor["dtype"] == "int8":
+                entries[tensor["name"]] = tensor
+    return entries
+
+
+def _last_reads(
+    segments: Sequence[SegmentEntry], outputs: Sequence[TensorEntry]
+) -> dict[int, list[str]]:
+    """By segment the tensors that no later one reads, and that are no output of the model."""
+    last_reader: dict[str, int] = {}
+    for index, segment in enumerate(segments):
+        for name in _names(segment["inputs"]):
+            last_reader[name] = index
+    for name in _names(outputs):
+        last_reader.pop(name, None)
+    last_reads: dict[int, list[str]] = {}
+    for name, index in last_reader.items():
+        last_reads.setdefault(index, []).append(name)
+    return last_reads

@@ -1,8 +1,8 @@
-"""Runs a bundle: one inference at a time, or as a pipeline over its devices.
+"""Runs a bundle: one inference at a time, or many at once in a pipeline over its devices.
 
-In the pipeline each device has a thread that takes the oldest request that waits for it, so that
-while one Edge TPU works on the third segment of one request, another works on the first segment of
-the next. Between results passes as long as the busiest device takes for one request.
+In the pipeline each device has a thread that takes the oldest request that waits for it. So while
+one Edge TPU works on the third segment of one request, another works on the first segment of the
+next, and results come as fast as the busiest device works on its part of one request.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ import numpy as np
 from compiler.runtime.bundle import Bundle
 from compiler.runtime.devices import Device
 from compiler.runtime.fleet import Fleet
-from compiler.runtime.pipeline import Arrays, Pipeline, SegmentError
+from compiler.runtime.inputs import Arrays
+from compiler.runtime.pipeline import Pipeline, SegmentError
 
 Results = dict[str, np.ndarray]
 
 
 @dataclass(order=True)
 class _Request:
-    """An inference on its way: the next segment to run, and what that and later ones read."""
+    """An inference on its way: `index` is the segment that it runs next, and `values` holds what
+    that one and later ones read. Requests are ordered by `number`, the oldest first."""
 
     number: int
     index: int = field(compare=False)
@@ -40,11 +42,23 @@ class _Request:
 class Runner:
     """A bundle ready to run. Use it as a context manager, or call `close`.
 
-    `devices`: "auto" takes all Edge TPUs that libedgetpu finds, "cpu" none; names such as
-    "usb:0,pci:0"; "sim:2" for simulated ones; or Device objects. `threads` are for the CPU, which
-    runs one segment at a time with all of them. `on_loss` says who takes over from an Edge TPU that
-    is lost: "move" the others, "cpu" the CPU, "stop" nobody. `depth` bounds how many requests of a
-    stream are on their way.
+        with Runner(Bundle.open("model.bundle")) as runner:
+            outputs = runner.run({"images": image})
+
+    Samples and results are dicts of arrays by the model's own names. Each input has the model's
+    shape and kind of number (float64 is taken for float32), and each output the model's shape and
+    type, whatever segments compute with inside.
+
+    devices  "auto" takes all Edge TPUs that libedgetpu finds, "cpu" none, "usb:0,pci:0" these,
+             "sim:2" two simulated ones, "ray" those of a Ray cluster; or Device objects
+    threads  of the CPU, which runs one segment at a time with all of them
+    on_loss  who takes over from an Edge TPU that is lost: "move" the others, "cpu" the CPU, "stop"
+             nobody, so that the run raises SegmentError
+    depth    how many requests of a stream are on their way at most; by default two more than there
+             are devices
+
+    Methods may be called by several threads. Raises RuntimeBundleError for a segment that cannot be
+    loaded, DeviceChoiceError for devices that are not there, ValueError for an unknown `on_loss`.
     """
 
     def __init__(
@@ -58,32 +72,45 @@ class Runner:
         self.fleet = Fleet.of(devices, threads, bundle.manifest["segments"], on_loss=on_loss)
         self.bundle = bundle
         self.pipeline = Pipeline(bundle, threads, fleet=self.fleet)
+        # One request for each device to work on, and two that wait, so that none is ever idle.
         self.depth = depth or len(self.fleet.devices) + 2
-        self._waiting: dict[Device, list[_Request]] = {device: [] for device in self.fleet.devices}
+        # All of the following is read and written under the lock of this condition.
         self._changed = threading.Condition()
+        self._waiting: dict[Device, list[_Request]] = {device: [] for device in self.fleet.devices}
         self._threads: list[threading.Thread] = []
-        self._count, self._closed, self._process = 0, False, 0
+        self._submitted = 0
+        self._closed = False
+        self._process = 0
 
     @property
     def notices(self) -> list[str]:
-        """What a user would not expect of where segments run: no Edge TPU, one that was lost."""
+        """What a user would not expect of where segments run, in one line each: no Edge TPU, one
+        that was lost."""
         return self.fleet.notices
 
     def run(self, inputs: Arrays) -> Results:
-        """The model's outputs for one sample. Raises ValueError for arrays that do not fit,
-        SegmentError."""
+        """The model's outputs for one sample, in the calling thread.
+
+        Raises ValueError for arrays that do not fit the inputs or hold NaN, SegmentError for a
+        segment that fails, RuntimeBundleError where a lost device's segment has to be loaded again
+        and the bundle was replaced since it was opened, RuntimeError where the runner is closed.
+        """
         self._check_open()
         return self.pipeline.run(inputs)
 
     def submit(self, inputs: Arrays) -> Future[Results]:
-        """Send a sample into the pipeline; the future has its outputs. Cancelling it stops it
-        before its next segment.
+        """Send a sample into the pipeline; the future gets its outputs, or SegmentError or
+        RuntimeBundleError as `run` raises them. Cancelling it stops the request before its next
+        segment.
 
-        Raises ValueError for arrays that do not fit the inputs.
+        Raises ValueError and RuntimeError as `run` does, and RuntimeError in a fork of the process
+        that began to submit.
         """
-        request = _Request(0, 0, self.pipeline.check_inputs(inputs), Future())
+        values = self.pipeline.check_inputs(inputs)
+        request = _Request(0, 0, values, Future())
         if not self.pipeline.segments:
-            request.future.set_result(self.pipeline.run(inputs))
+            # A model whose outputs are its inputs.
+            request.future.set_result(self.pipeline.results(values))
             return request.future
         with self._changed:
             self._check_open()
@@ -91,16 +118,20 @@ class Runner:
                 self._start()
             if os.getpid() != self._process:
                 raise RuntimeError(
-                    "the runner's threads are in the process that this one was forked from: open another"
+                    "the runner's threads are in the process that this one was forked from: "
+                    "open another"
                 )
-            request.number = self._count
-            self._count += 1
+            request.number = self._submitted
+            self._submitted += 1
             self._push(request)
         return request.future
 
     def stream(self, inputs: Iterable[Arrays]) -> Iterator[Results]:
-        """Outputs in the order of the inputs, which are taken as there is room. A failure ends the
-        stream."""
+        """The outputs of many samples, in their order, at the pipeline's full rate.
+
+        Samples are taken from `inputs` as results are taken from here, at most `depth` ahead. The
+        first failure ends the stream, with the errors of `submit`.
+        """
         pending: deque[Future[Results]] = deque()
         try:
             for sample in inputs:
@@ -132,13 +163,15 @@ class Runner:
                 future.cancel()
 
     def close(self) -> None:
-        """Let each device finish its segment, cancel what is on its way, end the threads."""
+        """Let each device finish its segment, cancel all requests on their way, end the threads."""
         with self._changed:
             self._closed = True
-            left = [request for waiting in self._waiting.values() for request in waiting]
+            left: list[_Request] = []
             for waiting in self._waiting.values():
+                left += waiting
                 waiting.clear()
             self._changed.notify_all()
+        # Without the lock: cancelling runs callbacks of the caller.
         for request in left:
             request.future.cancel()
         for thread in self._threads:
@@ -151,7 +184,7 @@ class Runner:
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        at: TracebackType | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -160,17 +193,19 @@ class Runner:
             raise RuntimeError("the runner is closed")
 
     def _start(self) -> None:
+        """Start the threads; `_changed` is held. `run` needs none, so only a first request does."""
         self._process = os.getpid()
         for device in self.fleet.devices:
-            thread = threading.Thread(
-                target=self._work, args=(device,), name=f"runner {device.name}", daemon=True
-            )
+            name = f"runner {device.name}"
+            # A program that forgets to close the runner can end all the same.
+            thread = threading.Thread(target=self._work, args=(device,), name=name, daemon=True)
             self._threads.append(thread)
             thread.start()
 
     def _push(self, request: _Request) -> None:
         """Queue a request at the device of its next segment; `_changed` is held."""
-        heapq.heappush(self._waiting[self.pipeline.device(request.index)], request)
+        device = self.pipeline.device(request.index)
+        heapq.heappush(self._waiting[device], request)
         self._changed.notify_all()
 
     def _take(self, device: Device) -> _Request | None:
@@ -178,46 +213,50 @@ class Runner:
         with self._changed:
             while not self._closed and not self._waiting[device]:
                 self._changed.wait()
-            return None if self._closed else heapq.heappop(self._waiting[device])
+            if self._closed:
+                return None
+            return heapq.heappop(self._waiting[device])
 
     def _work(self, device: Device) -> None:
+        """What a device's thread does: one segment of one request after the other."""
         while (request := self._take(device)) is not None:
-            if request.future.cancelled():
-                continue
-            try:
-                # Where the device was lost meanwhile, this runs on its heir, which has a lock of
-                # its own.
-                self.pipeline.advance(request.index, request.values)
-            except BaseException as error:
-                _finish(request.future, error=_named(error, request.number))
-                continue
-            request.index += 1
-            if request.index < len(self.pipeline.segments):
-                with self._changed:
-                    if self._closed:
-                        request.future.cancel()
-                    else:
-                        self._push(request)
-            else:
-                _finish(request.future, self.pipeline.results(request.values))
+            if not request.future.cancelled():
+                self._advance(request)
+
+    def _advance(self, request: _Request) -> None:
+        """Run a request's next segment, then answer it or send it on.
+
+        A request is in one queue or with one thread, never in two places, so it is answered once.
+        """
+        try:
+            # If the device was lost since the request was queued, this thread runs the segment on
+            # the device that took over, under that one's lock.
+            self.pipeline.advance(request.index, request.values)
+        except BaseException as error:
+            _fail(request, error)
+            return
+        request.index += 1
+        if request.index == len(self.pipeline.segments):
+            _answer(request.future, self.pipeline.results(request.values))
+            return
+        with self._changed:
+            if not self._closed:
+                self._push(request)
+                return
+        # `close` found it in no queue.
+        request.future.cancel()
 
 
-def _named(error: BaseException, number: int) -> BaseException:
-    if not isinstance(error, SegmentError):
-        return error
-    named = SegmentError(f"request {number}: {error}")
-    named.__cause__ = error.__cause__
-    return named
-
-
-def _finish(
-    future: Future[Results], results: Results | None = None, error: BaseException | None = None
-) -> None:
-    """Answer a request, unless it was cancelled."""
-    if not future.set_running_or_notify_cancel():
-        return
-    if error is not None:
-        future.set_exception(error)
-    else:
-        assert results is not None
+def _answer(future: Future[Results], results: Results) -> None:
+    if future.set_running_or_notify_cancel():  # False where it was cancelled
         future.set_result(results)
+
+
+def _fail(request: _Request, error: BaseException) -> None:
+    if isinstance(error, SegmentError):
+        # Which of the many requests on their way it was.
+        named = SegmentError(f"request {request.number}: {error}")
+        named.__cause__ = error.__cause__
+        error = named
+    if request.future.set_running_or_notify_cancel():
+        request.future.set_exception(error)

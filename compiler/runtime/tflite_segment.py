@@ -1,9 +1,9 @@
-"""The TFLite interpreter: ai_edge_litert, tflite_runtime or tensorflow, whichever is installed."""
+"""One segment on a TFLite interpreter: ai_edge_litert, tflite_runtime or tensorflow, whichever is
+installed."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ _MODULES = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter", "tensorf
 
 
 def interpreter_module() -> Any:
+    """The first of the three that can be imported. Raises ImportError where none can."""
     for name in _MODULES:
         try:
             return importlib.import_module(name)
@@ -23,14 +24,19 @@ def interpreter_module() -> Any:
     )
 
 
-def load_delegate() -> Callable[..., Any]:
-    """What loads a delegate from a shared library; tensorflow has it elsewhere."""
+def load_delegate(library: str, options: dict[str, str]) -> Any:
+    """A delegate from a shared library. Raises ValueError, RuntimeError or OSError."""
     module = interpreter_module()
-    return getattr(module, "load_delegate", None) or module.experimental.load_delegate
+    # tensorflow.lite has the function one module further down.
+    where = module if hasattr(module, "load_delegate") else module.experimental
+    return where.load_delegate(library, options)
 
 
 class TFLiteSegment:
-    """An int8 segment on the CPU kernels of TFLite, or on a delegate."""
+    """An int8 segment on TFLite's CPU kernels, or on a delegate.
+
+    Raises ValueError or RuntimeError for a file that TFLite refuses.
+    """
 
     def __init__(self, path: Path, threads: int, delegate: Any = None) -> None:
         delegates = None if delegate is None else [delegate]
@@ -38,11 +44,11 @@ class TFLiteSegment:
             model_path=str(path), num_threads=threads, experimental_delegates=delegates
         )
         self._interpreter.allocate_tensors()
-        self._inputs = [d["index"] for d in self._interpreter.get_input_details()]
-        self._outputs = [d["index"] for d in self._interpreter.get_output_details()]
+        self._inputs = [entry["index"] for entry in self._interpreter.get_input_details()]
+        self._outputs = [entry["index"] for entry in self._interpreter.get_output_details()]
 
     def run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
-        """int8 arrays in the order of the manifest, in and out."""
+        """int8 arrays in the manifest's order, in and out; the results are the caller's to keep."""
         for index, array in zip(self._inputs, arrays, strict=True):
             self._interpreter.set_tensor(index, array)
         self._interpreter.invoke()
