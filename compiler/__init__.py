@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from compiler.driver.inspect import CompiledFile, Inspection
     from compiler.driver.options import BuildOptions, LanguageOptions
     from compiler.driver.plan import Forecast, LanguageForecast
+    from compiler.driver.stages import Timings
     from compiler.errors import CompilerError, OptionError
     from compiler.partition.options import PartitionOptions
     from compiler.quantize.calibrate import Observers
@@ -57,6 +58,7 @@ __all__ = [
     "OptionError",
     "PartitionOptions",
     "Runner",
+    "Timings",
     "build",
     "check",
     "compile_bundle",
@@ -85,6 +87,7 @@ _DEFINED_IN = {
     "OptionError": "compiler.errors",
     "PartitionOptions": "compiler.partition.options",
     "Runner": "compiler.runtime",
+    "Timings": "compiler.driver.stages",
 }
 
 

@@ -1,17 +1,19 @@
-"""The passes, in order. Each changes a valid model, in place, into a valid model that computes the
-same."""
+"""The passes, in order: each changes a valid model, in place, into a valid one that computes the
+same in float.
+
+PASSES prepare the float model; SAMPLE_PASSES follow once it is cut into segments, and look at
+calibration samples. Each record says which passes must come before it, and why.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import onnx_ir as ir
-
-from compiler.graph import is_current, is_raised
-from compiler.targets import Target
+from compiler.graph import OPSET
 from passes import (
+    balance,
     cancel_reshapes,
     cancel_transposes,
+    correct_biases,
+    equalise,
     fold_affine,
     fold_constants,
     fold_flatten,
@@ -21,6 +23,7 @@ from passes import (
     keep_tails,
     lower,
     normalise_linears,
+    observe,
     recognise_attention,
     recognise_gelu,
     recognise_hard_swish,
@@ -29,6 +32,7 @@ from passes import (
     rotate_outputs,
     rotate_rows,
     second_row,
+    separate,
     shuffle_channels,
     split_gates,
     split_joins,
@@ -36,56 +40,249 @@ from passes import (
     tile_matmul,
     unfuse,
 )
+from passes.context import PassContext, SampleContext
+from passes.record import Pass, in_order, named
 
-Pass = Callable[[ir.Model, Target], None]
+__all__ = [
+    "ACCURACY",
+    "BALANCE",
+    "OPTIONAL",
+    "PASSES",
+    "SAMPLE_PASSES",
+    "Pass",
+    "PassContext",
+    "SampleContext",
+    "in_order",
+]
 
-
-def _current(run: Pass) -> Pass:
-    """For a pass that writes operators of the newest opset: a model that could not be raised to it
-    is left alone."""
-
-    def guarded(model: ir.Model, target: Target) -> None:
-        if is_current(model):
-            run(model, target)
-
-    return guarded
-
-
-def _raised(run: Pass) -> Pass:
-    """For a pass that reads operators: a model where they have their old form and meaning is left
-    alone."""
-
-    def guarded(model: ir.Model, target: Target) -> None:
-        if is_raised(model):
-            run(model, target)
-
-    return guarded
-
-
-PASSES: tuple[tuple[str, Pass], ...] = (
-    ("fold_constants", fold_constants.run),
-    ("unfuse", _current(unfuse.run)),
-    ("keep_scales", _raised(keep_scales.run)),
-    ("recognise_gelu", _current(recognise_gelu.run)),
-    ("recognise_hard_swish", _current(recognise_hard_swish.run)),
-    ("recognise_norms", _current(recognise_norms.run)),
-    ("recognise_rotary", _current(recognise_rotary.run)),
-    ("recognise_attention", _current(recognise_attention.run)),
-    ("keep_gates", _raised(keep_gates.run)),
-    ("keep_spectra", _raised(keep_spectra.run)),
-    ("fold_affine", _raised(fold_affine.run)),
-    ("shuffle_channels", _raised(shuffle_channels.run)),
-    ("split_gates", _raised(split_gates.run)),
-    ("lower", _raised(lower.run)),
-    ("split_joins", _raised(split_joins.run)),
-    ("cancel_transposes", _raised(cancel_transposes.run)),
-    ("fold_flatten", _raised(fold_flatten.run)),
-    ("cancel_reshapes", _raised(cancel_reshapes.run)),
-    ("split_means", _raised(split_means.run)),
-    ("rotate_rows", _raised(rotate_rows.run)),
-    ("rotate_outputs", _raised(rotate_outputs.run)),
-    ("normalise_linears", _raised(normalise_linears.run)),
-    ("second_row", _raised(second_row.run)),
-    ("tile_matmul", _raised(tile_matmul.run)),
-    ("keep_tails", _raised(keep_tails.run)),
+PASSES: tuple[Pass[PassContext], ...] = in_order(
+    # What the exporter wrote, in the operators that it meant.
+    Pass("fold_constants", fold_constants.run, lowest_opset=0),
+    Pass(
+        "unfuse",
+        unfuse.run,
+        lowest_opset=OPSET,
+        after={"fold_constants": "masks and positions must have static shapes"},
+    ),
+    Pass(
+        "keep_scales",
+        keep_scales.run,
+        after={"fold_constants": "scales and zero points must be constants"},
+    ),
+    Pass(
+        "recognise_gelu",
+        recognise_gelu.run,
+        lowest_opset=OPSET,
+        after={"fold_constants": "the factors that it looks for must be constants"},
+    ),
+    Pass(
+        "recognise_hard_swish",
+        recognise_hard_swish.run,
+        lowest_opset=OPSET,
+        after={"fold_constants": "the factors that it looks for must be constants"},
+    ),
+    Pass(
+        "recognise_norms",
+        recognise_norms.run,
+        lowest_opset=OPSET,
+        after={"fold_constants": "axes, epsilon and gain must be constants"},
+    ),
+    Pass(
+        "recognise_rotary",
+        recognise_rotary.run,
+        lowest_opset=OPSET,
+        after={"fold_constants": "tables of cosines and sines are computed from positions"},
+    ),
+    Pass(
+        "recognise_attention",
+        recognise_attention.run,
+        lowest_opset=OPSET,
+        after={
+            "fold_constants": "scales must be constants, and shapes known",
+            "recognise_norms": "it starts from a Softmax, which exporters decompose",
+        },
+    ),
+    # What stays on the host for its accuracy, decided while the operators are those of the source.
+    Pass(
+        "keep_gates",
+        keep_gates.run,
+        kind="accuracy",
+        after={
+            "unfuse": "fused gates and products of linear layers must be apart",
+            "recognise_gelu": "a Gelu behind a linear layer is a gate",
+        },
+    ),
+    Pass(
+        "keep_spectra",
+        keep_spectra.run,
+        kind="accuracy",
+        after={"recognise_norms": "the square root of a decomposed norm is no spectrum's"},
+    ),
+    # What weights can take up, and what has a form that the Edge TPU can run.
+    Pass(
+        "fold_affine",
+        fold_affine.run,
+        after={
+            "keep_scales": "weights are constants once they are dequantized",
+            "recognise_gelu": "it would fold the Gelu's factors into the layer in front",
+            "recognise_hard_swish": "it would fold the HardSwish's factors",
+            "recognise_norms": "Keras writes LayerNormalization with a BatchNormalization",
+            "recognise_attention": "it would fold the scale of the scores",
+        },
+    ),
+    Pass(
+        "shuffle_channels",
+        shuffle_channels.run,
+        after={"fold_constants": "the shapes of both Reshapes must be known"},
+    ),
+    Pass(
+        "split_gates",
+        split_gates.run,
+        kind="accuracy",
+        after={
+            "keep_gates": "a gate on the host has no int8 scale to improve",
+            "fold_affine": "a convolution's norm must be part of it, so that the gate reads it",
+        },
+    ),
+    Pass(
+        "lower",
+        lower.run,
+        after={
+            "keep_gates": "what stays on the host stays in ONNX",
+            "keep_spectra": "what stays on the host stays in ONNX",
+            "fold_affine": "weights are rearranged here, so they must be final",
+            "shuffle_channels": "there is no rule for a Transpose of five dimensions",
+            "split_gates": "the layer that it inserts is a Conv of ONNX",
+        },
+    ),
+    # The dialect's graph: joins, layout changes and shapes that nobody needs go.
+    Pass(
+        "split_joins",
+        split_joins.run,
+        kind="accuracy",
+        after={"lower": "it cuts layers of the dialect"},
+    ),
+    Pass(
+        "cancel_transposes",
+        cancel_transposes.run,
+        after={
+            "lower": "each lowered operator stands between two Transposes",
+            "split_joins": "it repeats layout changes for each part, which may then cancel",
+        },
+    ),
+    Pass(
+        "fold_flatten",
+        fold_flatten.run,
+        after={"cancel_transposes": "only a Transpose that is left over is worth new weights"},
+    ),
+    Pass(
+        "cancel_reshapes",
+        cancel_reshapes.run,
+        after={
+            "cancel_transposes": "a Transpose that moves nothing becomes a Reshape",
+            "fold_flatten": "it looks for a Reshape right behind a Transpose",
+        },
+    ),
+    Pass(
+        "split_means",
+        split_means.run,
+        after={"cancel_transposes": "it takes means over the axes of images in NHWC"},
+    ),
+    # Matrix products between host operators, as in transformers.
+    Pass(
+        "rotate_rows",
+        rotate_rows.run,
+        kind="accuracy",
+        after={"lower": "only then it is known what the host runs around a product"},
+    ),
+    Pass(
+        "rotate_outputs",
+        rotate_outputs.run,
+        kind="optional",
+        after={"lower": "only then it is known what the host runs around a product"},
+    ),
+    Pass(
+        "normalise_linears",
+        normalise_linears.run,
+        kind="accuracy",
+        after={
+            "rotate_rows": "rotated rows leave [-1, 1] again",
+            "rotate_outputs": "the rotation is of the outputs, not of what they are scaled from",
+        },
+    ),
+    Pass(
+        "second_row",
+        second_row.run,
+        kind="optional",
+        after={"normalise_linears": "it doubles the rows of normalised products"},
+    ),
+    # What fits, and what leaves.
+    Pass(
+        "tile_matmul",
+        tile_matmul.run,
+        after={
+            "fold_flatten": "it reorders whole rows of weights",
+            "normalise_linears": "products of the same rows become one, which is larger",
+            "second_row": "it replaces the product that would have been cut",
+        },
+    ),
+    Pass(
+        "keep_tails",
+        keep_tails.run,
+        kind="accuracy",
+        after={"tile_matmul": "the join of a layer's tiles stays with its layer"},
+    ),
+    Pass(
+        "separate",
+        separate.run,
+        lowest_opset=0,
+        after={"keep_tails": "only what may run on the Edge TPU has scales to share"},
+    ),
 )
+
+# By itself too: the programs of a language model are balanced as one.
+BALANCE: Pass[SampleContext] = Pass(
+    "balance",
+    balance.run,
+    kind="accuracy",
+    lowest_opset=0,
+    after={
+        "normalise_linears": "it leaves the factors and offsets that are chosen here",
+        "second_row": "outputs that are read from two rows need half of the range",
+    },
+)
+
+SAMPLE_PASSES: tuple[Pass[SampleContext], ...] = in_order(
+    BALANCE,
+    Pass(
+        "observe",
+        observe.run,
+        lowest_opset=0,
+        after={"balance": "it changes what activations show"},
+        reads_only=True,
+    ),
+    Pass(
+        "equalise",
+        equalise.run,
+        kind="accuracy",
+        lowest_opset=0,
+        after={
+            "split_gates": "the layer in front of a gate takes the factors of its channels",
+            "observe": "factors are chosen by what channels show",
+        },
+    ),
+    Pass(
+        "correct_biases",
+        correct_biases.run,
+        kind="accuracy",
+        lowest_opset=0,
+        after={"equalise": "means change with the factors of their channels"},
+        reads_only=True,
+    ),
+    earlier=[record.name for record in PASSES],
+)
+
+# The steps that a user may leave out, and those to ask for. One of the latter is no pass
+# over a graph: the residual stream is rotated where a decoder's weights are read.
+ACCURACY = (*named(PASSES, "accuracy"), *named(SAMPLE_PASSES, "accuracy"))
+OPTIONAL = (*named(PASSES, "optional"), *named(SAMPLE_PASSES, "optional"), "rotate_stream")

@@ -1,7 +1,9 @@
-"""Reshapes in a row become one; a Reshape moves behind an operator that does not look at shapes.
+"""Join Reshapes in a row; move one behind an operator that does not look at shapes.
 
-Relu(Reshape(Conv2D))  ->  Reshape(Relu(Conv2D))
-Reshape(Reshape(x))    ->  Reshape(x), or x
+    Relu(Reshape(Conv2D))    ->   Reshape(Relu(Conv2D))
+    Reshape(Reshape(x))      ->   Reshape(x), or x
+
+Moved behind, a Reshape meets the next one, and an activation meets the layer that can absorb it.
 """
 
 from __future__ import annotations
@@ -18,32 +20,35 @@ from compiler.graph import (
 )
 from compiler.ops import lookup
 from compiler.ops.common import free_permute
-from compiler.targets import Target
+from passes.context import PassContext
 
 
-def run(model: ir.Model, target: Target) -> None:
-    rewrite_until_stable(model, lambda node, b: _merge(node, b) or _sink(node, b))
+def run(model: ir.Model, context: PassContext) -> None:
+    for node in rewrite_until_stable(model, lambda node, b: _merge(node, b) or _sink(node, b)):
+        context.matched(node)
 
 
 def _merge(node: ir.Node, b: Builder) -> bool:
+    """Drop a Reshape that changes nothing, and one in front of another."""
     if key_of(node) != ("", "Reshape"):
         return False
-    source, wanted = node.inputs[0], shape_of(node.outputs[0])
+    source, result = node.inputs[0], node.outputs[0]
     assert source is not None
-    if shape_of(source) == wanted and not (
-        node.outputs[0].is_graph_output() and source.is_graph_input()
-    ):
+    # An input cannot be an output of the model at once.
+    passes_input_on = result.is_graph_output() and source.is_graph_input()
+    if shape_of(source) == shape_of(result) and not passes_input_on:
         b.replace(source)
         return True
     before = produced_by(source, "Reshape")
     if before is None:
         return False
     assert before.inputs[0] is not None
-    b.replace(b.reshape(before.inputs[0], wanted))
+    b.replace(b.reshape(before.inputs[0], shape_of(result)))
     return True
 
 
 def _sink(node: ir.Node, b: Builder) -> bool:
+    """Apply an elementwise operator in front of a Reshape that it alone reads."""
     operator = lookup(node)
     if operator is None or operator.permute is not free_permute:
         return False

@@ -1,9 +1,12 @@
-"""Move Transposes towards the outputs, through operators that let them pass, until inverse ones
-meet and vanish.
+"""Move Transposes towards the outputs until inverse ones meet and vanish.
 
     Transpose(Conv2D) -> Relu -> Transpose^-1 -> Conv2D   ->   Conv2D -> Relu -> Conv2D
 
-Layout is data flow: what is left over is a Transpose node that someone has to execute.
+Layout is data flow: lowering puts each operator between two Transposes, and what is left over is a
+Transpose node that someone has to execute. They sink through operators that let them pass
+(`Operator.permute`), one by one, and join with those that they meet. At the end, what was left in
+front of a graph input's normalisation goes in front of all of it, and what moves no element becomes
+a Reshape.
 """
 
 from __future__ import annotations
@@ -24,23 +27,31 @@ from compiler.graph import (
     only_consumer,
     origin_of,
     produced_by,
+    producer_of,
     rewrite_until_stable,
     shape_of,
 )
 from compiler.ops import lookup
 from compiler.ops.transpose import permutation
-from compiler.targets import Target
+from passes.context import PassContext
+
+Permutation = tuple[int, ...]
 
 
-def run(model: ir.Model, target: Target) -> None:
-    rewrite_until_stable(model, lambda node, b: _merge(node, b) or _sink(node, b))
+def run(model: ir.Model, context: PassContext) -> None:
+    for node in rewrite_until_stable(model, lambda node, b: _merge(node, b) or _sink(node, b)):
+        context.matched(node)
     names = Names(model.graph)
     for node in _transposes(model):
-        _hoist(node, Builder(model, names, node))
+        if _hoist(node, Builder(model, names, node)):
+            context.matched(node)
     for node in _transposes(model):
         if _moves_nothing(node):
             b = Builder(model, names, node)
-            b.replace(b.reshape(node.inputs[0], shape_of(node.outputs[0])))  # type: ignore[arg-type]
+            source = node.inputs[0]
+            assert source is not None
+            b.replace(b.reshape(source, shape_of(node.outputs[0])))
+            context.matched(node)
 
 
 def _transposes(model: ir.Model) -> list[ir.Node]:
@@ -48,15 +59,18 @@ def _transposes(model: ir.Model) -> list[ir.Node]:
     return [node for node in nodes if is_static(node.inputs[0]) and is_static(node.outputs[0])]
 
 
-def _transpose(value: ir.Value | None) -> ir.Node | None:
-    return produced_by(value, "Transpose")
+def _inverse(perm: Sequence[int]) -> Permutation:
+    return tuple(int(axis) for axis in np.argsort(perm))
+
+
+def _keeps_order(perm: Sequence[int], shape: Sequence[int]) -> bool:
+    """Whether a permutation of `shape` keeps the order of all dimensions larger than one."""
+    moved = [axis for axis in perm if shape[axis] > 1]
+    return moved == sorted(moved)
 
 
 def _moves_nothing(node: ir.Node) -> bool:
-    """Whether a Transpose keeps the order of all dimensions larger than one."""
-    shape = shape_of(node.inputs[0])
-    moved = [p for p in permutation(node) if shape[p] > 1]
-    return moved == sorted(moved)
+    return _keeps_order(permutation(node), shape_of(node.inputs[0]))
 
 
 def _merge(node: ir.Node, b: Builder) -> bool:
@@ -64,131 +78,150 @@ def _merge(node: ir.Node, b: Builder) -> bool:
     if key_of(node) != ("", "Transpose"):
         return False
     second = permutation(node)
+    source = node.inputs[0]
+    assert source is not None
     if list(second) == sorted(second):
-        b.replace(node.inputs[0])  # type: ignore[arg-type]
+        b.replace(source)
         return True
-    before = _transpose(node.inputs[0])
+    before = produced_by(source, "Transpose")
     if before is None:
         return False
     first = permutation(before)
-    b.replace(b.transpose(before.inputs[0], [first[i] for i in second]))  # type: ignore[arg-type]
+    assert before.inputs[0] is not None
+    b.replace(b.transpose(before.inputs[0], [first[axis] for axis in second]))
     return True
 
 
 def _sink(node: ir.Node, b: Builder) -> bool:
     """Let the Transposes in front of a node pass through it."""
     operator = lookup(node)
-    if operator is None or operator.permute is None or key_of(node) == ("", "Transpose"):
+    if operator is None or operator.permute is None:
         return False
-    inputs = activations_of(node)
-    found = [t for t in map(_transpose, inputs) if t is not None]
-    if not found or not all(is_static(v) for v in node.outputs):
+    perm = _passing(node)
+    if perm is None:
         return False
-    if not any(_on_tpu(t.inputs[0]) for t in found):
-        return False
-    perm = permutation(found[0])
-    rank = len(perm)
-    if any(len(shape_of(v)) != rank for v in [*inputs, *node.outputs]):
-        return False
-    if any(len(shape_of(v)) > rank for v in node.inputs if v is not None and is_constant(v)):
-        return False
-    if not all(_passes(v, perm) for v in inputs):
-        return False
-    inverse = tuple(int(i) for i in np.argsort(perm))
+    inverse = _inverse(perm)
     for index, value in enumerate(node.inputs):
         if value is None or is_constant(value):
             continue
-        before = _transpose(value)
-        source = before.inputs[0] if before is not None and permutation(before) == perm else None
-        # What can be permuted for nothing is reshaped: as a Transpose it would sink in its turn,
-        # and so on for ever.
-        node.replace_input_with(
-            index, source or b.reshape(value, [shape_of(value)[i] for i in inverse])
-        )
+        before = produced_by(value, "Transpose")
+        if before is not None and permutation(before) == perm:
+            node.replace_input_with(index, before.inputs[0])
+        else:
+            # What can be permuted for nothing is reshaped: as a Transpose it would sink in its
+            # turn, and so on for ever.
+            wanted = [shape_of(value)[axis] for axis in inverse]
+            node.replace_input_with(index, b.reshape(value, wanted))
     operator.permute(node, perm, b)
     _transpose_outputs(node, perm, b)
     return True
 
 
-def _on_tpu(value: ir.Value | None) -> bool:
-    """Whether a value may be made on the Edge TPU; a Transpose of any other stays at the border,
-    for the host."""
-    node = value.producer() if value is not None else None
+def _passing(node: ir.Node) -> Permutation | None:
+    """The permutation of the Transposes in front of a node, where they may pass through it."""
+    if key_of(node) == ("", "Transpose"):
+        return None
+    inputs = activations_of(node)
+    found = [produced_by(value, "Transpose") for value in inputs]
+    transposes = [transpose for transpose in found if transpose is not None]
+    if not transposes or not all(is_static(value) for value in node.outputs):
+        return None
+    if not any(_may_be_on_tpu(transpose.inputs[0]) for transpose in transposes):
+        return None
+    perm = permutation(transposes[0])
+    rank = len(perm)
+    if any(len(shape_of(value)) != rank for value in [*inputs, *node.outputs]):
+        return None
+    constants = [value for value in node.inputs if value is not None and is_constant(value)]
+    if any(len(shape_of(value)) > rank for value in constants):
+        return None
+    return perm if all(_has_or_bears(value, perm) for value in inputs) else None
+
+
+def _may_be_on_tpu(value: ir.Value | None) -> bool:
+    """Whether a value may be made on the Edge TPU.
+
+    A Transpose of any other stays at the boundary, for the host.
+    """
+    node = producer_of(value)
     operator = lookup(node) if node is not None else None
     return operator is not None and operator.emit is not None
 
 
-def _hoist(node: ir.Node, b: Builder) -> None:
+def _has_or_bears(value: ir.Value, perm: Permutation) -> bool:
+    """Whether a value comes out of this Transpose, or can be permuted back for nothing."""
+    before = produced_by(value, "Transpose")
+    if before is not None:
+        return permutation(before) == perm
+    return _keeps_order(_inverse(perm), shape_of(value))
+
+
+def _hoist(node: ir.Node, b: Builder) -> bool:
     """Move a Transpose in front of what is done to a graph input before it, such as its
-    normalisation."""
-    chain, value = [], node.inputs[0]
-    while value is not None and not value.is_graph_input():
-        before = value.producer()
-        operator = lookup(before) if before is not None else None
-        if (
-            before is None
-            or operator is None
-            or operator.permute is None
-            or only_consumer(value) is None
-        ):
-            return
-        inputs = activations_of(before)
-        if not all(is_static(v) for v in [*inputs, value]):
-            return
-        if (
-            len(inputs) != 1
-            or len(before.outputs) != 1
-            or len(shape_of(inputs[0])) != len(shape_of(value))
-        ):
-            return
-        chain.append(before)
-        value = inputs[0]
-    if value is None or not chain:
-        return
+    normalisation. Returns whether it moved."""
+    chain = _chain_to_input(node)
+    if not chain:
+        return False
     perm = permutation(node)
-    inverse = tuple(int(i) for i in np.argsort(perm))
+    (source,) = activations_of(chain[-1])
     front = Builder(b.model, b.names, chain[-1])
-    chain[-1].replace_input_with(chain[-1].inputs.index(value), front.transpose(value, perm))
+    place = chain[-1].inputs.index(source)
+    chain[-1].replace_input_with(place, front.transpose(source, perm))
     for before in reversed(chain):
         operator = lookup(before)
         assert operator is not None and operator.permute is not None
-        operator.permute(before, inverse, Builder(b.model, b.names, before))
+        # Of an operator that reads values in the other layout now: its own inverse.
+        operator.permute(before, _inverse(perm), Builder(b.model, b.names, before))
         out = before.outputs[0]
         shape = shape_of(out)
-        out.name, out.shape = (
-            b.names.fresh(f"{out.name}/hoisted"),
-            ir.Shape([shape[i] for i in perm]),
-        )
+        out.name = b.names.fresh(f"{out.name}/hoisted")
+        out.shape = ir.Shape([shape[axis] for axis in perm])
     b.replace(chain[0].outputs[0])
+    return True
 
 
-def _passes(value: ir.Value, perm: Sequence[int]) -> bool:
-    """Whether an input comes out of this Transpose, or can be permuted for nothing."""
-    before = _transpose(value)
-    if before is not None and permutation(before) == tuple(perm):
-        return True
-    shape = shape_of(value)
-    inverse = [int(i) for i in np.argsort(perm)]
-    kept = [p for p in inverse if shape[p] > 1]
-    return before is None and kept == sorted(kept)
+def _chain_to_input(node: ir.Node) -> list[ir.Node]:
+    """The nodes between a graph input and a Transpose, last first, where it may pass them all."""
+    chain: list[ir.Node] = []
+    value = node.inputs[0]
+    while value is not None and not value.is_graph_input():
+        before = value.producer()
+        if before is None or only_consumer(value) is None or not _lets_pass(before):
+            return []
+        chain.append(before)
+        (value,) = activations_of(before)
+    return chain
 
 
-def _transpose_outputs(node: ir.Node, perm: Sequence[int], b: Builder) -> None:
-    """Behind a node that now computes in the other layout, restore the one that its readers expect."""
-    inverse = np.argsort(perm)
+def _lets_pass(node: ir.Node) -> bool:
+    """Whether a Transpose may pass a node of one activation, which keeps its rank."""
+    operator = lookup(node)
+    if operator is None or operator.permute is None:
+        return False
+    inputs = activations_of(node)
+    if len(inputs) != 1 or len(node.outputs) != 1:
+        return False
+    if not is_static(inputs[0]) or not is_static(node.outputs[0]):
+        return False
+    return len(shape_of(inputs[0])) == len(shape_of(node.outputs[0]))
+
+
+def _transpose_outputs(node: ir.Node, perm: Permutation, b: Builder) -> None:
+    """Behind a node that now computes in the other layout, restore the one its readers expect."""
+    inverse = _inverse(perm)
     for value in node.outputs:
         shape, name = shape_of(value), value.name
         value.name = b.names.fresh(f"{name}/{'x'.join(map(str, inverse))}")
-        value.shape = ir.Shape([shape[i] for i in inverse])
-        after = ir.node("Transpose", [value], {"perm": tuple(perm)}, num_outputs=1)
+        value.shape = ir.Shape([shape[axis] for axis in inverse])
+        after = ir.node("Transpose", [value], {"perm": perm}, num_outputs=1)
         after.metadata_props[ORIGIN] = origin_of(node)
+        after.name = b.names.fresh(f"{origin_of(node)}/Transpose")
         out = after.outputs[0]
         out.name, out.type, out.shape = name, value.type, ir.Shape(shape)
-        after.name = b.names.fresh(f"{origin_of(node)}/Transpose")
         b.graph.insert_after(node, after)
-        users = [(user, i) for user, i in value.uses() if user is not after]
-        for user, i in users:
-            user.replace_input_with(i, out)
-        for i, result in enumerate(b.graph.outputs):
+        for reader, index in list(value.uses()):
+            if reader is not after:
+                reader.replace_input_with(index, out)
+        for index, result in enumerate(b.graph.outputs):
             if result is value:
-                b.graph.outputs[i] = out
+                b.graph.outputs[index] = out

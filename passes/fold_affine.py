@@ -1,8 +1,12 @@
-"""BatchNormalization and constant Mul/Add/Sub/Div per channel: into the weights in front, else one
-Mul and one Add.
+"""Fold BatchNormalization and constants per channel into the layer in front.
 
-y = BatchNormalization(Conv(x, W, B))   ->   y = Conv(x, W', B')
-y = Add(Mul(BatchNormalization(x), a), b)   ->   y = Add(Mul(x, a'), b')
+    y = BatchNormalization(Conv(x, W, B))       ->   y = Conv(x, W', B')
+    y = Add(Mul(BatchNormalization(x), a), b)   ->   y = Add(Mul(x, a'), b')
+
+Each of these nodes is `scale * x + shift`, with scale and shift along at most one axis. A chain of
+them is composed to one, from its last node backwards while no one else reads what lies between. It
+goes into the weights of the Conv, ConvTranspose, Gemm or MatMul in front where that has such an
+axis of outputs, else it becomes one Mul and one Add.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import onnx_ir as ir
 from compiler.graph import (
     Builder,
     Names,
+    array_of,
     attribute_of,
     constant_of,
     element_count,
@@ -24,10 +29,13 @@ from compiler.graph import (
     is_static,
     only_consumer,
     operator_name,
+    producer_of,
     shape_of,
 )
-from compiler.targets import Target
+from passes.context import PassContext
 from passes.fold_constants import tidy
+
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True)
@@ -38,142 +46,178 @@ class Affine:
     scale: np.ndarray
     shift: np.ndarray
 
+    def of(self, inner: Affine) -> Affine:
+        """This map of the result of another one."""
+        scale = self.scale * inner.scale
+        shift = self.scale * inner.shift + self.shift
+        return Affine(inner.x, scale, shift)
 
-def run(model: ir.Model, target: Target) -> None:
+
+def run(model: ir.Model, context: PassContext) -> None:
     names = Names(model.graph)
     for node in float32_nodes(model.graph):
         if node.graph is None or affine(node) is None:
             continue
-        last = only_consumer(node.outputs[0])
-        if last is not None and _continues(node, last):
-            continue  # taken up from the end of its chain
-        fold_chain(Builder(model, names, node), node)
+        reader = only_consumer(node.outputs[0])
+        if reader is not None and _continues(node, reader):
+            continue  # the whole chain is folded from its end
+        _fold_chain(node, Builder(model, names, node), context)
     tidy(model)
 
 
-def _continues(node: ir.Node, successor: ir.Node) -> bool:
-    found = affine(successor)
+def _continues(node: ir.Node, reader: ir.Node) -> bool:
+    found = affine(reader)
     return found is not None and found.x is node.outputs[0]
 
 
-def fold_chain(b: Builder, node: ir.Node) -> None:
+def _fold_chain(node: ir.Node, b: Builder, context: PassContext) -> None:
     """Compose the affine nodes that end in `node` and put them where they cost least."""
-    chain = [node]
     whole = affine(node)
     assert whole is not None
+    rank = len(shape_of(node.outputs[0]))
+    count = 1
     while True:
-        previous = whole.x.producer()
+        previous = producer_of(whole.x)
         before = affine(previous) if previous is not None else None
-        if previous is None or before is None or only_consumer(whole.x) is None:
+        if before is None or only_consumer(whole.x) is None:
             break
-        if not _same_axis(before, whole, len(shape_of(node.outputs[0]))):
+        if not _share_an_axis(before, whole, rank):
             break
-        whole = Affine(
-            before.x, whole.scale * before.scale, whole.scale * before.shift + whole.shift
-        )
-        chain.append(previous)
-    head = whole.x.producer()
-    if head is not None and only_consumer(whole.x) is not None and _fold_into(b, head, whole, node):
-        return
-    if len(chain) > 1 or operator_name(node) == "BatchNormalization":
-        b.replace(_mul_add(b, whole))
+        whole = whole.of(before)
+        count += 1
+    layer = producer_of(whole.x)
+    if layer is not None and operator_name(layer) in LAYERS:
+        reason = _obstacle(layer, whole, shape_of(node.outputs[0]))
+        if reason is None:
+            _fold_into(layer, whole, b)
+            context.matched(node)
+            return
+        context.missed(node, f"not folded into '{layer.name}': {reason}", fitted=2)
+    if count > 1 or operator_name(node) == "BatchNormalization":
+        b.replace(_mul_add(whole, b))
+        context.matched(node)
 
 
 def affine(node: ir.Node) -> Affine | None:
     """The node as an affine map of one activation, None where it is not one."""
     if operator_name(node) == "BatchNormalization":
-        return _batchnorm(node)
-    if operator_name(node) not in ("Mul", "Add", "Sub", "Div") or not all(
-        is_static(v) for v in [*node.inputs, node.outputs[0]]
-    ):
+        return _of_batch_norm(node)
+    if operator_name(node) in ("Mul", "Add", "Sub", "Div"):
+        return _of_arithmetic(node)
+    return None
+
+
+def _of_arithmetic(node: ir.Node) -> Affine | None:
+    if not all(is_static(value) for value in [*node.inputs, node.outputs[0]]):
         return None
     left, right = node.inputs
     assert left is not None and right is not None
     if is_constant(left) == is_constant(right) or node.outputs[0].dtype != ir.DataType.FLOAT:
         return None
     x, constant = (right, left) if is_constant(left) else (left, right)
-    if shape_of(x) != shape_of(node.outputs[0]) or sum(d > 1 for d in shape_of(constant)) > 1:
+    wide = [size for size in shape_of(constant) if size > 1]
+    if shape_of(x) != shape_of(node.outputs[0]) or len(wide) > 1:
         return None
-    array = constant_of(constant)
-    assert array is not None
-    array = array.reshape((1,) * (len(shape_of(x)) - array.ndim) + array.shape)
+    array = array_of(constant)
+    missing = len(shape_of(x)) - array.ndim
+    array = array.reshape((1,) * missing + array.shape)
     one, zero = np.ones_like(array), np.zeros_like(array)
-    if node.op_type == "Mul":
-        return Affine(x, array, zero)
-    if node.op_type == "Add":
-        return Affine(x, one, array)
-    if node.op_type == "Sub":
-        return Affine(x, one, -array) if x is left else Affine(x, -one, array)
-    if x is left and np.all(array != 0):
-        return Affine(x, (1 / array).astype(np.float32), zero)
-    return None
-
-
-def _batchnorm(node: ir.Node) -> Affine | None:
-    arrays = [constant_of(v) for v in node.inputs[1:5]]
-    x = node.inputs[0]
-    training = attribute_of(node, "training_mode", 0) or any(
-        v.uses() for v in list(node.outputs)[1:]
-    )
-    if training or x is None or not is_static(x) or any(a is None for a in arrays):
+    match node.op_type:
+        case "Mul":
+            return Affine(x, array, zero)
+        case "Add":
+            return Affine(x, one, array)
+        case "Sub":
+            return Affine(x, one, -array) if x is left else Affine(x, -one, array)
+    if x is not left or np.any(array == 0):
         return None
-    gain, bias, mean, variance = (a.astype(np.float64) for a in arrays)  # type: ignore[union-attr]
+    return Affine(x, (1 / array).astype(np.float32), zero)
+
+
+def _of_batch_norm(node: ir.Node) -> Affine | None:
+    x = node.inputs[0]
+    parameters = [constant_of(value) for value in node.inputs[1:5]]
+    arrays = [array.astype(np.float64) for array in parameters if array is not None]
+    if x is None or not is_static(x) or len(arrays) < 4:
+        return None
+    statistics_are_read = any(value.uses() for value in node.outputs[1:])
+    if attribute_of(node, "training_mode", 0) or statistics_are_read:
+        return None
+    gain, bias, mean, variance = arrays
     scale = gain / np.sqrt(variance + float(attribute_of(node, "epsilon", 1e-5)))
-    shape = (1, -1) + (1,) * (len(shape_of(x)) - 2)
     shift = bias - mean * scale
+    along_channels = (1, -1) + (1,) * (len(shape_of(x)) - 2)
     return Affine(
-        x, scale.astype(np.float32).reshape(shape), shift.astype(np.float32).reshape(shape)
+        x,
+        scale.astype(np.float32).reshape(along_channels),
+        shift.astype(np.float32).reshape(along_channels),
     )
 
 
-def _same_axis(first: Affine, second: Affine, rank: int) -> bool:
-    wide = {axis for a in (first, second) for axis in range(rank) if a.scale.shape[axis] > 1}
+def _share_an_axis(first: Affine, second: Affine, rank: int) -> bool:
+    """Whether both vary along one axis of `rank`, so that their composition does too."""
+    wide = {axis for axis in range(rank) if first.scale.shape[axis] > 1}
+    wide |= {axis for axis in range(rank) if second.scale.shape[axis] > 1}
     return len(wide) <= 1
 
 
-def _fold_into(b: Builder, head: ir.Node, whole: Affine, node: ir.Node) -> bool:
-    """Fold into the weights of the Conv, ConvTranspose, Gemm or MatMul in front. Returns whether it
-    could."""
-    kind, rank = operator_name(head), len(shape_of(node.outputs[0]))
-    axis = {"Conv": 1, "ConvTranspose": 1, "Gemm": rank - 1, "MatMul": rank - 1}.get(kind)
-    if axis is None or any(d > 1 for i, d in enumerate(whole.scale.shape) if i != axis):
-        return False
-    weight, bias = input_at(head, 1), input_at(head, 2)
-    outputs = shape_of(node.outputs[0])[axis]
-    scale, shift = (np.broadcast_to(a.reshape(-1), (outputs,)) for a in (whole.scale, whole.shift))
-    if not is_constant(weight) or (bias is not None and not is_constant(bias)) or weight is None:
-        return False
-    if kind == "ConvTranspose" and attribute_of(head, "group", 1) != 1:
-        return False
-    if kind == "MatMul" and (np.any(shift) or len(shape_of(weight)) != 2):
-        return False
-    if kind == "Gemm" and (
-        attribute_of(head, "beta", 1.0) != 1.0
-        or (bias is not None and element_count(bias) != outputs)
-    ):
-        return False
-    place = {
-        "Conv": 0,
-        "ConvTranspose": 1,
-        "Gemm": 0 if attribute_of(head, "transB", 0) else 1,
-        "MatMul": 1,
-    }[kind]
-    factor = scale.reshape([outputs if i == place else 1 for i in range(len(shape_of(weight)))])
-    head.replace_input_with(
-        1, b.lazy(weight, lambda w: w * factor, shape_of(weight), f"{weight.name}/scaled")
-    )
+def _output_axis(kind: str, rank: int) -> int:
+    """The axis of a layer's result that its weights have an axis for."""
+    return 1 if kind in ("Conv", "ConvTranspose") else rank - 1
+
+
+def _obstacle(layer: ir.Node, whole: Affine, shape: tuple[int, ...]) -> str | None:
+    """Why an affine map of a layer's result, of this shape, does not go into its weights."""
+    kind = operator_name(layer)
+    axis = _output_axis(kind, len(shape))
+    weight, bias = input_at(layer, 1), input_at(layer, 2)
+    if only_consumer(whole.x) is None:
+        return "others read its result too"
+    if any(size > 1 for i, size in enumerate(whole.scale.shape) if i != axis):
+        return "it does not vary along the outputs"
+    if not is_constant(weight) or (bias is not None and not is_constant(bias)):
+        return "weights or bias are no constants"
+    if kind == "ConvTranspose" and attribute_of(layer, "group", 1) != 1:
+        return "its outputs are in groups"
+    if kind == "MatMul" and np.any(whole.shift):
+        return "it has no bias"
+    if kind == "MatMul" and len(shape_of(weight)) != 2:
+        return "its weights are several matrices"
+    if kind == "Gemm" and attribute_of(layer, "beta", 1.0) != 1.0:
+        return "its bias is scaled"
+    if kind == "Gemm" and bias is not None and element_count(bias) != shape[axis]:
+        return "its bias has not one number for each output"
+    return None
+
+
+def _fold_into(layer: ir.Node, whole: Affine, b: Builder) -> None:
+    kind = operator_name(layer)
+    weight, bias = layer.inputs[1], input_at(layer, 2)
+    assert weight is not None
+    shape = shape_of(b.anchor.outputs[0])
+    outputs = shape[_output_axis(kind, len(shape))]
+    scale = np.broadcast_to(whole.scale.reshape(-1), (outputs,))
+    shift = np.broadcast_to(whole.shift.reshape(-1), (outputs,))
+    # Conv has weights [M, C, ...], ConvTranspose [C, M, ...], MatMul and Gemm [K, N], unless
+    # transposed.
+    first = kind == "Conv" or (kind == "Gemm" and attribute_of(layer, "transB", 0))
+    along = [1] * len(shape_of(weight))
+    along[0 if first else 1] = outputs
+    factor = scale.reshape(along)
+    scaled = b.lazy(weight, lambda w: w * factor, shape_of(weight), f"{weight.name}/scaled")
+    layer.replace_input_with(1, scaled)
     if kind != "MatMul":
         before = constant_of(bias)
         new = shift if before is None else before.reshape(-1) * scale + shift
-        if len(head.inputs) < 3:
-            head.resize_inputs(3)
-        head.replace_input_with(2, b.const(new.astype(np.float32), f"{weight.name}/bias"))
-    b.made.add(whole.x)  # it holds what the last node of the chain gave, so it takes that name
+        if len(layer.inputs) < 3:
+            layer.resize_inputs(3)
+        layer.replace_input_with(2, b.const(new.astype(np.float32), f"{weight.name}/bias"))
+    # The layer's result is now what the last node of the chain gave, so it takes that name.
+    b.made.add(whole.x)
     b.replace(whole.x)
-    return True
 
 
-def _mul_add(b: Builder, whole: Affine) -> ir.Value:
+def _mul_add(whole: Affine, b: Builder) -> ir.Value:
     y = whole.x
     if np.any(whole.scale != 1):
         y = b.op("Mul", [y, b.const(whole.scale, "scale")])

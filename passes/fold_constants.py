@@ -1,5 +1,12 @@
-"""Evaluate what depends on constants and static shapes only, drop what nobody reads, infer every
-shape."""
+"""Evaluate what depends on constants and static shapes only, and infer every shape.
+
+    Reshape(x, Concat(Gather(Shape(x), 0), -1))   ->   Reshape(x, {8, -1})
+
+Exporters compute shapes inside the graph; passes want to see them as constants. Nodes are evaluated
+by onnxruntime, which also runs the model (compiler/graph/constants.py); onnxscript's folder takes
+care of sequences, branches and symbolic shapes. One round may make more shapes known, so it goes on
+until nothing is found.
+"""
 
 from __future__ import annotations
 
@@ -29,44 +36,129 @@ from compiler.graph import (
     shapes,
     values_read,
 )
-from compiler.targets import Target
+from passes.context import PassContext
 
 # Up to this many bytes a folded constant is kept.
 LARGEST = 1 << 30
-# Whose results differ from run to run, and those whose constants keep_scales reads.
-_KEPT = {
-    "Bernoulli",
-    "Multinomial",
-    "RandomNormal",
-    "RandomNormalLike",
-    "RandomUniform",
+# Results that differ from run to run.
+RANDOM = frozenset({
+    "Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
     "RandomUniformLike",
-} | {
-    "DequantizeLinear",
-    "QuantizeLinear",
-}
+})  # fmt: skip
+# Scales that keep_scales reads; without them int8 weights would be float ones.
+QUANTIZERS = frozenset({"DequantizeLinear", "QuantizeLinear"})
 
 
-def run(model: ir.Model, target: Target) -> None:
+def run(model: ir.Model, context: PassContext) -> None:
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     infer_shapes(model)
-    if not is_raised(model):  # what evaluates knows the newest meaning of each operator
-        _keep_outputs(model)
-        tidy(model)
-        return
-    while _fold(model):
+    # What evaluates nodes knows the newest meaning of each operator.
+    if is_raised(model):
+        _fold_all(model, context)
+        _fold_control_flow(model)
         infer_shapes(model)
-    # Sequences, branches and symbolic shapes. Its evaluation of operators is another than
-    # onnxruntime's.
+        # A branch that is gone may have made other shapes known.
+        _fold_all(model, context)
+    _keep_outputs(model)
+    tidy(model)
+
+
+def tidy(model: ir.Model) -> None:
+    """Remove nodes, initializers and opsets that nothing uses."""
+    common.RemoveUnusedNodesPass()(model)
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """Infer all types and shapes; what was unknown is inferred afresh."""
+    for value in model.graph.initializers.values():
+        # Folding may have left a shape of symbols.
+        if value.const_value is not None:
+            value.shape = ir.Shape(list(value.const_value.shape))  # type: ignore[arg-type]
+    for value in all_activations(model.graph):
+        if not is_static(value) and not value.is_graph_input():
+            value.shape = None
+    shapes.infer(model)
+
+
+def _fold_all(model: ir.Model, context: PassContext) -> None:
+    while folded := _fold(model):
+        for node in folded:
+            context.matched(node)
+        infer_shapes(model)
+
+
+def _fold(model: ir.Model) -> list[ir.Node]:
+    """Evaluate what depends on constants, and on shapes that are known; returns these nodes."""
+    known: dict[ir.Value, np.ndarray] = {}
+    shape_nodes: list[ir.Node] = []
+    nodes: list[ir.Node] = []
+    # What can be had without running the model.
+    computed: set[ir.Value] = set()
+    for node in model.graph:
+        shape = _known_shape(node)
+        if shape is not None:
+            known[node.outputs[0]] = shape
+            shape_nodes.append(node)
+        elif _is_foldable(node) and _reads_only(computed, node):
+            nodes.append(node)
+        else:
+            continue
+        computed.update(node.outputs)
+    found = known | constants.evaluate(model, nodes, known)
+    small = {value for value, array in found.items() if array.nbytes <= LARGEST}
+    folded = [node for node in [*shape_nodes, *nodes] if small.issuperset(node.outputs)]
+    names = Names(model.graph)
+    for node in folded:
+        b = Builder(model, names, node)
+        replace_node(node, [b.const(found[value], str(value.name)) for value in node.outputs])
+    tidy(model)
+    return folded
+
+
+def _reads_only(computed: set[ir.Value], node: ir.Node) -> bool:
+    """Whether a node reads constants and values in `computed` alone."""
+    return all(is_constant(value) or value in computed for value in values_read(node))
+
+
+def _known_shape(node: ir.Node) -> np.ndarray | None:
+    """What Shape and Size give where the shape is known."""
+    if node.domain or node.op_type not in ("Shape", "Size") or node.outputs[0].is_graph_output():
+        return None
+    if not is_static(node.inputs[0]):
+        return None
+    shape = shape_of(node.inputs[0])
+    if node.op_type == "Size":
+        return np.array(math.prod(shape), np.int64)
+    start, end = attribute_of(node, "start", 0), attribute_of(node, "end")
+    return np.array(shape[start:end], np.int64)
+
+
+def _is_foldable(node: ir.Node) -> bool:
+    """Whether a node may be evaluated: the same each time, not too large, and no output of the
+    model."""
+    if not _is_evaluated(node):
+        return False
+    for body in bodies(node):
+        if not all(_is_evaluated(inner) for inner in body.all_nodes()):
+            return False
+    if any(not value.name or value.is_graph_output() for value in node.outputs):
+        return False
+    return all(element_count(value) <= LARGEST for value in node.outputs if is_static(value))
+
+
+def _is_evaluated(node: ir.Node) -> bool:
+    return not node.domain and node.op_type not in RANDOM | QUANTIZERS
+
+
+def _fold_control_flow(model: ir.Model) -> None:
+    """Fold sequences, branches with a known condition, and symbolic shapes, by onnxscript.
+
+    It evaluates no operator, as it would do so in another way than onnxruntime.
+    """
     with contextlib.suppress(RuntimeError), np.errstate(all="ignore"):
         optimizer.fold_constants(model, should_fold=lambda node: False)
     _forget_branches(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    infer_shapes(model)
-    while _fold(model):  # a folded shape may make other shapes known
-        infer_shapes(model)
-    _keep_outputs(model)
-    tidy(model)
 
 
 def _forget_branches(model: ir.Model) -> None:
@@ -95,72 +187,3 @@ def _keep_outputs(model: ir.Model) -> None:
         copy.name, copy.type, copy.shape = name, value.type, value.shape
         graph.append(node)
         graph.outputs[index] = copy
-
-
-def tidy(model: ir.Model) -> None:
-    """Remove nodes, initializers and opsets that nothing uses."""
-    common.RemoveUnusedNodesPass()(model)
-
-
-def infer_shapes(model: ir.Model) -> None:
-    """Infers all shapes; one that was unknown is inferred afresh."""
-    for value in model.graph.initializers.values():
-        if value.const_value is not None:  # folding may have left a shape of symbols
-            value.shape = ir.Shape(list(value.const_value.shape))  # type: ignore[arg-type]
-    for value in all_activations(model.graph):
-        if not is_static(value) and not value.is_graph_input():
-            value.shape = None
-    shapes.infer(model)
-
-
-def _fold(model: ir.Model) -> bool:
-    """Evaluate what depends on constants, and on shapes that are known. Returns whether there was
-    anything."""
-    known: dict[ir.Value, np.ndarray] = {}
-    nodes = []
-    inside: set[ir.Value] = set()
-    for node in model.graph:
-        shape = _shape(node)
-        if shape is not None:
-            known[node.outputs[0]] = shape
-        elif _is_foldable(node) and all(
-            is_constant(v) or v in inside or v in known for v in values_read(node)
-        ):
-            nodes.append(node)
-            inside.update(node.outputs)
-    found = known | constants.evaluate(model, nodes, known)
-    small = {value for value, array in found.items() if array.nbytes <= LARGEST}
-    replaced = [
-        node
-        for node in [*(v.producer() for v in known), *nodes]
-        if node and small.issuperset(node.outputs)
-    ]
-    names = Names(model.graph)
-    for node in replaced:
-        b = Builder(model, names, node)
-        replace_node(node, [b.const(found[v], str(v.name)) for v in node.outputs])
-    tidy(model)
-    return bool(replaced)
-
-
-def _shape(node: ir.Node) -> np.ndarray | None:
-    """What Shape and Size give where the shape is known."""
-    if node.domain or node.op_type not in ("Shape", "Size") or node.outputs[0].is_graph_output():
-        return None
-    if not is_static(node.inputs[0]):
-        return None
-    shape = shape_of(node.inputs[0])
-    if node.op_type == "Size":
-        return np.array(math.prod(shape), np.int64)
-    return np.array(shape[attribute_of(node, "start", 0) : attribute_of(node, "end")], np.int64)
-
-
-def _is_foldable(node: ir.Node) -> bool:
-    """Whether a node may be evaluated: the same each time, not too large, and no output of the
-    model."""
-    inner = [n for graph in bodies(node) for n in graph.all_nodes()]
-    if any(n.domain or n.op_type in _KEPT for n in [node, *inner]):
-        return False
-    if any(not v.name or v.is_graph_output() for v in node.outputs):
-        return False
-    return all(element_count(v) <= LARGEST for v in node.outputs if is_static(v))

@@ -1,7 +1,10 @@
-"""A Transpose that is flattened into a fully-connected layer becomes an order of the layer's
-inputs.
+"""A Transpose that is flattened into a dense layer becomes an order of the layer's inputs.
 
-FullyConnected(Reshape(Transpose(x)), W)   ->   FullyConnected(Reshape(x), W')
+    FullyConnected(Reshape(Transpose(x)), W)   ->   FullyConnected(Reshape(x), W')
+
+Networks flatten images in NCHW in front of their first dense layer; here they are in NHWC, and the
+Transpose between would run on the host. The columns of W' are those of W in the order of x. All
+readers of the flattened value must be such layers, else it would be needed in both orders.
 """
 
 from __future__ import annotations
@@ -23,43 +26,46 @@ from compiler.graph import (
     shape_of,
 )
 from compiler.ops.transpose import permutation
-from compiler.targets import Target
+from passes.context import PassContext
 from passes.fold_constants import tidy
 
 
-def run(model: ir.Model, target: Target) -> None:
+def run(model: ir.Model, context: PassContext) -> None:
     names = Names(model.graph)
     for node in float32_nodes(model.graph):
-        if key_of(node) == ("", "Reshape") and produced_by(node.inputs[0], "Transpose") is not None:
-            _fold(node, Builder(model, names, node))
+        transpose = produced_by(node.inputs[0], "Transpose") if node.inputs else None
+        if key_of(node) == ("", "Reshape") and transpose is not None:
+            _fold(node, transpose, Builder(model, names, node), context)
     tidy(model)
 
 
-def _fold(node: ir.Node, b: Builder) -> None:
-    before = produced_by(node.inputs[0], "Transpose")
-    assert before is not None
-    source, flat = before.inputs[0], node.outputs[0]
-    users = consumers_of(flat)
-    assert source is not None
-    if (
-        flat.is_graph_output()
-        or not users
-        or any(operator_name(u) != "edgetpu.FullyConnected" for u in users)
-    ):
+def _fold(reshape: ir.Node, transpose: ir.Node, b: Builder, context: PassContext) -> None:
+    flat = reshape.outputs[0]
+    shape = shape_of(reshape.inputs[0])
+    layers = consumers_of(flat)
+    if flat.is_graph_output() or not all(_is_layer_of(flat, layer) for layer in layers):
+        context.missed(reshape, "not only dense layers read what it flattens", fitted=2)
         return
-    perm, shape = permutation(before), shape_of(node.inputs[0])
-    back = [0, *(int(i) + 1 for i in np.argsort(perm))]
-    for user in users:
-        weight = user.inputs[1]
+    if not layers or any(shape_of(layer.inputs[1])[1] != math.prod(shape) for layer in layers):
+        return  # it does more than flatten
+    # Rows of weights in the transposed shape go back to that of the source.
+    back = [0, *(int(axis) + 1 for axis in np.argsort(permutation(transpose)))]
+
+    def reorder(weights: np.ndarray) -> np.ndarray:
+        images = weights.reshape(len(weights), *shape)
+        return images.transpose(back).reshape(len(weights), -1)
+
+    for layer in layers:
+        weight = layer.inputs[1]
         assert weight is not None
-        outputs, inputs = shape_of(weight)
-        if inputs != math.prod(shape):
-            return
+        hint = f"{weight.name}/nhwc"
+        layer.replace_input_with(1, b.lazy_rows(weight, reorder, shape_of(weight), hint))
+    source = transpose.inputs[0]
+    assert source is not None
+    # Not marked as made by the builder: in another order, it must not take the old name.
+    replace_node(reshape, [b.reshape(source, shape_of(flat))])
+    context.matched(reshape)
 
-        def reorder(w: np.ndarray) -> np.ndarray:
-            return w.reshape(len(w), *shape).transpose(back).reshape(len(w), -1)
 
-        user.replace_input_with(
-            1, b.lazy_rows(weight, reorder, (outputs, inputs), f"{weight.name}/nhwc")
-        )
-    replace_node(node, [b.reshape(source, shape_of(flat))])  # another order, so another name
+def _is_layer_of(x: ir.Value, node: ir.Node) -> bool:
+    return operator_name(node) == "edgetpu.FullyConnected" and node.inputs[0] is x

@@ -1,8 +1,11 @@
-"""QuantizeLinear/DequantizeLinear pairs that a quantized model brings: int8 scales to keep.
+"""Keep the int8 scales that a quantized model brings.
 
-DequantizeLinear(QuantizeLinear(x, s, z), s, z)  ->  edgetpu.FakeQuantize(x, s, z)
+    DequantizeLinear(QuantizeLinear(x, s, z), s, z)   ->   edgetpu.FakeQuantize(x, s, z)
+    DequantizeLinear(int8 weights, s, 0)              ->   float weights that remember s
 
-DequantizeLinear(int8 weights, s, 0)  ->  float weights that remember s
+A FakeQuantize computes what the pair computes, and prescribes the scale of x. Weights remember the
+grid that they came on, one scale in all or one for each row or column, so that quantizing them
+again gives the same int8 numbers.
 """
 
 from __future__ import annotations
@@ -30,60 +33,77 @@ from compiler.graph import (
     shape_of,
 )
 from compiler.ops import dialect
-from compiler.targets import Target
+from passes.context import PassContext
 from passes.fold_constants import tidy
 
 
-def run(model: ir.Model, target: Target) -> None:
+def run(model: ir.Model, context: PassContext) -> None:
     if not any(node.op_type == "DequantizeLinear" for node in model.graph):
         return
     dialect.declare(model)
     names = Names(model.graph)
     for node in float32_nodes(model.graph):
-        if key_of(node) == ("", "DequantizeLinear") and all(is_constant(v) for v in node.inputs):
-            _fold(node, Builder(model, names, node))
-        elif key_of(node) == ("", "DequantizeLinear") and _is_pair(node):
-            quantize = node.inputs[0].producer()  # type: ignore[union-attr]
-            assert quantize is not None
-            b = Builder(model, names, node)
-            b.replace(b.op("FakeQuantize", [quantize.inputs[0], *node.inputs[1:3]], domain=DIALECT))
+        if key_of(node) != ("", "DequantizeLinear"):
+            continue
+        b = Builder(model, names, node)
+        if all(is_constant(value) for value in node.inputs):
+            _dequantize(node, b, context)
+        else:
+            _join_pair(node, b, context)
     tidy(model)
 
 
-def _is_pair(node: ir.Node) -> bool:
-    """Whether the node undoes a QuantizeLinear of one scale and an 8-bit zero point."""
-    before = produced_by(node.inputs[0], "QuantizeLinear")
-    if before is None or len(node.inputs) < 3 or len(before.inputs) < 3:
-        return False
-    numbers = [scalar_of(n.inputs[i]) for n in (before, node) for i in (1, 2)]
-    zero_point = node.inputs[2]
-    assert zero_point is not None
-    eight_bit = zero_point.dtype in (ir.DataType.INT8, ir.DataType.UINT8)
-    return numbers[:2] == numbers[2:] and None not in numbers and eight_bit
-
-
-def _fold(node: ir.Node, b: Builder) -> None:
-    """Dequantize a constant. Weights of zero point 0 with one scale in all, or per row or column,
-    remember it."""
-    source, scale = node.inputs[0], array_of(node.inputs[1])  # type: ignore[arg-type]
-    assert source is not None
-    zero = constant_of(input_at(node, 2))
-    shape, axis = (
-        shape_of(source),
-        axis_of(int(attribute_of(node, "axis", 1)), max(len(shape_of(source)), 1)),
-    )
-    if attribute_of(node, "block_size", 0) or source.dtype is None or source.dtype.itemsize < 1:
+def _join_pair(node: ir.Node, b: Builder, context: PassContext) -> None:
+    quantize = produced_by(node.inputs[0], "QuantizeLinear")
+    if quantize is None:
         return
-    along = (
-        [-1 if i == axis else 1 for i in range(len(shape))] if scale.size > 1 else [1] * len(shape)
-    )
-    factor, offset = (
-        scale.reshape(along),
-        0 if zero is None else zero.astype(np.float32).reshape(along),
-    )
-    array = (array_of(source).astype(np.float32) - offset) * factor
+    reason = _difference(quantize, node)
+    if reason is not None:
+        context.missed(node, reason, fitted=2)
+        return
+    inputs = [quantize.inputs[0], *node.inputs[1:3]]
+    b.replace(b.op("FakeQuantize", inputs, domain=DIALECT))
+    context.matched(node)
+
+
+def _difference(quantize: ir.Node, dequantize: ir.Node) -> str | None:
+    """Why the second does not undo the first with one scale and an 8-bit zero point."""
+    if len(dequantize.inputs) < 3 or len(quantize.inputs) < 3:
+        return "it has no zero point"
+    zero_point = dequantize.inputs[2]
+    assert zero_point is not None
+    if zero_point.dtype not in (ir.DataType.INT8, ir.DataType.UINT8):
+        return "it is not of 8 bits"
+    given = [scalar_of(quantize.inputs[index]) for index in (1, 2)]
+    taken = [scalar_of(dequantize.inputs[index]) for index in (1, 2)]
+    if None in given or None in taken:
+        return "it has several scales"
+    return None if given == taken else "it has other scales than its QuantizeLinear"
+
+
+def _dequantize(node: ir.Node, b: Builder, context: PassContext) -> None:
+    """Compute float weights. With zero point 0, and one scale or one per row or column, they
+    remember it."""
+    source, scale_value = node.inputs[:2]
+    assert source is not None and scale_value is not None
+    if attribute_of(node, "block_size", 0):
+        context.missed(node, "its scales are per block")
+        return
+    if source.dtype is None or source.dtype.itemsize < 1:
+        context.missed(node, "it has less than 8 bits")
+        return
+    shape, scale = shape_of(source), array_of(scale_value)
+    axis = axis_of(int(attribute_of(node, "axis", 1)), max(len(shape), 1))
+    along = [1] * len(shape)
+    if scale.size > 1:
+        along[axis] = -1
+    zero = constant_of(input_at(node, 2))
+    offset = np.float32(0) if zero is None else zero.astype(np.float32).reshape(along)
+    array = (array_of(source).astype(np.float32) - offset) * scale.reshape(along)
     value = b.const(array.astype(np.float32), f"{source.name}/float")
     for key, place in ((GRID, 0), (COLUMN_GRID, 1)):
-        if not np.any(offset) and place < len(shape) and (scale.size == 1 or axis == place):
+        per_place = scale.size == 1 or axis == place
+        if per_place and place < len(shape) and not np.any(offset):
             value.meta[key] = np.broadcast_to(scale.reshape(-1), shape[place])
     replace_node(node, [value])
+    context.matched(node)

@@ -1,9 +1,12 @@
 """Keep on the host what leads from the inputs to a logarithm or a root, as in spectra of sound.
 
-    Log(MatMul(Conv(samples)^2, mel))      Sqrt(Conv(samples, sines)^2 + Conv(samples, cosines)^2)
+    Log(MatMul(Conv(samples)^2, mel))    Sqrt(Conv(samples, sines)^2 + Conv(samples, cosines)^2)
+        ->  the same, with all in front of Log or Sqrt kept on the host
 
-Powers of sound reach over many orders of magnitude and logarithms tell the small ones apart; int8
-makes zeros of them.
+Powers of sound span many orders of magnitude, and logarithms tell the small ones apart; int8 makes
+zeros of them. The walk back ends at an operator that has a threshold or a state: there a network
+begins, and the root or logarithm is no spectrum's. Some layer must be among the nodes, else this
+is arithmetic that the host runs anyway.
 """
 
 from __future__ import annotations
@@ -13,56 +16,35 @@ from collections.abc import Collection
 import onnx_ir as ir
 
 from compiler.graph import HOST_REASON, is_constant
-from compiler.targets import Target
+from passes.context import PassContext
 
 REASON = "it leads to a logarithm or a root, which need small values that int8 rounds to zero"
-_LINEAR = ("Conv", "MatMul", "Gemm", "STFT", "DFT")
-# What has a threshold, or a state: a network begins here, not a spectrum.
-_NETWORK = (
-    *(
-        "Attention",
-        "Celu",
-        "Elu",
-        "Erf",
-        "Gelu",
-        "GRU",
-        "HardSigmoid",
-        "HardSwish",
-        "If",
-        "LeakyRelu",
-        "Loop",
-        "LSTM",
-    ),
-    *(
-        "MaxPool",
-        "Mish",
-        "PRelu",
-        "Relu",
-        "RNN",
-        "Scan",
-        "Selu",
-        "Sigmoid",
-        "Softmax",
-        "Softplus",
-        "Swish",
-        "Tanh",
-    ),
-)
+LAYERS = ("Conv", "MatMul", "Gemm", "STFT", "DFT")
+# Operators with a threshold, a state or a normalisation: only networks have them.
+NETWORK = frozenset({
+    "Attention", "Celu", "Elu", "Erf", "GRU", "Gelu", "HardSigmoid", "HardSwish", "If", "LSTM",
+    "LeakyRelu", "Loop", "MaxPool", "Mish", "PRelu", "RNN", "Relu", "Scan", "Selu", "Sigmoid",
+    "Softmax", "Softplus", "Swish", "Tanh",
+})  # fmt: skip
 # The root of a mean square belongs to a normalisation.
-_MEANS = ("ReduceMean", "GlobalAveragePool")
+MEANS = frozenset({"ReduceMean", "GlobalAveragePool"})
 
 
-def run(model: ir.Model, target: Target) -> None:
+def run(model: ir.Model, context: PassContext) -> None:
     for node in model.graph:
-        if node.op_type in ("Log", "Sqrt"):
-            before = _before(node, _NETWORK if node.op_type == "Log" else (*_NETWORK, *_MEANS))
-            if any(inner.op_type in _LINEAR for inner in before):
-                for inner in before:
-                    inner.metadata_props[HOST_REASON] = REASON
+        if node.op_type not in ("Log", "Sqrt"):
+            continue
+        stops = NETWORK if node.op_type == "Log" else NETWORK | MEANS
+        before = _leading_to(node, stops)
+        if not any(inner.op_type in LAYERS for inner in before):
+            continue
+        for inner in before:
+            inner.metadata_props[HOST_REASON] = REASON
+        context.matched(node)
 
 
-def _before(node: ir.Node, stops: Collection[str]) -> set[ir.Node]:
-    """All nodes that lead from the inputs to `node`; none where one of them stops that."""
+def _leading_to(node: ir.Node, stops: Collection[str]) -> set[ir.Node]:
+    """All nodes between the inputs and `node`; none where one of them is among `stops`."""
     found: set[ir.Node] = set()
     left = list(node.inputs)
     while left:

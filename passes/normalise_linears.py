@@ -1,16 +1,16 @@
-"""Matrix products between host operators, as in transformers: rows brought to [-1, 1], outputs
-balanced.
+"""Bring the rows of matrix products between host operators to [-1, 1], and balance their outputs.
 
-Linear maps are homogeneous, so for each row (token) x, with the row's largest magnitude s = max|x|,
-and a factor a and an offset o per output channel
+    y = FullyConnected(x, W, c)
+        ->  s = Max(ReduceMax(Abs(x)), tiny)                      for each row (token)
+            z = FullyConnected(x / s, W / a, -o / a)              on the Edge TPU
+            y = s * (a * z + o) + c                               on the host, as s
 
-    W x + c   =   s * (a * z + o) + c      with   z = (W / a) (x / s) - o / a
-
-exactly. int8 then resolves every row, however far its largest value lies from those of other rows;
-`a` and `o` let each output channel fill its int8 range (compiler/quantize/balance.py chooses them
-by what calibration shows). All but z stays on the host, where x comes from and the result goes.
-Static int8 ranges cannot do this: single rows of transformers' activations are a hundred times
-larger than others. Products of the same rows become one.
+exactly: linear maps are homogeneous. int8 then resolves every row, however far its largest value
+lies from those of other rows, which is up to a hundred times in transformers; static int8 ranges
+cannot do this. The factor `a` and the offset `o` of each output channel may be any numbers; here
+`a` is the norm of the weights and `o` zero, and compiler/quantize/balance.py chooses them by what
+calibration shows. It is done where both neighbours are on the host anyway. Products of the same
+rows become one, so that rows are divided once.
 """
 
 from __future__ import annotations
@@ -37,22 +37,33 @@ from compiler.graph import (
     joined_rows,
     origin_of,
     produced_by,
+    producer_of,
     replace_node,
     rows_of,
     shape_of,
 )
 from compiler.quantize.products import mark
 from compiler.targets import Target
+from passes.context import PassContext
 from passes.fold_constants import tidy
 
 # Smallest row maximum to divide by: rows of zeros stay zero.
 TINY = 1e-12
+LAYOUT = ("Reshape", "Transpose")
+ARITHMETIC = ("Add", "Sub", "Mul")
 
 
-def run(model: ir.Model, target: Target) -> None:
+def run(model: ir.Model, context: PassContext) -> None:
     names = Names(model.graph)
-    for nodes in groups(model.graph, target):
+    for nodes in groups(model.graph, context.target):
         _normalise(nodes, Builder(model, names, nodes[0]))
+        for node in nodes:
+            context.matched(node)
+    for node in model.graph:
+        # Those that were replaced above are no longer in the graph.
+        reason = _why_not(node, context.target) if is_linear(node) else None
+        if reason is not None:
+            context.missed(node, reason)
     tidy(model)
 
 
@@ -60,64 +71,71 @@ def groups(graph: ir.Graph, target: Target) -> list[list[ir.Node]]:
     """Matrix products between host operators, those of the same rows together."""
     found: dict[tuple[ir.Value, Shape], list[ir.Node]] = {}
     for node in graph:
-        if (
-            _is_linear(node)
-            and _from_host(node.inputs[0], target)
-            and _to_host(node.outputs[0], target)
-        ):
-            x = node.inputs[0]
-            assert x is not None
-            reshape = produced_by(x, "Reshape")
-            source = reshape.inputs[0] if reshape is not None else x
-            assert source is not None
-            found.setdefault((source, shape_of(x)), []).append(node)
+        if not is_linear(node) or _why_not(node, target) is not None:
+            continue
+        x = node.inputs[0]
+        assert x is not None
+        # Each product may have a Reshape of the rows of its own.
+        reshape = produced_by(x, "Reshape")
+        source = reshape.inputs[0] if reshape is not None else x
+        assert source is not None
+        found.setdefault((source, shape_of(x)), []).append(node)
     return list(found.values())
 
 
-def _is_linear(node: ir.Node) -> bool:
-    """A product of rows with a float matrix: a dense layer, or a 1x1 convolution of an image one
-    pixel high."""
-    if (
-        node.domain != DIALECT
-        or not is_constant(input_at(node, 1))
-        or grid_of(node.inputs[1]) is not None  # type: ignore[arg-type]
-    ):
+def is_linear(node: ir.Node) -> bool:
+    """Whether a node multiplies rows by a float matrix.
+
+    That is a dense layer, or a 1x1 convolution of an image one pixel high.
+    """
+    weight = input_at(node, 1)
+    if node.domain != DIALECT or weight is None or not is_constant(weight):
         return False
+    if grid_of(weight) is not None:
+        return False  # it came in int8, and keeps its scales
     if node.op_type == "FullyConnected":
         return True
-    if node.op_type != "Conv2D" or shape_of(node.inputs[1])[2:] != (1, 1):
+    if node.op_type != "Conv2D" or shape_of(weight)[2:] != (1, 1):
         return False
     return shape_of(node.inputs[0])[1] == 1 and attribute_of(node, "strides") == (1, 1)
 
 
+def _why_not(node: ir.Node, target: Target) -> str | None:
+    """Why a linear layer has a neighbour on the Edge TPU, None where it has none."""
+    if not _from_host(node.inputs[0], target):
+        return "its rows come from the Edge TPU"
+    if not only_read_on_host(node.outputs[0], target):
+        return "the Edge TPU reads its outputs"
+    return None
+
+
 def _from_host(value: ir.Value | None, target: Target) -> bool:
-    node = value.producer() if value is not None else None
-    if node is not None and node.op_type in ("Reshape", "Transpose"):
+    """Whether a value is made on the host, but for changes of layout."""
+    node = producer_of(value)
+    if node is None:
+        return True
+    if node.op_type in LAYOUT:
         return _from_host(node.inputs[0], target)
-    return node is None or refusal(node, target) is not None or _joins(node, target)
+    if refusal(node, target) is not None:
+        return True
+    # The partitioner leaves arithmetic with a host value on one side on the host.
+    if node.op_type not in ARITHMETIC:
+        return False
+    return any(_from_host(source, target) for source in activations_of(node))
 
 
-def _joins(node: ir.Node, target: Target) -> bool:
-    """An elementwise operator with a host value on one side: the partitioner leaves it on the host."""
-    inputs = activations_of(node)
-    return node.op_type in ("Add", "Sub", "Mul") and any(_from_host(v, target) for v in inputs)
+def only_read_on_host(value: ir.Value, target: Target) -> bool:
+    """Whether every reader of a value will run on the host."""
+    return all(_runs_on_host(reader, target) for reader in consumers_of(value))
 
 
-def _to_host(value: ir.Value, target: Target) -> bool:
-    """Whether only the host reads a value."""
-    users = consumers_of(value)
-    return all(
-        refusal(user, target) is not None
-        or (
-            user.op_type in ("Reshape", "Transpose", "Add", "Sub", "Mul", "Split")
-            and _to_host_all(user, target)
-        )
-        for user in users
-    )
-
-
-def _to_host_all(node: ir.Node, target: Target) -> bool:
-    return all(_to_host(value, target) for value in node.outputs)
+def _runs_on_host(node: ir.Node, target: Target) -> bool:
+    if refusal(node, target) is not None:
+        return True
+    # Layout changes and arithmetic go where their readers are.
+    if node.op_type not in (*LAYOUT, *ARITHMETIC, "Split"):
+        return False
+    return all(only_read_on_host(output, target) for output in node.outputs)
 
 
 def _normalise(nodes: Sequence[ir.Node], b: Builder) -> None:

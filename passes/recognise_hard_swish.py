@@ -1,11 +1,11 @@
-"""Give HardSigmoid and HardSwish their names back, as exporters of older opsets and of Paddle spell
-them.
+"""Give HardSigmoid and HardSwish their names back.
 
-    clip(x + 3, 0, 6) / 6          ->  HardSigmoid(x, alpha=1/6, beta=1/2)
-    x * clip(x + 3, 0, 6) / 6      ->  HardSwish(x)
+    Clip(x + 3, 0, 6) / 6          ->  HardSigmoid(x, alpha=1/6, beta=1/2)
+    x * Clip(x + 3, 0, 6) / 6      ->  HardSwish(x)
     x * HardSigmoid(x)             ->  HardSwish(x)
 
-Factors may come in any order.
+Exporters of older opsets and of Paddle write them so, with factors in any order. By
+name, one rule lowers all spellings (compiler/ops/activation.py).
 """
 
 from __future__ import annotations
@@ -24,39 +24,59 @@ from compiler.graph import (
     scalar_of,
 )
 from compiler.ops.activation import bounds
-from compiler.targets import Target
+from passes.context import PassContext
 from passes.fold_constants import tidy
 
-_GATE = {"alpha": 1 / 6, "beta": 0.5}
+HARD_SIGMOID = {"alpha": 1 / 6, "beta": 0.5}
 
 
-def run(model: ir.Model, target: Target) -> None:
+def run(model: ir.Model, context: PassContext) -> None:
     names = Names(model.graph)
     for node in float32_nodes(model.graph):
         if node.op_type == "Clip" and bounds(node) == (0, 6):
-            _of_clip(node, model, names)
+            _recognise_clip(node, Builder(model, names, node), context)
+    # Once more over the graph, which may have new HardSigmoids.
     for node in float32_nodes(model.graph):
-        if node.op_type == "HardSigmoid" and all(
-            is_near(attribute_of(node, k, 0), v) for k, v in _GATE.items()
-        ):
-            _swish(node.inputs[0], product_of(node.outputs[0], node.inputs[0], 1), model, names)
+        if _is_hard_sigmoid(node):
+            x = node.inputs[0]
+            last = product_of(node.outputs[0], x, 1)
+            if last is not None:
+                _put("HardSwish", x, Builder(model, names, last), context)
     tidy(model)
 
 
-def _of_clip(clip: ir.Node, model: ir.Model, names: Names) -> None:
-    add = produced_by(clip.inputs[0], "Add")
-    x = next((v for v in add.inputs if not is_constant(v)), None) if add is not None else None
-    if add is None or x is None or not any(scalar_of(v) == 3 for v in add.inputs):
+def _is_hard_sigmoid(node: ir.Node) -> bool:
+    """Whether a node is the HardSigmoid that is part of HardSwish."""
+    if node.op_type != "HardSigmoid":
+        return False
+    return all(is_near(attribute_of(node, key, 0), want) for key, want in HARD_SIGMOID.items())
+
+
+def _recognise_clip(clip: ir.Node, b: Builder, context: PassContext) -> None:
+    x = _shifted_by_three(clip.inputs[0])
+    if x is None:
+        return  # it is a Relu6
+    sixth = product_of(clip.outputs[0], None, 1 / 6)
+    if sixth is not None:
+        _put("HardSigmoid", x, Builder(b.model, b.names, sixth), context)
         return
-    last = product_of(clip.outputs[0], None, 1 / 6)
-    if last is not None:
-        b = Builder(model, names, last)
-        b.replace(b.op("HardSigmoid", [x], _GATE))
-    else:
-        _swish(x, product_of(clip.outputs[0], x, 1 / 6), model, names)
+    product = product_of(clip.outputs[0], x, 1 / 6)
+    if product is not None:
+        _put("HardSwish", x, Builder(b.model, b.names, product), context)
+        return
+    context.missed(clip, "Clip(x + 3, 0, 6) is not divided by 6, or read by others too", fitted=2)
 
 
-def _swish(x: ir.Value | None, last: ir.Node | None, model: ir.Model, names: Names) -> None:
-    if x is not None and last is not None:
-        b = Builder(model, names, last)
-        b.replace(b.op("HardSwish", [x]))
+def _shifted_by_three(value: ir.Value | None) -> ir.Value | None:
+    """x of x + 3."""
+    add = produced_by(value, "Add")
+    if add is None or not any(scalar_of(term) == 3 for term in add.inputs):
+        return None
+    return next((term for term in add.inputs if not is_constant(term)), None)
+
+
+def _put(op_type: str, x: ir.Value | None, b: Builder, context: PassContext) -> None:
+    """Put the operator in the place of the builder's node."""
+    attributes = HARD_SIGMOID if op_type == "HardSigmoid" else {}
+    b.replace(b.op(op_type, [x], attributes))
+    context.matched(b.anchor)

@@ -1,9 +1,10 @@
-"""Rotate the rows of matrix products between host operators, so that no channel is far larger than
-the others.
+"""Rotate the rows of matrix products between host operators, to spread channels that are large.
 
-    W x + c   =   (W Q^T) (Q x) + c      with an orthogonal Q
+    W x + c   ->   (W Q^T) (Q x) + c      with an orthogonal Q
 
-exactly. int8 resolves Q x better than x (compiler/rotation.py). The host multiplies by Q.
+exactly, as Q^T Q = 1. A channel that is far larger than the others takes the int8 range for itself;
+mixed with its neighbours by Q, all are alike (compiler/quantize/rotation.py). The host multiplies
+rows by Q, in blocks; products of the same rows share that.
 """
 
 from __future__ import annotations
@@ -21,17 +22,19 @@ from compiler.graph import (
     shape_of,
 )
 from compiler.quantize.rotation import REASON, block_rotation, rotate_blocks
-from compiler.targets import Target
+from passes.context import PassContext
 from passes.fold_constants import tidy
 from passes.normalise_linears import groups
 
 
-def run(model: ir.Model, target: Target) -> None:
+def run(model: ir.Model, context: PassContext) -> None:
     names = Names(model.graph)
-    for nodes in groups(model.graph, target):
-        x, first = nodes[0].inputs[:2]
-        rotation = block_rotation(shape_of(first)[1])
+    for nodes in groups(model.graph, context.target):
+        x, weight = nodes[0].inputs[:2]
+        channels = shape_of(weight)[1]
+        rotation = block_rotation(channels)
         if x is None or rotation is None:
+            context.missed(nodes[0], f"no power of two worth a rotation divides {channels} inputs")
             continue
         b = Builder(model, names, nodes[0])
         rows = rotated(b, x, rotation)
@@ -39,12 +42,13 @@ def run(model: ir.Model, target: Target) -> None:
             weight = node.inputs[1]
             assert weight is not None
             node.replace_input_with(0, rows)
-            node.replace_input_with(1, _turned(b, weight, rotation))
+            node.replace_input_with(1, _rotated_back(b, weight, rotation))
+            context.matched(node)
     tidy(model)
 
 
 def rotated(b: Builder, x: ir.Value, rotation: np.ndarray) -> ir.Value:
-    """Q x for each row."""
+    """Q x for each row, computed on the host."""
     reshape = produced_by(x, "Reshape")
     source = reshape.inputs[0] if reshape is not None and reshape.inputs[0] is not None else x
     blocks = b.reshape(source, (element_count(x) // len(rotation), len(rotation)))
@@ -55,7 +59,7 @@ def rotated(b: Builder, x: ir.Value, rotation: np.ndarray) -> ir.Value:
     return b.reshape(product, shape_of(x))
 
 
-def _turned(b: Builder, weight: ir.Value, rotation: np.ndarray) -> ir.Value:
+def _rotated_back(b: Builder, weight: ir.Value, rotation: np.ndarray) -> ir.Value:
     """W Q^T, for W of [N, K] or [N, K, 1, 1]."""
 
     def read(rows: slice) -> np.ndarray:

@@ -1,15 +1,14 @@
-"""A second row, at half the size, for each row that a normalised product multiplies: outputs get
-twice the resolution.
+"""Give each row of a normalised product a second one at half the size, for outputs of twice the
+resolution.
 
-int8 ranges of outputs have to hold the few that are far larger than the others. With
+    z = FullyConnected(x, W, c)
+        ->  u, v = Split(FullyConnected(Concat(x, x / 2), W, c))
+            z = Where(|u| < 1, u, 2 v - c)                               on the host
 
-    u, v      =   W [x, x / 2] + c          (two rows of one product)
-    W x + c   =   u  where |u| < 1,  else  2 v - c
-
-exactly, the range needs to hold v only, and most outputs are read from u, in steps half as large.
-The host chooses. A row costs the Edge TPU little beside weights that are streamed to it, as in
-decode of language models, but as much as the first where weights stay in the SRAM: so this is for
-those who ask for it (`--with second_row`).
+exactly. int8 ranges of outputs have to hold the few that are far larger than the others; here the
+range needs to hold v only, and most outputs are read from u, in steps half as large. A row costs
+the Edge TPU little beside weights that are streamed to it, as in decode of language models, but as
+much as the first where weights stay in the SRAM: so this pass is optional.
 """
 
 from __future__ import annotations
@@ -21,36 +20,37 @@ from compiler.graph import DIALECT, HOST_REASON, Builder, Names, element_count, 
 from compiler.ops.matmul import linear
 from compiler.quantize.balance import LARGEST_STEP
 from compiler.quantize.products import products
-from compiler.targets import Target
+from passes.context import PassContext
 from passes.fold_constants import tidy
 
+REASON = "it feeds and reads a linear layer by two rows for one"
 
-def run(model: ir.Model, target: Target) -> None:
+
+def run(model: ir.Model, context: PassContext) -> None:
     names = Names(model.graph)
     for product in products(model.graph).values():
         node = product.z.producer()
         assert node is not None
         b = Builder(model, names, node)
-        b.replace(_twice(node, b))
+        b.replace(_from_two_rows(node, b))
         for value in b.made:
             made = value.producer()
             if made is not None and made.domain != DIALECT:
-                made.metadata_props[HOST_REASON] = (
-                    "it feeds and reads a linear layer by two rows for one"
-                )
+                made.metadata_props[HOST_REASON] = REASON
+        context.matched(node)
     tidy(model)
 
 
-def _twice(node: ir.Node, b: Builder) -> ir.Value:
+def _from_two_rows(node: ir.Node, b: Builder) -> ir.Value:
     x, weight, shift = node.inputs
     assert x is not None and weight is not None and shift is not None
     outputs, inputs = shape_of(weight)[:2]
     rows = element_count(x) // inputs
-    matrix = b.lazy_rows(
-        weight, lambda w: w.reshape(len(w), -1), (outputs, inputs), f"{weight.name}/rows"
-    )
+    hint = f"{weight.name}/rows"
+    matrix = b.lazy_rows(weight, lambda w: w.reshape(len(w), -1), (outputs, inputs), hint)
     row = b.reshape(x, (rows, inputs))
-    both = b.op("Concat", [row, b.op("Mul", [row, b.scalar(0.5, "half")])], {"axis": 0})
+    small = b.op("Mul", [row, b.scalar(0.5, "half")])
+    both = b.op("Concat", [row, small], {"axis": 0})
     made = linear(b, both, matrix, shift, (1, 1, 2 * rows, outputs))
     sizes = b.const(np.array([rows, rows], np.int64), "sizes")
     whole, half = b.ops("Split", [made, sizes], {"axis": 2}, outputs=2)

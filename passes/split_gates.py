@@ -1,9 +1,9 @@
 """Put a depthwise 1x1 convolution of ones in front of the gate of a convolution's result.
 
-    c = Conv(x); y = c * Sigmoid(c)      ->      c = Conv(x); y = c * Sigmoid(Conv1x1(c))
+    c = Conv(x); y = c * Sigmoid(c)      ->      c = Conv(x); y = c * Sigmoid(Conv1x1(c, ones))
 
-It changes nothing yet: equalising channels (compiler/quantize/equalise.py) gives `c` finer steps
-where its channels are small, and the new layer's weights undo that for the Sigmoid.
+It changes nothing yet. Equalising channels (compiler/quantize/equalise.py) wants to multiply
+channels of c that are small, which a Sigmoid cannot undo; the new layer's weights can.
 """
 
 from __future__ import annotations
@@ -22,31 +22,33 @@ from compiler.graph import (
     only_consumer,
     shape_of,
 )
-from compiler.targets import Target
+from passes.context import PassContext
 
-_MAKERS = ("Conv", "ConvTranspose")
+MAKERS = ("Conv", "ConvTranspose")
 
 
-def run(model: ir.Model, target: Target) -> None:
+def run(model: ir.Model, context: PassContext) -> None:
     names = Names(model.graph)
     for node in float32_nodes(model.graph):
-        if node.op_type == "Sigmoid" and HOST_REASON not in node.metadata_props and _is_gate(node):
-            b = Builder(model, names, node)
-            x = node.inputs[0]
-            channels, *over = shape_of(x)[1:]
-            ones = b.const(np.ones((channels, 1, *(1 for _ in over)), np.float32), "ones")
-            node.replace_input_with(0, b.op("Conv", [x, ones], {"group": channels}))
+        if HOST_REASON in node.metadata_props or not _is_gate(node):
+            continue
+        b = Builder(model, names, node)
+        x = node.inputs[0]
+        _, channels, *image = shape_of(x)
+        kernel = (channels, 1, *[1] * len(image))
+        ones = b.const(np.ones(kernel, np.float32), "ones")
+        node.replace_input_with(0, b.op("Conv", [x, ones], {"group": channels}))
+        context.matched(node)
 
 
-def _is_gate(sigmoid: ir.Node) -> bool:
-    """Whether its input is made by one layer and multiplied by its result."""
-    x, product = sigmoid.inputs[0], only_consumer(sigmoid.outputs[0])
+def _is_gate(node: ir.Node) -> bool:
+    """Whether a node is a Sigmoid of a layer's result, by which that result is multiplied."""
+    if node.op_type != "Sigmoid":
+        return False
+    x, product = node.inputs[0], only_consumer(node.outputs[0])
     if x is None or product is None or product.op_type != "Mul" or x not in product.inputs:
         return False
     made = x.producer()
-    return (
-        made is not None
-        and made.op_type in _MAKERS
-        and is_constant(input_at(made, 1))
-        and is_static(x)
-    )
+    if made is None or made.op_type not in MAKERS:
+        return False
+    return is_constant(input_at(made, 1)) and is_static(x)

@@ -1,5 +1,4 @@
-"""What reads a part of a Concat reads what was joined there, and a last layer that is read in parts
-becomes several.
+"""Read what was joined where it was made, and divide a last layer that is read in parts.
 
     Slice(Concat(a, b), the part that is b)                       ->  b
     Slice(Concat(Reshape(Concat(a, b)), Reshape(Concat(c, d))))   ->  Concat(Reshape(b), Reshape(d))
@@ -8,7 +7,7 @@ becomes several.
 A Concat has one int8 scale for all that it joins, and so has the result of a layer. Detectors join
 distances of boxes and scores of classes for each level, or make both by one layer, join the levels,
 and read distances and scores apart again: read where they are made, each has a scale of its own.
-Layers that other layers follow stay whole: equalising channels (compiler/quantize/equalise.py)
+Layers that other layers follow stay whole, as equalising channels (compiler/quantize/equalise.py)
 serves their parts.
 """
 
@@ -38,6 +37,7 @@ from compiler.graph import (
 from compiler.ops import slice as slicing
 from compiler.ops.transpose import permutation
 from compiler.targets import Target
+from passes.context import PassContext
 
 _LAYERS = ("Conv2D", "FullyConnected")
 
@@ -52,17 +52,28 @@ class _Span:
     begin: int
     end: int
 
+    @property
+    def count(self) -> int:
+        return self.end - self.begin
 
-def run(model: ir.Model, target: Target) -> None:
-    rewrite_until_stable(model, lambda node, b: _rewrite(node, b, target))
+
+def run(model: ir.Model, context: PassContext) -> None:
+    def rewrite(node: ir.Node, b: Builder) -> bool:
+        return _rewrite(node, b, context.target)
+
+    for node in rewrite_until_stable(model, rewrite):
+        context.matched(node)
 
 
 def _rewrite(node: ir.Node, b: Builder, target: Target) -> bool:
-    x = node.inputs[0] if node.inputs else None
+    """Read what a Slice or Split takes where it was made. Returns whether that can be done."""
     spans = _spans(node)
-    if x is None or not spans:
+    if not spans:
         return False
-    parts = _Parts(_is_only_cut(x, spans[0].axis) and not _leads_to_layer(x, target))
+    x = node.inputs[0]
+    assert x is not None
+    may_cut = _is_only_cut(x, spans[0].axis) and not _leads_to_layer(x, target)
+    parts = _Parts(cuts_layers=may_cut)
     makes = [parts.of(x, span) for span in spans]
     known = [make for make in makes if make is not None]
     if len(known) < len(makes):
@@ -80,52 +91,67 @@ def _is_only_cut(x: ir.Value, axis: int) -> bool:
         spans = _spans(reader)
         if not spans or spans[0].axis != axis:
             return False
-        taken += sum(span.end - span.begin for span in spans)
+        taken += sum(span.count for span in spans)
     return taken <= shape_of(x)[axis]
 
 
 def _leads_to_layer(x: ir.Value, target: Target) -> bool:
-    """Whether a layer follows before the host."""
+    """Whether a layer reads a value, or what is made of it, before the host does."""
     left, seen = [x], {x}
     while left:
         readers = [reader for reader in consumers_of(left.pop()) if refusal(reader, target) is None]
-        if any(reader.domain == DIALECT and is_constant(input_at(reader, 1)) for reader in readers):
+        if any(_is_layer(reader) for reader in readers):
             return True
-        made = {value for reader in readers for value in reader.outputs} - seen
-        seen |= made
-        left += made
+        for reader in readers:
+            new = [value for value in reader.outputs if value not in seen]
+            seen.update(new)
+            left += new
     return False
 
 
+def _is_layer(node: ir.Node) -> bool:
+    return node.domain == DIALECT and is_constant(input_at(node, 1))
+
+
 def _spans(node: ir.Node) -> list[_Span]:
-    """What each output of a Split, or of a Slice along one axis, is of its input; empty for all
-    other nodes."""
+    """What each output of a Split, or of a Slice along one axis, is of its input.
+
+    Empty for all other nodes.
+    """
     if key_of(node) == ("", "Split"):
-        shape = shape_of(node.inputs[0])
-        axis = axis_of(int(attribute_of(node, "axis", 0)), len(shape))
-        spans, begin = [], 0
-        for value in node.outputs:
-            end = begin + shape_of(value)[axis]
-            spans.append(_Span(axis, begin, end))
-            begin = end
-        return spans
-    if key_of(node) != ("", "Slice"):
-        return []
-    bounds, shape = slicing.ranges(node), shape_of(node.inputs[0])
+        return _spans_of_split(node)
+    if key_of(node) == ("", "Slice"):
+        return _spans_of_slice(node)
+    return []
+
+
+def _spans_of_split(node: ir.Node) -> list[_Span]:
+    axis = axis_of(int(attribute_of(node, "axis", 0)), len(shape_of(node.inputs[0])))
+    spans = []
+    begin = 0
+    for value in node.outputs:
+        end = begin + shape_of(value)[axis]
+        spans.append(_Span(axis, begin, end))
+        begin = end
+    return spans
+
+
+def _spans_of_slice(node: ir.Node) -> list[_Span]:
+    bounds = slicing.ranges(node)
     if bounds is None:
         return []
+    whole = shape_of(node.inputs[0])
     spans = [_Span(axis, begin, end) for axis, (begin, end) in enumerate(zip(*bounds, strict=True))]
-    cut = [span for span in spans if span.end - span.begin != shape[span.axis]]
-    return cut if len(cut) == 1 and cut[0].begin < cut[0].end else []
+    cut = [span for span in spans if span.count != whole[span.axis]]
+    return cut if len(cut) == 1 and cut[0].count > 0 else []
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """How to make spans of values from whole parts of Concats in front of them. Layout changes are
-    repeated.
+    """How to make spans of values from whole parts of the Concats in front of them.
 
-    With `cuts_layers` also from some rows of layers, as long as nothing else reads what lies
-    between.
+    Layout changes between are repeated. With `cuts_layers` also from some rows of layers, as long
+    as nothing else reads what lies between.
     """
 
     cuts_layers: bool
@@ -133,16 +159,17 @@ class _Parts:
     def of(self, value: ir.Value, span: _Span) -> Make | None:
         """How to make a span of a value, None where it is not made of such parts."""
         node = value.producer()
-        if node is None or not all(
-            is_static(v) for v in [*node.inputs, *node.outputs] if v is not None
-        ):
+        if node is None:
+            return None
+        around = [v for v in [*node.inputs, *node.outputs] if v is not None]
+        if not all(is_static(v) for v in around):
             return None
         if key_of(node) == ("", "Concat"):
-            return self._concat(node, span)
+            return self._of_concat(node, span)
         if key_of(node) == ("", "Transpose"):
-            return self._transpose(node, span)
+            return self._of_transpose(node, span)
         if key_of(node) == ("", "Reshape"):
-            return self._reshape(node, span)
+            return self._of_reshape(node, span)
         if self.cuts_layers and node.domain == DIALECT and node.op_type in _LAYERS:
             return _rows(node, span)
         return None
@@ -151,15 +178,16 @@ class _Parts:
         """How to make a span of an input of a node between."""
         if value is None:
             return None
-        return replace(self, cuts_layers=self.cuts_layers and only_consumer(value) is not None).of(
-            value, span
-        )
+        cuts_layers = self.cuts_layers and only_consumer(value) is not None
+        return _Parts(cuts_layers).of(value, span)
 
-    def _concat(self, node: ir.Node, span: _Span) -> Make | None:
-        inputs = [v for v in node.inputs if v is not None]
+    def _of_concat(self, node: ir.Node, span: _Span) -> Make | None:
+        inputs = [value for value in node.inputs if value is not None]
         axis = axis_of(int(attribute_of(node, "axis")), len(shape_of(node.outputs[0])))
-        along = axis == span.axis
-        makes = self._along(inputs, span) if along else [self._before(v, span) for v in inputs]
+        if axis == span.axis:
+            makes = self._along(inputs, span)
+        else:
+            makes = [self._before(value, span) for value in inputs]
         known = [make for make in makes if make is not None]
         if len(known) < len(makes):
             return None
@@ -169,39 +197,49 @@ class _Parts:
 
     def _along(self, parts: Sequence[ir.Value], span: _Span) -> list[Make | None]:
         """How to make each of the parts, joined along the axis of the span, that it touches."""
-        makes, start = [], 0
+        makes: list[Make | None] = []
+        start = 0
         for part in parts:
             count = shape_of(part)[span.axis]
-            inner = _Span(span.axis, max(span.begin - start, 0), min(span.end - start, count))
+            begin = max(span.begin - start, 0)
+            end = min(span.end - start, count)
             start += count
-            if inner.begin < inner.end:
-                whole = inner.end - inner.begin == count
-                makes.append(_itself(part) if whole else self._before(part, inner))
+            if begin >= end:
+                continue
+            if end - begin == count:
+                makes.append(_itself(part))
+            else:
+                makes.append(self._before(part, _Span(span.axis, begin, end)))
         return makes
 
-    def _transpose(self, node: ir.Node, span: _Span) -> Make | None:
+    def _of_transpose(self, node: ir.Node, span: _Span) -> Make | None:
         perm = permutation(node)
         make = self._before(node.inputs[0], replace(span, axis=perm[span.axis]))
-        return None if make is None else lambda b: b.transpose(make(b), perm)
+        if make is None:
+            return None
+        return lambda b: b.transpose(make(b), perm)
 
-    def _reshape(self, node: ir.Node, span: _Span) -> Make | None:
-        """Through a Reshape whose input has an axis of the same elements, or of whole groups of
-        them."""
+    def _of_reshape(self, node: ir.Node, span: _Span) -> Make | None:
+        """Through a Reshape whose input has an axis of the same elements, or of groups of them."""
         after = list(shape_of(node.outputs[0]))
         inner = _span_before(shape_of(node.inputs[0]), after, span)
         make = self._before(node.inputs[0], inner) if inner is not None else None
         if make is None:
             return None
-        after[span.axis] = span.end - span.begin
+        after[span.axis] = span.count
         return lambda b: b.reshape(make(b), after)
 
 
 def _span_before(before: Sequence[int], after: Sequence[int], span: _Span) -> _Span | None:
     """The same elements in front of a Reshape, None where they are no span of one axis."""
-    outer, inner = math.prod(after[: span.axis]), math.prod(after[span.axis + 1 :])
+    outer = math.prod(after[: span.axis])
+    inner = math.prod(after[span.axis + 1 :])
     for axis, count in enumerate(before):
+        # One element behind the Reshape is `group` elements of this axis.
         group, rest = divmod(inner, max(math.prod(before[axis + 1 :]), 1))
-        if rest == 0 and math.prod(before[:axis]) == outer and count == after[span.axis] * group:
+        if rest or math.prod(before[:axis]) != outer:
+            continue
+        if count == after[span.axis] * group:
             return _Span(axis, span.begin * group, span.end * group)
     return None
 
@@ -213,13 +251,9 @@ def _itself(value: ir.Value) -> Make:
 def _rows(node: ir.Node, span: _Span) -> Make | None:
     """The layer of some of the outputs."""
     x, weight, bias = node.inputs
-    last = span.axis == len(shape_of(node.outputs[0])) - 1
-    if (
-        not last
-        or weight is None
-        or bias is None
-        or not (is_constant(weight) and is_constant(bias))
-    ):
+    if span.axis != len(shape_of(node.outputs[0])) - 1 or weight is None or bias is None:
+        return None
+    if not is_constant(weight) or not is_constant(bias):
         return None
     rows = slice(span.begin, span.end)
 

@@ -8,20 +8,22 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-import passes
 from compiler.checks.pass_checks import Checker
 from compiler.device.legality import refusal
-from compiler.driver.options import OPTIONAL
+from compiler.driver.rewriting import PassDriver
 from compiler.emit import tflite
 from compiler.graph import all_activations
 from compiler.graph.reference import Reference
 from compiler.importer import load as importer
 from compiler.quantize.calibrate import Observers, calibrate, observe
-from compiler.quantize.scales import assign, separate
+from compiler.quantize.scales import assign
 from compiler.runtime.tflite_segment import TFLiteSegment
 from compiler.targets import Target
+from passes import PASSES, PassContext
 
 TARGET = Target.load()
+# They would hand lone joins, arithmetic or part of a product to the host.
+TO_HOST = frozenset({"rotate_rows", "normalise_linears", "keep_tails"})
 
 
 def lowered(proto: onnx.ModelProto, folder: Path) -> tuple[ir.Model, ir.Model]:
@@ -30,13 +32,8 @@ def lowered(proto: onnx.ModelProto, folder: Path) -> tuple[ir.Model, ir.Model]:
     onnx.save(proto, path)
     model = importer.load(path)
     original = model.clone()
-    checker = Checker(original, 0)
-    for name, run in passes.PASSES:
-        if name in ("rotate_rows", "normalise_linears", "keep_tails", *OPTIONAL):
-            continue  # they would hand lone joins, arithmetic or part of a product to the host
-        run(model, TARGET)
-        checker.check(name, model)
-    separate(model, [n for n in model.graph if refusal(n, TARGET) is None])
+    driver = PassDriver(without=TO_HOST, checker=Checker(original, 0))
+    driver.run(PASSES, model, PassContext(TARGET))
     return original, model
 
 

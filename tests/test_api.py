@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import compiler
+import passes
 from compiler.cli import flag_of
 from compiler.driver import document
 from compiler.driver import options as declared
@@ -184,6 +185,27 @@ def test_flags_of_options() -> None:
         "--with",
         "--observer",
     ]
+
+
+def test_steps_that_options_name_are_those_of_the_passes() -> None:
+    """The names stand in a module of their own, as --help shows them and must not import passes."""
+    assert declared.ACCURACY == passes.ACCURACY
+    assert declared.OPTIONAL == passes.OPTIONAL
+
+
+def test_timings_logs_and_dumps(tmp_path: Path, small_model: Path, run_cli: Cli) -> None:
+    dump = tmp_path / "dump"
+    options = ("--timings", "--verbose", "--dump-passes", dump)
+    code, _, err = run_cli("build", small_model, *options)
+    lines = [line.split() for line in err.splitlines()]
+    assert code == 0
+    assert ["fold_constants:", "no", "match"] in lines
+    assert any(line[:1] == ["verifying"] for line in lines)
+    rows = [line for line in lines if line[:1] == ["lower"]]
+    assert len(rows) == 1 and float(rows[0][1]) > 0 and int(rows[0][2]) > 0
+    assert (dump / "01-fold_constants.onnx").is_file()
+    code, _, err = run_cli("build", small_model, "--force", *options)
+    assert code == 2 and "is not empty" in err
 
 
 def test_the_default_timeout_is_the_tools() -> None:

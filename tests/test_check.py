@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +18,22 @@ from compiler.driver import build as building
 from compiler.driver.options import BuildOptions
 from compiler.errors import InternalError
 from compiler.graph import OPSET, Builder, Names, array_of
+from compiler.quantize.products import Product
 from compiler.targets import Target
+from passes import Pass, PassContext
 from tests.conftest import Cli, save, small_network
 
+Run = Callable[[ir.Model, PassContext], None]
 
-def double(model: ir.Model, target: Target) -> None:
+
+def double(model: ir.Model, context: PassContext) -> None:
     """Scales the second convolution's weights."""
     node = next(n for n in model.graph if n.op_type == "Conv" and n.name == "second")
     b = Builder(model, Names(model.graph), node)
     node.replace_input_with(1, b.const(array_of(node.inputs[1]) * 2, "doubled"))  # type: ignore[arg-type]
 
 
-def cut(model: ir.Model, target: Target) -> None:
+def cut(model: ir.Model, context: PassContext) -> None:
     """Leaves a node with an input that nothing makes."""
     node = next(n for n in model.graph if n.name == "relu")
     node.replace_input_with(0, ir.Value(name="nowhere"))
@@ -37,10 +43,10 @@ def cut(model: ir.Model, target: Target) -> None:
     ("broken", "words"), [(double, "'c2' differs"), (cut, "not valid after this pass")]
 )
 def test_broken_pass(
-    broken: passes.Pass, words: str, small_model: Path, monkeypatch: pytest.MonkeyPatch
+    broken: Run, words: str, small_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        passes, "PASSES", (*passes.PASSES[:2], ("broken", broken), *passes.PASSES[2:])
+        passes, "PASSES", (*passes.PASSES[:2], Pass("broken", broken), *passes.PASSES[2:])
     )
     options = BuildOptions(check_passes=True)
     with pytest.raises(InternalError, match=words) as caught:
@@ -48,7 +54,7 @@ def test_broken_pass(
     assert caught.value.stage == "broken"
 
 
-def blank(model: ir.Model, target: Target) -> None:
+def blank(model: ir.Model, context: PassContext) -> None:
     """Makes the second convolution's weights something else than numbers."""
     node = next(n for n in model.graph if n.op_type == "Conv" and n.name == "second")
     b = Builder(model, Names(model.graph), node)
@@ -58,11 +64,11 @@ def blank(model: ir.Model, target: Target) -> None:
 @pytest.mark.parametrize("opset", [17, OPSET])
 @pytest.mark.parametrize("broken", [double, blank])
 def test_inner_tensors_are_held_too(
-    broken: passes.Pass, opset: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    broken: Run, opset: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proto = small_network()
     proto.opset_import[0].version, proto.ir_version = opset, 10
-    monkeypatch.setattr(passes, "PASSES", (("broken", broken),))
+    monkeypatch.setattr(passes, "PASSES", (Pass("broken", broken),))
     options = BuildOptions(check_passes=True)
     with pytest.raises(InternalError, match="'c2' differs"):
         building.plan_program(building.read(save(tmp_path / "m.onnx", proto), options), options)
@@ -82,19 +88,21 @@ def test_steps_behind_the_passes(
     name: str, small_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What separates scales, balances and equalises is held to the same as passes are."""
-    run = getattr(building, name)
+    module = importlib.import_module(f"passes.{name}")
+    run = getattr(module, name)
 
     def broken(*arguments: Any) -> Any:
-        found = run(*arguments)
+        # This model has no normalised product to balance.
+        found = {} if name == "balance" else run(*arguments)
         _scaled_output(arguments[0])
         return found
 
-    monkeypatch.setattr(building, name, broken)
-    monkeypatch.setattr(building, "balanced", lambda program: {"any": None})
-    if name != "balance":
-        monkeypatch.setattr(building, "balance", lambda *_: {})
-    else:
-        monkeypatch.setattr(building, "balance", lambda model, *_: _scaled_output(model) or {})
+    monkeypatch.setattr(module, name, broken)
+    if name == "balance":
+        made = ir.node("Relu", [], num_outputs=1)
+        (z,) = made.outputs
+        product = Product(made, made, z, z, z, z)
+        monkeypatch.setattr(building, "balanced", lambda program: {"any": product})
     with pytest.raises(InternalError, match=r"tensor '\w+' differs") as caught:
         building.build(small_model, small_model.with_suffix(".b"), BuildOptions(check_passes=True))
     assert caught.value.stage == name
@@ -133,7 +141,7 @@ def test_outputs_are_held_against_the_file(tmp_path: Path) -> None:
     """Not only against the import: a checker of another file's import says so at the first step."""
     path = save(tmp_path / "m.onnx", small_network())
     model = building.read(path, BuildOptions())
-    double(model, Target.load())
+    double(model, PassContext(Target.load()))
     with pytest.raises(InternalError, match="'y' differs"):
         Checker(model, 0, path).check("import", model)
 
@@ -141,7 +149,7 @@ def test_outputs_are_held_against_the_file(tmp_path: Path) -> None:
 def test_internal_errors_exit_with_70(
     small_model: Path, monkeypatch: pytest.MonkeyPatch, run_cli: Cli
 ) -> None:
-    monkeypatch.setattr(passes, "PASSES", (*passes.PASSES[:2], ("broken", double)))
+    monkeypatch.setattr(passes, "PASSES", (*passes.PASSES[:2], Pass("broken", double)))
     code, _, err = run_cli("build", small_model, "--check-passes")
     assert code == 70 and "stage 'broken'" in err and "report it" in err
 

@@ -10,7 +10,7 @@ import typer
 import compiler
 from compiler.cli import options as shared
 from compiler.cli import parse
-from compiler.cli.common import err, out, progress_bars, wrote
+from compiler.cli.common import err, log_to, out, progress_bars, wrote
 from compiler.cli.options import option
 from compiler.driver.options import ACCURACY, OPTIONAL, BuildOptions, LanguageOptions
 from compiler.errors import one_line
@@ -157,17 +157,33 @@ def build(
     timeout: shared.Timeout = shared.TIMEOUT,
     dump_passes: Annotated[
         Path | None,
-        option("dump_passes", metavar="DIR", help="Save the model as ONNX after each pass."),
+        option(
+            "dump_passes",
+            metavar="DIR",
+            help="Save the model as ONNX after each pass, in a new or empty folder.",
+        ),
     ] = None,
     timings: Annotated[
-        bool, option("timings", "--timings", help="Print how long each pass takes.")
-    ] = BuildOptions.timings,
+        bool,
+        typer.Option(
+            "--timings",
+            rich_help_panel=shared.PANELS["toolchain"],
+            help="Print how long each stage and each pass took.",
+        ),
+    ] = False,
     verbose: Annotated[
         bool,
-        option("verbose", "--verbose", "-v", help="Log for each pass what it matched."),
-    ] = BuildOptions.verbose,
+        typer.Option(
+            "--verbose",
+            "-v",
+            rich_help_panel=shared.PANELS["toolchain"],
+            help="Log for each pass what it matched and what it nearly matched.",
+        ),
+    ] = False,
 ) -> None:
     """Build a bundle from MODEL, run it against the float model, and show the difference."""
+    from compiler.view.timings import show_timings
+
     image = compiler.ImageOptions(
         parse.floats("mean", mean), parse.floats("std", std), parse.size(size)
     )
@@ -196,14 +212,17 @@ def build(
         lowering=tuple(lowering.split(",")),
         language=LanguageOptions(context, chunk, slots, max_ram),
         dump_passes=dump_passes,
-        timings=timings,
-        verbose=verbose,
     )
     if calibration is None and compiler.kind_of(model) != "language":
         err.print(RANDOM_DATA)
+    if verbose:
+        log_to(err)
+    measured = compiler.Timings()
     with progress_bars() as progress:
-        bundle = compiler.build(model, options, output, progress=progress)
+        bundle = compiler.build(model, options, output, progress=progress, timings=measured)
     _show(bundle)
+    if timings:
+        show_timings(err, measured.stages, measured.passes)
 
 
 def _show(bundle: compiler.Bundle) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,25 @@ def device_errors() -> Iterator[None]:
         raise DeviceError(str(error)) from error
     except DeviceChoiceError as error:
         raise OptionError(str(error), "devices") from error
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints log lines above the progress bars."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = escape(one_line(record.getMessage()))
+        self._console.print(f"[dim]{text}[/]", highlight=False, soft_wrap=True)
+
+
+def log_to(console: Console) -> None:
+    """Print what the compiler logs of its passes."""
+    logger = logging.getLogger("compiler.driver")
+    logger.setLevel(logging.INFO)
+    logger.handlers = [_ConsoleHandler(console)]
 
 
 def notices(texts: Sequence[str]) -> None:

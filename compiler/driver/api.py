@@ -19,7 +19,7 @@ from compiler.driver import plan as planning
 from compiler.driver.inspect import CompiledFile, FileKind, Inspection
 from compiler.driver.options import BuildOptions
 from compiler.driver.plan import Forecast
-from compiler.driver.progress import Progress, silent
+from compiler.driver.stages import Progress, Timings, silent
 from compiler.emit import compilation
 from compiler.errors import OptionError
 from compiler.partition import PartitionOptions
@@ -51,6 +51,7 @@ def build(
     output: AnyPath | None = None,
     *,
     progress: Progress = silent,
+    timings: Timings | None = None,
 ) -> Bundle:
     """Build a bundle and measure it against the float model.
 
@@ -60,6 +61,9 @@ def build(
     output:   the bundle's folder; by default the model's path with the suffix .bundle
     progress: is called with the name of each stage and its number of steps, and returns what to
               call after each step
+    timings:  is filled in with the seconds of each stage and pass
+
+    What passes match, and nearly match, is logged at level INFO under "compiler.driver".
 
     Returns the bundle, opened. Its `manifest["quality"]` holds what verification measured on
     samples that it was not calibrated on: SQNR in dB for each output and segment, or perplexity for
@@ -73,9 +77,9 @@ def build(
     folder = source.with_suffix(".bundle") if output is None else Path(output)
     options = options or BuildOptions()
     if kind_of(source) == "language":
-        language.build(source, folder, options, progress)
+        language.build(source, folder, options, progress, timings)
     else:
-        building.build(source, folder, options, progress)
+        building.build(source, folder, options, progress, timings)
     return Bundle.open(folder, check=False)
 
 

@@ -2,42 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes import common
 
 import passes
 from compiler import files
 from compiler.checks import agreement, sensitivity, verify
 from compiler.checks.baseline import Baseline, baseline
 from compiler.checks.pass_checks import Checker
-from compiler.device.legality import refusal
 from compiler.driver import quality, toolchain
-from compiler.driver.options import OPTIONAL, BuildOptions
-from compiler.driver.progress import Progress, silent, stage
+from compiler.driver.dump import GraphDump
+from compiler.driver.options import BuildOptions
+from compiler.driver.rewriting import PassDriver
+from compiler.driver.stages import Progress, StageTimer, Timings, silent, stage
 from compiler.emit import bundle
 from compiler.emit import manifest as manifests
 from compiler.graph import activations_around
 from compiler.importer import load as importer
 from compiler.partition import PartitionOptions, Program, partition
 from compiler.quantize import samples as sampling
-from compiler.quantize.balance import balance
-from compiler.quantize.calibrate import ChannelStats, Ranges, calibrate, observe
-from compiler.quantize.equalise import equalise
+from compiler.quantize.calibrate import Ranges, calibrate
 from compiler.quantize.products import Product, products
-from compiler.quantize.saturate import saturated
-from compiler.quantize.scales import assign, separate
+from compiler.quantize.scales import assign
 from compiler.runtime import Bundle
 from compiler.runtime.manifest import Manifest, MeasuredEntry
 from compiler.targets import Target
 from compiler.vendor import onnx_tf
 from compiler.view import page
-from passes import fold_constants
+from passes import PassContext, SampleContext, fold_constants
 
 # Calibration samples on which `keep_float` and warnings look at single segments.
 SENSITIVITY_SAMPLES = 4
@@ -51,7 +46,7 @@ def read(path: Path, options: BuildOptions, progress: Progress = silent) -> ir.M
         if options.values:
             # Branches that are never taken go at once: onnxruntime crashes on some whose condition
             # is constant.
-            fold_constants.run(model, Target.load(options.target))
+            fold_constants.run(model, PassContext(Target.load(options.target)))
         return model
 
 
@@ -59,34 +54,34 @@ def rewrite(
     model: ir.Model,
     options: BuildOptions,
     progress: Progress = silent,
-    checker: Checker | None = None,
+    driver: PassDriver | None = None,
 ) -> ir.Model:
-    """Run every pass over a model, in place; `checker`, or one of its own where options ask for it,
-    looks on."""
-    target = Target.load(options.target)
-    if checker is None and options.check_passes:
-        checker = Checker(model, options.seed)
+    """Run every pass over a model, in place. Without a `driver` the model gets one of its own."""
+    driver = driver or pass_driver(model, options)
+    context = PassContext(Target.load(options.target))
     step = progress("rewriting", len(passes.PASSES))
-    for name, run in passes.PASSES:
-        if name in options.without or (name in OPTIONAL and name not in options.also):
-            step()
-            continue
-        with stage(name):
-            run(model, target)
-            if checker is not None:
-                checker.check(name, model)
-            step()
-    with stage("partition"):
-        separate(model, [n for n in model.graph if refusal(n, target) is None])
-        common.RemoveUnusedFunctionsPass()(model)
-        if checker is not None:
-            checker.check("separate", model)
+    driver.run(passes.PASSES, model, context, step)
     return model
 
 
-def plan_program(model: ir.Model, options: BuildOptions, progress: Progress = silent) -> Program:
+def pass_driver(model: ir.Model, options: BuildOptions, path: Path | None = None) -> PassDriver:
+    """What runs the passes over `model`, which has seen none yet, as options say.
+
+    A checker holds outputs also against those of the file in `path`.
+    """
+    checker = Checker(model, options.seed, path) if options.check_passes else None
+    dump = None if options.dump_folder is None else GraphDump(options.dump_folder)
+    return PassDriver(options.without, options.also, checker, dump)
+
+
+def plan_program(
+    model: ir.Model,
+    options: BuildOptions,
+    progress: Progress = silent,
+    driver: PassDriver | None = None,
+) -> Program:
     """Run every pass over a model, in place, and cut it into segments."""
-    rewritten = rewrite(model, options, progress)
+    rewritten = rewrite(model, options, progress, driver)
     progress("cutting into segments", 1)
     return partition_model(rewritten, options.target, options.partitioning)
 
@@ -99,14 +94,22 @@ def partition_model(model: ir.Model, target: str, options: PartitionOptions) -> 
         return Program(model, partition(model, device, placed), device)
 
 
-def build(path: Path, output: Path, options: BuildOptions, progress: Progress = silent) -> Manifest:
+def build(
+    path: Path,
+    output: Path,
+    options: BuildOptions,
+    progress: Progress = silent,
+    timings: Timings | None = None,
+) -> Manifest:
     """Build a bundle from the ONNX file `path` in the folder `output`; returns its manifest.
 
-    Raises CompilerError; then nothing is left at `output` but what stood there before.
+    `timings` are filled in. Raises CompilerError; then nothing is left at `output` but what stood
+    there before.
     """
     options = options.suited_to("onnx", path)
     if options.lowering[0] == "onnx-tf":
         onnx_tf.find()  # before the work starts
+    progress = timer = StageTimer(progress)
     with bundle.folder(output, options.force, options.sources(path)) as folder:
         model = read(path, options, progress)
         importer.check_weights(model.graph)
@@ -118,12 +121,12 @@ def build(path: Path, output: Path, options: BuildOptions, progress: Progress = 
         # Outputs that hold scores are told by the nodes behind them, which passes replace.
         layers = agreement.scored(model.graph)
 
-        checker = Checker(model, options.seed, path) if options.check_passes else None
-        rewritten = rewrite(model, options, progress, checker)
-        program = _partition_and_quantize(rewritten, calibration, options, progress, checker)
+        driver = pass_driver(model, options, path)
+        rewritten = rewrite(model, options, progress, driver)
+        program = _partition_and_quantize(rewritten, calibration, options, progress, driver)
         if options.keep_float:
             options = _with_float_nodes(program, calibration, options, progress)
-            program = _partition_and_quantize(rewritten, calibration, options, progress, checker)
+            program = _partition_and_quantize(rewritten, calibration, options, progress, driver)
 
         converted = toolchain.convert_with_onnx_tf(program, calibration, options, progress)
         written = toolchain.emit({"": program}, folder, progress, converted)
@@ -151,7 +154,16 @@ def build(path: Path, output: Path, options: BuildOptions, progress: Progress = 
             manifests.write(folder, manifest)
             page.write(folder, manifest)
         quality.require_sqnr(measured, options.min_sqnr)
+    note_timings(timings, timer, driver)
     return manifest
+
+
+def note_timings(timings: Timings | None, timer: StageTimer, driver: PassDriver) -> None:
+    """Fill in what was measured, where somebody asks for it."""
+    timer.end()
+    if timings is not None:
+        timings.stages += timer.seconds
+        timings.passes += [(run.name, run.seconds, run.rewrites) for run in driver.runs]
 
 
 def run_float_model(
@@ -169,11 +181,11 @@ def _partition_and_quantize(
     calibration: sampling.Samples,
     options: BuildOptions,
     progress: Progress,
-    checker: Checker | None,
+    driver: PassDriver,
 ) -> Program:
     progress("cutting into segments", 1)
     program = partition_model(rewritten, options.target, options.partitioning)
-    return quantize(replace(program, checker=checker), calibration, options, progress)
+    return quantize(program, calibration, options, progress, driver)
 
 
 def _with_float_nodes(
@@ -215,66 +227,53 @@ def _few(samples: sampling.Samples) -> sampling.Samples:
 
 
 def quantize(
-    program: Program, samples: sampling.Samples, options: BuildOptions, progress: Progress = silent
-) -> Program:
-    """Give a scale to every activation that a TPU segment touches."""
-    with stage("balance"):
-        chosen = {} if "balance" in options.without else balanced(program)
-        step = progress("balancing channels", len(samples) if chosen else 0)
-        ranges = balance(program.model, list(chosen.values()), samples, step)
-        if program.checker is not None and chosen:
-            program.checker.check("balance", program.model)
-    return scaled(program, ranges, samples, options, progress)
-
-
-def balanced(program: Program) -> dict[str, Product]:
-    """The normalised products on an Edge TPU."""
-    found = products(program.model.graph).items()
-    return {name: product for name, product in found if product.made in program.made_on_tpu}
-
-
-def scaled(
     program: Program,
-    ranges: Ranges,
     samples: sampling.Samples,
     options: BuildOptions,
     progress: Progress = silent,
+    driver: PassDriver | None = None,
 ) -> Program:
-    """Scales where ranges are known already, and from samples where they are not; channels are
-    equalised first."""
-    nodes = [n for s in program.plan.segments if s.device == "tpu" for n in s.nodes]
-    values = activations_around(nodes)
-    unknown = [v for v in values if str(v.name) not in ranges]
-    shown: dict[str, ChannelStats] = {}
+    """Give a scale to every activation that a TPU segment touches, by what samples show."""
+    chosen = list(balanced(program).values())
+    context = _sample_context(program, samples, progress, products=chosen)
+    return _calibrated(program, context, options, driver)
+
+
+def balanced(program: Program) -> dict[str, Product]:
+    """The normalised products on an Edge TPU, by the names of their factors."""
+    found = products(program.model.graph)
+    return {name: p for name, p in found.items() if p.made in program.made_on_tpu}
+
+
+def scaled(
+    program: Program, ranges: Ranges, options: BuildOptions, driver: PassDriver | None = None
+) -> Program:
+    """As `quantize`, for a program of which all ranges are known."""
+    context = _sample_context(program, sampling.Samples([]), silent, ranges=dict(ranges))
+    return _calibrated(program, context, options, driver)
+
+
+def _sample_context(
+    program: Program, samples: sampling.Samples, progress: Progress, **known: Any
+) -> SampleContext:
+    on_tpu = [segment for segment in program.plan.segments if segment.device == "tpu"]
+    nodes = [node for segment in on_tpu for node in segment.nodes]
+    return SampleContext(program.target, samples=samples, announce=progress, nodes=nodes, **known)
+
+
+def _calibrated(
+    program: Program, context: SampleContext, options: BuildOptions, driver: PassDriver | None
+) -> Program:
+    """Run the passes that look at samples, then choose scales by the ranges that they leave."""
+    driver = driver or PassDriver(options.without, options.also)
+    driver.run(passes.SAMPLE_PASSES, program.model, context)
+    values = activations_around(context.nodes)
+    unknown = [value for value in values if str(value.name) not in context.ranges]
     with stage("calibrate"):
-        if unknown:
-            shown = saturated(
-                nodes,
-                observe(program.model, unknown, samples, progress("calibrating", len(samples))),
-            )
-    if "equalise" not in options.without:
-        with stage("equalise"):
-            before, shown = shown, equalise(program.model, nodes, shown)
-            if program.checker is not None:
-                program.checker.check("equalise", program.model, _multiplied(before, shown))
-    with stage("calibrate"):
-        ranges = ranges | calibrate(program.model, unknown, shown, samples, options.observers)
+        found = calibrate(program.model, unknown, context.stats, context.samples, options.observers)
     with stage("quantize"):
-        means = (
-            {}
-            if "correct_biases" in options.without
-            else {name: s.mean for name, s in shown.items()}
-        )
-        return replace(program, quants=assign(nodes, values, ranges), means=means)
-
-
-def _multiplied(before: Mapping[str, ChannelStats], after: Mapping[str, ChannelStats]) -> set[str]:
-    """The activations that equalising multiplied by factors other than 1."""
-    return {
-        name
-        for name, shown in before.items()
-        if not np.array_equal(shown.square, after[name].square)
-    }
+        quants = assign(context.nodes, values, context.ranges | found)
+    return replace(program, quants=quants, means=context.means)
 
 
 def forecast(program: Program) -> dict[str, Any]:

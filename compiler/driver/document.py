@@ -35,6 +35,7 @@ _SECTIONS = {
         "LanguageOptions",
         "ImageOptions",
         "Observers",
+        "Timings",
     ),
     "Predicting": ("plan", "Forecast", "LanguageForecast", "check", "CheckedOperator"),
     "Inspecting": (

@@ -11,7 +11,7 @@ from typing import Literal, cast
 from compiler import files, frontends
 from compiler.driver import build as building
 from compiler.driver.options import BuildOptions
-from compiler.driver.progress import Progress, silent
+from compiler.driver.stages import Progress, silent
 from compiler.emit import bundle
 from compiler.emit import manifest as manifests
 from compiler.errors import OptionError, OutputError

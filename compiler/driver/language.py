@@ -18,14 +18,14 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 
 from compiler.checks import verdict
 from compiler.driver import build as building
 from compiler.driver import perplexity, toolchain
 from compiler.driver.corpus import HELD_OUT, calibration_rows, sample
 from compiler.driver.options import ROTATE_STREAM, BuildOptions, LanguageOptions
-from compiler.driver.progress import Progress, silent, stage
+from compiler.driver.rewriting import PassDriver
+from compiler.driver.stages import Progress, StageTimer, Timings, silent, stage
 from compiler.emit import bundle
 from compiler.emit import manifest as manifests
 from compiler.errors import OptionError
@@ -35,23 +35,32 @@ from compiler.frontends.rotate import rotate
 from compiler.graph import OPSET
 from compiler.partition import PartitionOptions, Program
 from compiler.quantize import samples as sampling
-from compiler.quantize.balance import balance, known
+from compiler.quantize.balance import known
 from compiler.quantize.products import Product, products
 from compiler.runtime.bundle import sha256
 from compiler.runtime.language import LanguageModel
 from compiler.runtime.manifest import FileEntry, LanguageEntry, Manifest, ProgramEntry
 from compiler.targets import Target
 from compiler.view import page
+from passes import BALANCE, SampleContext
 
 MEGABYTE = 1 << 20
 
 
-def build(path: Path, output: Path, options: BuildOptions, progress: Progress = silent) -> Manifest:
+def build(
+    path: Path,
+    output: Path,
+    options: BuildOptions,
+    progress: Progress = silent,
+    timings: Timings | None = None,
+) -> Manifest:
     """Build a bundle from the language model `path` in the folder `output`; returns its manifest.
 
-    Raises CompilerError; then nothing is left at `output` but what stood there before.
+    `timings` are filled in. Raises CompilerError; then nothing is left at `output` but what stood
+    there before.
     """
     options = options.suited_to("language", path)
+    progress = timer = StageTimer(progress)
     with bundle.folder(output, options.force, options.sources(path)) as folder:
         with stage("import"):
             progress("reading the model", 1)
@@ -61,7 +70,9 @@ def build(path: Path, output: Path, options: BuildOptions, progress: Progress = 
         options = replace(options, language=sizes)
         calibration, held_out = rows[:-HELD_OUT], rows[-HELD_OUT:]
 
-        programs = quantized_programs(source, options, calibration, progress)
+        compiled, options = rotated(source, options)
+        driver = PassDriver(options.without, options.also)
+        programs = quantized_programs(compiled, options, calibration, driver, progress)
         prefixed = {_file_prefix(name): program for name, program in programs.items()}
         written = toolchain.emit(prefixed, folder, progress)
         written = toolchain.compile_segments(written, folder, options.tool, progress)
@@ -99,6 +110,7 @@ def build(path: Path, output: Path, options: BuildOptions, progress: Progress = 
                 manifests.enter_quality(manifest, {"warnings": warnings})
             manifests.write(folder, manifest)
             page.write(folder, manifest)
+    building.note_timings(timings, timer, driver)
     return manifest
 
 
@@ -130,16 +142,16 @@ def quantized_programs(
     source: Source,
     options: BuildOptions,
     rows: Sequence[np.ndarray],
+    driver: PassDriver,
     progress: Progress = silent,
 ) -> dict[str, Program]:
     """The programs, with scales from what the float model shows on `rows` of tokens [tokens]."""
     options = replace(options, partitioning=_partitioning(options))
-    source, options = rotated(source, options)
     shapes = program_shapes(options.language)
     programs = {}
     for name, shape in shapes.items():
         model = decoder.write(source, shape)
-        programs[name] = building.plan_program(model, options, progress)
+        programs[name] = building.plan_program(model, options, progress, driver)
     wanted: set[str] = set()
     for program in programs.values():
         wanted |= building.balanced(program).keys()
@@ -149,9 +161,16 @@ def quantized_programs(
     shape = replace(shapes["prefill"], all_logits=True)
     model = programs["prefill"].model
     if names:
-        model = building.rewrite(decoder.write(source, shape), options)
-    samples = sampling.Samples([partial(sample, model.graph, row, shape) for row in rows])
-    balanced = _balance(model, names, samples, progress)
+        model = decoder.write(source, shape)
+        building.rewrite(model, options, driver=driver)
+    balanced = products(model.graph)
+    context = SampleContext(
+        Target.load(options.target),
+        samples=sampling.Samples([partial(sample, model.graph, row, shape) for row in rows]),
+        announce=progress,
+        products=[balanced[name] for name in names],
+    )
+    driver.apply(BALANCE, model, context)
 
     quantized = {}
     for name, program in programs.items():
@@ -159,8 +178,7 @@ def quantized_programs(
         for product in names:
             _copy_factors(balanced[product], own[product])
         ranges = known([own[product] for product in names])
-        nothing = sampling.Samples([])  # all ranges follow from the factors
-        quantized[name] = building.scaled(program, ranges, nothing, options, progress)
+        quantized[name] = building.scaled(program, ranges, options, driver)
     return quantized
 
 
@@ -182,17 +200,6 @@ def _partitioning(options: BuildOptions) -> PartitionOptions:
     limit = options.language.max_ram
     host_bytes = None if limit is None else limit * MEGABYTE // 16
     return replace(options.partitioning, host_int8=True, host_bytes=host_bytes)
-
-
-def _balance(
-    model: ir.Model, names: Sequence[str], samples: sampling.Samples, progress: Progress
-) -> dict[str, Product]:
-    """The normalised products of `model`, those in `names` with factors and offsets chosen."""
-    with stage("balance"):
-        found = products(model.graph)
-        step = progress("balancing channels", len(samples) if names else 0)
-        balance(model, [found[name] for name in names], samples, step)
-    return found
 
 
 def _copy_factors(source: Product, product: Product) -> None:

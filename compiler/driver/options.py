@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 ModelKind = Literal["onnx", "language"]
 Group = Literal["model", "calibration", "accuracy", "plan", "language", "toolchain"]
 
-# Steps that only serve accuracy, which `without` leaves out.
+# Passes that only serve accuracy, which `without` leaves out; the records in passes/ say so too.
 ACCURACY = (
     "keep_gates",
     "keep_spectra",
-    "keep_tails",
     "split_gates",
     "split_joins",
     "rotate_rows",
     "normalise_linears",
+    "keep_tails",
     "balance",
     "equalise",
     "correct_biases",
@@ -94,8 +94,6 @@ SCOPES: Mapping[str, Scope] = {
     "tool": Scope("toolchain"),
     "lowering": Scope("toolchain", _ONNX),
     "dump_passes": Scope("toolchain", _ONNX),
-    "timings": Scope("toolchain"),
-    "verbose": Scope("toolchain"),
 }
 # Fields that hold options classes of their own.
 _NESTED = ("image", "partitioning", "language")
@@ -175,9 +173,7 @@ class BuildOptions:
     tool:         edgetpu_compiler, as `find_edgetpu_compiler` gives it; None does not run it
     lowering:     who writes TPU segments: ("direct",), ("onnx-tf",) or ("onnx-tf", "direct")
     language:     sizes of a language model's programs
-    dump_passes:  a folder for the ONNX model after each pass
-    timings:      measures how long each pass takes
-    verbose:      logs for each pass what it matched
+    dump_passes:  a new or empty folder for the ONNX model after each pass
 
     Paths may be given as text. Raises OptionError for values out of range, unknown names and files
     of targets and hosts that cannot be read; its `option` is the field's name.
@@ -204,8 +200,6 @@ class BuildOptions:
     lowering: tuple[str, ...] = ("direct",)
     language: LanguageOptions = field(default_factory=LanguageOptions)
     dump_passes: Path | str | None = None
-    timings: bool = False
-    verbose: bool = False
 
     def __post_init__(self) -> None:
         # Any collection of names will do.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from compiler.driver.corpus import sample
-from compiler.driver.progress import Progress, silent
+from compiler.driver.stages import Progress, silent
 from compiler.frontends import Source, decoder
 from compiler.frontends.decoder import ProgramShape
 from compiler.graph.reference import Reference

@@ -9,7 +9,7 @@ from pathlib import Path
 from compiler.driver import build as building
 from compiler.driver import language
 from compiler.driver.options import BuildOptions
-from compiler.driver.progress import Progress, silent
+from compiler.driver.stages import Progress, silent
 from compiler.frontends import decoder, open_source
 from compiler.partition import PlacePolicy, Program
 from compiler.targets import Target

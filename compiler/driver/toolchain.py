@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from compiler.driver.options import BuildOptions
-from compiler.driver.progress import Progress, silent, stage
+from compiler.driver.stages import Progress, silent, stage
 from compiler.emit import bundle, compilation
 from compiler.errors import ToolchainError
 from compiler.partition import Program, halved

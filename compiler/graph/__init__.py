@@ -49,6 +49,7 @@ from compiler.graph.walk import (
     float32_nodes,
     only_consumer,
     produced_by,
+    producer_of,
     values_read,
 )
 
@@ -98,6 +99,7 @@ __all__ = [
     "operator_name",
     "origin_of",
     "produced_by",
+    "producer_of",
     "product_of",
     "replace_node",
     "rewrite_until_stable",

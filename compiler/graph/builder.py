@@ -1,4 +1,4 @@
-"""Adds nodes and constants to a graph."""
+"""Adds nodes and constants to a graph, with names that are free and shapes that are inferred."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Names:
     """Hands out names that no value and no node of the graph uses yet."""
 
     def __init__(self, graph: ir.Graph) -> None:
-        self._taken = (
-            {v.name for v in all_activations(graph)}
-            | set(graph.initializers)
-            | {n.name for n in graph}
-        )
+        self._taken = set(graph.initializers)
+        self._taken.update(str(value.name) for value in all_activations(graph))
+        self._taken.update(str(node.name) for node in graph)
 
     def fresh(self, hint: str) -> str:
-        name, number = hint, 0
+        """`hint`, or where that is taken `hint_1`, `hint_2`, ..."""
+        name = hint
+        number = 0
         while name in self._taken:
             number += 1
             name = f"{hint}_{number}"
@@ -35,11 +35,16 @@ class Names:
 
 
 class Builder:
-    """Adds nodes in front of `anchor`: shapes are inferred, names are free, the origin is the
-    anchor's."""
+    """Adds nodes in front of `anchor`, which come from the same node of the source model as it.
+
+    Values that it made are in `made`: they take the names of those that they replace.
+    """
 
     def __init__(self, model: ir.Model, names: Names, anchor: ir.Node) -> None:
-        self.model, self.graph, self.names, self.anchor = model, model.graph, names, anchor
+        self.model = model
+        self.graph = model.graph
+        self.names = names
+        self.anchor = anchor
         self.made: set[ir.Value] = set()
 
     def replace(self, *values: ir.Value) -> None:
@@ -48,11 +53,10 @@ class Builder:
 
     def const(self, array: np.ndarray | np.generic | ir.TensorProtocol, hint: str) -> ir.Value:
         """A new initializer. A lazy tensor stays unread until it is written."""
-        tensor = (
-            ir.tensor(np.asarray(array, order="C"))
-            if isinstance(array, np.ndarray | np.generic)
-            else array
-        )
+        if isinstance(array, np.ndarray | np.generic):
+            tensor: ir.TensorProtocol = ir.tensor(np.asarray(array, order="C"))
+        else:
+            tensor = array
         value = ir.Value(
             name=self.names.fresh(hint),
             type=ir.TensorType(tensor.dtype),
@@ -65,40 +69,40 @@ class Builder:
     def lazy(
         self, source: ir.Value, change: Callable[[np.ndarray], np.ndarray], new: Shape, hint: str
     ) -> ir.Value:
-        """A constant computed from another when it is read, so that weights are not held in memory
-        twice."""
-        return self._made(lambda: change(array_of(source)), source, new, hint)
+        """A constant of shape `new`, computed from `source` whenever it is read.
+
+        So weights are not held in memory twice.
+        """
+        return self._lazy(lambda: change(array_of(source)), source, new, hint)
 
     def lazy_rows(
         self, source: ir.Value, change: Callable[[np.ndarray], np.ndarray], new: Shape, hint: str
     ) -> ir.Value:
-        """As `lazy`, for a change that treats each row (first axis) by itself, so that tiles read
-        only their rows."""
+        """As `lazy`, for a change that treats each row (first axis) by itself.
+
+        So tiles compute only their own rows.
+        """
         value = self.lazy(source, change, new, hint)
         value.meta[ROWS] = lambda rows: change(rows_of(source, rows))
         value.meta[GRID] = grid_of(source)
         return value
 
     def by_rows(self, read: Callable[[slice], np.ndarray], new: Shape, hint: str) -> ir.Value:
-        """A float constant of shape `new` of which `read` computes some rows (first axis) when they
-        are needed."""
-        whole = slice(0, new[0])
-        tensor = ir.LazyTensor(
-            lambda: ir.tensor(np.ascontiguousarray(read(whole), np.float32)),
-            dtype=ir.DataType.FLOAT,
-            shape=ir.Shape(new),
-            name=hint,
-        )
-        value = self.const(tensor, hint)
+        """A float constant of shape `new`; `read` computes some rows (first axis) as needed."""
+
+        def compute() -> np.ndarray:
+            whole = slice(0, new[0])
+            return read(whole).astype(np.float32, copy=False)
+
+        value = self.const(_lazy_tensor(compute, ir.DataType.FLOAT, new, hint), hint)
         value.meta[ROWS] = read
         return value
 
     def rows(self, source: ir.Value, rows: slice) -> ir.Value:
         """Some rows of a constant."""
         new = (rows.stop - rows.start, *shape_of(source)[1:])
-        value = self._made(
-            lambda: rows_of(source, rows), source, new, f"{source.name}/{rows.start}"
-        )
+        hint = f"{source.name}/{rows.start}"
+        value = self._lazy(lambda: rows_of(source, rows), source, new, hint)
         scales = grid_of(source)
         value.meta[GRID] = scales if scales is None else scales[rows]
         return value
@@ -110,17 +114,12 @@ class Builder:
         value.meta[GRID] = source.meta.get(COLUMN_GRID)
         return value
 
-    def _made(
-        self, make: Callable[[], np.ndarray], source: ir.Value, new: Shape, hint: str
+    def _lazy(
+        self, compute: Callable[[], np.ndarray], source: ir.Value, new: Shape, hint: str
     ) -> ir.Value:
+        """A constant of the type of `source`."""
         assert source.const_value is not None
-        tensor = ir.LazyTensor(
-            lambda: ir.tensor(np.ascontiguousarray(make())),
-            dtype=source.const_value.dtype,
-            shape=ir.Shape(new),
-            name=hint,
-        )
-        return self.const(tensor, hint)
+        return self.const(_lazy_tensor(compute, source.const_value.dtype, new, hint), hint)
 
     def op(
         self,
@@ -156,18 +155,31 @@ class Builder:
         if shape_of(value) == tuple(new):
             return value
         target = self.const(np.asarray(new, np.int64), f"{value.name}/shape")
-        empty = {"allowzero": 1} if 0 in new else {}
-        return self.op("Reshape", [value, target], empty)
+        # Without it, a zero would stand for the dimension of the input.
+        attributes = {"allowzero": 1} if 0 in new else {}
+        return self.op("Reshape", [value, target], attributes)
 
     def transpose(self, value: ir.Value, perm: Sequence[int]) -> ir.Value:
+        """A Transpose; the value itself where nothing changes."""
         if list(perm) == sorted(perm):
             return value
         return self.op("Transpose", [value], {"perm": tuple(perm)})
 
     def scalar(self, number: float, hint: str) -> ir.Value:
+        """A float32 constant without dimensions."""
         return self.const(np.asarray(number, np.float32), hint)
 
 
+def _lazy_tensor(
+    compute: Callable[[], np.ndarray], dtype: ir.DataType, shape: Shape, name: str
+) -> ir.LazyTensor:
+    def tensor() -> ir.TensorProtocol:
+        return ir.tensor(np.ascontiguousarray(compute()))
+
+    return ir.LazyTensor(tensor, dtype=dtype, shape=ir.Shape(shape), name=name)
+
+
+# Permutations that bring images from NCHW to NHWC, and back.
 NHWC = (0, 2, 3, 1)
 NCHW = (0, 3, 1, 2)
 

@@ -12,7 +12,7 @@ from compiler.graph.walk import only_consumer
 
 
 def unscaled(value: ir.Value) -> tuple[ir.Value, float]:
-    """What is multiplied by, or divided by, numbers, and their product."""
+    """(x, factor) of an activation that is x times numbers; (the value, 1) where it is none."""
     node = value.producer()
     if node is None or node.domain or node.op_type not in ("Mul", "Div"):
         return value, 1.0
@@ -20,13 +20,10 @@ def unscaled(value: ir.Value) -> tuple[ir.Value, float]:
     if node.op_type == "Mul" and is_constant(x):
         x, by = by, x
     number = scalar_of(by)
-    if (
-        x is None
-        or not number
-        or is_constant(x)
-        or not is_static(x)
-        or len(shape_of(by)) > len(shape_of(x))
-    ):
+    if x is None or not number or is_constant(x) or not is_static(x):
+        return value, 1.0
+    # A number of more dimensions would give the result another shape.
+    if len(shape_of(by)) > len(shape_of(x)):
         return value, 1.0
     rest, factor = unscaled(x)
     return rest, factor * (number if node.op_type == "Mul" else 1 / number)
@@ -38,23 +35,29 @@ def is_near(found: float, number: float) -> bool:
 
 
 def product_of(made: ir.Value, x: ir.Value | None, number: float) -> ir.Node | None:
-    """The last node of made * x * number, or of made * number without x, whatever the order of the
-    factors."""
-    factor, missing = 1.0, x is not None
+    """The last node of made * x * number, whatever the order of the factors.
+
+    Without x, of made * number. Each product between must have no other reader.
+    """
+    factor = 1.0
+    x_is_missing = x is not None
     while (last := only_consumer(made)) is not None and key_of(last) in (("", "Mul"), ("", "Div")):
-        other = next((v for v in last.inputs if v is not made), None)
-        if last.op_type == "Div" and (last.inputs[0] is not made or scalar_of(other) in (None, 0)):
-            return None
+        other = next((value for value in last.inputs if value is not made), None)
         by = scalar_of(other)
-        if other is not None and by is None:
-            rest, by = unscaled(other)
-            if rest is not x or not missing:
+        if last.op_type == "Div":
+            if last.inputs[0] is not made or not by:
                 return None
-            missing = False
-        if by is None:
-            return None
-        factor = factor / by if last.op_type == "Div" else factor * by
-        if not missing and is_near(factor, number):
+            by = 1 / by
+        elif by is None:
+            if other is None:
+                return None
+            # x may come with factors of its own.
+            rest, by = unscaled(other)
+            if rest is not x or not x_is_missing:
+                return None
+            x_is_missing = False
+        factor *= by
+        if not x_is_missing and is_near(factor, number):
             return last
         made = last.outputs[0]
     return None

@@ -27,26 +27,31 @@ class Reference:
         self._folder = files.temporary("reference")
         path = self._folder.path / "model.onnx"
         graph = model.graph
-        known = {id(v) for v in graph.outputs}
-        added = [v for v in extra if id(v) not in known and not v.is_graph_input()]
+        known = set(graph.outputs)
+        added = [value for value in extra if value not in known and not value.is_graph_input()]
         count = len(graph.outputs)
         graph.outputs.extend(added)
         try:
             save(model, path)
         finally:
             while len(graph.outputs) > count:
-                graph.outputs.pop()  # a deleted slice would leave the values marked as outputs
+                # One by one: a deleted slice would leave the values marked as outputs.
+                graph.outputs.pop()
         self.session = ort.InferenceSession(
             path, session_options(), providers=["CPUExecutionProvider"]
         )
-        self.names = [o.name for o in self.session.get_outputs()]
-        self.inputs = [i.name for i in self.session.get_inputs()]
+        self.names = [output.name for output in self.session.get_outputs()]
+        self.inputs = [value.name for value in self.session.get_inputs()]
 
     def run(self, sample: Arrays, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """The outputs for one sample: all, or those in `names`."""
-        names = self.names if names is None else names
-        feed = {name: sample[name] for name in self.inputs}
-        return dict(zip(names, self.session.run(names, feed), strict=True)) if names else {}
+        if names is None:
+            names = self.names
+        if not names:
+            return {}
+        feeds = {name: sample[name] for name in self.inputs}
+        results = self.session.run(names, feeds)
+        return dict(zip(names, results, strict=True))
 
     def __enter__(self) -> Reference:
         return self
@@ -76,13 +81,17 @@ def session_options() -> ort.SessionOptions:
 
 
 def save(model: ir.Model, path: Path) -> None:
-    """Write a model with its larger weights in a file beside it, one after the other. Raises
-    OutputError."""
-    kept = {v: v.const_value for v in model.graph.initializers.values()}
+    """Write a model with its larger weights in a file beside it, one after the other.
+
+    Raises OutputError.
+    """
+    # Saving replaces tensors by references to the file.
+    kept = {value: value.const_value for value in model.graph.initializers.values()}
     try:
         ir.save(model, path, external_data=f"{path.name}.data", max_workers=1)
     except OSError as error:
-        why = error.strerror or str(error)  # numpy has no errno where a file takes a part only
+        # numpy gives no errno where a file takes a part only.
+        why = error.strerror or str(error)
         raise OutputError(
             f"{path.parent}: cannot be written: {why}: free some room or set $TMPDIR"
         ) from error

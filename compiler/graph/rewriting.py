@@ -10,24 +10,34 @@ from onnx_ir.passes import common
 from compiler.graph.builder import Builder, Names
 from compiler.graph.values import is_static
 
-MOST_ROUNDS = 1000  # of rewriting a graph; the deepest network in the tests takes a few
+# Rounds over a graph at most; the deepest network in the tests takes a few.
+MOST_ROUNDS = 1000
 
 
-def rewrite_until_stable(model: ir.Model, rewrite: Callable[[ir.Node, Builder], bool]) -> None:
-    """Offer every node of static shapes to `rewrite`, which says whether it changed anything, until
-    none does.
+def rewrite_until_stable(
+    model: ir.Model, rewrite: Callable[[ir.Node, Builder], bool]
+) -> list[ir.Node]:
+    """Offer every node of static shapes to `rewrite` until it changes nothing any more.
 
-    Raises RuntimeError where that does not come to an end.
+    `rewrite` says whether it changed anything. Returns the nodes at which it did, in order; some
+    are no longer in the graph. Raises RuntimeError where that does not come to an end.
     """
     names = Names(model.graph)
+    changed: list[ir.Node] = []
     for _ in range(MOST_ROUNDS):
-        changed = False
+        before = len(changed)
         for node in list(model.graph):
-            if node.graph is not None and all(
-                is_static(v) for v in [*node.inputs, *node.outputs] if v is not None
-            ):
-                changed |= rewrite(node, Builder(model, names, node))
+            # A rewrite of an earlier node may have removed this one.
+            if node.graph is None or not _has_static_shapes(node):
+                continue
+            if rewrite(node, Builder(model, names, node)):
+                changed.append(node)
         common.RemoveUnusedNodesPass()(model)
-        if not changed:
-            return
+        if len(changed) == before:
+            return changed
     raise RuntimeError("rewriting does not come to an end")
+
+
+def _has_static_shapes(node: ir.Node) -> bool:
+    values = [value for value in [*node.inputs, *node.outputs] if value is not None]
+    return all(is_static(value) for value in values)

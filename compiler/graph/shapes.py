@@ -1,5 +1,7 @@
-"""Types and shapes of every tensor, by ONNX's own inference and, where it does not know an
-operator, by onnxruntime."""
+"""Infers types and shapes of every tensor of a model.
+
+ONNX's own inference does it, and onnxruntime where ONNX does not know an operator.
+"""
 
 from __future__ import annotations
 
@@ -35,19 +37,25 @@ def _by_onnx(model: ir.Model) -> None:
         results = ir.convenience.create_value_mapping(other)
         for name, value in ir.convenience.create_value_mapping(graph).items():
             result = results.get(name)
-            if result is None or is_constant(value):
-                continue
-            if result.type is not None:
-                value.type = result.type
-            if not isinstance(value.type, ir.TensorType):
-                value.shape = None  # of a sequence, it would be that of its elements
-            elif result.shape is not None:
-                value.shape = result.shape
+            if result is not None and not is_constant(value):
+                _take_over(value, result)
+
+
+def _take_over(value: ir.Value, result: ir.Value) -> None:
+    """Give a value the type and shape that were found."""
+    if result.type is not None:
+        value.type = result.type
+    if not isinstance(value.type, ir.TensorType):
+        # Of a sequence, it would be that of its elements.
+        value.shape = None
+    elif result.shape is not None:
+        value.shape = result.shape
 
 
 def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """With `check_type`, ONNX finds types of outputs that it does not find without; it may also
-    complain of others."""
+    """The model with all types and shapes that ONNX's inference finds."""
+    # With `check_type` it finds types of outputs that it does not find without, but it may also
+    # complain of others.
     try:
         return onnx.shape_inference.infer_shapes(proto, check_type=True, data_prop=True)
     except Exception:
@@ -62,7 +70,8 @@ def _without_weights(model: ir.Model) -> onnx.ModelProto:
         tensor = value.const_value
         if tensor is None or tensor.nbytes <= SHOWN:
             continue
-        value.shape, value.type = ir.Shape(list(tensor.shape)), ir.TensorType(tensor.dtype)  # type: ignore[arg-type]
+        value.shape = ir.Shape(list(tensor.shape))  # type: ignore[arg-type]
+        value.type = ir.TensorType(tensor.dtype)
         del graph.initializers[name]
         value.const_value = None
         if not value.is_graph_input():
@@ -71,14 +80,16 @@ def _without_weights(model: ir.Model) -> onnx.ModelProto:
 
 
 def _by_onnxruntime(model: ir.Model) -> bool:
-    """Shapes of results of operators outside of ONNX, where those of their inputs are known.
-    Whether any was found."""
+    """Fill in what operators outside of ONNX give, where the shapes of their inputs are known.
+
+    Returns whether anything was found.
+    """
     found = False
     for node in model.graph:
         if node.domain in ("", "ai.onnx", DIALECT) or all(_is_known(v) for v in node.outputs):
             continue
         if all(is_static(v) for v in values_read(node)):
-            found |= _try(model, node)
+            found |= _try_alone(model, node)
     return found
 
 
@@ -86,8 +97,8 @@ def _is_known(value: ir.Value) -> bool:
     return not value.name or (value.dtype is not None and is_static(value))
 
 
-def _try(model: ir.Model, node: ir.Node) -> bool:
-    """One node as a model of its own: what onnxruntime infers, or what a run on zeros gives."""
+def _try_alone(model: ir.Model, node: ir.Node) -> bool:
+    """Infer one node as a model of its own, or run it on zeros. Returns whether that helped."""
     names = [str(v.name) for v in node.outputs if v.name]
     try:
         session = _alone(model, node, names)
@@ -108,16 +119,20 @@ def _try(model: ir.Model, node: ir.Node) -> bool:
     return changed
 
 
+# What onnxruntime calls the types of tensors.
 _ELEMENTS = {
     "tensor(float)": ir.DataType.FLOAT,
     "tensor(float16)": ir.DataType.FLOAT16,
     "tensor(double)": ir.DataType.DOUBLE,
     "tensor(bool)": ir.DataType.BOOL,
-    **{
-        f"tensor({u}int{n})": ir.DataType[f"{u}int{n}".upper()]
-        for u in ("", "u")
-        for n in (8, 16, 32, 64)
-    },
+    "tensor(int8)": ir.DataType.INT8,
+    "tensor(int16)": ir.DataType.INT16,
+    "tensor(int32)": ir.DataType.INT32,
+    "tensor(int64)": ir.DataType.INT64,
+    "tensor(uint8)": ir.DataType.UINT8,
+    "tensor(uint16)": ir.DataType.UINT16,
+    "tensor(uint32)": ir.DataType.UINT32,
+    "tensor(uint64)": ir.DataType.UINT64,
 }
 
 
@@ -126,13 +141,15 @@ def _alone(model: ir.Model, node: ir.Node, names: list[str]) -> ort.InferenceSes
     graph = proto.graph
     graph.name = "one"
     graph.node.append(ir.serde.serialize_node(node))
-    constants = [v for v in values_read(node) if v.const_value is not None]
-    if sum(v.const_value.nbytes for v in constants if v.const_value is not None) > TRIED:
-        raise ValueError("too large")
-    graph.initializer.extend(onnx.numpy_helper.from_array(array_of(v), v.name) for v in constants)
-    graph.input.extend(
-        ir.serde.serialize_value(v) for v in values_read(node) if v.const_value is None
-    )
+    room = TRIED
+    for value in values_read(node):
+        if value.const_value is None:
+            graph.input.append(ir.serde.serialize_value(value))
+            continue
+        room -= value.const_value.nbytes
+        if room < 0:
+            raise ValueError("too large")
+        graph.initializer.append(onnx.numpy_helper.from_array(array_of(value), value.name))
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     for domain, version in model.opset_imports.items():
         proto.opset_import.append(onnx.helper.make_opsetid(domain, version))
@@ -145,4 +162,5 @@ def _alone(model: ir.Model, node: ir.Node, names: list[str]) -> ort.InferenceSes
 
 
 def _zeros(session: ort.InferenceSession) -> dict[str, np.ndarray]:
-    return {i.name: np.zeros(i.shape, _ELEMENTS[i.type].numpy()) for i in session.get_inputs()}
+    inputs = session.get_inputs()
+    return {value.name: np.zeros(value.shape, _ELEMENTS[value.type].numpy()) for value in inputs}

@@ -12,21 +12,25 @@ from compiler.graph.keys import Shape
 
 
 def shape_of(value: ir.Value | None) -> Shape:
-    """Static shape of a value. Raises ValueError where it is not known; the importer makes sure
-    that it is."""
+    """Static shape of a value; the importer makes sure that there is one.
+
+    Raises ValueError where it is not known.
+    """
     if value is not None and value.const_value is not None:
         return tuple(int(d) for d in value.const_value.shape)  # type: ignore[arg-type]
     if value is None or value.shape is None or not value.shape.is_static():
-        raise ValueError(
-            f"tensor '{value.name if value is not None else None}' has no static shape"
-        )
+        name = value.name if value is not None else None
+        raise ValueError(f"tensor '{name}' has no static shape")
     return tuple(d for d in value.shape if isinstance(d, int))
 
 
 def is_static(value: ir.Value | None) -> bool:
-    return is_constant(value) or (
-        value is not None and value.shape is not None and value.shape.is_static()
-    )
+    """Whether all dimensions of a value are known; not so for an absent one."""
+    if value is None:
+        return False
+    if value.const_value is not None:
+        return True
+    return value.shape is not None and value.shape.is_static()
 
 
 def element_count(value: ir.Value) -> int:
@@ -35,6 +39,7 @@ def element_count(value: ir.Value) -> int:
 
 
 def is_constant(value: ir.Value | None) -> bool:
+    """Whether the value is known at build time; not so for an absent one."""
     return value is not None and value.const_value is not None
 
 
@@ -61,7 +66,9 @@ def scalar_of(value: ir.Value | None) -> float | None:
 def ints_of(value: ir.Value | None) -> list[int] | None:
     """The integers in a small constant (axes, shapes, pads), else None."""
     array = constant_of(value)
-    return None if array is None else [int(i) for i in array.reshape(-1)]
+    if array is None:
+        return None
+    return [int(number) for number in array.reshape(-1)]
 
 
 def attribute_of(node: ir.Node, name: str, default: Any = None) -> Any:
@@ -70,13 +77,16 @@ def attribute_of(node: ir.Node, name: str, default: Any = None) -> Any:
     attribute = node.attributes.get(name)
     if attribute is None:
         return default
-    value = attribute.value
-    return tuple(value) if attribute.type.name.endswith("S") else value
+    # INTS, FLOATS, STRINGS.
+    is_list = attribute.type.name.endswith("S")
+    return tuple(attribute.value) if is_list else attribute.value
 
 
 def input_at(node: ir.Node, index: int) -> ir.Value | None:
     """Input number `index`, None where it is absent or left empty."""
-    return node.inputs[index] if index < len(node.inputs) else None
+    if index >= len(node.inputs):
+        return None
+    return node.inputs[index]
 
 
 def axis_of(axis: int, rank: int) -> int:
@@ -88,7 +98,8 @@ def bodies(node: ir.Node) -> list[ir.Graph]:
     """The graphs that a node holds: branches, the body of a loop."""
     found: list[ir.Graph] = []
     for attribute in node.attributes.values():
-        found += {"GRAPH": [attribute.value], "GRAPHS": attribute.value}.get(
-            attribute.type.name, []
-        )
+        if attribute.type == ir.AttributeType.GRAPH:
+            found.append(attribute.value)
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            found += attribute.value
     return found

@@ -1,4 +1,4 @@
-"""Who makes and who reads a value."""
+"""Finds who makes and who reads a value."""
 
 from __future__ import annotations
 
@@ -10,14 +10,41 @@ from compiler.graph.keys import key_of
 from compiler.graph.values import bodies, is_constant
 
 
+def producer_of(value: ir.Value | None) -> ir.Node | None:
+    """The node that made a value, None for an absent one, a constant or an input of the graph."""
+    return None if value is None else value.producer()
+
+
+def produced_by(value: ir.Value | None, op_type: str, domain: str = "") -> ir.Node | None:
+    """The node that made `value` if it is an operator of that type."""
+    node = producer_of(value)
+    if node is None or key_of(node) != (domain, op_type):
+        return None
+    return node
+
+
 def activations_of(node: ir.Node) -> list[ir.Value]:
     """Inputs that are computed at run time."""
-    return [v for v in node.inputs if v is not None and not is_constant(v)]
+    return [value for value in node.inputs if value is not None and not is_constant(value)]
 
 
 def activations_around(nodes: Iterable[ir.Node]) -> list[ir.Value]:
-    """All activations that nodes read or make, each once."""
-    return list(dict.fromkeys(v for node in nodes for v in [*activations_of(node), *node.outputs]))
+    """All activations that nodes read or make, each once, in order of first use."""
+    found: dict[ir.Value, None] = {}
+    for node in nodes:
+        found.update(dict.fromkeys(activations_of(node)))
+        found.update(dict.fromkeys(node.outputs))
+    return list(found)
+
+
+def all_activations(graph: ir.Graph) -> Iterator[ir.Value]:
+    """Every activation of a graph: its inputs, then node outputs in order."""
+    yield from graph.inputs
+    for node in graph:
+        for value in node.outputs:
+            # An output that nobody asked for has no name.
+            if value.name:
+                yield value
 
 
 def consumers_of(value: ir.Value) -> list[ir.Node]:
@@ -26,50 +53,41 @@ def consumers_of(value: ir.Value) -> list[ir.Node]:
 
 
 def only_consumer(value: ir.Value) -> ir.Node | None:
-    """The one node that reads a value, None where there are several or the value leaves the graph."""
-    users = consumers_of(value)
-    return users[0] if len(users) == 1 and not value.is_graph_output() else None
-
-
-def produced_by(value: ir.Value | None, op_type: str, domain: str = "") -> ir.Node | None:
-    """The node that made `value` if it is an operator of that type."""
-    node = value.producer() if value is not None else None
-    return node if node is not None and key_of(node) == (domain, op_type) else None
-
-
-def all_activations(graph: ir.Graph) -> Iterator[ir.Value]:
-    """Every activation of a graph: its inputs, then node outputs in order."""
-    yield from graph.inputs
-    for node in graph:
-        yield from (v for v in node.outputs if v.name)
+    """The one node that reads a value; None for several, and for an output of the graph."""
+    readers = consumers_of(value)
+    if len(readers) != 1 or value.is_graph_output():
+        return None
+    return readers[0]
 
 
 def float32_nodes(graph: ir.Graph) -> list[ir.Node]:
-    """The nodes of a graph without those that compute on other kinds of float: passes write
-    constants in float32."""
-    return [
-        n
-        for n in graph
-        if not any(_is_other_float(v) for v in [*n.inputs, *n.outputs] if v is not None)
-    ]
+    """The nodes of a graph without those that compute on float16, bfloat16 or double.
+
+    Passes write constants in float32, which such nodes could not take.
+    """
+    return [node for node in graph if not _computes_on_other_floats(node)]
 
 
-def _is_other_float(value: ir.Value) -> bool:
-    return (
-        value.dtype is not None
-        and value.dtype.is_floating_point()
-        and value.dtype != ir.DataType.FLOAT
-    )
+def _computes_on_other_floats(node: ir.Node) -> bool:
+    values = [value for value in [*node.inputs, *node.outputs] if value is not None]
+    types = {value.dtype for value in values if value.dtype is not None}
+    return any(dtype.is_floating_point() and dtype != ir.DataType.FLOAT for dtype in types)
 
 
 def values_read(node: ir.Node) -> list[ir.Value]:
-    """Every value of the graph that a node needs, those that its subgraphs capture included; each
-    once."""
-    found = dict.fromkeys(v for v in node.inputs if v is not None)
+    """Every value that a node needs, each once, with those that its subgraphs capture."""
+    found = dict.fromkeys(value for value in node.inputs if value is not None)
     for graph in bodies(node):
-        local = set(graph.inputs) | set(graph.initializers.values())
-        for inner in graph:
-            found.update(dict.fromkeys(v for v in values_read(inner) if v not in local))
-            local.update(inner.outputs)
-        found.update(dict.fromkeys(v for v in graph.outputs if v not in local))
+        found.update(dict.fromkeys(_captured(graph)))
     return list(found)
+
+
+def _captured(graph: ir.Graph) -> list[ir.Value]:
+    """The values that a branch or the body of a loop reads from outside."""
+    local = set(graph.inputs) | set(graph.initializers.values())
+    found = []
+    for node in graph:
+        found += [value for value in values_read(node) if value not in local]
+        local.update(node.outputs)
+    found += [value for value in graph.outputs if value not in local]
+    return found

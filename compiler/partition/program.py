@@ -9,7 +9,6 @@ from functools import cached_property
 import numpy as np
 import onnx_ir as ir
 
-from compiler.checks.pass_checks import Checker
 from compiler.graph import OPSET, values_read
 from compiler.partition.plan import Plan
 from compiler.quant import Quant
@@ -19,14 +18,13 @@ from compiler.targets import Target
 @dataclass(frozen=True)
 class Program:
     """A model after all passes, cut into segments. Calibration fills in `quants`, and `means`: of
-    each channel of an activation, by name; `checker` looks on where somebody asked for it."""
+    each channel of an activation, by name."""
 
     model: ir.Model
     plan: Plan
     target: Target
     quants: Mapping[str, Quant] = field(default_factory=dict)
     means: Mapping[str, np.ndarray] = field(default_factory=dict)
-    checker: Checker | None = None
 
     @cached_property
     def made_on_tpu(self) -> set[ir.Value]:

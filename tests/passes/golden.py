@@ -20,7 +20,6 @@ lowering left it. BEFORE may have these labels too.
 
 from __future__ import annotations
 
-import importlib
 import re
 import textwrap
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -36,12 +35,14 @@ from compiler.graph import BALANCED, HOST_REASON, LOWERING_REASON, operator_name
 from compiler.importer import load as importer
 from compiler.ops import dialect
 from compiler.targets import Target
+from passes import PASSES, PassContext
 
 Arrays = Mapping[str, np.ndarray]
 # The name of a pass, or another change of a model in place.
 Step = str | Callable[[ir.Model], object]
 
 TARGET = Target.load()
+RECORDS = {record.name: record for record in PASSES}
 HEAD = '<ir_version: 11, opset_import: ["" : 23, "edgetpu" : 1, "com.microsoft" : 1]>\n'
 # Constants up to this many elements are part of the text.
 SHOWN = 64
@@ -148,7 +149,7 @@ def run_passes(
     steps = names if isinstance(names, Sequence) and not isinstance(names, str) else [names]
     for step in ("fold_constants", *steps):
         if isinstance(step, str):
-            importlib.import_module(f"passes.{step}").run(model, TARGET)
+            RECORDS[step].run(model, PassContext(TARGET))
         else:
             step(model)
     return original, Rewritten(model)

@@ -16,10 +16,10 @@ from compiler.driver import build as building
 from compiler.driver.options import BuildOptions
 from compiler.graph.reference import Reference
 from compiler.importer import load as importer
-from compiler.targets import Target
-from passes import fold_constants, unfuse
-from tests.passes.golden import leaves_alone, rewrites
+from passes import PassContext, fold_constants, unfuse
+from tests.passes.golden import TARGET, leaves_alone, rewrites
 
+CONTEXT = PassContext(TARGET)
 EXPORT = Path(__file__).parents[2] / "fixtures" / "exports" / "fused" / "model.onnx"
 X = ("x", (1, 6, 8))
 
@@ -297,7 +297,7 @@ def test_single_operators(name: str, tmp_path: Path) -> None:
     model = importer.load(tmp_path / "m.onnx")
     checker = Checker(model.clone(), 0)
     for run in (fold_constants.run, unfuse.run):
-        run(model, Target.load())
+        run(model, CONTEXT)
     assert not [n for n in model.graph if n.domain == "com.microsoft"]
     assert model.graph.outputs[0].shape is not None
     checker.check("unfuse", model)
@@ -326,7 +326,7 @@ def test_attention_with_a_cache_is_left_alone(tmp_path: Path) -> None:
     kept.graph.input.append(past)
     onnx.save(kept, tmp_path / "m.onnx")
     model = importer.load(tmp_path / "m.onnx")
-    unfuse.run(model, Target.load())
+    unfuse.run(model, CONTEXT)
     assert [n.op_type for n in model.graph] == ["Attention"]
 
 

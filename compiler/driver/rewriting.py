@@ -1,0 +1,115 @@
+"""Runs passes: skips those that nobody wants, times and checks the others, and shows their work.
+
+    driver = PassDriver(checker=Checker(model, seed), dump=GraphDump(folder))
+    driver.run(passes.PASSES, model, PassContext(target))
+
+The logger of this module gets a line for each pass: how often it matched, and where it nearly did.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import onnx_ir as ir
+
+from compiler.checks.pass_checks import Checker
+from compiler.driver.dump import GraphDump
+from compiler.driver.stages import stage
+from passes.context import NearMiss, PassContext, SampleContext, Trace
+from passes.record import Pass
+
+logger = logging.getLogger(__name__)
+
+ContextT = TypeVar("ContextT", bound=PassContext)
+
+# Names of nodes that a line of the log shows at most.
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class PassRun:
+    """What one pass did: how long it took, how many rewrites it made, and its best near miss."""
+
+    name: str
+    seconds: float
+    rewrites: int
+    nearest: NearMiss | None
+
+
+@dataclass
+class PassDriver:
+    """Runs passes over models, and remembers in `runs` what each did.
+
+    `without` names passes to leave out, `also` the optional ones to run. The `checker` runs the
+    model after each pass, the `dump` writes it as ONNX.
+    """
+
+    without: frozenset[str] = frozenset()
+    also: frozenset[str] = frozenset()
+    checker: Checker | None = None
+    dump: GraphDump | None = None
+    runs: list[PassRun] = field(default_factory=list)
+
+    def run(
+        self,
+        records: Iterable[Pass[ContextT]],
+        model: ir.Model,
+        context: ContextT,
+        step: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Run passes in order over a model, in place; `step` is called after each.
+
+        Raises InternalError that names the pass, where one fails or the checker finds a difference.
+        """
+        for record in records:
+            if self._is_wanted(record) and record.accepts(model):
+                self.apply(record, model, context)
+            step()
+
+    def apply(self, record: Pass[ContextT], model: ir.Model, context: ContextT) -> None:
+        """Run one pass, whether or not it is wanted."""
+        context.trace = Trace()
+        start = time.perf_counter()
+        with stage(record.name):
+            record.run(model, context)
+        seconds = time.perf_counter() - start
+        self.runs.append(
+            PassRun(record.name, seconds, len(context.trace.matches), context.trace.nearest())
+        )
+        _log(record.name, context.trace)
+        if not record.reads_only:
+            self._look_at(record.name, model, context)
+
+    def _is_wanted(self, record: Pass[ContextT]) -> bool:
+        if record.name in self.without:
+            return False
+        return record.kind != "optional" or record.name in self.also
+
+    def _look_at(self, name: str, model: ir.Model, context: PassContext) -> None:
+        # First the dump, so that it shows the model that the checker complains of.
+        if self.dump is not None:
+            self.dump.write(name, model)
+        if self.checker is not None:
+            rescaled = context.rescaled if isinstance(context, SampleContext) else ()
+            with stage(name):
+                self.checker.check(name, model, rescaled)
+
+
+def _log(name: str, trace: Trace) -> None:
+    if not trace.matches:
+        line = f"{name}: no match"
+    else:
+        nodes = Counter(trace.matches)
+        more = ", ..." if len(nodes) > SHOWN else ""
+        line = f"{name}: {len(trace.matches)} matched: {', '.join(list(nodes)[:SHOWN])}{more}"
+    nearest = trace.nearest()
+    if nearest is not None:
+        line += f"; nearly '{nearest.node}': {nearest.reason}"
+        others = len(trace.misses) - 1
+        line += f" (and {others} more)" if others else ""
+    logger.info(line)

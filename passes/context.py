@@ -1,0 +1,83 @@
+"""What passes are given beside the model, and what they tell about their work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from compiler.graph import origin_of
+from compiler.quantize.calibrate import ChannelStats, Ranges
+from compiler.quantize.products import Product
+from compiler.quantize.samples import Samples
+from compiler.targets import Target
+
+Announce = Callable[[str, int], Callable[[], None]]
+"""announce(stage, steps) says what begins and returns what to call after each of its steps."""
+
+
+def silently(stage: str, steps: int) -> Callable[[], None]:
+    """An Announce that nobody hears."""
+    return lambda: None
+
+
+@dataclass(frozen=True)
+class NearMiss:
+    """Where a rewrite began to fit, why it did not, and how many nodes of its pattern did."""
+
+    node: str
+    reason: str
+    fitted: int
+
+
+@dataclass
+class Trace:
+    """What one pass did, in names of nodes of the source model."""
+
+    matches: list[str] = field(default_factory=list)
+    misses: list[NearMiss] = field(default_factory=list)
+
+    def nearest(self) -> NearMiss | None:
+        """The first of the misses of which most nodes fitted."""
+        return max(self.misses, key=lambda miss: miss.fitted, default=None)
+
+
+@dataclass
+class PassContext:
+    """The target, and ears for what a pass matched and nearly matched."""
+
+    target: Target
+    trace: Trace = field(default_factory=Trace)
+
+    def matched(self, node: ir.Node) -> None:
+        """Note a rewrite that starts or ends at `node`."""
+        self.trace.matches.append(origin_of(node))
+
+    def missed(self, node: ir.Node, reason: str, fitted: int = 1) -> None:
+        """Note why a rewrite does not take `node`, of whose pattern `fitted` nodes were found.
+
+        Only for nodes at which a user would expect the rewrite, not for each that it skips.
+        """
+        self.trace.misses.append(NearMiss(origin_of(node), reason, fitted))
+
+
+@dataclass
+class SampleContext(PassContext):
+    """What passes that look at samples know besides, and what they find out.
+
+    `nodes` run on the Edge TPU in int8; `products` are the normalised products among them. `ranges`
+    of activations, by name, are known without calibration. `stats` are what the samples show of
+    each channel of the others, `means` the averages by which biases are corrected. Activations in
+    `rescaled` were multiplied by factors that their readers undo.
+    """
+
+    samples: Samples = field(default_factory=lambda: Samples([]))
+    announce: Announce = silently
+    nodes: Sequence[ir.Node] = ()
+    products: Sequence[Product] = ()
+    ranges: Ranges = field(default_factory=dict)
+    stats: Mapping[str, ChannelStats] = field(default_factory=dict)
+    means: Mapping[str, np.ndarray] = field(default_factory=dict)
+    rescaled: set[str] = field(default_factory=set)
