@@ -1,4 +1,4 @@
-"""A Transpose that is flattened into a dense layer becomes an order of the layer's inputs.
+"""Fold a Transpose in front of a flattened dense layer into the order of its weights.
 
     FullyConnected(Reshape(Transpose(x)), W)   ->   FullyConnected(Reshape(x), W')
 

@@ -159,7 +159,8 @@ def _normalise(nodes: Sequence[ir.Node], b: Builder) -> None:
         return joined(rows) * scale.reshape(-1, *[1] * (len(total) - 1))
 
     def shifts(rows: slice) -> np.ndarray:
-        return -rows_of(offsets, rows) / rows_of(factors, rows)
+        moved: np.ndarray = rows_of(offsets, rows) / rows_of(factors, rows)
+        return -moved
 
     weight = b.by_rows(balanced, total, f"{name}/balanced")
     shift = b.by_rows(shifts, total[:1], f"{name}/shift")
