@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from compiler.device.legality import layers_of
+from compiler.device.draft import layers_of
 from compiler.graph import DIALECT, Builder, Names, shape_of
 from compiler.ops.conv import zero_bias
 from compiler.targets import Layer, Target, fits

@@ -18,6 +18,8 @@ import uvicorn
 from PIL import Image
 
 from compiler import cli
+from compiler.cli import document as cli_document
+from compiler.driver import document as api_document
 from compiler.runtime.schema import SCHEMA
 from docs import modules
 from passes import PASSES, SAMPLE_PASSES
@@ -151,6 +153,16 @@ def test_every_command_and_option_is_in_the_page_of_commands(name: str) -> None:
         for option in parameter.opts:
             if option.startswith("--") and option != "--help":
                 assert f"`{option}`" in section, option
+
+
+def test_the_page_of_commands_is_current() -> None:
+    """`python -m compiler.cli.document > docs/cli.md` writes it."""
+    assert (ROOT / "docs" / "cli.md").read_text() == cli_document.page()
+
+
+def test_the_page_of_the_api_is_current() -> None:
+    """`python -m compiler.driver.document > docs/api.md` writes it."""
+    assert (ROOT / "docs" / "api.md").read_text() == api_document.page()
 
 
 @pytest.mark.parametrize("path", modules.source_files(), ids=modules.module_name)

@@ -23,8 +23,8 @@ from compiler.checks.readings import (
     frames,
 )
 from compiler.graph import Shape, attribute_of, is_constant, shape_of
-from compiler.runtime import detections
 from compiler.runtime.detections import Head
+from compiler.runtime.recognition import recognise
 
 # Sizes of ImageNet's label sets: one score for each is a classifier, whatever it is called.
 IMAGENET = {1000, 1001, 21841, 21842, 21843}
@@ -202,7 +202,7 @@ def _detection_head(results: Sequence[Arrays], samples: Sequence[Arrays]) -> Hea
         are_arrays = all(isinstance(array, np.ndarray) for array in result.values())
         if result.keys() != results[0].keys() or not are_arrays:
             return None
-    return detections.recognise(results, size)
+    return recognise(results, size)
 
 
 def _layer_outputs(value: ir.Value) -> int | None:

@@ -69,13 +69,6 @@ class Baseline:
     results: list[Sample]
     note: str = ""
 
-    def entry(self) -> dict[str, str]:
-        """What the manifest says of it."""
-        entry = {"baseline": self.kind}
-        if self.note:
-            entry["baseline_note"] = self.note
-        return entry
-
 
 def baseline(
     path: Path, model: ir.Model, samples: Samples, progress: Callable[[], None] = lambda: None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from compiler.runtime.manifest import FindingEntry, WarningEntry
+
 # Below these a result is bad. SQNR of an output in dB: the error is about a sixth of what varies.
 LEAST_DB = 15.0
 LEAST_COSINE = 0.98
@@ -21,13 +23,13 @@ MOST_PERPLEXITY = 1.1
 Quality = Mapping[str, Any]
 
 
-def findings(quality: Quality) -> list[dict[str, str]]:
+def findings(quality: Quality) -> list[FindingEntry]:
     """What there is to say of each output: `kind` "bad", or "unsure" where it cannot be told;
     `output`, its name; `finding`, a text.
 
     Outputs of which there is nothing to say are left out.
     """
-    found: list[dict[str, str]] = []
+    found: list[FindingEntry] = []
     boxes = quality.get("detections")
     for name, entry in quality["outputs"].items():
         reasons = _bad(entry)
@@ -44,7 +46,7 @@ def findings(quality: Quality) -> list[dict[str, str]]:
     return found
 
 
-def of_language(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+def of_language(manifest: Mapping[str, Any]) -> list[WarningEntry]:
     """The warnings of a language model: one where its perplexity is far above the float model's."""
     found = manifest["quality"]["perplexity"]
     if found["ratio"] <= MOST_PERPLEXITY:
@@ -52,7 +54,7 @@ def of_language(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     advice = "try --calibration with text of your kind"
     if manifest["prediction"]["place"] == "tpu":
         advice = "try --with rotate_outputs --with second_row or --place auto"
-    warning = {
+    warning: WarningEntry = {
         "kind": "bad",
         "finding": f"perplexity {found['bundle']:.4g} beside {found['float']:.4g} in float",
         "advice": advice,

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -20,6 +20,12 @@ from compiler.graph import origin_of
 from compiler.partition import Program
 from compiler.quantize.samples import Sample
 from compiler.runtime import Bundle, Pipeline
+from compiler.runtime.manifest import (
+    DetectionQualityEntry,
+    EmbeddingQualityEntry,
+    MeasuredEntry,
+    SegmentQualityEntry,
+)
 
 # Of an output, at most so many values are counted: two arrays of 4 MiB.
 MOST_VALUES = 1 << 20
@@ -44,7 +50,7 @@ class HeldOut:
 
 def verify(
     bundle: Bundle, program: Program, held_out: HeldOut, progress: Callable[[], None] = lambda: None
-) -> dict[str, Any]:
+) -> MeasuredEntry:
     """The figures of each output, and of each TPU segment: fed with the float model's tensors (its
     own loss), and in the pipeline (the loss of all before it too).
 
@@ -142,7 +148,7 @@ class _Differences:
         return min(difference.plain_sqnr_db for difference in self._of.values())
 
 
-def _segment_entry(own: _Differences, cumulative: _Differences) -> dict[str, Any]:
+def _segment_entry(own: _Differences, cumulative: _Differences) -> SegmentQualityEntry:
     """The worst output of a segment counts."""
     return {
         "sqnr_db": own.lowest_sqnr_db(),
@@ -164,12 +170,12 @@ class Embeddings:
         self.got.append(_embedding(got, mask))
         self.want.append(_embedding(want, mask))
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> EmbeddingQualityEntry:
         """Cosine with the float model's embeddings, and Spearman's correlation of the similarities
         of all pairs of samples, which is what a search is made of."""
         pairs = zip(self.got, self.want, strict=True)
         cosines = [float(got @ want) for got, want in pairs]
-        entry = {
+        entry: EmbeddingQualityEntry = {
             "cosine": round(float(np.mean(cosines)), 6),
             "least_cosine": round(min(cosines), 6),
         }
@@ -263,18 +269,18 @@ class _Outputs:
         if got.shape[:2] == mask.shape:
             self._embeddings[name].add(got, want, mask)
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> MeasuredEntry:
         """`outputs`, and `embeddings` and `detections` of models that give such."""
-        outputs = {}
+        outputs: dict[str, Any] = {}
         for name, difference in self._differences.items():
             outputs[name] = difference.report() | self._values[name].report(difference)
-        found: dict[str, Any] = {"outputs": outputs}
+        found: MeasuredEntry = {"outputs": outputs}
         if self._embeddings:
             found["embeddings"] = {name: e.report() for name, e in self._embeddings.items()}
         for reading in self._read:
             figures = reading.report()
             if isinstance(reading, Boxes):
-                found["detections"] = figures
+                found["detections"] = cast(DetectionQualityEntry, figures)
             else:
                 outputs[reading.output] |= figures
         return found

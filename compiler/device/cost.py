@@ -5,30 +5,21 @@ streamed / stream
 
 Figures and their sources stand in compiler/targets/*.toml; benchmarks/fit_cost.py fits them to
 public latencies and tells how far predictions are off for networks that the fit did not see.
-Nothing here has run on an Edge TPU of ours.
+Nothing here has run on an Edge TPU of ours. What an operator computes and moves is declared with
+it: `Builtin.work`, `Builtin.layer`, `Operator.macs`, `Operator.host_bytes`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from compiler.device.legality import drafted
-from compiler.graph import (
-    DIALECT,
-    attribute_of,
-    element_count,
-    input_at,
-    is_constant,
-    is_static,
-    only_consumer,
-    shape_of,
-    values_read,
-)
-from compiler.ops import BUILTINS
+from compiler.device.draft import drafted
+from compiler.graph import element_count, input_at, is_constant, is_static
+from compiler.ops import BUILTINS, Moves, operator_of
+from compiler.ops.common import FLOAT_BYTES, static_tensors
 from compiler.ops.rules import OpInfo
 from compiler.targets import Host, Layer, Target, stored_bytes
 
@@ -58,25 +49,33 @@ class Cost:
 def of_operators(ops: Sequence[OpInfo], target: Target, host: float = 0.0) -> Cost:
     """The cost of TFLite operators on the Edge TPU; `host` are the seconds that the same takes
     there."""
-    seconds, macs, most, parameters = 0.0, 0, 0, []
+    seconds = 0.0
+    macs = 0
+    most_live = 0
+    parameters = []
     for op in ops:
         builtin = BUILTINS.get(op.builtin)
         if builtin is None:
             continue
-        work, layer = builtin.work(op, target), builtin.layer(op)
-        seconds += (
-            work.amount / getattr(target, work.kind) / target.clock * target.slowdown
-            + target.operator
-        )
+        work = builtin.work(op, target)
+        rate = getattr(target, work.kind)
+        seconds += work.amount / rate / target.clock * target.slowdown + target.operator
         macs += work.macs
-        live = sum(t.elements for t in op.activations)
-        most = max(most, live)
+        live = sum(tensor.elements for tensor in op.activations)
+        most_live = max(most_live, live)
+        layer = builtin.layer(op)
         if layer is not None:
-            size = stored_bytes(layer, target)
-            parameters.append(
-                Parameters(layer, size, size / target.stream * max(1.0, live / target.pass_bytes))
-            )
-    return Cost(seconds, host, macs, most, tuple(parameters))
+            parameters.append(_parameters(layer, live, target))
+    return Cost(seconds, host, macs, most_live, tuple(parameters))
+
+
+def _parameters(layer: Layer, live: int, target: Target) -> Parameters:
+    """A layer beside `live` bytes of activations."""
+    size = stored_bytes(layer, target)
+    # Activations that are too large for one pass are gone through in several, each of which needs
+    # the weights again.
+    passes = max(1.0, live / target.pass_bytes)
+    return Parameters(layer, size, size / target.stream * passes)
 
 
 def of_node(node: ir.Node, target: Target, host: Host, legal: bool, int8: bool = False) -> Cost:
@@ -84,53 +83,31 @@ def of_node(node: ir.Node, target: Target, host: Host, legal: bool, int8: bool =
 
     `int8` tells that the host has int8 weights for normalised products.
     """
-    ops = drafted(node) if legal and not _is_fused(node) else []
+    is_written = legal and not operator_of(node).absorbed(node)
+    ops = drafted(node) if is_written else []
     return of_operators(ops, target, on_host(node, host, int8))
-
-
-def _is_fused(node: ir.Node) -> bool:
-    """A clamp that alone reads its input is written as that input's scale."""
-    return node.op_type in ("Relu", "Clip") and only_consumer(node.inputs[0]) is node  # type: ignore[arg-type]
 
 
 def on_host(node: ir.Node, host: Host, int8: bool = False) -> float:
     """Seconds on the host: bound by arithmetic or by memory. int8 weights are a quarter of the
     bytes to read; that they multiply no slower than float is assumed."""
-    if node.op_type in ("Reshape", "Identity"):
+    operator = operator_of(node)
+    if operator.moves == Moves.VIEW:
         return 0.0
-    values = [v for v in [*values_read(node), *node.outputs] if is_static(v)]
-    if node.op_type == "GroupQueryAttention":
-        # The cache is written in place, and read as far as it is filled: half, on average.
-        cache = sum(
-            element_count(v) for v in values if v.is_graph_input() and len(shape_of(v)) == 4
-        )
-        moved = 2 * cache + 4 * sum(element_count(v) for v in values if len(shape_of(v)) < 4)
-    elif int8 and node.domain == DIALECT and is_constant(input_at(node, 1)):
-        moved = sum(element_count(v) * (1 if is_constant(v) else 4) for v in values)
-    elif node.op_type == "Gather" and is_static(node.outputs[0]):
-        moved = 8 * element_count(node.outputs[0])
-    else:
-        moved = 4 * sum(map(element_count, values))
+    has_int8_weights = int8 and operator.is_linear and is_constant(input_at(node, 1))
+    moved = _int8_bytes(node) if has_int8_weights else operator.host_bytes(node)
     return host.operator + max(float_macs(node) / host.macs, moved / host.bytes)
 
 
+def _int8_bytes(node: ir.Node) -> int:
+    """Bytes that a layer with int8 weights reads and writes; its activations are float."""
+    total = 0
+    for value in static_tensors(node):
+        total += element_count(value) * (1 if is_constant(value) else FLOAT_BYTES)
+    return total
+
+
 def float_macs(node: ir.Node) -> int:
-    """Multiply-accumulates of a node in float."""
-    values = [node.inputs[0], input_at(node, 1), node.outputs[0]] if node.inputs else []
-    if len(values) < 3 or values[1] is None or not all(is_static(v) for v in values):
-        return 0
-    x, w, y = (shape_of(v) for v in values)
-    match node.op_type:
-        case "Conv" | "Conv2D" | "DepthwiseConv2D":
-            return math.prod(y) // w[0] * math.prod(w)
-        case "ConvTranspose" | "TransposeConv2D":
-            return math.prod(x) // x[-1 if node.domain else 1] * math.prod(w)
-        case "MatMul" | "Gemm" | "FullyConnected":
-            return math.prod(y) * (x[0] if attribute_of(node, "transA", 0) else x[-1])
-        case "Attention":
-            return 2 * math.prod(y) * w[-2]
-        case "GroupQueryAttention":
-            return (
-                math.prod(y) * shape_of(node.inputs[3])[2]
-            )  # of twice the cache's places, half are filled
-    return 0
+    """Multiply-accumulates of a node in float; 0 where a shape depends on data."""
+    shaped = [input_at(node, 0), input_at(node, 1), node.outputs[0]]
+    return operator_of(node).macs(node) if all(map(is_static, shaped)) else 0

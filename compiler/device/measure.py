@@ -6,6 +6,7 @@ from __future__ import annotations
 import platform
 import statistics
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import onnxruntime
@@ -14,38 +15,55 @@ from onnx import TensorProto, helper
 from compiler.graph.reference import open_session, quiet_options
 
 _REPEATS = 7
+# A matrix product of this size is bound by arithmetic, a sum of vectors of this length by memory.
+_SIZE = 1024
+_LENGTH = 1 << 24
+# Small operators in a chain: what they take is what any operator takes.
+_STEPS = 200
 
 
 def measure(threads: int) -> str:
     """The text of a host file: multiply-accumulates and bytes per second, seconds for each
     operator."""
-    size, length, steps = 1024, 1 << 24, 200
-    product = _seconds(_model(["MatMul"], [(size, size), (size, size)]), threads)
-    total = _seconds(_model(["Add"], [(length,), (length,)]), threads)
-    chain = _seconds(_model(["Tanh"] * steps, [(1, 16)]), threads)
+    product = _seconds(_model(["MatMul"], [(_SIZE, _SIZE), (_SIZE, _SIZE)]), threads)
+    total = _seconds(_model(["Add"], [(_LENGTH,), (_LENGTH,)]), threads)
+    chain = _seconds(_model(["Tanh"] * _STEPS, [(1, 16)]), threads)
     single = _seconds(_model(["Tanh"], [(1, 16)]), threads)
-    return (
-        f'name = "{platform.node() or "this machine"}"\n'
-        f'description = "{platform.machine()}, onnxruntime {onnxruntime.__version__}, {threads} threads, float"\n'
-        f"# Measured: a {size} x {size} matrix product.\nmacs = {size**3 / product:.4g}\n"
-        f"# Measured: two vectors of {length} floats added.\nbytes = {12 * length / total:.4g}\n"
-        f"# Measured: {steps} small operators in a chain.\noperator = {max(chain - single, 0.0) / (steps - 1):.3g}\n"
-    )
+    macs = _SIZE**3 / product
+    # Two vectors of 4-byte floats are read, one is written.
+    moved = 3 * 4 * _LENGTH / total
+    operator = max(chain - single, 0.0) / (_STEPS - 1)
+    name = platform.node() or "this machine"
+    software = f"onnxruntime {onnxruntime.__version__}"
+    lines = [
+        f'name = "{name}"',
+        f'description = "{platform.machine()}, {software}, {threads} threads, float"',
+        f"# Measured: a {_SIZE} x {_SIZE} matrix product.",
+        f"macs = {macs:.4g}",
+        f"# Measured: two vectors of {_LENGTH} floats added.",
+        f"bytes = {moved:.4g}",
+        f"# Measured: {_STEPS} small operators in a chain.",
+        f"operator = {operator:.3g}",
+    ]
+    return "\n".join([*lines, ""])
 
 
-def _model(kinds: list[str], shapes: list[tuple[int, ...]]) -> bytes:
+def _model(op_types: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> bytes:
     """A chain of operators; the first reads all inputs."""
     inputs = [
-        helper.make_tensor_value_info(f"x{i}", TensorProto.FLOAT, s) for i, s in enumerate(shapes)
+        helper.make_tensor_value_info(f"x{index}", TensorProto.FLOAT, shape)
+        for index, shape in enumerate(shapes)
     ]
-    nodes, names = [], [i.name for i in inputs]
-    for index, kind in enumerate(kinds):
-        nodes.append(helper.make_node(kind, names, [f"y{index}"]))
+    names = [value.name for value in inputs]
+    nodes = []
+    for index, op_type in enumerate(op_types):
+        nodes.append(helper.make_node(op_type, names, [f"y{index}"]))
         names = [f"y{index}"]
     outputs = [helper.make_tensor_value_info(names[0], TensorProto.FLOAT, None)]
     graph = helper.make_graph(nodes, "measure", inputs, outputs)
     opsets = [helper.make_opsetid("", 17)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    return bytes(model.SerializeToString())
 
 
 def _seconds(model: bytes, threads: int) -> float:
@@ -54,7 +72,9 @@ def _seconds(model: bytes, threads: int) -> float:
     options.intra_op_num_threads = threads
     session = open_session(model, options)
     rng = np.random.default_rng(0)
-    feeds = {i.name: rng.standard_normal(i.shape).astype(np.float32) for i in session.get_inputs()}
+    feeds = {}
+    for value in session.get_inputs():
+        feeds[value.name] = rng.standard_normal(value.shape).astype(np.float32)
     session.run(None, feeds)
     times = []
     for _ in range(_REPEATS):

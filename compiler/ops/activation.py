@@ -9,7 +9,6 @@ import onnx_ir as ir
 from compiler.graph import (
     DIALECT,
     Builder,
-    activations_of,
     array_of,
     attribute_of,
     constant_of,
@@ -21,34 +20,56 @@ from compiler.graph import (
     to_nchw,
     to_nhwc,
 )
-from compiler.ops.common import FLOAT_MAX, Operator, Refusal, Scales, free_permute, same_channels
+from compiler.ops.common import (
+    FLOAT_MAX,
+    Function,
+    Operator,
+    Refusal,
+    Scales,
+    free_permute,
+    same_channels,
+    same_scale,
+)
 from compiler.ops.elementwise import permute_constants
 from compiler.ops.rules import Builtin, OpInfo, Rule, constant
 from compiler.ops.writer import Writer
 from compiler.targets import Target
 
+Bounds = tuple[float, float]
+
 # The clamps that the Edge TPU has operators for.
-CLAMPS = {(0.0, FLOAT_MAX): "RELU", (0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1"}
-# What TFLite prescribes for results of LOGISTIC and TANH: (scale, zero point).
-SIGMOID_SCALE, TANH_SCALE = (1 / 256, -128), (1 / 128, 0)
-# Beyond these inputs such results round to the first or the last.
-SIGMOID_END, TANH_END = float(np.log(511)), float(np.arctanh(255 / 256))
-GELU_SLOPE, GELU_GATES = 1.702, ("GeluGate", "TanhGeluGate")
+CLAMPS: dict[Bounds, str] = {
+    (0.0, FLOAT_MAX): "RELU",
+    (0.0, 6.0): "RELU6",
+    (-1.0, 1.0): "RELU_N1_TO_1",
+}
 _VERSION = {"RELU": 2, "RELU6": 2, "RELU_N1_TO_1": 1}
+# What TFLite prescribes for results of LOGISTIC and TANH: (scale, zero point).
+SIGMOID_SCALE = (1 / 256, -128)
+TANH_SCALE = (1 / 128, 0)
+# Beyond these inputs such results round to the first or the last of int8.
+SIGMOID_END = float(np.log(511))
+TANH_END = float(np.arctanh(255 / 256))
+# GELU(x) is nearly x * sigmoid(GELU_SLOPE * x).
+GELU_SLOPE = 1.702
 
 
-def bounds(node: ir.Node) -> tuple[float, float] | None:
+def bounds(node: ir.Node) -> Bounds | None:
     """The range that Relu or Clip clamps to, None where a bound is computed at run time."""
     if node.op_type == "Relu":
         return 0.0, FLOAT_MAX
-    found = []
-    for index, default in ((1, -FLOAT_MAX), (2, FLOAT_MAX)):
-        bound = input_at(node, index)
-        value = default if bound is None else scalar_of(bound)
-        if value is None:
-            return None
-        found.append(float(np.clip(value, -FLOAT_MAX, FLOAT_MAX)))
-    return found[0], found[1]
+    low = _bound(node, 1, -FLOAT_MAX)
+    high = _bound(node, 2, FLOAT_MAX)
+    if low is None or high is None:
+        return None
+    return low, high
+
+
+def _bound(node: ir.Node, index: int, default: float) -> float | None:
+    """A bound of Clip, which is finite in float32; None where it is computed at run time."""
+    bound = input_at(node, index)
+    value = default if bound is None else scalar_of(bound)
+    return None if value is None else float(np.clip(value, -FLOAT_MAX, FLOAT_MAX))
 
 
 def refuse_clamp(node: ir.Node, target: Target) -> Refusal:
@@ -57,56 +78,71 @@ def refuse_clamp(node: ir.Node, target: Target) -> Refusal:
     return None
 
 
-def scales_clamp(node: ir.Node) -> Scales:
-    """MINIMUM and MAXIMUM, which write the clamps that have no operator, have one scale for all.
+def is_absorbed(node: ir.Node) -> bool:
+    """Whether a clamp is the only reader of what another node makes.
 
-    A clamp that is the only reader of its input needs no operator at all: the input takes the
-    output's scale, whose int8 range is the clamp (this is what TFLite's fused activations compute).
+    Then it needs no operator: its input takes the output's scale, whose int8 range is the clamp.
+    TFLite's fused activations compute the same.
     """
     x = node.inputs[0]
-    assert x is not None
-    if x.producer() is not None and only_consumer(x) is node:
-        return Scales(same=(*activations_of(node), *node.outputs), range_of=node.outputs[0])
-    if bounds(node) in CLAMPS:
-        return Scales()
-    return Scales(same=(*activations_of(node), *node.outputs))
+    return x is not None and x.producer() is not None and only_consumer(x) is node
 
 
-def emit_clamp(node: ir.Node, w: Writer) -> None:
+def scales_clamp(node: ir.Node) -> Scales:
+    """Absorbed clamps share one scale with their input, and so do those that MINIMUM and MAXIMUM
+    write; the others are free."""
+    shared = same_scale(node)
+    if is_absorbed(node):
+        # Where its input's scale is not free, Relu is written as RELU. A Clip keeps one scale, even
+        # one that has an operator.
+        alone = Scales() if node.op_type == "Relu" else shared
+        return Scales(same=shared.same, range_of=node.outputs[0], otherwise=alone)
+    return Scales() if bounds(node) in CLAMPS else shared
+
+
+def clamp_numbers(node: ir.Node) -> Function | None:
+    limits = bounds(node)
+    if limits is None:
+        return None
+    low, high = limits
+    return lambda t: np.clip(t, low, high)
+
+
+def emit_clamp(node: ir.Node, writer: Writer) -> None:
+    """Nothing where int8 clamps by itself, else the clamp's operator, else MAXIMUM and MINIMUM."""
     x, y = node.inputs[0], node.outputs[0]
     limits = bounds(node)
     assert x is not None and limits is not None
-    if w.clamps(x, y, limits):
-        w.alias(y, x)
+    if writer.clamps(x, y, limits):
+        writer.alias(y, x)
         return
     if limits in CLAMPS:
         name = CLAMPS[limits]
-        w.add(name, _VERSION[name], [w.tensor(x)], [w.tensor(y)])
+        writer.add(name, _VERSION[name], [writer.tensor(x)], [writer.tensor(y)])
         return
     low, high = limits
-    middle = w.scratch(y)
-    w.add("MAXIMUM", 2, [w.tensor(x), w.number(low, y)], [middle])
-    w.add("MINIMUM", 2, [middle, w.number(high, y)], [w.tensor(y)])
+    middle = writer.scratch(y)
+    writer.add("MAXIMUM", 2, [writer.tensor(x), writer.number(low, y)], [middle])
+    writer.add("MINIMUM", 2, [middle, writer.number(high, y)], [writer.tensor(y)])
 
 
-def lower_leaky_relu(node: ir.Node, b: Builder) -> None:
+def lower_leaky_relu(node: ir.Node, builder: Builder) -> None:
     x = node.inputs[0]
-    slope = b.scalar(float(attribute_of(node, "alpha", 0.01)), "slope")
-    b.replace(b.op("PRelu", [x, slope]))
+    slope = builder.scalar(float(attribute_of(node, "alpha", 0.01)), "slope")
+    builder.replace(builder.op("PRelu", [x, slope]))
 
 
-def lower_prelu(node: ir.Node, b: Builder) -> None:
+def lower_prelu(node: ir.Node, builder: Builder) -> None:
     """One slope per channel of an image: along the innermost axis as NHWC."""
     x, slope = node.inputs
     assert x is not None and slope is not None
-    if (
-        not is_constant(slope)
-        or len(shape_of(x)) != 4
-        or shape_of(slope)[-3:] != (shape_of(x)[1], 1, 1)
-    ):
+    if not is_constant(slope) or len(shape_of(x)) != 4:
         return
-    flat = b.const(array_of(slope).reshape(-1), f"{slope.name}/flat")
-    b.replace(to_nchw(b, b.op("PRelu", [to_nhwc(b, x), flat])))
+    channels = shape_of(x)[1]
+    if shape_of(slope)[-3:] != (channels, 1, 1):
+        return
+    flat = builder.const(array_of(slope).reshape(-1), f"{slope.name}/flat")
+    builder.replace(to_nchw(builder, builder.op("PRelu", [to_nhwc(builder, x), flat])))
 
 
 def refuse_prelu(node: ir.Node, target: Target) -> Refusal:
@@ -114,71 +150,81 @@ def refuse_prelu(node: ir.Node, target: Target) -> Refusal:
     if not is_constant(slope):
         return "its slope is computed at run time"
     shape = shape_of(slope)
-    if any(d > 1 for d in shape[:-1]):
+    if max(shape[:-1], default=1) > 1:
         return f"its slope {list(shape)} varies outside the innermost dimension"
     return None
 
 
-def emit_prelu(node: ir.Node, w: Writer) -> None:
+def emit_prelu(node: ir.Node, writer: Writer) -> None:
     x, slope = node.inputs
     array = constant_of(slope)
     assert x is not None and array is not None
     channels = np.broadcast_to(array.reshape(-1), shape_of(x)[-1:])
-    alpha = w.quantized_constant(f"{node.name}/slope", channels)
-    w.add("PRELU", 1, [w.tensor(x), alpha], [w.tensor(node.outputs[0])])
+    alpha = writer.quantized_constant(f"{node.name}/slope", channels)
+    writer.add("PRELU", 1, [writer.tensor(x), alpha], [writer.tensor(node.outputs[0])])
 
 
-def affine(b: Builder, x: ir.Value, slope: float, shift: float) -> ir.Value:
-    """slope * x + shift. Of an image it is a 1x1 depthwise convolution: one operator, and one that
-    can undo the factors that channels are equalised by (compiler/quantize/equalise.py)."""
+def affine(builder: Builder, x: ir.Value, slope: float, shift: float) -> ir.Value:
+    """slope * x + shift.
+
+    Of an image it is a 1x1 depthwise convolution: one operator, and one that can undo the factors
+    that channels are equalised by (compiler/quantize/equalise.py).
+    """
     if len(shape_of(x)) != 4 or shape_of(x)[0] != 1:
-        y = b.op("Mul", [x, b.scalar(slope, "slope")])
-        return b.op("Add", [y, b.scalar(shift, "shift")]) if shift else y
-    x = to_nhwc(b, x)
-    count = shape_of(x)[3]
-    weight = b.const(np.full((count, 1, 1, 1), slope, np.float32), "slope")
-    bias = b.const(np.full(count, shift, np.float32), "shift")
-    plain = {"group": count, "strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1)}
-    return to_nchw(b, b.op("DepthwiseConv2D", [x, weight, bias], plain, DIALECT))
+        y = builder.op("Mul", [x, builder.scalar(slope, "slope")])
+        return builder.op("Add", [y, builder.scalar(shift, "shift")]) if shift else y
+    x = to_nhwc(builder, x)
+    channels = shape_of(x)[3]
+    weight = builder.const(np.full((channels, 1, 1, 1), slope, np.float32), "slope")
+    bias = builder.const(np.full(channels, shift, np.float32), "shift")
+    attributes = {
+        "group": channels,
+        "strides": (1, 1),
+        "pads": (0, 0, 0, 0),
+        "dilations": (1, 1),
+    }
+    return to_nchw(builder, builder.op("DepthwiseConv2D", [x, weight, bias], attributes, DIALECT))
 
 
-def lower_hard_sigmoid(node: ir.Node, b: Builder) -> None:
+def lower_hard_sigmoid(node: ir.Node, builder: Builder) -> None:
     (x,) = node.inputs
     assert x is not None
-    b.replace(
-        _hard_sigmoid(
-            b, x, float(attribute_of(node, "alpha", 0.2)), float(attribute_of(node, "beta", 0.5))
-        )
+    alpha = float(attribute_of(node, "alpha", 0.2))
+    beta = float(attribute_of(node, "beta", 0.5))
+    builder.replace(_hard_sigmoid(builder, x, alpha, beta))
+
+
+def _hard_sigmoid(builder: Builder, x: ir.Value, alpha: float, beta: float) -> ir.Value:
+    """clip(alpha x + beta, 0, 1); the clamp is written as the scale of what it clamps."""
+    return builder.op(
+        "Clip",
+        [affine(builder, x, alpha, beta), builder.scalar(0, "zero"), builder.scalar(1, "one")],
     )
 
 
-def _hard_sigmoid(b: Builder, x: ir.Value, alpha: float, beta: float) -> ir.Value:
-    """clip(alpha x + beta, 0, 1); the clamp is written as the scale of what it clamps."""
-    return b.op("Clip", [affine(b, x, alpha, beta), b.scalar(0, "zero"), b.scalar(1, "one")])
-
-
-def lower_gelu(node: ir.Node, b: Builder) -> None:
+def lower_gelu(node: ir.Node, builder: Builder) -> None:
     """x * gate(1.702 x), the gate written as a sigmoid: at most 0.0203 off (Hendrycks and Gimpel,
     2016). TFLite's own GELU is newer than what the Edge TPU compiler reads."""
     (x,) = node.inputs
     assert x is not None
-    gate = GELU_GATES[attribute_of(node, "approximate", "none") == "tanh"]
-    y = b.op(gate, [affine(b, x, GELU_SLOPE, 0)], domain=DIALECT)
-    b.replace(b.op("Mul", [x, y]))
+    is_tanh = attribute_of(node, "approximate", "none") == "tanh"
+    gate = "TanhGeluGate" if is_tanh else "GeluGate"
+    y = builder.op(gate, [affine(builder, x, GELU_SLOPE, 0)], domain=DIALECT)
+    builder.replace(builder.op("Mul", [x, y]))
 
 
-def lower_hard_swish(node: ir.Node, b: Builder) -> None:
+def lower_hard_swish(node: ir.Node, builder: Builder) -> None:
     (x,) = node.inputs
     assert x is not None
-    b.replace(b.op("Mul", [x, _hard_sigmoid(b, x, 1 / 6, 0.5)]))
+    builder.replace(builder.op("Mul", [x, _hard_sigmoid(builder, x, 1 / 6, 0.5)]))
 
 
-def lower_swish(node: ir.Node, b: Builder) -> None:
+def lower_swish(node: ir.Node, builder: Builder) -> None:
     (x,) = node.inputs
     assert x is not None
     alpha = float(attribute_of(node, "alpha", 1.0))
-    inner = x if alpha == 1 else b.op("Mul", [x, b.scalar(alpha, "alpha")])
-    b.replace(b.op("Mul", [x, b.op("Sigmoid", [inner])]))
+    inner = x if alpha == 1 else builder.op("Mul", [x, builder.scalar(alpha, "alpha")])
+    builder.replace(builder.op("Mul", [x, builder.op("Sigmoid", [inner])]))
 
 
 def scales_sigmoid(node: ir.Node) -> Scales:
@@ -189,16 +235,26 @@ def scales_tanh(node: ir.Node) -> Scales:
     return Scales(fixed={node.outputs[0]: TANH_SCALE})
 
 
-def emit_table(node: ir.Node, w: Writer) -> None:
-    name = "TANH" if node.op_type == "Tanh" else "LOGISTIC"
-    w.add(name, 2, [w.tensor(node.inputs[0])], [w.tensor(node.outputs[0])])
+def sigmoid_numbers(node: ir.Node) -> Function | None:
+    return lambda t: 1 / (1 + np.exp(-t))
+
+
+def emit_sigmoid(node: ir.Node, writer: Writer) -> None:
+    writer.add("LOGISTIC", 2, [writer.tensor(node.inputs[0])], [writer.tensor(node.outputs[0])])
+
+
+def emit_tanh(node: ir.Node, writer: Writer) -> None:
+    writer.add("TANH", 2, [writer.tensor(node.inputs[0])], [writer.tensor(node.outputs[0])])
 
 
 def _slope(op: OpInfo, target: Target) -> str | None:
     slope = op.inputs[1]
-    outside = slope is not None and any(d > 1 for d in slope.shape[:-1])
-    return f"it is {list(slope.shape)}" if slope is not None and outside else None
+    if slope is None or max(slope.shape[:-1], default=1) <= 1:
+        return None
+    return f"it is {list(slope.shape)}"
 
+
+_INNERMOST = Rule("its slope varies along the innermost dimension only", _slope, "documented")
 
 BUILTINS = (
     Builtin("RELU", 2),
@@ -206,15 +262,25 @@ BUILTINS = (
     Builtin("RELU_N1_TO_1", 2),
     Builtin("LOGISTIC", 2),
     Builtin("TANH", 2),
-    Builtin(
-        "PRELU",
-        1,
-        (
-            constant(1, "slopes"),
-            Rule("its slope varies along the innermost dimension only", _slope, "documented"),
-        ),
-    ),
+    Builtin("PRELU", 1, (constant(1, "slopes"), _INNERMOST)),
 )
+
+
+def _gate(op_type: str, body: str) -> Operator:
+    """A gate of GELU: Gelu(t) / t of t = x / 1.702, which comes close to a sigmoid of x."""
+    return Operator(
+        op_type,
+        DIALECT,
+        body=body,
+        scales=scales_sigmoid,
+        emit=emit_sigmoid,
+        permute=free_permute,
+        elementwise=sigmoid_numbers,
+        saturates_at=SIGMOID_END,
+        # TFLite has no ERF.
+        stand_in="Sigmoid",
+    )
+
 
 OPERATORS = (
     Operator(
@@ -222,11 +288,19 @@ OPERATORS = (
         refuse=refuse_clamp,
         scales=scales_clamp,
         emit=emit_clamp,
+        absorbed=is_absorbed,
         permute=free_permute,
         ties=same_channels,
+        elementwise=clamp_numbers,
     ),
     Operator(
-        "Clip", refuse=refuse_clamp, scales=scales_clamp, emit=emit_clamp, permute=free_permute
+        "Clip",
+        refuse=refuse_clamp,
+        scales=scales_clamp,
+        emit=emit_clamp,
+        absorbed=is_absorbed,
+        permute=free_permute,
+        elementwise=clamp_numbers,
     ),
     Operator("LeakyRelu", lower=lower_leaky_relu),
     Operator(
@@ -241,10 +315,51 @@ OPERATORS = (
     Operator("HardSwish", lower=lower_hard_swish),
     Operator("Swish", lower=lower_swish),
     Operator("Gelu", lower=lower_gelu),
-    *(
-        Operator(gate, DIALECT, scales=scales_sigmoid, emit=emit_table, permute=free_permute)
-        for gate in GELU_GATES
+    # (1 + erf(t / sqrt 2)) / 2
+    _gate(
+        "GeluGate",
+        """
+    GeluGate (x) => (y) {
+        width = Constant <value_float = 2.4069913> ()
+        half = Constant <value_float = 0.5> ()
+        scaled = Div (x, width)
+        erf = Erf (scaled)
+        part = Mul (erf, half)
+        y = Add (part, half)
+    }""",
     ),
-    Operator("Sigmoid", scales=scales_sigmoid, emit=emit_table, permute=free_permute),
-    Operator("Tanh", scales=scales_tanh, emit=emit_table, permute=free_permute),
+    # (1 + tanh(sqrt(2 / pi) (t + 0.044715 t^3))) / 2
+    _gate(
+        "TanhGeluGate",
+        """
+    TanhGeluGate (x) => (y) {
+        width = Constant <value_float = 1.702> ()
+        linear = Constant <value_float = 0.7978846> ()
+        cubic = Constant <value_float = 0.0356774> ()
+        half = Constant <value_float = 0.5> ()
+        t = Div (x, width)
+        square = Mul (t, t)
+        bend = Mul (square, cubic)
+        slope = Add (bend, linear)
+        inner = Mul (t, slope)
+        tanh = Tanh (inner)
+        part = Mul (tanh, half)
+        y = Add (part, half)
+    }""",
+    ),
+    Operator(
+        "Sigmoid",
+        scales=scales_sigmoid,
+        emit=emit_sigmoid,
+        permute=free_permute,
+        elementwise=sigmoid_numbers,
+        saturates_at=SIGMOID_END,
+    ),
+    Operator(
+        "Tanh",
+        scales=scales_tanh,
+        emit=emit_tanh,
+        permute=free_permute,
+        saturates_at=TANH_END,
+    ),
 )

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from compiler.graph import Builder, attribute_of, axis_of, input_at, is_constant, shape_of
 from compiler.ops.common import (
     ChannelTie,
+    Moves,
     Operator,
     Refusal,
     RefuseError,
@@ -24,96 +25,119 @@ from compiler.ops.writer import Writer
 from compiler.targets import Target
 
 
-def permute_concat(node: ir.Node, perm: Sequence[int], b: Builder) -> None:
-    permute_axis(node, perm, b)
-    permute_constants(node, perm, b)
+def permute_concat(node: ir.Node, perm: Sequence[int], builder: Builder) -> None:
+    permute_axis(node, perm, builder)
+    permute_constants(node, perm, builder)
 
 
-def emit_concat(node: ir.Node, w: Writer) -> None:
+def emit_concat(node: ir.Node, writer: Writer) -> None:
     y = node.outputs[0]
-    axis = axis_of(int(attribute_of(node, "axis")), len(shape_of(y)))
-    inputs = [w.operand(v, y) for v in node.inputs if v is not None]
-    w.add("CONCATENATION", 2, inputs, [w.tensor(y)], {"axis": axis, "fusedActivationFunction": 0})
+    inputs = [writer.operand(value, y) for value in node.inputs if value is not None]
+    options = {"axis": _axis(node, y), "fusedActivationFunction": 0}
+    writer.add("CONCATENATION", 2, inputs, [writer.tensor(y)], options)
 
 
-def ties(node: ir.Node) -> list[ChannelTie] | None:
+def _axis(node: ir.Node, whole: ir.Value | None) -> int:
+    """The axis along which parts make a whole, not negative."""
+    return axis_of(int(attribute_of(node, "axis", 0)), len(shape_of(whole)))
+
+
+def ties_concat(node: ir.Node) -> list[ChannelTie] | None:
+    return _ties(node, node.outputs[0], node.inputs)
+
+
+def ties_split(node: ir.Node) -> list[ChannelTie] | None:
+    return _ties(node, node.inputs[0], node.outputs)
+
+
+def _ties(
+    node: ir.Node, whole: ir.Value | None, parts: Sequence[ir.Value | None]
+) -> list[ChannelTie] | None:
     """Channels of the whole are those of the parts, one behind the other or alike."""
-    concat = node.op_type == "Concat"
-    whole, parts = (node.outputs[0], node.inputs) if concat else (node.inputs[0], node.outputs)
-    if whole is None or any(v is None or is_constant(v) for v in parts):
+    known = [part for part in parts if part is not None and not is_constant(part)]
+    if whole is None or len(known) != len(parts):
         return None
-    rank = len(shape_of(whole))
-    if axis_of(int(attribute_of(node, "axis", 0)), rank) != rank - 1:
+    if _axis(node, whole) != len(shape_of(whole)) - 1:
         return same_channels(node)
-    found, begin = [], 0
-    for part in parts:
-        assert part is not None
-        found.append(ChannelTie(part, whole, of_b=slice(begin, begin + channels(part))))
-        begin += channels(part)
+    found = []
+    begin = 0
+    for part in known:
+        end = begin + channels(part)
+        found.append(ChannelTie(part, whole, of_b=slice(begin, end)))
+        begin = end
     return found
 
 
-def lower_split(node: ir.Node, b: Builder) -> None:
-    """Unequal parts become slices; the Edge TPU has no SPLIT_V."""
+def lower_split(node: ir.Node, builder: Builder) -> None:
+    """Equal parts are a SPLIT, unequal ones become slices; the Edge TPU has no SPLIT_V."""
     x = node.inputs[0]
     assert x is not None
-    sizes_value = input_at(node, 1)
-    if sizes_value is not None and not is_constant(sizes_value):
+    given = input_at(node, 1)
+    if given is not None and not is_constant(given):
         raise RefuseError("its sizes are computed at run time")
-    axis = axis_of(int(attribute_of(node, "axis", 0)), len(shape_of(x)))
-    sizes = [shape_of(v)[axis] for v in node.outputs]
-    if len(set(sizes)) == 1:
-        if sizes_value is not None:
-            count = len(sizes)
-            b.replace(
-                *b.ops("Split", [x, None], {"axis": axis, "num_outputs": count}, outputs=count)
-            )
-        return
-    parts, begin = [], 0
+    axis = _axis(node, x)
+    sizes = [shape_of(value)[axis] for value in node.outputs]
+    if len(set(sizes)) > 1:
+        builder.replace(*_slices(builder, x, axis, sizes))
+    elif given is not None:
+        # The number of parts says the same as their sizes.
+        count = len(sizes)
+        attributes = {"axis": axis, "num_outputs": count}
+        builder.replace(*builder.ops("Split", [x, None], attributes, outputs=count))
+
+
+def _slices(builder: Builder, x: ir.Value, axis: int, sizes: Sequence[int]) -> list[ir.Value]:
+    """Parts of x of these sizes, one behind the other along an axis."""
+    parts = []
+    begin = 0
     for size in sizes:
-        bounds = [b.const(np.array([i], np.int64), "slice") for i in (begin, begin + size, axis)]
-        parts.append(b.op("Slice", [x, *bounds]))
-        begin += size
-    b.replace(*parts)
+        end = begin + size
+        bounds = [builder.const(np.array([i], np.int64), "slice") for i in (begin, end, axis)]
+        parts.append(builder.op("Slice", [x, *bounds]))
+        begin = end
+    return parts
 
 
 def refuse_split(node: ir.Node, target: Target) -> Refusal:
-    rank = len(shape_of(node.inputs[0]))
-    batch = axis_of(int(attribute_of(node, "axis", 0)), rank) == 0 and rank > 1
-    return "it splits the batch dimension" if batch else None
-
-
-def emit_split(node: ir.Node, w: Writer) -> None:
     x = node.inputs[0]
-    axis = axis_of(int(attribute_of(node, "axis", 0)), len(shape_of(x)))
-    outputs = [w.tensor(v) for v in node.outputs]
-    w.add("SPLIT", 2, [w.scalar_int(axis), w.tensor(x)], outputs, {"numSplits": len(outputs)})
+    is_batch = _axis(node, x) == 0 and len(shape_of(x)) > 1
+    return "it splits the batch dimension" if is_batch else None
+
+
+def emit_split(node: ir.Node, writer: Writer) -> None:
+    x = node.inputs[0]
+    outputs = [writer.tensor(value) for value in node.outputs]
+    inputs = [writer.scalar_int(_axis(node, x)), writer.tensor(x)]
+    writer.add("SPLIT", 2, inputs, outputs, {"numSplits": len(outputs)})
 
 
 def _joined_constants(op: OpInfo, target: Target) -> str | None:
-    constants = [t for t in op.inputs if t is not None and t.constant]
-    fine = not constants or (len(op.inputs) == 2 and all(t.zeros for t in constants))
-    return None if fine else f"it joins a constant, '{constants[0].name}'"
+    constants = [tensor for tensor in op.inputs if tensor is not None and tensor.constant]
+    if not constants:
+        return None
+    if len(op.inputs) == 2 and all(tensor.zeros for tensor in constants):
+        return None
+    return f"it joins a constant, '{constants[0].name}'"
 
+
+_ZEROS = Rule(
+    "a constant among its inputs is all zeros and one of two", _joined_constants, "documented"
+)
 
 BUILTINS = (
-    Builtin(
-        "CONCATENATION",
-        2,
-        (
-            NO_FUSED_ACTIVATION,
-            Rule(
-                "a constant among its inputs is all zeros and one of two",
-                _joined_constants,
-                "documented",
-            ),
-        ),
-    ),
+    Builtin("CONCATENATION", 2, (NO_FUSED_ACTIVATION, _ZEROS)),
     Builtin("SPLIT", 2),
 )
 
 OPERATORS = (
-    Operator("Concat", scales=same_scale, emit=emit_concat, permute=permute_concat, ties=ties),
+    Operator(
+        "Concat",
+        scales=same_scale,
+        emit=emit_concat,
+        permute=permute_concat,
+        ties=ties_concat,
+        moves=Moves.VALUES,
+    ),
     Operator(
         "Split",
         lower=lower_split,
@@ -121,6 +145,7 @@ OPERATORS = (
         scales=same_scale,
         emit=emit_split,
         permute=permute_axis,
-        ties=ties,
+        ties=ties_split,
+        moves=Moves.VALUES,
     ),
 )

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from compiler.graph import (
     Builder,
     activations_of,
+    array_of,
     constant_of,
     element_count,
     is_constant,
@@ -17,6 +18,7 @@ from compiler.graph import (
 )
 from compiler.ops.common import (
     ChannelTie,
+    Function,
     Operator,
     Refusal,
     RefuseError,
@@ -30,16 +32,18 @@ from compiler.targets import Target
 _BUILTIN = {"Add": "ADD", "Sub": "SUB", "Mul": "MUL", "Min": "MINIMUM", "Max": "MAXIMUM"}
 
 
-def permute_constants(node: ir.Node, perm: Sequence[int], b: Builder) -> None:
+def permute_constants(node: ir.Node, perm: Sequence[int], builder: Builder) -> None:
     """Constants that broadcast against a permuted tensor are permuted the other way round."""
     inverse = np.argsort(perm)
     for index, value in enumerate(node.inputs):
         if value is None or not is_constant(value) or element_count(value) == 1:
             continue
-        array = constant_of(value)
-        assert array is not None
-        array = array.reshape((1,) * (len(perm) - array.ndim) + array.shape)
-        node.replace_input_with(index, b.const(array.transpose(inverse), f"{value.name}/permuted"))
+        array = array_of(value)
+        missing = len(perm) - array.ndim
+        full = array.reshape((1,) * missing + array.shape)
+        node.replace_input_with(
+            index, builder.const(full.transpose(inverse), f"{value.name}/permuted")
+        )
 
 
 def refuse(node: ir.Node, target: Target) -> Refusal:
@@ -54,26 +58,55 @@ def ties_product(node: ir.Node) -> list[ChannelTie] | None:
     return same_channels(node) if len(activations_of(node)) == 1 else None
 
 
-def emit(node: ir.Node, w: Writer) -> None:
-    like = node.outputs[0] if node.op_type in ("Min", "Max") else None
-    operands = [w.operand(v, like) for v in node.inputs if v is not None]
-    options = None if like is not None else {"fusedActivationFunction": 0}
-    w.add(_BUILTIN[node.op_type], 2, operands, [w.tensor(node.outputs[0])], options)
+def plus_number(node: ir.Node) -> Function | None:
+    number = _only_number(node)
+    if number is None:
+        return None
+    return lambda t: t + number
 
 
-def lower_chain(node: ir.Node, b: Builder) -> None:
+def times_number(node: ir.Node) -> Function | None:
+    number = _only_number(node)
+    if number is None:
+        return None
+    return lambda t: t * number
+
+
+def _only_number(node: ir.Node) -> float | None:
+    """The one input that is a constant of one element."""
+    numbers = [scalar_of(value) for value in node.inputs]
+    found = [number for number in numbers if number is not None]
+    return found[0] if len(found) == 1 else None
+
+
+def emit_arithmetic(node: ir.Node, writer: Writer) -> None:
+    """ADD, SUB, MUL: each operand has its own scale."""
+    operands = [writer.operand(value) for value in node.inputs if value is not None]
+    options = {"fusedActivationFunction": 0}
+    writer.add(_BUILTIN[node.op_type], 2, operands, [writer.tensor(node.outputs[0])], options)
+
+
+def emit_comparison(node: ir.Node, writer: Writer) -> None:
+    """MINIMUM, MAXIMUM: all operands have the scale of the result."""
+    y = node.outputs[0]
+    operands = [writer.operand(value, y) for value in node.inputs if value is not None]
+    writer.add(_BUILTIN[node.op_type], 2, operands, [writer.tensor(y)])
+
+
+def lower_chain(node: ir.Node, builder: Builder) -> None:
     """Operators of any number of operands, two at a time."""
     op_type = "Add" if node.op_type == "Sum" else node.op_type
-    values = [v for v in node.inputs if v is not None]
+    values = [value for value in node.inputs if value is not None]
     if len(values) == 2 and op_type == node.op_type:
         return
     y = values[0]
     for value in values[1:]:
-        y = b.op(op_type, [y, value])
-    b.replace(y)
+        y = builder.op(op_type, [y, value])
+    builder.replace(y)
 
 
-def lower_div(node: ir.Node, b: Builder) -> None:
+def lower_div(node: ir.Node, builder: Builder) -> None:
+    """Division by a constant is multiplication by its inverse."""
     x, divisor = node.inputs
     array = constant_of(divisor)
     assert x is not None and divisor is not None
@@ -85,27 +118,28 @@ def lower_div(node: ir.Node, b: Builder) -> None:
         inverse = (1 / array).astype(np.float32)
     if not np.isfinite(inverse).all():
         raise RefuseError("its constant divisor holds a zero")
-    b.replace(b.op("Mul", [x, b.const(inverse, f"{divisor.name}/inverse")]))
+    builder.replace(builder.op("Mul", [x, builder.const(inverse, f"{divisor.name}/inverse")]))
 
 
-def lower_neg(node: ir.Node, b: Builder) -> None:
+def lower_neg(node: ir.Node, builder: Builder) -> None:
     (x,) = node.inputs
     if x is None or x.dtype != ir.DataType.FLOAT:
         raise RefuseError("it negates integers")
-    b.replace(b.op("Mul", [x, b.scalar(-1.0, "minus_one")]))
+    builder.replace(builder.op("Mul", [x, builder.scalar(-1.0, "minus_one")]))
 
 
-def lower_pow(node: ir.Node, b: Builder) -> None:
+def lower_pow(node: ir.Node, builder: Builder) -> None:
     x, exponent = node.inputs
     if x is None or x.dtype != ir.DataType.FLOAT or scalar_of(exponent) != 2:
         raise RefuseError(
             "the Edge TPU has no POW; only the constant exponent 2 can be a multiplication"
         )
-    b.replace(b.op("Mul", [x, x]))
+    builder.replace(builder.op("Mul", [x, x]))
 
 
 def _dimensions(op: OpInfo, target: Target) -> str | None:
-    most = max(len(t.shape) for t in op.inputs if t is not None)
+    ranks = [len(tensor.shape) for tensor in op.inputs if tensor is not None]
+    most = max(ranks)
     return f"it has {most}" if most > 4 else None
 
 
@@ -118,19 +152,57 @@ _RULES = (
     ),
 )
 
-BUILTINS = tuple(Builtin(name, 2, _RULES) for name in _BUILTIN.values())
-
-
-def _operator(op_type: str, **parts: object) -> Operator:
-    return Operator(op_type, refuse=refuse, emit=emit, permute=permute_constants, **parts)  # type: ignore[arg-type]
-
+BUILTINS = (
+    Builtin("ADD", 2, _RULES),
+    Builtin("SUB", 2, _RULES),
+    Builtin("MUL", 2, _RULES),
+    Builtin("MINIMUM", 2, _RULES, table="MaximumMinimumOptions"),
+    Builtin("MAXIMUM", 2, _RULES, table="MaximumMinimumOptions"),
+)
 
 OPERATORS = (
-    _operator("Add", ties=same_channels),
-    _operator("Sub", ties=same_channels),
-    _operator("Mul", ties=ties_product),
-    _operator("Min", lower=lower_chain, scales=same_scale),
-    _operator("Max", lower=lower_chain, scales=same_scale),
+    Operator(
+        "Add",
+        refuse=refuse,
+        emit=emit_arithmetic,
+        permute=permute_constants,
+        ties=same_channels,
+        combines="sum",
+        elementwise=plus_number,
+    ),
+    Operator(
+        "Sub",
+        refuse=refuse,
+        emit=emit_arithmetic,
+        permute=permute_constants,
+        ties=same_channels,
+        combines="sum",
+    ),
+    Operator(
+        "Mul",
+        refuse=refuse,
+        emit=emit_arithmetic,
+        permute=permute_constants,
+        ties=ties_product,
+        combines="product",
+        elementwise=times_number,
+    ),
+    Operator(
+        "Min",
+        lower=lower_chain,
+        refuse=refuse,
+        scales=same_scale,
+        emit=emit_comparison,
+        permute=permute_constants,
+    ),
+    Operator(
+        "Max",
+        lower=lower_chain,
+        refuse=refuse,
+        scales=same_scale,
+        emit=emit_comparison,
+        permute=permute_constants,
+    ),
     Operator("Sum", lower=lower_chain),
     Operator("Div", lower=lower_div),
     Operator("Neg", lower=lower_neg),

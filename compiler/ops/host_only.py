@@ -1,63 +1,117 @@
-"""Operators that the Edge TPU does not have: onnxruntime runs them on the host. Each with its
-reason."""
+"""Operators that the Edge TPU does not have, each with its reason: onnxruntime runs them on the
+host."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from dataclasses import replace
 
 import onnx_ir as ir
 
-from compiler.graph import Builder
-from compiler.ops.common import Operator, RefuseError
+from compiler.graph import Builder, element_count, shape_of
+from compiler.ops.common import FLOAT_BYTES, Moves, Operator, RefuseError, static_tensors
 from compiler.ops.rules import Builtin
 
 # Source of every line: the operator table of coral.ai/docs/edgetpu/models-intro, which lists what
 # is supported.
-REASONS = {
-    "Attention": "the Edge TPU multiplies by constant weights only (no BATCH_MATMUL)",
-    "Cast": "the Edge TPU has no CAST",
-    "DepthToSpace": "the Edge TPU has no DEPTH_TO_SPACE",
-    "Elu": "the Edge TPU has no ELU",
-    "Erf": "the Edge TPU has no ERF",
-    "Exp": "the Edge TPU has no EXP",
-    "GroupNormalization": "the Edge TPU has no division by a computed deviation",
-    "InstanceNormalization": "the Edge TPU has no division by a computed deviation",
-    "LayerNormalization": "mean and deviation of each row in int8 would lose too much; it stays exact in float",
-    "Log": "the Edge TPU has no LOG",
-    "LogSoftmax": "the Edge TPU has no LOG_SOFTMAX",
-    "LRN": "the Edge TPU has no LOCAL_RESPONSE_NORMALIZATION",
-    "RMSNormalization": "the deviation of each row in int8 would lose too much; it stays exact in float",
-    "RotaryEmbedding": "it turns pairs of values for the attention on the host",
-    "Sqrt": "the Edge TPU has no SQRT",
-    "TopK": "the Edge TPU has no TOPK_V2",
-    "Where": "the Edge TPU has no SELECT",
-}
+_NO_MATRICES = "the Edge TPU multiplies by constant weights only (no BATCH_MATMUL)"
+_NO_DIVISION = "the Edge TPU has no division by a computed deviation"
+_ROWS_IN_FLOAT = "in int8 would lose too much; it stays exact in float"
 
 
-def _refusing(reason: str) -> Callable[[ir.Node, Builder], None]:
-    def lower(node: ir.Node, b: Builder) -> None:
+def attention_macs(node: ir.Node) -> int:
+    """Q K^T and the product of its softmax with V: keys are [..., length, size of a head]."""
+    length = shape_of(node.inputs[1])[-2]
+    return 2 * math.prod(shape_of(node.outputs[0])) * length
+
+
+def cached_attention_macs(node: ir.Node) -> int:
+    """As of Attention, over half of the cache's places [batch, heads, places, size]: so many are
+    filled, on average."""
+    places = shape_of(node.inputs[3])[2]
+    return math.prod(shape_of(node.outputs[0])) * places
+
+
+def cached_attention_bytes(node: ir.Node) -> int:
+    """The cache is written in place, and read as far as it is filled: half, on average."""
+    cache = 0
+    others = 0
+    for value in static_tensors(node):
+        is_cache = len(shape_of(value)) == 4
+        if not is_cache:
+            others += element_count(value)
+        elif value.is_graph_input():
+            cache += element_count(value)
+    return FLOAT_BYTES // 2 * cache + FLOAT_BYTES * others
+
+
+def _refused(operator: Operator) -> Operator:
+    """The declaration, with a lowering that gives its reason."""
+    reason = operator.host_reason
+    if reason is None:
+        return operator
+
+    def lower(node: ir.Node, builder: Builder) -> None:
         raise RefuseError(reason)
 
-    return lower
+    return replace(operator, lower=lower)
 
 
 # On the Edge TPU's list, but not written by this compiler.
-BUILTINS = tuple(
-    Builtin(name, version)
-    for name, version in (
-        ("EXPAND_DIMS", 1),
-        ("L2_NORMALIZATION", 2),
-        ("PACK", 2),
-        ("RSQRT", 2),
-        ("SLICE", 2),
-        ("SQUARED_DIFFERENCE", 2),
-        ("SQUEEZE", 1),
-        ("TILE", 1),
-        ("UNIDIRECTIONAL_SEQUENCE_LSTM", 1),
-    )
+BUILTINS = (
+    Builtin("EXPAND_DIMS", 1),
+    Builtin("L2_NORMALIZATION", 2),
+    Builtin("PACK", 2),
+    Builtin("RSQRT", 2),
+    Builtin("SLICE", 2),
+    Builtin("SQUARED_DIFFERENCE", 2),
+    Builtin("SQUEEZE", 1),
+    Builtin("TILE", 1),
+    Builtin("UNIDIRECTIONAL_SEQUENCE_LSTM", 1),
 )
 
-OPERATORS = (
-    *(Operator(op_type, lower=_refusing(reason)) for op_type, reason in REASONS.items()),
-    Operator("GroupQueryAttention", "com.microsoft", lower=_refusing(REASONS["Attention"])),
+_DECLARED = (
+    Operator("Attention", host_reason=_NO_MATRICES, macs=attention_macs),
+    Operator("Cast", host_reason="the Edge TPU has no CAST", moves=Moves.ELEMENTS),
+    Operator("DepthToSpace", host_reason="the Edge TPU has no DEPTH_TO_SPACE"),
+    Operator("Elu", host_reason="the Edge TPU has no ELU"),
+    Operator("Erf", host_reason="the Edge TPU has no ERF"),
+    Operator("Exp", host_reason="the Edge TPU has no EXP"),
+    Operator("GroupNormalization", host_reason=_NO_DIVISION),
+    Operator("InstanceNormalization", host_reason=_NO_DIVISION),
+    Operator(
+        "LayerNormalization",
+        host_reason=f"mean and deviation of each row {_ROWS_IN_FLOAT}",
+        normalises_rows=True,
+    ),
+    Operator("Log", host_reason="the Edge TPU has no LOG"),
+    Operator("LogSoftmax", host_reason="the Edge TPU has no LOG_SOFTMAX"),
+    Operator("LRN", host_reason="the Edge TPU has no LOCAL_RESPONSE_NORMALIZATION"),
+    Operator(
+        "RMSNormalization",
+        host_reason=f"the deviation of each row {_ROWS_IN_FLOAT}",
+        normalises_rows=True,
+    ),
+    Operator(
+        "RotaryEmbedding",
+        host_reason="it turns pairs of values for the attention on the host",
+    ),
+    Operator("Sqrt", host_reason="the Edge TPU has no SQRT"),
+    Operator("TopK", host_reason="the Edge TPU has no TOPK_V2"),
+    Operator("Where", host_reason="the Edge TPU has no SELECT"),
+    Operator(
+        "GroupQueryAttention",
+        "com.microsoft",
+        host_reason=_NO_MATRICES,
+        macs=cached_attention_macs,
+        host_bytes=cached_attention_bytes,
+    ),
+    Operator("IsNaN", reads_nan=True),
+    # Trees have branches for values that are missing.
+    Operator("Imputer", "ai.onnx.ml", reads_nan=True),
+    Operator("TreeEnsemble", "ai.onnx.ml", reads_nan=True),
+    Operator("TreeEnsembleClassifier", "ai.onnx.ml", reads_nan=True),
+    Operator("TreeEnsembleRegressor", "ai.onnx.ml", reads_nan=True),
 )
+
+OPERATORS = tuple(map(_refused, _DECLARED))

@@ -15,8 +15,8 @@ from compiler.graph import (
     DIALECT,
     Builder,
     Shape,
+    array_of,
     attribute_of,
-    constant_of,
     input_at,
     is_constant,
     key_of,
@@ -26,33 +26,36 @@ from compiler.graph import (
 )
 from compiler.ops.common import Operator, RefuseError
 from compiler.ops.conv import zero_bias
-from compiler.ops.rules import Builtin, OpInfo, Rule, Work, constant
+from compiler.ops.rules import Builtin, OpInfo, Rule, Work, constant, rows_of
 from compiler.ops.writer import Writer
 from compiler.targets import Layer, Target
 from compiler.targets.memory import stored_outputs, up
 
 
-def lower_matmul(node: ir.Node, b: Builder) -> None:
+def lower_matmul(node: ir.Node, builder: Builder) -> None:
+    """x [..., K] times constant weights [K, N]; a constant row [N] that is added is its bias."""
     x, weight = node.inputs
     assert x is not None and weight is not None
     if not is_constant(weight):
-        both = "both operands are" if not is_constant(x) else "its right operand is"
+        which = "its right operand is" if is_constant(x) else "both operands are"
         raise RefuseError(
-            f"{both} computed at run time; the Edge TPU multiplies by constant weights only"
+            f"{which} computed at run time; the Edge TPU multiplies by constant weights only"
         )
     if len(shape_of(weight)) != 2:
         raise RefuseError(
             f"its weights {list(shape_of(weight))} are a batch of matrices; the Edge TPU takes one"
         )
     outputs = shape_of(weight)[1]
-    rows = b.transposed(weight)
+    rows = builder.transposed(weight)
     add, bias = _bias_after(node, outputs)
-    y = linear(b, x, rows, bias or zero_bias(b, outputs, weight), shape_of(node.outputs[0]))
-    if add is not None:
-        replace_node(add, [y], b.made)
-        b.graph.remove(node, safe=True)
-    else:
-        b.replace(y)
+    if bias is None:
+        bias = zero_bias(builder, outputs, weight)
+    y = linear(builder, x, rows, bias, shape_of(node.outputs[0]))
+    if add is None:
+        builder.replace(y)
+        return
+    replace_node(add, [y], builder.made)
+    builder.graph.remove(node, safe=True)
 
 
 def _bias_after(node: ir.Node, outputs: int) -> tuple[ir.Node | None, ir.Value | None]:
@@ -60,69 +63,94 @@ def _bias_after(node: ir.Node, outputs: int) -> tuple[ir.Node | None, ir.Value |
     add = only_consumer(node.outputs[0])
     if add is None or key_of(add) != ("", "Add"):
         return None, None
-    row = next((v for v in add.inputs if is_constant(v)), None)
-    return (add, row) if row is not None and shape_of(row) == (outputs,) else (None, None)
+    for value in add.inputs:
+        if is_constant(value):
+            is_row = shape_of(value) == (outputs,)
+            return (add, value) if is_row else (None, None)
+    return None, None
 
 
-def lower_gemm(node: ir.Node, b: Builder) -> None:
+def lower_gemm(node: ir.Node, builder: Builder) -> None:
+    """alpha * x @ weight + beta * bias, with alpha and beta taken into the constants."""
     x, weight, bias = node.inputs[0], node.inputs[1], input_at(node, 2)
     assert x is not None and weight is not None
     if not is_constant(weight) or (bias is not None and not is_constant(bias)):
         raise RefuseError("its weights are computed at run time; the Edge TPU needs them constant")
     if attribute_of(node, "transA", 0):
         raise RefuseError("it transposes its input (transA)")
-    alpha, beta = float(attribute_of(node, "alpha", 1.0)), float(attribute_of(node, "beta", 1.0))
-    flip = not attribute_of(node, "transB", 0)
-    outputs, inputs = shape_of(weight)[::-1] if flip else shape_of(weight)
-    if flip:
-        weight = b.transposed(weight)
+    if not attribute_of(node, "transB", 0):
+        weight = builder.transposed(weight)
+    outputs = shape_of(weight)[0]
+    alpha = float(attribute_of(node, "alpha", 1.0))
     if alpha != 1.0:
-        weight = b.lazy_rows(
-            weight, lambda w: w * np.float32(alpha), (outputs, inputs), f"{weight.name}/alpha"
+        weight = builder.lazy_rows(
+            weight,
+            lambda rows: rows * np.float32(alpha),
+            shape_of(weight),
+            f"{weight.name}/alpha",
         )
     if bias is None:
-        bias = zero_bias(b, outputs, weight)
+        bias = zero_bias(builder, outputs, weight)
     else:
-        array = constant_of(bias)
-        assert array is not None
-        if array.size not in (1, outputs) or (array.ndim == 2 and array.shape[0] != 1):
-            raise RefuseError(f"its bias {list(array.shape)} differs from row to row")
-        bias = b.const(
-            np.broadcast_to(array.reshape(-1) * np.float32(beta), (outputs,)), f"{bias.name}/row"
-        )
-    b.replace(linear(b, x, weight, bias, shape_of(node.outputs[0])))
+        bias = _bias_row(builder, bias, outputs, float(attribute_of(node, "beta", 1.0)))
+    builder.replace(linear(builder, x, weight, bias, shape_of(node.outputs[0])))
 
 
-def linear(b: Builder, x: ir.Value, weight: ir.Value, bias: ir.Value, out: Shape) -> ir.Value:
-    """`x @ weight.T + bias` over the last axis of x, result in shape `out`."""
+def _bias_row(builder: Builder, bias: ir.Value, outputs: int, beta: float) -> ir.Value:
+    """beta * bias as a row [outputs]. Raises RefuseError for a bias that has several rows."""
+    array = array_of(bias)
+    is_row = array.ndim != 2 or array.shape[0] == 1
+    if array.size not in (1, outputs) or not is_row:
+        raise RefuseError(f"its bias {list(array.shape)} differs from row to row")
+    row = np.broadcast_to(array.reshape(-1) * np.float32(beta), (outputs,))
+    return builder.const(row, f"{bias.name}/row")
+
+
+def linear(builder: Builder, x: ir.Value, weight: ir.Value, bias: ir.Value, out: Shape) -> ir.Value:
+    """`x @ weight.T + bias` over the last axis of x, result in shape `out`.
+
+    x is [..., K], weight [N, K], bias [N].
+    """
     outputs, inputs = shape_of(weight)
     count = math.prod(shape_of(x)[:-1])
     if count == 1:
-        y = b.op("FullyConnected", [b.reshape(x, (1, inputs)), weight, bias], domain=DIALECT)
-        return b.reshape(y, out)
-    kernel = b.lazy_rows(
-        weight, lambda w: w[:, :, None, None], (outputs, inputs, 1, 1), f"{weight.name}/1x1"
+        row = builder.reshape(x, (1, inputs))
+        y = builder.op("FullyConnected", [row, weight, bias], domain=DIALECT)
+        return builder.reshape(y, out)
+    kernel = builder.lazy_rows(
+        weight, lambda rows: rows[:, :, None, None], (outputs, inputs, 1, 1), f"{weight.name}/1x1"
     )
     attributes = {"strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1)}
-    y = b.op("Conv2D", [b.reshape(x, (1, 1, count, inputs)), kernel, bias], attributes, DIALECT)
-    return b.reshape(y, out)
+    image = builder.reshape(x, (1, 1, count, inputs))
+    y = builder.op("Conv2D", [image, kernel, bias], attributes, DIALECT)
+    return builder.reshape(y, out)
 
 
-def emit(node: ir.Node, w: Writer) -> None:
-    filters, biases = w.filters(node, (0, 1))
+def macs_product(node: ir.Node) -> int:
+    """Each output element is a sum over the inner axis."""
+    x = shape_of(node.inputs[0])
+    inner = x[0] if attribute_of(node, "transA", 0) else x[-1]
+    return math.prod(shape_of(node.outputs[0])) * inner
+
+
+def output_channels(node: ir.Node) -> int | None:
+    weight = node.inputs[1]
+    if not is_constant(weight):
+        return None
+    shape = shape_of(weight)
+    return shape[0] if attribute_of(node, "transB", 0) else shape[-1]
+
+
+def emit(node: ir.Node, writer: Writer) -> None:
+    filters, biases = writer.filters(node, (0, 1))
+    inputs = [writer.tensor(node.inputs[0]), filters, biases]
     options = {"fusedActivationFunction": 0, "keepNumDims": False}
-    w.add(
-        "FULLY_CONNECTED",
-        4,
-        [w.tensor(node.inputs[0]), filters, biases],
-        [w.tensor(node.outputs[0])],
-        options,
-    )
+    writer.add("FULLY_CONNECTED", 4, inputs, [writer.tensor(node.outputs[0])], options)
 
 
-def _rows(op: OpInfo, target: Target) -> str | None:
-    shape = op.outputs[0].shape
-    return f"it has {math.prod(shape[:-1])} rows" if math.prod(shape[:-1]) != 1 else None
+def _one_row(op: OpInfo, target: Target) -> str | None:
+    rows = rows_of(op)
+    return f"it has {rows} rows" if rows != 1 else None
 
 
 def layer(op: OpInfo) -> Layer:
@@ -138,26 +166,26 @@ def work(op: OpInfo, target: Target) -> Work:
     return Work("dense", padded, own.inputs * own.outputs)
 
 
-BUILTINS = (
-    Builtin(
-        "FULLY_CONNECTED",
-        4,
-        (
-            constant(1, "weights"),
-            constant(2, "biases"),
-            Rule("its output is one row", _rows, "documented"),
-        ),
-        layer,
-        work,
-    ),
+_RULES = (
+    constant(1, "weights"),
+    constant(2, "biases"),
+    Rule("its output is one row", _one_row, "documented"),
 )
 
+BUILTINS = (Builtin("FULLY_CONNECTED", 4, _RULES, layer, work),)
+
 OPERATORS = (
-    Operator("MatMul", lower=lower_matmul),
-    Operator("Gemm", lower=lower_gemm),
+    Operator("MatMul", lower=lower_matmul, macs=macs_product, output_channels=output_channels),
+    Operator("Gemm", lower=lower_gemm, macs=macs_product, output_channels=output_channels),
     Operator(
         "FullyConnected",
         DIALECT,
+        body="""
+    FullyConnected (x, w, b) => (y) {
+        y = Gemm <transB = 1> (x, w, b)
+    }""",
         emit=emit,
+        linear="dense",
+        macs=macs_product,
     ),
 )

@@ -17,21 +17,26 @@ from compiler.targets import Target
 def amounts(node: ir.Node) -> list[tuple[int, int]] | None:
     """(before, after) of every dimension, None where they are computed at run time."""
     rank = len(shape_of(node.inputs[0]))
-    pads, axes = ints_of(input_at(node, 1)), ints_of(input_at(node, 3))
-    if pads is None or (input_at(node, 3) is not None and axes is None):
+    pads = ints_of(input_at(node, 1))
+    axes: list[int] | None = list(range(rank))
+    if input_at(node, 3) is not None:
+        axes = ints_of(input_at(node, 3))
+    if pads is None or axes is None:
         return None
     found = [(0, 0)] * rank
-    for i, axis in enumerate(axes if axes is not None else range(rank)):
-        found[axis_of(axis, rank)] = (pads[i], pads[i + len(pads) // 2])
+    half = len(pads) // 2
+    for index, axis in enumerate(axes):
+        found[axis_of(axis, rank)] = (pads[index], pads[half + index])
     return found
 
 
-def permute(node: ir.Node, perm: Sequence[int], b: Builder) -> None:
+def permute(node: ir.Node, perm: Sequence[int], builder: Builder) -> None:
+    """Amounts in the order that the axes have in front of the Transpose, for all axes."""
     pads = amounts(node)
     assert pads is not None
-    moved = [pads[i] for i in np.argsort(perm)]
+    moved = [pads[axis] for axis in np.argsort(perm)]
     flat = [before for before, _ in moved] + [after for _, after in moved]
-    node.replace_input_with(1, b.const(np.array(flat, np.int64), "pads"))
+    node.replace_input_with(1, builder.const(np.array(flat, np.int64), "pads"))
     node.resize_inputs(min(len(node.inputs), 3))
 
 
@@ -42,9 +47,10 @@ def refuse(node: ir.Node, target: Target) -> Refusal:
     mode = attribute_of(node, "mode", "constant")
     if mode != "constant":
         return f"its mode is {mode}; the Edge TPU pads with zeros"
-    if input_at(node, 2) is not None and scalar_of(node.inputs[2]) != 0:
+    value = input_at(node, 2)
+    if value is not None and scalar_of(value) != 0:
         return "it does not pad with zeros; the Edge TPU has no PADV2"
-    if min(min(p) for p in pads) < 0:
+    if np.min(pads) < 0:
         return "it pads by negative amounts"
     if any(pads[0]) and len(pads) > 1:
         return "it pads the batch dimension"
@@ -53,11 +59,13 @@ def refuse(node: ir.Node, target: Target) -> Refusal:
     return None
 
 
-def emit(node: ir.Node, w: Writer) -> None:
+def emit(node: ir.Node, writer: Writer) -> None:
     pads = amounts(node)
     assert pads is not None
-    table = w.int_table(np.array(pads, np.int32))
-    w.add("PAD", 2, [w.tensor(node.inputs[0]), table], [w.tensor(node.outputs[0])], {})
+    table = writer.int_table(np.array(pads, np.int32))
+    writer.add(
+        "PAD", 2, [writer.tensor(node.inputs[0]), table], [writer.tensor(node.outputs[0])], {}
+    )
 
 
 BUILTINS = (Builtin("PAD", 2),)

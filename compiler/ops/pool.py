@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -18,164 +19,196 @@ from compiler.graph import (
     to_nchw,
     to_nhwc,
 )
-from compiler.ops.common import Operator, RefuseError, same_channels, same_scale
-from compiler.ops.conv import Window, image, tflite_pads, unimage, window, zero_padded
+from compiler.ops.common import Moves, Operator, RefuseError, same_channels, same_scale
 from compiler.ops.rules import NO_FUSED_ACTIVATION, Builtin
+from compiler.ops.window import (
+    NO_PADS,
+    Window,
+    can_pad,
+    from_image,
+    to_image,
+    window_of,
+    zero_padded,
+)
 from compiler.ops.writer import Writer
 
 # A padded image may be this many times larger; beyond, the padding is the work.
 LARGEST_PADDING = 4
 
 # Operators whose result is never negative, so that padding it with zero does not change a maximum.
-_NON_NEGATIVE = {"Relu", "Sigmoid", "Softmax", "Clip"}
+_NON_NEGATIVE = {"Relu", "Sigmoid", "Softmax"}
+# Operators whose result is not negative where their inputs are not.
+_KEEPS_SIGN = {"MaxPool", "AveragePool", "Concat", "LRN", "Transpose"}
 
 
-def _declared(node: ir.Node, nhwc: ir.Value) -> Window:
-    """The pooling window with the pads that the node declares, or that auto_pad stands for."""
-    _, height, width, _ = shape_of(nhwc)
+def _declared_window(node: ir.Node, image: ir.Value) -> Window:
+    """The window with the pads that the node declares, or that auto_pad stands for."""
+    _, height, width, _ = shape_of(image)
     kernel = tuple(attribute_of(node, "kernel_shape"))
-    return window(node, height, width, kernel if len(kernel) == 2 else (1, *kernel))
+    if len(kernel) == 1:
+        kernel = (1, *kernel)
+    return window_of(node, height, width, kernel)
 
 
-def _window(node: ir.Node, nhwc: ir.Value) -> Window:
-    """The pooling window, its pads extended to what ceil_mode asks for."""
-    _, height, width, _ = shape_of(nhwc)
-    win = _declared(node, nhwc)
-    if set(win.dilations) != {1}:
+def _window(node: ir.Node, image: ir.Value) -> Window:
+    """The window over an NHWC image, its pads extended to what ceil_mode asks for."""
+    sizes = shape_of(image)[1:3]
+    window = _declared_window(node, image)
+    if set(window.dilations) != {1}:
         raise RefuseError(
-            f"its dilations are {list(win.dilations)}; pooling on the Edge TPU has none"
+            f"its dilations are {list(window.dilations)}; pooling on the Edge TPU has none"
         )
-    out = shape_of(node.outputs[0])[2:]
-    out = out if len(out) == 2 else (1, *out)
-    pads = list(win.pads)
-    for axis, size in enumerate((height, width)):
-        reach = (out[axis] - 1) * win.strides[axis] + win.kernel[axis]
-        pads[axis + 2] = max(pads[axis + 2], reach - size - pads[axis])
-    made = Window(win.kernel, win.strides, win.dilations, (pads[0], pads[1], pads[2], pads[3]))
-    covers = all(
-        o == 1 and k - p >= s
-        for o, k, p, s in zip(out, win.kernel, pads[:2], (height, width), strict=True)
-    )
-    if covers and not _counts_padding(node):
-        return Window((height, width), win.strides, win.dilations, (0, 0, 0, 0))
-    return made
+    outputs = shape_of(node.outputs[0])[2:]
+    if len(outputs) == 1:
+        outputs = (1, *outputs)
+    top, left, bottom, right = window.pads
+    before = (top, left)
+    after = [bottom, right]
+    covers = []
+    for axis, size in enumerate(sizes):
+        kernel = window.kernel[axis]
+        reach = (outputs[axis] - 1) * window.strides[axis] + kernel
+        after[axis] = max(after[axis], reach - size - before[axis])
+        covers.append(outputs[axis] == 1 and kernel - before[axis] >= size)
+    if all(covers) and not _counts_padding(node):
+        # One window over the whole image: without its pads it pools the same pixels.
+        return Window((sizes[0], sizes[1]), window.strides, window.dilations, NO_PADS)
+    return replace(window, pads=(top, left, after[0], after[1]))
 
 
 def _counts_padding(node: ir.Node) -> bool:
     """Whether an average divides by padding too; what ceil_mode adds never counts."""
-    padded = any(attribute_of(node, "pads", (0,))) or attribute_of(
-        node, "auto_pad", "NOTSET"
-    ).startswith("SAME")
-    return bool(attribute_of(node, "count_include_pad", 0)) and padded
+    if not attribute_of(node, "count_include_pad", 0):
+        return False
+    has_pads = any(attribute_of(node, "pads", (0,)))
+    is_same = bool(attribute_of(node, "auto_pad", "NOTSET").startswith("SAME"))
+    return has_pads or is_same
 
 
-def _attributes(win: Window) -> dict[str, tuple[int, ...]]:
-    return {"kernel_shape": win.kernel, "strides": win.strides, "pads": win.pads}
+def _attributes(window: Window) -> dict[str, tuple[int, ...]]:
+    return {"kernel_shape": window.kernel, "strides": window.strides, "pads": window.pads}
 
 
-def _zero_padded(b: Builder, x: ir.Value, win: Window) -> tuple[ir.Value, Window]:
-    top, left, bottom, right = win.pads
-    _, height, width, _ = shape_of(x)
+def _padded(builder: Builder, image: ir.Value, window: Window) -> tuple[ir.Value, Window]:
+    """An NHWC image with zeros around it, and the window without pads."""
+    top, left, bottom, right = window.pads
+    _, height, width, _ = shape_of(image)
     if (height + top + bottom) * (width + left + right) > LARGEST_PADDING * height * width:
-        raise RefuseError(f"its padding {list(win.pads)} is many times its image")
-    return zero_padded(b, x, win)
+        raise RefuseError(f"its padding {list(window.pads)} is many times its image")
+    return zero_padded(builder, image, window)
 
 
-def _never_negative(value: ir.Value | None) -> bool:
+def _is_never_negative(value: ir.Value | None) -> bool:
     node = value.producer() if value is not None else None
     if node is None:
         return False
     if node.op_type == "Clip":
         low = scalar_of(input_at(node, 1))
         return low is not None and low >= 0
-    if node.op_type in ("MaxPool", "AveragePool", "Concat", "LRN", "Transpose"):
-        return all(_never_negative(v) for v in node.inputs)
+    if node.op_type in _KEEPS_SIGN:
+        return all(map(_is_never_negative, node.inputs))
     return node.op_type in _NON_NEGATIVE
 
 
-def lower_max(node: ir.Node, b: Builder) -> None:
+def lower_max(node: ir.Node, builder: Builder) -> None:
+    """MAX_POOL_2D pads with the lowest value; other padding is with zeros, which must not win."""
     (x,) = node.inputs
     assert x is not None
     if len(node.outputs) > 1 and node.outputs[1].name:
         raise RefuseError("its indices are used; MAX_POOL_2D gives none")
-    nhwc = image(b, x, node)
-    win = _window(node, nhwc)
-    if not tflite_pads(win, nhwc):
-        if not _never_negative(x):
+    image = to_image(builder, x)
+    window = _window(node, image)
+    if not can_pad(window, image):
+        if not _is_never_negative(x):
             raise RefuseError(
-                f"its padding {list(win.pads)} is not SAME and its input may be negative"
+                f"its padding {list(window.pads)} is not SAME and its input may be negative"
             )
-        nhwc, win = _zero_padded(b, nhwc, win)
-    y = b.op("MaxPool2D", [nhwc], _attributes(win), DIALECT)
-    b.replace(unimage(b, y, len(shape_of(x))), *list(node.outputs)[1:])
+        image, window = _padded(builder, image, window)
+    y = builder.op("MaxPool2D", [image], _attributes(window), DIALECT)
+    builder.replace(from_image(builder, y, len(shape_of(x))), *list(node.outputs)[1:])
 
 
-def lower_average(node: ir.Node, b: Builder) -> None:
+def lower_average(node: ir.Node, builder: Builder) -> None:
+    """AVERAGE_POOL_2D divides by the pixels inside the image. Other padding is with zeros, and a
+    product makes up for what each output pixel is to be divided by."""
     (x,) = node.inputs
     assert x is not None
-    nhwc = image(b, x, node)
-    original = shape_of(nhwc)
-    win = _window(node, nhwc)
-    include = _counts_padding(node)
-    pads = _declared(node, nhwc).pads if include else (0, 0, 0, 0)
-    if (not any(win.pads)) or (not include and tflite_pads(win, nhwc)):
-        y = b.op("AveragePool2D", [nhwc], _attributes(win), DIALECT)
+    image = to_image(builder, x)
+    shape = shape_of(image)
+    window = _window(node, image)
+    counts_padding = _counts_padding(node)
+    counted = _declared_window(node, image).pads if counts_padding else NO_PADS
+    is_tflite = not counts_padding and can_pad(window, image)
+    if not any(window.pads) or is_tflite:
+        y = builder.op("AveragePool2D", [image], _attributes(window), DIALECT)
     else:
-        counted = _counts(original, win, pads)
-        nhwc, plain = _zero_padded(b, nhwc, win)
-        y = b.op("AveragePool2D", [nhwc], _attributes(plain), DIALECT)
-        if not np.all(counted == 1):
-            y = b.op("Mul", [y, b.const(counted, "window_share")])
-    b.replace(unimage(b, y, len(shape_of(x))))
+        shares = _window_shares(shape, window, counted)
+        image, plain = _padded(builder, image, window)
+        y = builder.op("AveragePool2D", [image], _attributes(plain), DIALECT)
+        if not np.all(shares == 1):
+            y = builder.op("Mul", [y, builder.const(shares, "window_share")])
+    builder.replace(from_image(builder, y, len(shape_of(x))))
 
 
-def _counts(shape: Shape, win: Window, counted: Sequence[int]) -> np.ndarray:
+def _window_shares(shape: Shape, window: Window, counted: Sequence[int]) -> np.ndarray:
     """Kernel area over the pixels that ONNX divides by, per output pixel [1, H, W, 1].
 
-    `counted` are the pads (top, left, bottom, right) whose pixels count.
+    `shape` is that of the NHWC image, `counted` the pads (top, left, bottom, right) whose pixels
+    count.
     """
-    lengths = []
+    shares = []
     for axis in range(2):
-        real, before = shape[1 + axis], win.pads[axis]
-        low, high = -counted[axis], real + counted[axis + 2]
-        outputs = (real + before + win.pads[axis + 2] - win.kernel[axis]) // win.strides[axis] + 1
-        begins = np.arange(outputs) * win.strides[axis] - before
-        ends = np.minimum(begins + win.kernel[axis], high)
-        lengths.append(win.kernel[axis] / (ends - np.maximum(begins, low)))
-    return np.outer(*lengths).astype(np.float32)[None, :, :, None]
+        size = shape[1 + axis]
+        kernel, stride = window.kernel[axis], window.strides[axis]
+        before, after = window.pads[axis], window.pads[axis + 2]
+        outputs = (size + before + after - kernel) // stride + 1
+        begins = np.arange(outputs) * stride - before
+        first = np.maximum(begins, -counted[axis])
+        last = np.minimum(begins + kernel, size + counted[axis + 2])
+        shares.append(kernel / (last - first))
+    return np.outer(*shares).astype(np.float32)[None, :, :, None]
 
 
-def lower_global(node: ir.Node, b: Builder) -> None:
+def lower_global(node: ir.Node, builder: Builder) -> None:
+    """A reduction over all axes behind the channels; of images as NHWC."""
     (x,) = node.inputs
     assert x is not None
     rank = len(shape_of(x))
-    axes = b.const(np.arange(2, rank, dtype=np.int64), "axes")
+    axes = builder.const(np.arange(2, rank, dtype=np.int64), "axes")
     op_type = {"GlobalAveragePool": "ReduceMean", "GlobalMaxPool": "ReduceMax"}[node.op_type]
     if rank == 4:
-        nhwc = to_nhwc(b, x)
-        axes = b.const(np.array([1, 2], np.int64), "axes")
-        b.replace(to_nchw(b, b.op(op_type, [nhwc, axes], {"keepdims": 1})))
+        image = to_nhwc(builder, x)
+        axes = builder.const(np.array([1, 2], np.int64), "axes")
+        builder.replace(to_nchw(builder, builder.op(op_type, [image, axes], {"keepdims": 1})))
         return
-    b.replace(b.op(op_type, [x, axes], {"keepdims": 1}))
+    builder.replace(builder.op(op_type, [x, axes], {"keepdims": 1}))
 
 
-def emit(node: ir.Node, w: Writer) -> None:
-    kernel, strides = attribute_of(node, "kernel_shape"), attribute_of(node, "strides")
+def emit_average(node: ir.Node, writer: Writer) -> None:
+    _emit(node, writer, "AVERAGE_POOL_2D")
+
+
+def emit_max(node: ir.Node, writer: Writer) -> None:
+    _emit(node, writer, "MAX_POOL_2D")
+
+
+def _emit(node: ir.Node, writer: Writer, name: str) -> None:
+    kernel = attribute_of(node, "kernel_shape")
+    strides = attribute_of(node, "strides")
     options = {
-        "padding": w.padding(attribute_of(node, "pads")),
+        "padding": writer.padding(attribute_of(node, "pads")),
         "strideH": strides[0],
         "strideW": strides[1],
         "filterHeight": kernel[0],
         "filterWidth": kernel[1],
         "fusedActivationFunction": 0,
     }
-    name = {"AveragePool2D": "AVERAGE_POOL_2D", "MaxPool2D": "MAX_POOL_2D"}[node.op_type]
-    w.add(name, 2, [w.tensor(node.inputs[0])], [w.tensor(node.outputs[0])], options)
+    writer.add(name, 2, [writer.tensor(node.inputs[0])], [writer.tensor(node.outputs[0])], options)
 
 
 BUILTINS = (
-    Builtin("MAX_POOL_2D", 2, (NO_FUSED_ACTIVATION,)),
-    Builtin("AVERAGE_POOL_2D", 2, (NO_FUSED_ACTIVATION,)),
+    Builtin("MAX_POOL_2D", 2, (NO_FUSED_ACTIVATION,), table="Pool2DOptions"),
+    Builtin("AVERAGE_POOL_2D", 2, (NO_FUSED_ACTIVATION,), table="Pool2DOptions"),
 )
 
 OPERATORS = (
@@ -183,6 +216,33 @@ OPERATORS = (
     Operator("AveragePool", lower=lower_average),
     Operator("GlobalAveragePool", lower=lower_global),
     Operator("GlobalMaxPool", lower=lower_global),
-    Operator("MaxPool2D", DIALECT, scales=same_scale, emit=emit, ties=same_channels),
-    Operator("AveragePool2D", DIALECT, scales=same_scale, emit=emit, ties=same_channels),
+    Operator(
+        "MaxPool2D",
+        DIALECT,
+        body="""
+    MaxPool2D <kernel_shape, strides, pads> (x) => (y) {
+        nchw = Transpose <perm = [0, 3, 1, 2]> (x)
+        pool = MaxPool <kernel_shape: ints = @kernel_shape, strides: ints = @strides,
+                        pads: ints = @pads> (nchw)
+        y = Transpose <perm = [0, 2, 3, 1]> (pool)
+    }""",
+        scales=same_scale,
+        emit=emit_max,
+        ties=same_channels,
+        moves=Moves.VALUES,
+    ),
+    Operator(
+        "AveragePool2D",
+        DIALECT,
+        body="""
+    AveragePool2D <kernel_shape, strides, pads> (x) => (y) {
+        nchw = Transpose <perm = [0, 3, 1, 2]> (x)
+        pool = AveragePool <kernel_shape: ints = @kernel_shape, strides: ints = @strides,
+                            pads: ints = @pads> (nchw)
+        y = Transpose <perm = [0, 2, 3, 1]> (pool)
+    }""",
+        scales=same_scale,
+        emit=emit_average,
+        ties=same_channels,
+    ),
 )

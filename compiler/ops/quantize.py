@@ -5,32 +5,34 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from compiler.graph import DIALECT, activations_of, constant_of
-from compiler.ops.common import Operator, Scales, free_permute, same_channels
+from compiler.graph import DIALECT, array_of
+from compiler.ops.common import Moves, Operator, Scales, free_permute, same_channels, same_scale
 from compiler.ops.rules import Builtin
 from compiler.ops.writer import Writer
 
 
-def given(node: ir.Node) -> tuple[float, int]:
+def given_scale(node: ir.Node) -> tuple[float, int]:
     """(scale, int8 zero point) of a FakeQuantize; uint8 is shifted by 128."""
-    scale, zero_point = constant_of(node.inputs[1]), constant_of(node.inputs[2])
+    _, scale, zero_point = node.inputs
     assert scale is not None and zero_point is not None
-    shift = 128 if zero_point.dtype == np.uint8 else 0
-    return float(scale.reshape(-1)[0]), int(zero_point.reshape(-1)[0]) - shift
+    zeros = array_of(zero_point)
+    shift = 128 if zeros.dtype == np.uint8 else 0
+    return float(array_of(scale).reshape(-1)[0]), int(zeros.reshape(-1)[0]) - shift
 
 
 def scales_given(node: ir.Node) -> Scales:
+    """What it reads takes the given scale too, so that nothing is left to do."""
     y = node.outputs[0]
-    return Scales(same=(*activations_of(node), y), fixed={y: given(node)})
+    return Scales(same=same_scale(node).same, fixed={y: given_scale(node)})
 
 
-def emit_nothing(node: ir.Node, w: Writer) -> None:
+def emit_nothing(node: ir.Node, writer: Writer) -> None:
     """The tensor is int8 with that very scale already."""
-    w.alias(node.outputs[0], node.inputs[0])
+    writer.alias(node.outputs[0], node.inputs[0])
 
 
-def emit_requantize(node: ir.Node, w: Writer) -> None:
-    w.add("QUANTIZE", 1, [w.tensor(node.inputs[0])], [w.tensor(node.outputs[0])], {})
+def emit_requantize(node: ir.Node, writer: Writer) -> None:
+    writer.add("QUANTIZE", 1, [writer.tensor(node.inputs[0])], [writer.tensor(node.outputs[0])], {})
 
 
 BUILTINS = (Builtin("QUANTIZE", 2),)
@@ -39,9 +41,28 @@ OPERATORS = (
     Operator(
         "FakeQuantize",
         DIALECT,
+        body="""
+    FakeQuantize (x, scale, zero_point) => (y) {
+        q = QuantizeLinear (x, scale, zero_point)
+        y = DequantizeLinear (q, scale, zero_point)
+    }""",
         scales=scales_given,
         emit=emit_nothing,
         permute=free_permute,
+        # Scales are the converter's to choose.
+        stand_in="Identity",
     ),
-    Operator("Requantize", DIALECT, emit=emit_requantize, permute=free_permute, ties=same_channels),
+    Operator(
+        "Requantize",
+        DIALECT,
+        body="""
+    Requantize (x) => (y) {
+        y = Identity (x)
+    }""",
+        emit=emit_requantize,
+        permute=free_permute,
+        ties=same_channels,
+        moves=Moves.VALUES,
+        stand_in="Identity",
+    ),
 )

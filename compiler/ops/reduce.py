@@ -32,10 +32,10 @@ from compiler.ops.writer import Writer
 from compiler.targets import Target
 
 _BUILTIN = {
-    "ReduceMean": ("MEAN", 2),
-    "ReduceSum": ("SUM", 2),
-    "ReduceMax": ("REDUCE_MAX", 2),
-    "ReduceMin": ("REDUCE_MIN", 2),
+    "ReduceMean": "MEAN",
+    "ReduceSum": "SUM",
+    "ReduceMax": "REDUCE_MAX",
+    "ReduceMin": "REDUCE_MIN",
 }
 
 
@@ -46,76 +46,97 @@ def axes_of(node: ir.Node) -> list[int]:
     if value is not None and not is_constant(value):
         raise RefuseError("its axes are computed at run time")
     axes = ints_of(value)
-    if not axes:
-        axes = [] if attribute_of(node, "noop_with_empty_axes", 0) else list(range(rank))
-    return sorted(axis_of(a, rank) for a in axes)
+    if axes:
+        return sorted(axis_of(axis, rank) for axis in axes)
+    if attribute_of(node, "noop_with_empty_axes", 0):
+        return []
+    return list(range(rank))
 
 
-def lower(node: ir.Node, b: Builder) -> None:
+def lower(node: ir.Node, builder: Builder) -> None:
     """Keep the reduced dimensions and drop them by a Reshape, so that a Transpose can pass; images
     as NHWC."""
-    axes, x = axes_of(node), node.inputs[0]
+    axes = axes_of(node)
+    x = node.inputs[0]
     assert x is not None
     if axes == [2, 3] and len(shape_of(x)) == 4:
-        kept = to_nchw(b, _kept(node, to_nhwc(b, x), [1, 2], b))
+        kept = to_nchw(builder, _kept(node, to_nhwc(builder, x), [1, 2], builder))
     elif attribute_of(node, "keepdims", 1) or not axes:
         return
     else:
-        kept = _kept(node, x, axes, b)
-    b.replace(b.reshape(kept, shape_of(node.outputs[0])))
+        kept = _kept(node, x, axes, builder)
+    builder.replace(builder.reshape(kept, shape_of(node.outputs[0])))
 
 
-def _kept(node: ir.Node, x: ir.Value, axes: list[int], b: Builder) -> ir.Value:
-    return b.op(node.op_type, [x, b.const(np.array(axes, np.int64), "axes")], {"keepdims": 1})
+def _kept(node: ir.Node, x: ir.Value, axes: list[int], builder: Builder) -> ir.Value:
+    """The reduction of x over other axes, with its dimensions kept."""
+    return builder.op(
+        node.op_type, [x, builder.const(np.array(axes, np.int64), "axes")], {"keepdims": 1}
+    )
 
 
-def permute(node: ir.Node, perm: Sequence[int], b: Builder) -> None:
-    axes = np.array(sorted(perm[a] for a in axes_of(node)), np.int64)
-    value = b.const(axes, "axes")
+def permute(node: ir.Node, perm: Sequence[int], builder: Builder) -> None:
+    axes = sorted(perm[axis] for axis in axes_of(node))
+    value = builder.const(np.array(axes, np.int64), "axes")
     if len(node.inputs) < 2:
         node.resize_inputs(2)
     node.replace_input_with(1, value)
 
 
 def refuse(node: ir.Node, target: Target) -> Refusal:
-    x = node.inputs[0]
-    assert x is not None
     try:
         axes = axes_of(node)
     except RefuseError as reason:
         return str(reason)
     if not axes:
         return "it reduces nothing"
-    shape = shape_of(x)
     if not attribute_of(node, "keepdims", 1):
         return "it drops the reduced dimensions"
-    if node.op_type == "ReduceMean":
-        inner = len(shape) - 1
-        positions = math.prod(shape[a] for a in axes if a != inner)
-        if positions > target.mean_positions:
-            return f"it averages {positions} positions; up to {target.mean_positions} are known to compile"
-        if inner in axes and shape[inner] % 4:
-            return f"it averages {shape[inner]} channels; the Edge TPU needs a multiple of 4"
+    shape = shape_of(node.inputs[0])
     if 0 in axes and shape[0] > 1 and len(shape) > 1:
         return f"it reduces the batch dimension of {list(shape)}"
     return None
 
 
+def refuse_mean(node: ir.Node, target: Target) -> Refusal:
+    """As other reductions; MEAN has limits of its own."""
+    reason = refuse(node, target)
+    if reason is not None:
+        return reason
+    shape = shape_of(node.inputs[0])
+    axes = axes_of(node)
+    last = len(shape) - 1
+    positions = math.prod(shape[axis] for axis in axes if axis != last)
+    most = target.mean_positions
+    if positions > most:
+        return f"it averages {positions} positions; up to {most} are known to compile"
+    if last in axes and shape[last] % 4:
+        return f"it averages {shape[last]} channels; the Edge TPU needs a multiple of 4"
+    return None
+
+
 def ties(node: ir.Node) -> list[ChannelTie] | None:
-    rank = len(shape_of(node.inputs[0]))
-    return None if rank - 1 in axes_of(node) else same_channels(node)
+    """Channels stay channels where they are not what is reduced."""
+    last = len(shape_of(node.inputs[0])) - 1
+    return None if last in axes_of(node) else same_channels(node)
 
 
-def emit(node: ir.Node, w: Writer) -> None:
-    name, version = _BUILTIN[node.op_type]
-    inputs = [w.tensor(node.inputs[0]), w.ints(axes_of(node))]
-    w.add(name, version, inputs, [w.tensor(node.outputs[0])], {"keepDims": True})
+def emit(node: ir.Node, writer: Writer) -> None:
+    inputs = [writer.tensor(node.inputs[0]), writer.ints(axes_of(node))]
+    writer.add(
+        _BUILTIN[node.op_type], 2, inputs, [writer.tensor(node.outputs[0])], {"keepDims": True}
+    )
 
 
-BUILTINS = tuple(Builtin(name, version) for name, version in _BUILTIN.values())
+BUILTINS = (
+    Builtin("MEAN", 2, table="ReducerOptions"),
+    Builtin("SUM", 2, table="ReducerOptions"),
+    Builtin("REDUCE_MAX", 2, table="ReducerOptions"),
+    Builtin("REDUCE_MIN", 2, table="ReducerOptions"),
+)
 
 OPERATORS = (
-    Operator("ReduceMean", lower=lower, refuse=refuse, emit=emit, permute=permute, ties=ties),
+    Operator("ReduceMean", lower=lower, refuse=refuse_mean, emit=emit, permute=permute, ties=ties),
     Operator("ReduceSum", lower=lower, refuse=refuse, emit=emit, permute=permute, ties=ties),
     Operator(
         "ReduceMax",

@@ -17,6 +17,7 @@ from compiler.graph import (
 )
 from compiler.ops.common import (
     ChannelTie,
+    Moves,
     Operator,
     RefuseError,
     channels,
@@ -28,30 +29,31 @@ from compiler.ops.rules import Builtin
 from compiler.ops.writer import Writer
 
 
-def lower(node: ir.Node, b: Builder) -> None:
+def lower(node: ir.Node, builder: Builder) -> None:
+    """A Reshape to a static shape."""
     x, y = node.inputs[0], node.outputs[0]
     assert x is not None
     if not is_static(x) or not is_static(y):
         raise RefuseError(
             f"the shape of '{y.name}' depends on data; the Edge TPU needs static shapes"
         )
-    target = ints_of(input_at(node, 1))
-    if node.op_type == "Reshape" and target is not None and tuple(target) == shape_of(y):
+    wanted = ints_of(input_at(node, 1))
+    if node.op_type == "Reshape" and wanted is not None and tuple(wanted) == shape_of(y):
         return
-    b.replace(b.reshape(x, shape_of(y)))
+    builder.replace(builder.reshape(x, shape_of(y)))
 
 
-def lower_nothing(node: ir.Node, b: Builder) -> None:
+def lower_nothing(node: ir.Node, builder: Builder) -> None:
     """An operator that passes its input on."""
     if len(node.outputs) > 1 and node.outputs[1].uses():
         raise RefuseError("its mask is used")
     x = node.inputs[0]
     assert x is not None
-    if node.outputs[0].is_graph_output() and (
-        x.is_graph_input() or x.is_graph_output() or is_constant(x)
-    ):
+    is_fixed = x.is_graph_input() or x.is_graph_output() or is_constant(x)
+    if node.outputs[0].is_graph_output() and is_fixed:
+        # The graph's output needs a name of its own.
         return
-    b.replace(x, *list(node.outputs)[1:])
+    builder.replace(x, *list(node.outputs)[1:])
 
 
 def ties(node: ir.Node) -> list[ChannelTie] | None:
@@ -65,25 +67,20 @@ def ties(node: ir.Node) -> list[ChannelTie] | None:
     return [ChannelTie(x, y, of_a=np.arange(channels(y)) % channels(x))]
 
 
-def emit(node: ir.Node, w: Writer) -> None:
+def emit(node: ir.Node, writer: Writer) -> None:
     y = node.outputs[0]
     shape = shape_of(y)
-    w.add(
-        "RESHAPE",
-        1,
-        [w.tensor(node.inputs[0]), w.ints(shape)],
-        [w.tensor(y)],
-        {"newShape": list(shape)},
-    )
+    inputs = [writer.tensor(node.inputs[0]), writer.ints(shape)]
+    writer.add("RESHAPE", 1, inputs, [writer.tensor(y)], {"newShape": list(shape)})
 
 
 BUILTINS = (Builtin("RESHAPE", 1),)
 
 OPERATORS = (
-    Operator("Reshape", lower=lower, scales=same_scale, emit=emit, ties=ties),
-    Operator("Flatten", lower=lower),
-    Operator("Squeeze", lower=lower),
-    Operator("Unsqueeze", lower=lower),
+    Operator("Reshape", lower=lower, scales=same_scale, emit=emit, ties=ties, moves=Moves.VIEW),
+    Operator("Flatten", lower=lower, moves=Moves.VIEW),
+    Operator("Squeeze", lower=lower, moves=Moves.VIEW),
+    Operator("Unsqueeze", lower=lower, moves=Moves.VIEW),
     Operator(
         "Identity",
         lower=lower_nothing,
@@ -91,6 +88,7 @@ OPERATORS = (
         emit=emit,
         permute=free_permute,
         ties=same_channels,
+        moves=Moves.VIEW,
     ),
     Operator("Dropout", lower=lower_nothing),
 )

@@ -1,11 +1,13 @@
 """Resize of images: RESIZE_BILINEAR, RESIZE_NEAREST_NEIGHBOR.
 
-ONNX has many coordinate rules, TFLite three per operator. A node is taken where every source
-coordinate of one of TFLite's rules is the one that ONNX asks for; the dialect's Resize2D then names
+ONNX has many rules for coordinates, TFLite three per operator. A node is taken where one of
+TFLite's rules gives every source coordinate that ONNX asks for; the dialect's Resize2D then names
 that rule.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -26,17 +28,41 @@ from compiler.ops.rules import Builtin, OpInfo, Rule
 from compiler.ops.writer import Writer
 from compiler.targets import Target
 
-# (align_corners, half_pixel_centers) as ONNX's (coordinate mode, rounding of nearest), plainest
-# first: half pixels need operator version 3.
-_RULES = {
-    (False, False): ("asymmetric", "floor"),
-    (True, False): ("align_corners", "round_prefer_ceil"),
-    (False, True): ("half_pixel", "round_prefer_ceil"),
-}
+
+@dataclass(frozen=True)
+class _Rule:
+    """Options of TFLite, and what ONNX calls their coordinates and their rounding of nearest."""
+
+    align_corners: bool
+    half_pixel_centers: bool
+    coordinates: str
+    rounding: str
+
+
+# Plainest first: half pixels need operator version 3.
+_RULES = (
+    _Rule(False, False, "asymmetric", "floor"),
+    _Rule(True, False, "align_corners", "round_prefer_ceil"),
+    _Rule(False, True, "half_pixel", "round_prefer_ceil"),
+)
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One axis of a resize: pixels before and after, and ONNX's scale, which need not be their
+    quotient."""
+
+    size: int
+    new: int
+    scale: float
 
 
 def onnx_coordinates(mode: str, size: int, new: int, scale: float) -> np.ndarray:
-    """Source coordinate of each output pixel; ONNX operator Resize, coordinate_transformation_mode."""
+    """Source coordinate of each of `new` pixels.
+
+    From ONNX's operator Resize, attribute coordinate_transformation_mode. Raises RefuseError for
+    other modes.
+    """
     i = np.arange(new, dtype=np.float64)
     if mode == "asymmetric":
         return i / scale
@@ -53,117 +79,130 @@ def onnx_coordinates(mode: str, size: int, new: int, scale: float) -> np.ndarray
     raise RefuseError(f"its coordinate mode is {mode}")
 
 
-def tflite_coordinates(rule: tuple[bool, bool], size: int, new: int) -> np.ndarray:
-    align, half = rule
-    i = np.arange(new, dtype=np.float64)
-    scale = (size - 1) / (new - 1) if align and new > 1 else size / new
-    return (i + 0.5) * scale - 0.5 if half else i * scale
-
-
 def onnx_nearest(mode: str, coordinates: np.ndarray, size: int) -> np.ndarray:
-    rounded = {
+    """The pixel next to each source coordinate, by ONNX's attribute nearest_mode."""
+    rounded: np.ndarray = {
         "round_prefer_floor": np.ceil(coordinates - 0.5),
         "round_prefer_ceil": np.floor(coordinates + 0.5),
         "floor": np.floor(coordinates),
         "ceil": np.ceil(coordinates),
     }[mode]
-    return np.clip(rounded, 0, size - 1)
+    return rounded.clip(0, size - 1)
 
 
-def tflite_nearest(rule: tuple[bool, bool], size: int, new: int) -> np.ndarray:
-    align, half = rule
-    scale = (size - 1) / (new - 1) if align and new > 1 else size / new
-    position = (np.arange(new) + (0.5 if half else 0.0)) * scale
-    return np.minimum(np.floor(position + 0.5) if align else np.floor(position), size - 1)
+def tflite_coordinates(rule: _Rule, size: int, new: int) -> np.ndarray:
+    """Source coordinate of each of `new` pixels (TensorFlow Lite's resize_bilinear.h)."""
+    i = np.arange(new, dtype=np.float64)
+    scale = _tflite_scale(rule, size, new)
+    return (i + 0.5) * scale - 0.5 if rule.half_pixel_centers else i * scale
 
 
-def matching_rule(node: ir.Node) -> tuple[bool, bool] | None:
+def tflite_nearest(rule: _Rule, size: int, new: int) -> np.ndarray:
+    """The pixel that each of `new` pixels is (TensorFlow Lite's resize_nearest_neighbor.h)."""
+    offset = 0.5 if rule.half_pixel_centers else 0.0
+    position = (np.arange(new) + offset) * _tflite_scale(rule, size, new)
+    pixels: np.ndarray = np.floor(position + 0.5 if rule.align_corners else position)
+    return pixels.clip(max=size - 1)
+
+
+def _tflite_scale(rule: _Rule, size: int, new: int) -> float:
+    """Pixels of the source per pixel of the result."""
+    if rule.align_corners and new > 1:
+        return (size - 1) / (new - 1)
+    return size / new
+
+
+def _matching_rule(node: ir.Node) -> _Rule | None:
     """TFLite's rule under which every pixel of an NCHW image comes from where ONNX takes it."""
-    x, y = shape_of(node.inputs[0]), shape_of(node.outputs[0])
-    mode = attribute_of(node, "coordinate_transformation_mode", "half_pixel")
+    old, new = shape_of(node.inputs[0]), shape_of(node.outputs[0])
     scales = _scales(node)
+    height = _Axis(old[2], new[2], scales[2])
+    width = _Axis(old[3], new[3], scales[3])
     for rule in _RULES:
-        if all(_same(node, mode, rule, (x[a], y[a], scales[a])) for a in (2, 3)):
+        if _is_same(node, rule, height) and _is_same(node, rule, width):
             return rule
     return None
 
 
-def _same(node: ir.Node, mode: str, rule: tuple[bool, bool], axis: tuple[int, int, float]) -> bool:
-    size, new, scale = axis
-    coordinates = onnx_coordinates(mode, size, new, scale)
-    if attribute_of(node, "mode", "nearest") == "nearest":
+def _is_same(node: ir.Node, rule: _Rule, axis: _Axis) -> bool:
+    last = axis.size - 1
+    wanted = onnx_coordinates(_coordinate_mode(node), axis.size, axis.new, axis.scale)
+    if _mode(node) == "nearest":
         rounding = attribute_of(node, "nearest_mode", "round_prefer_floor")
-        return np.array_equal(
-            onnx_nearest(rounding, coordinates, size), tflite_nearest(rule, size, new)
-        )
-    theirs = tflite_coordinates(rule, size, new)
-    return bool(
-        np.allclose(np.clip(coordinates, 0, size - 1), np.clip(theirs, 0, size - 1), atol=1e-5)
-    )
+        pixels = onnx_nearest(rounding, wanted, axis.size)
+        return np.array_equal(pixels, tflite_nearest(rule, axis.size, axis.new))
+    theirs = tflite_coordinates(rule, axis.size, axis.new)
+    return bool(np.allclose(np.clip(wanted, 0, last), np.clip(theirs, 0, last), atol=1e-5))
+
+
+def _mode(node: ir.Node) -> str:
+    return str(attribute_of(node, "mode", "nearest"))
+
+
+def _coordinate_mode(node: ir.Node) -> str:
+    return str(attribute_of(node, "coordinate_transformation_mode", "half_pixel"))
 
 
 def _scales(node: ir.Node) -> list[float]:
     """The scale along each axis."""
-    x, y = shape_of(node.inputs[0]), shape_of(node.outputs[0])
-    found = [new / size for size, new in zip(x, y, strict=True)]
+    old, new = shape_of(node.inputs[0]), shape_of(node.outputs[0])
+    found = [after / before for before, after in zip(old, new, strict=True)]
     given = constant_of(input_at(node, 2))
     if given is not None and given.size:
-        axes = attribute_of(node, "axes") or range(len(x))
+        axes = attribute_of(node, "axes") or range(len(old))
         for axis, scale in zip(axes, given, strict=True):
-            found[axis_of(axis, len(x))] = float(scale)
+            found[axis_of(axis, len(old))] = float(scale)
     return found
 
 
-def lower(node: ir.Node, b: Builder) -> None:
+def lower(node: ir.Node, builder: Builder) -> None:
     """An NCHW image resized in height and width, as NHWC."""
     x, y = node.inputs[0], node.outputs[0]
     assert x is not None
-    shape, new = shape_of(x), shape_of(y)
-    if len(shape) != 4 or shape[:2] != new[:2]:
+    old, new = shape_of(x), shape_of(y)
+    if len(old) != 4 or old[:2] != new[:2]:
         raise RefuseError("it does not resize the height and width of an image")
-    if attribute_of(node, "mode", "nearest") not in ("nearest", "linear"):
-        raise RefuseError(
-            f"its mode is {attribute_of(node, 'mode')}; the Edge TPU has nearest and linear"
-        )
+    mode = _mode(node)
+    if mode not in ("nearest", "linear"):
+        raise RefuseError(f"its mode is {mode}; the Edge TPU has nearest and linear")
     if attribute_of(node, "antialias", 0) or attribute_of(node, "exclude_outside", 0):
         raise RefuseError("it smooths or excludes the border; the Edge TPU does not")
-    rule = matching_rule(node)
+    rule = _matching_rule(node)
     if rule is None:
-        mode = attribute_of(node, "coordinate_transformation_mode", "half_pixel")
+        coordinates = _coordinate_mode(node)
         raise RefuseError(
-            f"TFLite has no resize with the coordinates of '{mode}' from {shape[2:]} to {new[2:]}"
+            f"TFLite has no resize with the coordinates of '{coordinates}' "
+            f"from {old[2:]} to {new[2:]}"
         )
-    coordinates, rounding = _RULES[rule]
     attributes = {
-        "mode": attribute_of(node, "mode", "nearest"),
-        "coordinate_transformation_mode": coordinates,
-        "nearest_mode": rounding,
+        "mode": mode,
+        "coordinate_transformation_mode": rule.coordinates,
+        "nearest_mode": rule.rounding,
     }
-    sizes = b.const(np.array(new, np.int64), "sizes")
-    b.replace(to_nchw(b, b.op("Resize2D", [to_nhwc(b, x), sizes], attributes, DIALECT)))
+    sizes = builder.const(np.array(new, np.int64), "sizes")
+    resized = builder.op("Resize2D", [to_nhwc(builder, x), sizes], attributes, DIALECT)
+    builder.replace(to_nchw(builder, resized))
 
 
-def emit(node: ir.Node, w: Writer) -> None:
+def emit(node: ir.Node, writer: Writer) -> None:
     y = node.outputs[0]
     found = attribute_of(node, "coordinate_transformation_mode")
-    align, half = next(rule for rule, (coordinates, _) in _RULES.items() if coordinates == found)
-    linear = attribute_of(node, "mode") == "linear"
-    name = "RESIZE_BILINEAR" if linear else "RESIZE_NEAREST_NEIGHBOR"
-    inputs = [w.tensor(node.inputs[0]), w.ints(shape_of(y)[1:3])]
-    w.add(
-        name,
-        3 if half else 2,
-        inputs,
-        [w.tensor(y)],
-        {"alignCorners": align, "halfPixelCenters": half},
-    )
+    rule = next(rule for rule in _RULES if rule.coordinates == found)
+    name = "RESIZE_BILINEAR" if _mode(node) == "linear" else "RESIZE_NEAREST_NEIGHBOR"
+    version = 3 if rule.half_pixel_centers else 2
+    inputs = [writer.tensor(node.inputs[0]), writer.ints(shape_of(y)[1:3])]
+    options = {
+        "alignCorners": rule.align_corners,
+        "halfPixelCenters": rule.half_pixel_centers,
+    }
+    writer.add(name, version, inputs, [writer.tensor(y)], options)
 
 
 def _one_pixel(op: OpInfo, target: Target) -> str | None:
     image = op.inputs[0]
-    return (
-        f"it is {list(image.shape)}" if image is not None and image.shape[1:3] == (1, 1) else None
-    )
+    if image is None or image.shape[1:3] != (1, 1):
+        return None
+    return f"it is {list(image.shape)}"
 
 
 _PIXELS = Rule(
@@ -177,5 +216,19 @@ BUILTINS = (Builtin("RESIZE_BILINEAR", 3, (_PIXELS,)), Builtin("RESIZE_NEAREST_N
 
 OPERATORS = (
     Operator("Resize", lower=lower),
-    Operator("Resize2D", DIALECT, scales=same_scale, emit=emit, ties=same_channels),
+    Operator(
+        "Resize2D",
+        DIALECT,
+        body="""
+    Resize2D <mode, coordinate_transformation_mode, nearest_mode> (x, sizes) => (y) {
+        nchw = Transpose <perm = [0, 3, 1, 2]> (x)
+        resized = Resize <mode: string = @mode, nearest_mode: string = @nearest_mode,
+            coordinate_transformation_mode: string = @coordinate_transformation_mode>
+            (nchw, , , sizes)
+        y = Transpose <perm = [0, 2, 3, 1]> (resized)
+    }""",
+        scales=same_scale,
+        emit=emit,
+        ties=same_channels,
+    ),
 )

@@ -9,7 +9,7 @@ operators as `Builtin`s.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,8 +22,10 @@ Standing = Literal["documented", "measured", "assumed"]
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor of a TFLite operator. `zeros` tells that a constant holds nothing else, `scales` how
-    many it has."""
+    """A tensor of a TFLite operator.
+
+    `zeros` tells that a constant holds nothing else, `scales` how many scales it has.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -49,13 +51,18 @@ class OpInfo:
 
     @property
     def activations(self) -> list[TensorInfo]:
-        return [t for t in (*self.inputs, *self.outputs) if t is not None and not t.constant]
+        """Tensors that are computed at run time, inputs first."""
+        tensors = [tensor for tensor in (*self.inputs, *self.outputs) if tensor is not None]
+        return [tensor for tensor in tensors if not tensor.constant]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """`needs` is a sentence; `broken` gives what an operator has instead, None where it keeps the
-    rule."""
+    """One thing that the Edge TPU asks.
+
+    `needs` is a sentence that goes on "it needs that"; `broken` gives what an operator has instead,
+    None where it keeps the rule.
+    """
 
     needs: str
     broken: Callable[[OpInfo, Target], str | None]
@@ -78,45 +85,72 @@ class Work:
 
 
 def elements(op: OpInfo, target: Target) -> Work:
-    """Work of an operator that goes through its tensors once."""
-    read = sum(t.elements for t in op.inputs if t is not None and not t.constant)
-    return Work("vector", max(read, sum(t.elements for t in op.outputs)))
+    """Work of an operator that goes through its tensors once: the larger of input and output."""
+    inputs = [tensor for tensor in op.inputs if tensor is not None and not tensor.constant]
+    read = sum(tensor.elements for tensor in inputs)
+    written = sum(tensor.elements for tensor in op.outputs)
+    return Work("vector", max(read, written))
+
+
+def no_parameters(op: OpInfo) -> Layer | None:
+    return None
 
 
 @dataclass(frozen=True)
 class Builtin:
-    """A TFLite operator that the Edge TPU has, up to a version, under rules beyond those of every
-    operator.
+    """A TFLite operator that the Edge TPU has, up to version `newest`, under rules beyond those of
+    every operator.
 
-    `layer` gives the parameters that it stores on the device, `work` what it computes.
+    `layer` gives the parameters that it stores on the device, `work` what it computes. `table` is
+    the table of its options in TFLite's schema, where it is not the name in camel case.
     """
 
     name: str
     newest: int
     rules: tuple[Rule, ...] = ()
-    layer: Callable[[OpInfo], Layer | None] = lambda op: None
+    layer: Callable[[OpInfo], Layer | None] = no_parameters
     work: Callable[[OpInfo, Target], Work] = elements
+    table: str = ""
+
+    @property
+    def options_table(self) -> str:
+        if self.table:
+            return self.table
+        words = [word.capitalize() for word in self.name.split("_")]
+        return f"{''.join(words)}Options"
 
 
 def _dtype(op: OpInfo, target: Target) -> str | None:
-    other = next((t for t in op.activations if t.dtype not in ("int8", "uint8")), None)
-    return None if other is None else f"'{other.name}' is {other.dtype}"
+    for tensor in op.activations:
+        if tensor.dtype not in ("int8", "uint8"):
+            return f"'{tensor.name}' is {tensor.dtype}"
+    return None
 
 
 def _static(op: OpInfo, target: Target) -> str | None:
-    other = next((t for t in op.activations if any(d < 0 for d in t.shape)), None)
-    return None if other is None else f"'{other.name}' is {list(other.shape)}"
+    for tensor in op.activations:
+        if min(tensor.shape, default=0) < 0:
+            return _shape(tensor)
+    return None
 
 
 def _empty(op: OpInfo, target: Target) -> str | None:
-    other = next((t for t in op.activations if 0 in t.shape), None)
-    return None if other is None else f"'{other.name}' is {list(other.shape)}"
+    for tensor in op.activations:
+        if 0 in tensor.shape:
+            return _shape(tensor)
+    return None
 
 
-def _open(op: OpInfo, target: Target) -> str | None:
-    count = target.open_dimensions
-    other = next((t for t in op.activations if any(d > 1 for d in t.shape[:-count])), None)
-    return None if other is None else f"'{other.name}' is {list(other.shape)}"
+def _inner(op: OpInfo, target: Target) -> str | None:
+    for tensor in op.activations:
+        outer = tensor.shape[: -target.open_dimensions]
+        if max(outer, default=1) > 1:
+            return _shape(tensor)
+    return None
+
+
+def _shape(tensor: TensorInfo) -> str:
+    return f"'{tensor.name}' is {list(tensor.shape)}"
 
 
 # Kept by every operator.
@@ -124,30 +158,33 @@ COMMON = (
     Rule("tensors are int8 or uint8", _dtype, "documented"),
     Rule("shapes are static", _static, "documented"),
     Rule("tensors are not empty", _empty, "assumed", "TensorFlow Lite delegates refuse them"),
-    Rule("only the three innermost dimensions are larger than 1", _open, "documented"),
+    Rule("only the three innermost dimensions are larger than 1", _inner, "documented"),
 )
 
 
 def constant(index: int, what: str) -> Rule:
-    """An operand that must be known when compiling."""
+    """Input number `index`, such as its weights (`what`), must be known when compiling."""
 
     def broken(op: OpInfo, target: Target) -> str | None:
         tensor = op.inputs[index] if index < len(op.inputs) else None
-        return (
-            None
-            if tensor is None or tensor.constant
-            else f"'{tensor.name}' is computed at run time"
-        )
+        if tensor is None or tensor.constant:
+            return None
+        return f"'{tensor.name}' is computed at run time"
 
     return Rule(f"its {what} are constant", broken, "documented")
 
 
-def no_fused_activation(op: OpInfo, target: Target) -> str | None:
+def _fused_activation(op: OpInfo, target: Target) -> str | None:
     kind = op.options.get("fusedActivationFunction", 0)
     return f"activation {kind}" if kind else None
 
 
-NO_FUSED_ACTIVATION = Rule("it has no fused activation", no_fused_activation, "documented")
+NO_FUSED_ACTIVATION = Rule("it has no fused activation", _fused_activation, "documented")
+
+
+def rows_of(op: OpInfo) -> int:
+    """Rows of an operator's output: how many times it works along the last axis."""
+    return math.prod(op.outputs[0].shape[:-1])
 
 
 def judge(op: OpInfo, builtins: Mapping[str, Builtin], target: Target) -> str | None:
@@ -163,4 +200,15 @@ def judge(op: OpInfo, builtins: Mapping[str, Builtin], target: Target) -> str | 
         has = rule.broken(op, target)
         if has is not None:
             return f"{op.builtin} needs that {rule.needs}; {has}"
+    return None
+
+
+def first_refusal(
+    ops: Iterable[OpInfo], builtins: Mapping[str, Builtin], target: Target
+) -> str | None:
+    """Why the Edge TPU does not take the first of several operators that it refuses."""
+    for op in ops:
+        reason = judge(op, builtins, target)
+        if reason is not None:
+            return reason
     return None

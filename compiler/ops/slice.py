@@ -15,9 +15,19 @@ from compiler.graph import (
     input_at,
     ints_of,
     is_constant,
+    is_static,
     shape_of,
 )
-from compiler.ops.common import ChannelTie, Operator, Refusal, RefuseError, same_scale
+from compiler.ops.common import (
+    FLOAT_BYTES,
+    ChannelTie,
+    Moves,
+    Operator,
+    Refusal,
+    RefuseError,
+    bytes_of_all,
+    same_scale,
+)
 from compiler.ops.rules import Builtin
 from compiler.ops.writer import Writer
 from compiler.targets import Target
@@ -26,72 +36,110 @@ from compiler.targets import Target
 def ranges(node: ir.Node) -> tuple[list[int], list[int]] | None:
     """Begin and end of every dimension, None where they are computed at run time or a step is not
     one."""
-    shape = shape_of(node.inputs[0])
-    given = [input_at(node, i) for i in range(1, 5)]
-    if any(v is not None and not is_constant(v) for v in given):
+    if _has_computed_bounds(node):
         return None
-    starts, ends, axes, steps = (ints_of(v) for v in given)
+    shape = shape_of(node.inputs[0])
+    starts = ints_of(input_at(node, 1))
+    ends = ints_of(input_at(node, 2))
+    axes = ints_of(input_at(node, 3))
+    steps = ints_of(input_at(node, 4))
     assert starts is not None and ends is not None
     if steps is not None and set(steps) != {1}:
         return None
-    begins, stops = [0] * len(shape), list(shape)
+    begins = [0] * len(shape)
+    stops = list(shape)
     for start, end, given_axis in zip(starts, ends, axes or range(len(starts)), strict=False):
         axis = axis_of(given_axis, len(shape))
         begins[axis], stops[axis], _ = slice(start, end).indices(shape[axis])
     return begins, stops
 
 
-def permute(node: ir.Node, perm: Sequence[int], b: Builder) -> None:
-    axes = ints_of(input_at(node, 3))
-    count = element_count(node.inputs[1])  # type: ignore[arg-type]
-    axes = [perm[axis_of(a, len(perm))] for a in axes or range(count)]
+def _has_computed_bounds(node: ir.Node) -> bool:
+    given = [value for value in node.inputs[1:] if value is not None]
+    return not all(map(is_constant, given))
+
+
+def permute(node: ir.Node, perm: Sequence[int], builder: Builder) -> None:
+    """The same starts and ends for axes where these were in front of the Transpose."""
+    starts = node.inputs[1]
+    assert starts is not None
+    axes = ints_of(input_at(node, 3)) or range(element_count(starts))
+    moved = [perm[axis_of(axis, len(perm))] for axis in axes]
     if len(node.inputs) < 4:
         node.resize_inputs(4)
-    node.replace_input_with(3, b.const(np.array(axes, np.int64), "axes"))
+    node.replace_input_with(3, builder.const(np.array(moved, np.int64), "axes"))
 
 
 def refuse(node: ir.Node, target: Target) -> Refusal:
-    if any(v is not None and not is_constant(v) for v in node.inputs[1:]):
+    if _has_computed_bounds(node):
         return "its bounds are computed at run time"
     if ranges(node) is None:
-        return f"its steps are {ints_of(input_at(node, 4))}; STRIDED_SLICE on the Edge TPU has steps of one"
+        steps = ints_of(input_at(node, 4))
+        return f"its steps are {steps}; STRIDED_SLICE on the Edge TPU has steps of one"
     return None
 
 
 def ties(node: ir.Node) -> list[ChannelTie] | None:
-    bounds, x = ranges(node), node.inputs[0]
+    """The channels that are kept."""
+    bounds = ranges(node)
+    x = node.inputs[0]
     assert bounds is not None and x is not None
-    return [ChannelTie(x, node.outputs[0], of_a=slice(bounds[0][-1], bounds[1][-1]))]
+    begins, ends = bounds
+    return [ChannelTie(x, node.outputs[0], of_a=slice(begins[-1], ends[-1]))]
 
 
-def emit(node: ir.Node, w: Writer) -> None:
+def emit(node: ir.Node, writer: Writer) -> None:
     bounds = ranges(node)
     assert bounds is not None
     begins, ends = bounds
-    inputs = [w.tensor(node.inputs[0]), w.ints(begins), w.ints(ends), w.ints([1] * len(begins))]
-    w.add("STRIDED_SLICE", 2, inputs, [w.tensor(node.outputs[0])], {})
+    steps = [1] * len(begins)
+    inputs = [
+        writer.tensor(node.inputs[0]),
+        writer.ints(begins),
+        writer.ints(ends),
+        writer.ints(steps),
+    ]
+    writer.add("STRIDED_SLICE", 2, inputs, [writer.tensor(node.outputs[0])], {})
 
 
-def lower_gather(node: ir.Node, b: Builder) -> None:
+def lower_gather(node: ir.Node, builder: Builder) -> None:
+    """Constant indices that are neighbours, in order, are a Slice."""
     x, index = node.inputs
     assert x is not None and index is not None
     if is_constant(x):
         raise RefuseError("it looks up rows of a table; the Edge TPU has no GATHER")
-    wanted = ints_of(index)
-    if wanted is None:
+    indices = ints_of(index)
+    if indices is None:
         raise RefuseError("its indices are computed at run time; the Edge TPU has no GATHER")
-    axis = axis_of(int(attribute_of(node, "axis", 0)), len(shape_of(x)))
-    first = axis_of(wanted[0], shape_of(x)[axis])
-    if [axis_of(i, shape_of(x)[axis]) for i in wanted] != list(range(first, first + len(wanted))):
+    shape = shape_of(x)
+    axis = axis_of(int(attribute_of(node, "axis", 0)), len(shape))
+    wanted = [axis_of(i, shape[axis]) for i in indices]
+    begin = wanted[0]
+    end = begin + len(wanted)
+    if wanted != list(range(begin, end)):
         raise RefuseError("its indices are not neighbours; the Edge TPU has no GATHER")
-    bounds = [b.const(np.array([i], np.int64), "slice") for i in (first, first + len(wanted), axis)]
-    part = b.op("Slice", [x, *bounds])
-    b.replace(b.reshape(part, shape_of(node.outputs[0])))
+    bounds = [builder.const(np.array([i], np.int64), "slice") for i in (begin, end, axis)]
+    part = builder.op("Slice", [x, *bounds])
+    builder.replace(builder.reshape(part, shape_of(node.outputs[0])))
+
+
+def gathered_bytes(node: ir.Node) -> int:
+    """What is looked up is read and written; the rest of the table is not touched."""
+    y = node.outputs[0]
+    return 2 * FLOAT_BYTES * element_count(y) if is_static(y) else bytes_of_all(node)
 
 
 BUILTINS = (Builtin("STRIDED_SLICE", 2),)
 
 OPERATORS = (
-    Operator("Slice", refuse=refuse, scales=same_scale, emit=emit, permute=permute, ties=ties),
-    Operator("Gather", lower=lower_gather),
+    Operator(
+        "Slice",
+        refuse=refuse,
+        scales=same_scale,
+        emit=emit,
+        permute=permute,
+        ties=ties,
+        moves=Moves.VALUES,
+    ),
+    Operator("Gather", lower=lower_gather, moves=Moves.VALUES, host_bytes=gathered_bytes),
 )

@@ -15,7 +15,7 @@ from compiler.quant import Quant
 
 
 class Writer(ABC):
-    """Collects the tensors and operators of one TFLite subgraph; tensors are named by their index."""
+    """Collects the tensors and operators of one TFLite subgraph; a tensor is known by its index."""
 
     def __init__(self) -> None:
         self._indices: dict[ir.Value, int] = {}

@@ -14,14 +14,13 @@ from compiler import planner
 from compiler.device.cost import of_node
 from compiler.device.legality import refusal
 from compiler.errors import OptionError
-from compiler.graph import activations_of, element_count, key_of, origin_of
+from compiler.graph import activations_of, element_count, origin_of
+from compiler.ops import Moves, operator_of
 from compiler.partition.options import PartitionOptions
 from compiler.partition.plan import Placement, Placements
 from compiler.partition.problem import planner_problem, units_of
 from compiler.partition.task import Readers, Task, boundary
 from compiler.targets import Host, Target
-
-_LAYOUT = {("", "Reshape"), ("", "Transpose"), ("", "Identity")}
 
 AT_BOUNDARY = "it only changes the layout at the border to the host"
 JOINS_HOST = "it joins values of the host for the host: int8 would cost a transfer and accuracy"
@@ -74,10 +73,14 @@ def _pin(
         nodes = [n for n in graph if fnmatchcase(origin_of(n), pattern)]
         pin = f"--pin {pattern}={device}"
         if not nodes:
-            raise OptionError(f"{pin}: no node has this name; `inspect --json` lists the nodes")
+            raise OptionError(
+                f"{pattern}={device}: no node has this name; `inspect --json` lists the nodes",
+                "pins",
+            )
         for node in nodes:
             if device == "tpu" and placements[node].device == "host":
-                raise OptionError(f"{pin}: {origin_of(node)}: {placements[node].reason}")
+                reason = placements[node].reason
+                raise OptionError(f"{pattern}={device}: {origin_of(node)}: {reason}", "pins")
             placements[node] = Placement(device, pin)
             pinned.add(node)
     return pinned
@@ -120,7 +123,8 @@ def _boundary_reason(
     sources = [value.producer() for value in activations_of(node)]
     from_host = [source is None or found.on_host(source) for source in sources]
     users = [user for value in node.outputs for user in readers.of(value)]
-    if key_of(node) in _LAYOUT and (all(from_host) or all(map(found.on_host, users))):
+    is_layout = operator_of(node).moves >= Moves.ELEMENTS
+    if is_layout and (all(from_host) or all(map(found.on_host, users))):
         return AT_BOUNDARY
     if in_tail and any(from_host):
         return JOINS_HOST
@@ -128,7 +132,7 @@ def _boundary_reason(
 
 
 def _move_idle(task: Task, found: Placements) -> None:
-    """Give to the host what multiplies (nearly) nothing between host nodes and was not asked for."""
+    """Give the host what multiplies (nearly) nothing between host nodes, unless it was pinned."""
     while True:
         units = units_of(task.graph, found)
         problem = planner_problem(task, units, found)

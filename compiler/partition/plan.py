@@ -1,4 +1,4 @@
-"""A plan: the segments in the order they run, where every node is and why, and what is predicted."""
+"""A plan: the segments in the order they run, where every node is and why, and predictions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from compiler.device.cost import Cost
-from compiler.device.legality import layers_of
+from compiler.device.draft import layers_of
 from compiler.partition.options import DeviceKind, PartitionOptions
 from compiler.targets import Layer, Target
 

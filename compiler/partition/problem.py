@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from compiler import planner
 from compiler.graph import element_count, is_static
+from compiler.ops import operator_of
 from compiler.partition.plan import Placements
 from compiler.partition.task import Task
 from compiler.targets import capacity
@@ -24,7 +25,7 @@ def units_of(graph: ir.Graph, placements: Placements) -> Units:
     for node in graph:
         source = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
         unit = unit_of.get(source) if source is not None else None
-        is_scale = node.op_type in ("Relu", "Clip") and not placements.costs[node].tpu
+        is_scale = operator_of(node).absorbed(node)
         if (
             unit is None
             or not is_scale

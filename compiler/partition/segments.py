@@ -1,4 +1,4 @@
-"""From the planner's stages to segments: boundaries, parts of a host segment, halves, predictions."""
+"""From the planner's stages to segments: boundaries, parts of host segments, halves, predictions."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ import onnx_ir as ir
 
 from compiler import planner
 from compiler.device.cost import Cost, Parameters
-from compiler.graph import DIALECT, element_count, values_read
+from compiler.graph import element_count, values_read
+from compiler.ops import operator_of
 from compiler.partition.plan import Plan, Segment
 from compiler.partition.task import Readers, Task, boundary
 from compiler.targets import Target, capacity, fits
 from compiler.targets.memory import packed_bytes
-
-# A part of the host begins in front of one of these, where host weights are divided by size.
-_NORMS = ("RMSNormalization", "LayerNormalization")
 
 
 def assemble(
@@ -62,7 +60,7 @@ def split_by_bytes(nodes: Sequence[ir.Node], most: int, int8: bool) -> list[list
     """
     blocks: list[list[ir.Node]] = [[]]
     for node in nodes:
-        if node.op_type in _NORMS and blocks[-1]:
+        if operator_of(node).normalises_rows and blocks[-1]:
             blocks.append([])
         blocks[-1].append(node)
     parts: list[list[ir.Node]] = []
@@ -118,7 +116,7 @@ def host_bytes(nodes: Sequence[ir.Node], int8: bool) -> int:
         for value in values_read(node):
             if value.const_value is None:
                 continue
-            is_weight = int8 and node.domain == DIALECT and value is node.inputs[1]
+            is_weight = int8 and operator_of(node).is_linear and value is node.inputs[1]
             sizes[value] = value.const_value.size if is_weight else value.const_value.nbytes
     return sum(sizes.values())
 

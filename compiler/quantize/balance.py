@@ -8,13 +8,13 @@ channel shows, with room for what it does not.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from compiler.graph import BALANCED, DIALECT, ROWS, activations_of, array_of, only_consumer
+from compiler.graph import DIALECT, array_of, is_constant
 from compiler.quantize.calibrate import Ranges, observe
+from compiler.quantize.products import Product, joined_from
 from compiler.quantize.samples import Sample
 
 # How much wider a channel's range is than calibration shows. Clipping costs far more than coarser
@@ -29,55 +29,12 @@ WIDEST = 4.0
 # The least half range, as a share of what the whole tensor's would be if channels differed by their
 # weights only: a channel that hardly moved on few samples may yet.
 FLOOR = 0.1
+# Keeps divisions by the half range of channels that are zero finite.
+TINY = 1e-30
 # The range of balanced outputs and of normalised rows: symmetric, so that 1 is 127 steps of 1/127.
 UNIT = (-128 / 127, 1.0)
 # What is nearer to zero than this is not at the end of that range.
 LARGEST_STEP = 126.5 / 127
-
-
-@dataclass(frozen=True)
-class Product:
-    """A normalised product: z is what is multiplied by `factors` and shifted by `offsets`. `made`
-    is what the Edge TPU makes: z, or what z is read from by two rows for one
-    (passes/second_row.py)."""
-
-    z: ir.Value
-    factors: ir.Value
-    offsets: ir.Value
-    made: ir.Value
-
-    @property
-    def halved(self) -> bool:
-        return self.made is not self.z
-
-    def set(self, factors: ir.TensorProtocol, offsets: ir.TensorProtocol) -> None:
-        for value, tensor in ((self.factors, factors), (self.offsets, offsets)):
-            value.const_value = tensor
-            value.meta.pop(ROWS, None)
-
-
-def products(graph: ir.Graph) -> dict[str, Product]:
-    """The normalised products of a graph, by the names of their factors."""
-    found = {}
-    for node in graph:
-        if BALANCED in node.metadata_props:
-            (z, factors), add = node.inputs, only_consumer(node.outputs[0])
-            assert (
-                z is not None
-                and factors is not None
-                and add is not None
-                and add.inputs[1] is not None
-            )
-            found[str(factors.name)] = Product(z, factors, add.inputs[1], _made(z))
-    return found
-
-
-def _made(z: ir.Value) -> ir.Value:
-    value, halved = z, False
-    while (node := value.producer()) is not None and node.op_type in ("Reshape", "Where", "Split"):
-        halved |= node.op_type == "Where"
-        value = node.inputs[node.op_type == "Where"]  # type: ignore[assignment]
-    return value if halved else z
 
 
 def balance(
@@ -90,49 +47,64 @@ def balance(
     that."""
     if not chosen:
         return {}
-    stats = observe(model, [p.z for p in chosen], samples, progress)
+    stats = observe(model, [product.z for product in chosen], samples, progress)
     for product in chosen:
-        z = stats[str(product.z.name)]
-        half, middle = _half_and_middle(z.low, z.high)
-        if product.halved:  # the range that a row at half its size reaches, though not its offset
+        seen = stats[str(product.z.name)]
+        half, middle = _half_and_middle(seen.low, seen.high)
+        if product.has_second_row:
+            # The range that a row at half its size reaches; its offset is not halved.
             half = (half + np.abs(middle)) / 2
         factors = array_of(product.factors)
-        product.set(*(ir.tensor((part * factors).astype(np.float32)) for part in (half, middle)))
+        product.set(
+            ir.tensor((half * factors).astype(np.float32)),
+            ir.tensor((middle * factors).astype(np.float32)),
+        )
     return known(chosen)
 
 
 def known(chosen: Collection[Product]) -> Ranges:
     """The ranges around balanced products."""
-    return {name: UNIT for product in chosen for name in _around(product.made)}
+    ranges: Ranges = {}
+    for product in chosen:
+        ranges |= dict.fromkeys(_around(product.made), UNIT)
+    return ranges
 
 
 def _half_and_middle(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(half range with margin, middle) of each channel that showed [low, high] [2, C]."""
+    """(half range with margin, middle) [C] of channels that showed [low, high] in either half of
+    the samples [2, C]."""
     floor = FLOOR * float(np.maximum(-low, high).max())
-    margin = float(np.clip(np.quantile(_needed(low, high, floor), COVERED), MARGIN, WIDEST))
-    low, high = low.min(axis=0), high.max(axis=0)
-    half = np.maximum((high - low) / 2 * margin, floor)
-    return np.where(half > 0, half, 1), (low + high) / 2
+    needed = np.quantile(_needed(low, high, floor), COVERED)
+    margin = float(np.clip(needed, MARGIN, WIDEST))
+    lowest = low.min(axis=0)
+    highest = high.max(axis=0)
+    half = np.maximum((highest - lowest) / 2 * margin, floor)
+    return np.where(half > 0, half, 1), (lowest + highest) / 2
 
 
 def _needed(low: np.ndarray, high: np.ndarray, floor: float) -> np.ndarray:
-    """How many times wider each half's ranges have to be to hold the other half's."""
-    half, middle = np.maximum((high - low) / 2, max(floor, 1e-30)), (low + high) / 2
-    return np.maximum(high[::-1] - middle, middle - low[::-1]) / half
+    """How many times wider the ranges of each half of the samples [2, C] have to be to hold those
+    of the other."""
+    half = np.maximum((high - low) / 2, max(floor, TINY))
+    middle = (low + high) / 2
+    above = high[::-1] - middle
+    below = middle - low[::-1]
+    needed: np.ndarray = np.maximum(above, below) / half
+    return needed
 
 
-def _around(z: ir.Value) -> list[str]:
-    """Names of z, of the tiles that it is joined from, and of the rows that they multiply.
+def _around(made: ir.Value) -> list[str]:
+    """Names of what the Edge TPU makes, of the tiles that it is joined from, and of the rows that
+    they multiply.
 
     Partial sums, where a layer is divided along its inputs, are left to calibration.
     """
-    found, left = [], [z]
-    while left:
-        value = left.pop()
+    names = []
+    for value in joined_from(made):
+        if is_constant(value):
+            continue
+        names.append(str(value.name))
         node = value.producer()
-        found.append(str(value.name))
-        if node is not None and node.op_type in ("Concat", "Reshape"):
-            left += activations_of(node)
-        elif node is not None and node.domain == DIALECT and node.inputs[0] is not None:
-            found.append(str(node.inputs[0].name))
-    return found
+        if node is not None and node.domain == DIALECT and node.inputs[0] is not None:
+            names.append(str(node.inputs[0].name))
+    return names

@@ -1,145 +1,139 @@
-"""Ranges end where the readers of an activation no longer tell its values apart.
+"""Clips the range of an activation to the values that its readers tell apart.
 
     x * gate(x)      below some x the gate is closed: what lies further down gives the same product
     Sigmoid, Tanh    far out, their int8 results are the first or the last
 
-int8 saturates there by itself, so that its steps serve the values that matter: the input of a hard
-swish from -250 to 185 needs its range from -3 on. What only moves values, as a Reshape or a Concat,
-shares one scale with what it reads, and so the same ends.
+int8 saturates at the ends of its range by itself, so that its steps serve the values that matter:
+the input of a hard swish from -250 to 185 needs its range from -3 on. What only moves values, as a
+Reshape or a Concat does, shares one scale with what it reads, and so the same ends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 
-from compiler.graph import (
-    activations_around,
-    activations_of,
-    constant_of,
-    consumers_of,
-    only_consumer,
-    scalar_of,
-    shape_of,
-)
-from compiler.ops.activation import GELU_GATES, SIGMOID_END, TANH_END, bounds
+from compiler.graph import activations_around, activations_of, consumers_of, only_consumer
+from compiler.ops import Moves, operator_of
+from compiler.ops.common import Function
 from compiler.quantize.calibrate import ChannelStats
 
-# What saturation may change in a product of x and its gate, in steps of its int8 result.
-SLACK = 0.25
-# Where x * gate(x) is looked at below zero: for the gates that networks have, all is settled long
-# before.
-_GRID = np.linspace(-64, 0, 64 * 64 + 1)
-# Written as LOGISTIC.
-_SIGMOIDS = ("Sigmoid", *GELU_GATES)
-_ENDS = {**dict.fromkeys(_SIGMOIDS, SIGMOID_END), "Tanh": TANH_END}
-# What gives values on as they are, or the largest of them: ends of its results are ends of what it
-# reads.
-_PASSING = {
-    "Concat",
-    "Identity",
-    "MaxPool2D",
-    "Requantize",
-    "Reshape",
-    "Slice",
-    "Split",
-    "Transpose",
-}
-EVERYTHING = (-np.inf, np.inf)
+Ends = tuple[float, float]
 
-Function = Callable[[np.ndarray], np.ndarray]
+# How much saturation may change a product of x and its gate, in steps of its int8 result.
+SLACK = 0.25
+# Where x * gate(x) is looked at below zero: finely where the gates of networks close, and at so
+# many values further down, as far as x was seen.
+_GRID = np.linspace(-64, 0, 64 * 64 + 1)
+_BELOW = 64
+EVERYTHING: Ends = (-np.inf, np.inf)
 
 
 def saturated(
     nodes: Iterable[ir.Node], stats: Mapping[str, ChannelStats]
 ) -> dict[str, ChannelStats]:
-    """What activations show, without what lies beyond such ends where all readers are among
-    `nodes`."""
+    """The stats of activations, clipped where all readers are among `nodes` and none of them tells
+    the values further out apart."""
     nodes = list(nodes)
-    inside, found = set(nodes), dict(stats)
-    ends: dict[ir.Value, tuple[float, float]] = {}
-    for value in reversed(
-        activations_around(nodes)
-    ):  # readers first, so that ends are known behind changes of layout
-        name, readers = str(value.name), consumers_of(value)
-        if name in stats and readers and not value.is_graph_output() and inside.issuperset(readers):
-            low, high = ends[value] = _ends(value, readers, stats, ends)
-            seen = stats[name]
-            found[name] = replace(
-                seen, low=np.clip(seen.low, low, high), high=np.clip(seen.high, low, high)
-            )
-    return found
+    inside = set(nodes)
+    clipped = dict(stats)
+    ends_of: dict[ir.Value, Ends] = {}
+    # Readers come first, so that what only moves values finds the ends of its results.
+    for value in reversed(activations_around(nodes)):
+        name = str(value.name)
+        readers = consumers_of(value)
+        is_inner = bool(readers) and not value.is_graph_output() and inside.issuperset(readers)
+        if name not in stats or not is_inner:
+            continue
+        low, high = _ends(value, readers, stats, ends_of)
+        ends_of[value] = (low, high)
+        seen = stats[name]
+        clipped[name] = replace(
+            seen, low=np.clip(seen.low, low, high), high=np.clip(seen.high, low, high)
+        )
+    return clipped
 
 
 def _ends(
     x: ir.Value,
-    readers: list[ir.Node],
+    readers: Sequence[ir.Node],
     stats: Mapping[str, ChannelStats],
-    ends: Mapping[ir.Value, tuple[float, float]],
-) -> tuple[float, float]:
-    """(lowest, highest) value of x that matters."""
-    kinds = {node.op_type for node in readers}
-    if kinds.issubset(_PASSING):
-        behind = [ends.get(value, EVERYTHING) for node in readers for value in node.outputs]
-        return min(low for low, _ in behind), max(high for _, high in behind)
-    if len(kinds) == 1 and (end := _ENDS.get(kinds.pop())) is not None:
-        return -end, end
+    ends_of: Mapping[ir.Value, Ends],
+) -> Ends:
+    """The lowest and the highest value of x that matter to its readers."""
+    if all(operator_of(reader).moves >= Moves.VALUES for reader in readers):
+        return _ends_behind(readers, ends_of)
+    saturating = {operator_of(reader).saturates_at for reader in readers}
+    if len(saturating) == 1:
+        end = saturating.pop()
+        if end is not None:
+            return -end, end
     for product in readers:
         function = _gated(product, x, readers)
-        if function is not None and str(product.outputs[0].name) in stats:
-            low, high = stats[str(product.outputs[0].name)].range
-            return _closed(function, SLACK * (high - low) / 255), np.inf
+        result = stats.get(str(product.outputs[0].name))
+        if function is not None and result is not None:
+            low, high = result.range
+            step = (high - low) / 255
+            lowest, _ = stats[str(x.name)].range
+            return _closed(function, SLACK * step, lowest), np.inf
     return EVERYTHING
 
 
-def _gated(product: ir.Node, x: ir.Value, readers: list[ir.Node]) -> Function | None:
+def _ends_behind(readers: Sequence[ir.Node], ends_of: Mapping[ir.Value, Ends]) -> Ends:
+    """The widest ends among the results of readers that only move values."""
+    lows = []
+    highs = []
+    for reader in readers:
+        for value in reader.outputs:
+            low, high = ends_of.get(value, EVERYTHING)
+            lows.append(low)
+            highs.append(high)
+    return min(lows), max(highs)
+
+
+def _gated(product: ir.Node, x: ir.Value, readers: Sequence[ir.Node]) -> Function | None:
     """x * gate(x) as a function, where `product` is that and nothing else reads x."""
-    if product.op_type != "Mul" or x not in product.inputs or len(readers) != 2:
+    is_product = operator_of(product).combines == "product"
+    if not is_product or x not in product.inputs or len(readers) != 2:
         return None
-    gate = _along(next((v for v in product.inputs if v is not x), None), x)
-    return None if gate is None else lambda t: t * gate(t)
+    others = [value for value in product.inputs if value is not x]
+    gate = _function_of(others[0], x) if others else None
+    if gate is None:
+        return None
+    return lambda t: t * gate(t)
 
 
-def _along(value: ir.Value | None, x: ir.Value) -> Function | None:
-    """What operators of numbers alone make of x on the way to `value`, as a function, where nothing
-    else reads it."""
+def _function_of(value: ir.Value | None, x: ir.Value) -> Function | None:
+    """`value` as a function of x, where elementwise operators alone lead from x to it and nothing
+    else reads what they make."""
     node = value.producer() if value is not None else None
-    rest = activations_of(node) if node is not None else []
-    if node is None or len(rest) != 1 or only_consumer(node.outputs[0]) is None:
+    if node is None or only_consumer(node.outputs[0]) is None:
         return None
-    step = _step(node)
-    before = (lambda t: t) if rest[0] is x else _along(rest[0], x)
-    return None if before is None or step is None else lambda t: step(before(t))
-
-
-def _step(node: ir.Node) -> Function | None:
-    """What a node does to each number by itself."""
-    if node.op_type in _SIGMOIDS:
-        return lambda t: 1 / (1 + np.exp(-t))
-    limits = bounds(node) if node.op_type in ("Clip", "Relu") else None
-    if limits is not None:
-        return lambda t: np.clip(t, *limits)
-    if node.op_type == "DepthwiseConv2D" and shape_of(node.inputs[1])[2:] == (1, 1):
-        slope, shift = (_alike(v) for v in node.inputs[1:])
-        return None if slope is None or shift is None else lambda t: slope * t + shift
-    numbers = [n for v in node.inputs if (n := scalar_of(v)) is not None]
-    if node.op_type not in ("Add", "Mul") or len(numbers) != 1:
+    read = activations_of(node)
+    step = operator_of(node).elementwise(node)
+    if step is None or len(read) != 1:
         return None
-    number = numbers[0]
-    return (lambda t: t + number) if node.op_type == "Add" else (lambda t: t * number)
+    if read[0] is x:
+        return step
+    before = _function_of(read[0], x)
+    if before is None:
+        return None
+    return lambda t: step(before(t))
 
 
-def _alike(value: ir.Value | None) -> float | None:
-    """The number that all elements of a constant are."""
-    array = constant_of(value)
-    return float(array.flat[0]) if array is not None and array.size and np.ptp(array) == 0 else None
-
-
-def _closed(function: Function, slack: float) -> float:
-    """The largest x on a grid below zero under which the function changes by no more than `slack`."""
-    y = function(_GRID)
+def _closed(function: Function, slack: float, lowest: float) -> float:
+    """The largest x below zero under which, down to `lowest`, the function changes by no more than
+    `slack`."""
+    grid = _GRID
+    if lowest < grid[0]:
+        # A gate that closes is closed there too; a polynomial goes on growing.
+        below = np.linspace(lowest, grid[0], _BELOW, endpoint=False)
+        grid = np.concatenate([below, grid])
+    with np.errstate(over="ignore"):
+        y = function(grid)
     spread = np.maximum.accumulate(y) - np.minimum.accumulate(y)
-    return float(_GRID[max(int(np.searchsorted(spread, slack, side="right")) - 1, 0)])
+    count = int(np.searchsorted(spread, slack, side="right"))
+    return float(grid[max(count - 1, 0)])

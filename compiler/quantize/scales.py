@@ -3,104 +3,130 @@ around them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import networkx as nx
 import onnx_ir as ir
 
-from compiler.graph import DIALECT, Builder, Names, activations_of, is_constant, key_of
-from compiler.ops import Scales, lookup
+from compiler.graph import DIALECT, Builder, Names, activations_of, is_constant
+from compiler.ops import Scales, operator_of
 from compiler.quant import Quant, from_range
 from compiler.quantize.calibrate import Ranges
 
-
-def constraints(nodes: Iterable[ir.Node]) -> list[tuple[ir.Node, Scales]]:
-    """What the operators ask. A clamp that is absorbed by its input's scale is so only where that
-    scale is free."""
-    found: dict[ir.Node, Scales] = {}
-    for node in nodes:
-        operator = lookup(node)
-        assert operator is not None
-        found[node] = operator.scales(node)
-    bound = {
-        v
-        for scales in found.values()
-        if scales.range_of is None
-        for v in (*scales.same, *scales.fixed)
-    }
-    return [(node, _settled(node, scales, bound)) for node, scales in found.items()]
+Asked = list[tuple[ir.Node, Scales]]
 
 
-def _settled(node: ir.Node, scales: Scales, bound: set[ir.Value]) -> Scales:
-    if scales.range_of is None or not any(
-        v in bound for v in scales.same if v is not scales.range_of
-    ):
+def constraints(nodes: Iterable[ir.Node]) -> Asked:
+    """What the operators ask of the scales around each node.
+
+    A clamp is absorbed by its input's scale only where nothing else binds that scale.
+    """
+    asked = [(node, operator_of(node).scales(node)) for node in nodes]
+    bound: set[ir.Value] = set()
+    for _, scales in asked:
+        if scales.range_of is None:
+            bound.update(scales.same, scales.fixed)
+    return [(node, _settled(scales, bound)) for node, scales in asked]
+
+
+def _settled(scales: Scales, bound: set[ir.Value]) -> Scales:
+    """The constraints of a node, given the activations whose scales other operators bind."""
+    if scales.otherwise is None:
         return scales
-    return Scales() if key_of(node) == ("", "Relu") else Scales(scales.same)
+    return scales.otherwise if bound.intersection(_clamped(scales)) else scales
+
+
+def _clamped(scales: Scales) -> list[ir.Value]:
+    """What an absorbed clamp reads, whose own range does not count."""
+    return [value for value in scales.same if value is not scales.range_of]
 
 
 def separate(model: ir.Model, nodes: Iterable[ir.Node]) -> None:
     """Insert Requantize where operators that share a scale would tie together scales that are fixed
     and differ."""
     asked = constraints(nodes)
-    groups = _groups(asked)
-    fixed = [(v, q) for _, scales in asked for v, q in scales.fixed.items()]
+    group_of = _groups(asked)
+    # The scales that are prescribed to each group.
+    prescribed: dict[int, set[tuple[float, int]]] = {}
+    for _, scales in asked:
+        for value, quant in scales.fixed.items():
+            prescribed.setdefault(group_of[value], set()).add(quant)
     names = Names(model.graph)
     for node, scales in asked:
-        if not scales.same or node.op_type == "FakeQuantize":
+        # A node that shares a scale and prescribes it, as FakeQuantize does, says what holds.
+        if not scales.same or scales.fixed:
             continue
-        inputs = activations_of(node)
-        found = {q for v, q in fixed if groups[v] == groups[scales.same[0]]}
-        if not found or (len(found) == 1 and len(inputs) == 1):
-            continue
-        b = Builder(model, names, node)
-        for index, value in enumerate(node.inputs):
-            if value is not None and not is_constant(value):
-                node.replace_input_with(index, b.op("Requantize", [value], domain=DIALECT))
+        found = prescribed.get(group_of[scales.same[0]], set())
+        is_alone = len(found) == 1 and len(activations_of(node)) == 1
+        if found and not is_alone:
+            _requantize_inputs(node, Builder(model, names, node))
 
 
-def _groups(asked: Iterable[tuple[ir.Node, Scales]]) -> dict[ir.Value, int]:
+def _requantize_inputs(node: ir.Node, builder: Builder) -> None:
+    for index, value in enumerate(node.inputs):
+        if value is not None and not is_constant(value):
+            node.replace_input_with(index, builder.op("Requantize", [value], domain=DIALECT))
+
+
+def _groups(asked: Asked) -> dict[ir.Value, int]:
+    """Activations that must share a scale have the same number; free ones have none."""
     graph: nx.Graph = nx.Graph()
     for _, scales in asked:
         graph.add_nodes_from([*scales.same, *scales.fixed])
-        graph.add_edges_from((scales.same[0], v) for v in scales.same[1:])
-    return {v: i for i, members in enumerate(nx.connected_components(graph)) for v in members}
+        graph.add_edges_from((scales.same[0], value) for value in scales.same[1:])
+    group_of: dict[ir.Value, int] = {}
+    for number, members in enumerate(nx.connected_components(graph)):
+        group_of |= dict.fromkeys(members, number)
+    return group_of
 
 
+@dataclass(frozen=True)
 class Groups:
-    """Which activations of `nodes` share a scale, and what is prescribed for it."""
+    """Which activations share a scale, what is prescribed for it, whose range does not count."""
 
-    def __init__(self, nodes: Iterable[ir.Node]) -> None:
-        asked = constraints(nodes)
-        self._index = _groups(asked)
-        # What a clamp cuts off does not count.
-        self._silent = {
-            v for _, s in asked if s.range_of is not None for v in s.same if v is not s.range_of
-        }
-        self.fixed = {self._index[v]: Quant(*q) for _, s in asked for v, q in s.fixed.items()}
+    index: Mapping[ir.Value, int]
+    fixed: Mapping[int | ir.Value, Quant]
+    silent: frozenset[ir.Value]
 
     def of(self, value: ir.Value) -> int | ir.Value:
         """What stands for the activations that share the scale of `value`."""
-        return self._index.get(value, value)
+        return self.index.get(value, value)
 
     def observed(self, values: Iterable[ir.Value]) -> list[ir.Value]:
-        """Those whose own range counts."""
-        return [v for v in values if v not in self._silent]
+        """Those whose own range counts; what an absorbed clamp cuts off does not."""
+        return [value for value in values if value not in self.silent]
+
+
+def groups_of(nodes: Iterable[ir.Node]) -> Groups:
+    """The groups of the activations around TPU nodes."""
+    asked = constraints(nodes)
+    index = _groups(asked)
+    fixed: dict[int | ir.Value, Quant] = {}
+    silent: set[ir.Value] = set()
+    for _, scales in asked:
+        if scales.range_of is not None:
+            silent.update(_clamped(scales))
+        for value, quant in scales.fixed.items():
+            fixed[index[value]] = Quant(*quant)
+    return Groups(index, fixed, frozenset(silent))
 
 
 def assign(
     nodes: Iterable[ir.Node], values: Iterable[ir.Value], ranges: Ranges
 ) -> dict[str, Quant]:
     """A scale for each of `values`, which are all activations of the TPU nodes `nodes`."""
-    groups, values = Groups(nodes), list(values)
+    values = list(values)
+    groups = groups_of(nodes)
     shared: dict[int | ir.Value, tuple[float, float]] = {}
     for value in groups.observed(values):
+        group = groups.of(value)
         low, high = ranges[str(value.name)]
-        before = shared.get(groups.of(value), (low, high))
-        shared[groups.of(value)] = (min(before[0], low), max(before[1], high))
+        lowest, highest = shared.get(group, (low, high))
+        shared[group] = (min(lowest, low), max(highest, high))
     found = {}
     for value in values:
         group = groups.of(value)
-        fixed = groups.fixed.get(group) if isinstance(group, int) else None
-        found[str(value.name)] = fixed or from_range(*shared[group])
+        prescribed = groups.fixed.get(group)
+        found[str(value.name)] = prescribed or from_range(*shared[group])
     return found

@@ -11,18 +11,18 @@ from compiler.errors import ModelError
 
 # Half of int32: room for the accumulated products on top of the bias.
 BIAS_LIMIT = 2**30
-
-
+BIAS_RANGE = (-(2**31), 2**31 - 1)
 # Kernels multiply sums by (input scale x weight scale / output scale); XNNPACK takes factors from
 # 2^-32 to 256. A smaller one cannot change the output, a larger one lets the smallest step of the
 # input fill its whole range.
-LEAST_FACTOR, MOST_FACTOR = 2.0**-31, 255.0
+LEAST_FACTOR = 2.0**-31
+MOST_FACTOR = 255.0
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What quantizing a weight depends on: its name, the scales around it, the grid that it may
-    come on, and the mean of each input channel where it is known."""
+    """What quantizing a weight depends on: its name, the scales around it, the grid [O] that it may
+    come on, and the mean of each input channel [I] where it is known."""
 
     name: str
     input_scale: float
@@ -42,34 +42,43 @@ def quantize(
     that holds its bias. Where means are known, the bias makes up for what rounded weights change of
     the mean result (Nagel et al., 2019). Raises ModelError for weights that are not finite.
     """
-    flat = weight.reshape(len(weight), -1).astype(np.float64)
-    largest = np.maximum(flat.max(axis=1, initial=0), -flat.min(axis=1, initial=0))
+    rows = weight.reshape(len(weight), -1).astype(np.float64)
+    wanted_bias = bias.astype(np.float64)
+    largest = np.maximum(rows.max(axis=1, initial=0), -rows.min(axis=1, initial=0))
     if not np.isfinite(largest).all() or not np.isfinite(bias).all():
-        shape = list(weight.shape)
         raise ModelError(
-            f"weights '{around.name}' {shape} are not finite: repair or export the model again"
+            f"weights '{around.name}' {list(weight.shape)} are not finite: repair or export the "
+            "model again"
         )
-    needed = np.abs(bias.astype(np.float64)) / (around.input_scale * BIAS_LIMIT)
-    least, most = (
-        f * around.output_scale / around.input_scale for f in (LEAST_FACTOR, MOST_FACTOR)
-    )
-    scales = np.maximum(largest / 127 if around.grid is None else around.grid, needed)
-    scales = np.clip(scales, max(least, float(np.finfo(np.float32).tiny)), most).astype(np.float32)
+    scales = _scales(largest, wanted_bias, around)
     steps = scales.astype(np.float64)
-    quantized = (
-        np.clip(np.round(flat / steps[:, None]), -127, 127).astype(np.int8).reshape(weight.shape)
-    )
-    wanted = bias.astype(np.float64)
+    quantized = np.clip(np.round(rows / steps[:, None]), -127, 127).astype(np.int8)
     if around.means is not None:
-        flat -= quantized.reshape(len(flat), -1) * steps[:, None]
-        wanted = wanted + _mean_loss(flat.reshape(*weight.shape[:2], -1).sum(axis=2), around.means)
-    biases = np.clip(np.round(wanted / (steps * around.input_scale)), -(2**31), 2**31 - 1)
-    return quantized, scales, biases.astype(np.int32)
+        lost = rows - quantized * steps[:, None]
+        by_input = lost.reshape(*weight.shape[:2], -1).sum(axis=2)
+        wanted_bias = wanted_bias + _mean_loss(by_input, around.means)
+    biases = np.clip(np.round(wanted_bias / (steps * around.input_scale)), *BIAS_RANGE)
+    return quantized.reshape(weight.shape), scales, biases.astype(np.int32)
 
 
-def _mean_loss(rounding: np.ndarray, means: np.ndarray) -> np.ndarray:
+def _scales(largest: np.ndarray, bias: np.ndarray, around: Surroundings) -> np.ndarray:
+    """The float32 scale of each output channel [O], by its largest weight and its bias."""
+    for_weights = largest / 127 if around.grid is None else around.grid
+    for_bias = np.abs(bias) / (around.input_scale * BIAS_LIMIT)
+    least = LEAST_FACTOR * around.output_scale / around.input_scale
+    most = MOST_FACTOR * around.output_scale / around.input_scale
+    smallest = max(least, float(np.finfo(np.float32).tiny))
+    scales: np.ndarray = np.clip(np.maximum(for_weights, for_bias), smallest, most)
+    return scales.astype(np.float32)
+
+
+def _mean_loss(lost: np.ndarray, means: np.ndarray) -> np.ndarray:
     """What the rounding of weights [O, I] takes from the mean of each output; of [C, 1] the inputs
     are the channels."""
-    if rounding.shape[1] == len(means):
-        return rounding @ means
-    return rounding[:, 0] * np.repeat(means, len(rounding) // len(means))
+    loss: np.ndarray
+    if lost.shape[1] == len(means):
+        loss = lost @ means
+    else:
+        outputs_each = len(lost) // len(means)
+        loss = lost[:, 0] * np.repeat(means, outputs_each)
+    return loss

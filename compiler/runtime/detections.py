@@ -1,5 +1,4 @@
-"""Boxes from the outputs of object detectors, for the families whose outputs tell by shape and
-range what they are.
+"""Boxes from the outputs of object detectors, for the families that shape and range tell apart.
 
 | head | outputs |
 |---|---|
@@ -7,9 +6,11 @@ range what they are.
 | YOLOv5, v7, YOLOX | [1, N, 5 + C]: the same with objectness in front of the scores |
 | YOLOX without decoding | [1, N, 5 + C]: offsets in cells, logarithms of sizes in cells |
 | PicoDet | for each stride scores [1, n, C] and distributions of four distances [1, n, 4 * bins] |
-| SSD, or after suppression | corners [N, 4] or [1, N, 4] beside scores [N], [1, N] or [1, N, C] and labels, if any |
+| SSD, or after suppression | corners [N, 4] or [1, N, 4] beside scores [N], [1, N] or [1, N, C], \
+and labels, if any |
 
-What fits none of them is not recognised: a wrong reading is worse than none.
+A head here says which outputs hold what, and decodes them; `recognition.recognise` finds the head
+of a model. A box is given by its corners, [left, top, right, bottom].
 """
 
 from __future__ import annotations
@@ -24,17 +25,19 @@ Size = tuple[int, int]
 """(height, width) of a detector's image, in pixels."""
 
 LEAST_SCORE = 0.25
+# Intersection over union beyond which two boxes of a class count as one object.
 OVERLAP = 0.45
-# Candidates of one image that suppression looks at.
+# Candidates of one image that suppression looks at, the best ones.
 MOST_CANDIDATES = 2000
-STRIDES = ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32))
-ROUNDING = 1e-3
+# exp of it still is far from the largest float64, and no box has e^20 cells.
+_LARGEST_LOGARITHM = 20
 
 
 @dataclass(frozen=True)
 class Detections:
-    """What is found in an image: `boxes` [n, 4] as left, top, right, bottom (heads with corners of
-    their own keep their order and unit), `scores` [n], and `classes` [n]; highest scores first."""
+    """What is found in an image, highest scores first: `boxes` [n, 4], `scores` [n] and `classes`
+    [n]. Boxes are left, top, right, bottom in pixels; those of `Corners` have the model's order and
+    unit."""
 
     boxes: np.ndarray
     scores: np.ndarray
@@ -52,8 +55,12 @@ class Detections:
 
 @dataclass(frozen=True)
 class Yolo:
-    """All boxes in one output. `rows`: a box is a row, not a column; `objectness` comes before the
-    scores; `cells`: boxes are in cells of the grids with these strides."""
+    """All boxes in one output.
+
+    `rows`: each box is a row, not a column. `objectness` stands in front of the scores and
+    multiplies them. `cells`: boxes are in cells of the grids with these strides, over an image of
+    `size`; without, they are in pixels.
+    """
 
     output: str
     rows: bool
@@ -78,20 +85,26 @@ class Yolo:
     def candidates(self, arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
         """(boxes [N, 4], scores [N, C])."""
         values = arrays[self.output][0].astype(np.float64)
-        values = values if self.rows else values.T
-        centre, extent = values[:, 0:2], values[:, 2:4]
+        if not self.rows:
+            values = values.T
+        centres = values[:, 0:2]
+        extents = values[:, 2:4]
         if self.cells:
-            points, strides = _cells(self.size, self.cells, 0.0)
-            centre = centre * strides + points
-            extent = np.exp(np.clip(extent, -20, 20)) * strides
-        boxes = np.concatenate([centre - extent / 2, centre + extent / 2], axis=1)
-        scores = values[:, 5:] * values[:, 4:5] if self.objectness else values[:, 4:]
+            corners, strides = cells(self.size, self.cells, 0.0)
+            limit = _LARGEST_LOGARITHM
+            centres = centres * strides + corners
+            extents = np.exp(np.clip(extents, -limit, limit)) * strides
+        boxes = np.concatenate([centres - extents / 2, centres + extents / 2], axis=1)
+        scores = values[:, 4:]
+        if self.objectness:
+            scores = values[:, 5:] * values[:, 4:5]
         return boxes, scores
 
 
 @dataclass(frozen=True)
 class PicoDet:
-    """Scores and distributions of distances, one pair of outputs for each stride."""
+    """A pair of outputs for each stride: scores, and distributions of the distances from the middle
+    of a cell to the four sides of its box."""
 
     scores: tuple[str, ...]
     distances: tuple[str, ...]
@@ -106,21 +119,32 @@ class PicoDet:
     splits = ()
 
     def candidates(self, arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
-        scores = np.concatenate([arrays[name][0] for name in self.scores]).astype(np.float64)
-        spread = np.concatenate([arrays[name][0] for name in self.distances]).astype(np.float64)
-        spread = spread.reshape(len(spread), 4, -1)
-        weights = np.exp(spread - spread.max(axis=2, keepdims=True))
+        """(boxes [N, 4], scores [N, C])."""
+        scores = _joined(self.scores, arrays)
+        logits = _joined(self.distances, arrays)
+        logits = logits.reshape(len(logits), 4, -1)
+        # The distance is the mean of a distribution over 0, 1, 2, ... strides.
+        weights = np.exp(logits - logits.max(axis=2, keepdims=True))
         weights /= weights.sum(axis=2, keepdims=True)
-        points, strides = _cells(self.size, self.strides, 0.5)
-        distances = (weights @ np.arange(spread.shape[2])) * strides
-        boxes = np.concatenate([points - distances[:, :2], points + distances[:, 2:]], axis=1)
+        bins = np.arange(logits.shape[2])
+        middles, strides = cells(self.size, self.strides, 0.5)
+        distances = (weights @ bins) * strides
+        boxes = np.concatenate([middles - distances[:, :2], middles + distances[:, 2:]], axis=1)
         return boxes, scores
+
+
+def _joined(names: Sequence[str], arrays: Arrays) -> np.ndarray:
+    """Outputs [1, n, channels] of all strides as one [N, channels]."""
+    joined: np.ndarray = np.concatenate([arrays[name][0] for name in names])
+    return joined.astype(np.float64)
 
 
 @dataclass(frozen=True)
 class Corners:
-    """Corners in one output, scores in another; labels in a third where a box has one score.
-    `background`: class 0 says that there is nothing."""
+    """Corners in one output, scores in another, and labels in a third where a box has one score.
+
+    `background`: class 0 says that nothing is there.
+    """
 
     boxes: str
     scores: str
@@ -132,20 +156,32 @@ class Corners:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        return tuple(name for name in (self.boxes, self.scores, self.labels) if name is not None)
+        if self.labels is None:
+            return self.boxes, self.scores
+        return self.boxes, self.scores, self.labels
 
     def candidates(self, arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
+        """(boxes [N, 4], scores [N, C])."""
         boxes = arrays[self.boxes].reshape(-1, 4).astype(np.float64)
         scores = arrays[self.scores].astype(np.float64)
         if not len(boxes):
             return boxes, np.zeros((0, 1))
-        if self.labels is None:
-            scores = scores.reshape(len(boxes), -1)
-            return boxes, scores[:, 1:] if self.background else scores
-        labels = np.maximum(arrays[self.labels].reshape(-1).astype(np.int64), 0)
-        table = np.zeros((len(boxes), int(labels.max(initial=0)) + 1))
-        table[np.arange(len(boxes)), labels] = scores.reshape(-1)
-        return boxes, table
+        if self.labels is not None:
+            labels = arrays[self.labels].reshape(-1).astype(np.int64)
+            return boxes, _score_table(scores.reshape(-1), labels)
+        scores = scores.reshape(len(boxes), -1)
+        if self.background:
+            scores = scores[:, 1:]
+        return boxes, scores
+
+
+def _score_table(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Scores [N, C] of boxes that have a score [N] for one class, their label [N], each."""
+    # Where boxes are padded to a fixed number, -1 may stand for no label.
+    labels = np.maximum(labels, 0)
+    table = np.zeros((len(labels), int(labels.max(initial=0)) + 1))
+    table[np.arange(len(labels)), labels] = scores
+    return table
 
 
 Head = Yolo | PicoDet | Corners
@@ -154,8 +190,8 @@ Head = Yolo | PicoDet | Corners
 def detect(
     head: Head, arrays: Arrays, least: float = LEAST_SCORE, overlap: float = OVERLAP
 ) -> Detections:
-    """What a detector's outputs say: boxes with scores of at least `least`, without those that
-    overlap a better one of the same class by more than `overlap`."""
+    """What a detector's outputs say: boxes whose best class scores at least `least`, without those
+    that overlap a better one of the same class by more than `overlap`."""
     boxes, scores = head.candidates(arrays)
     if not scores.size:
         return Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64))
@@ -167,15 +203,17 @@ def detect(
 
 
 def suppressed(found: Detections, overlap: float = OVERLAP) -> Detections:
-    """Detections, highest scores first, without those that overlap an earlier one of their class."""
+    """Detections, highest scores first, without those that overlap an earlier one of their class
+    (non-maximum suppression)."""
     kept: list[int] = []
     alive = np.ones(len(found), bool)
     for index in range(len(found)):
         if not alive[index]:
             continue
         kept.append(index)
-        same = found.classes == found.classes[index]
-        alive &= ~(same & (overlaps(found.boxes[index], found.boxes) > overlap))
+        same_class = found.classes == found.classes[index]
+        overlapping = overlaps(found.boxes[index], found.boxes) > overlap
+        alive &= ~(same_class & overlapping)
     return found.chosen(np.array(kept, np.int64))
 
 
@@ -183,153 +221,46 @@ def overlaps(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """Intersection over union of a box [4] with each of boxes [n, 4]; 0 for boxes without area."""
     lower = np.maximum(box[:2], boxes[:, :2])
     upper = np.minimum(box[2:], boxes[:, 2:])
-    common = np.prod(np.maximum(upper - lower, 0), axis=1)
-    own = np.prod(np.maximum(box[2:] - box[:2], 0))
-    theirs = np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0), axis=1)
+    common = _areas(lower, upper)
+    own = _areas(box[:2], box[2:])
+    theirs = _areas(boxes[:, :2], boxes[:, 2:])
     union = own + theirs - common
-    return np.divide(common, union, out=np.zeros(len(boxes)), where=union > 0)
+    shares: np.ndarray = np.divide(common, union, out=np.zeros(len(boxes)), where=union > 0)
+    return shares
 
 
-def recognise(results: Sequence[Arrays], size: Size) -> Head | None:
-    """The head that gave `results`, all outputs of a float model for some images of `size`; None
-    where it is unsure.
-
-    Shapes must be those of a family exactly, and values within what boxes and scores can be.
-    """
-    floats = [name for name, array in results[0].items() if array.dtype.kind == "f"]
-    if any(not np.isfinite(result[name]).all() for result in results for name in floats):
-        return None
-    if len(floats) == 1:
-        return _yolo(floats[0], results, size)
-    return _pico_det(floats, results, size) or _corners(floats, results)
+def _areas(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+    """Areas [n] between corners [n, 2]; 0 where they are in the wrong order."""
+    areas: np.ndarray = np.prod(np.maximum(upper - lower, 0), axis=-1)
+    return areas
 
 
-def _yolo(name: str, results: Sequence[Arrays], size: Size) -> Yolo | None:
-    shape = results[0][name].shape
-    if len(shape) != 3 or shape[0] != 1:
-        return None
-    # One box for each cell of three or four grids, or three (anchors).
-    grids = {anchors * _count(size, s): (anchors, s) for s in STRIDES for anchors in (1, 3)}
-    rows = shape[1] in grids
-    if rows == (shape[2] in grids):
-        return None
-    anchors, strides = grids[shape[1] if rows else shape[2]]
-    channels = shape[2] if rows else shape[1]
-    if channels < 5:
-        return None
-    values = np.concatenate([result[name][0] if rows else result[name][0].T for result in results])
-    if not _probabilities(values[:, 4:]):
-        return None
-    objectness = rows and channels > 5
-    if _in_pixels(values, size):
-        return Yolo(name, rows, objectness)
-    # Offsets are a few cells, and sizes are logarithms.
-    if rows and anchors == 1 and np.abs(values[:, :4]).max() < 20 and values[:, 2:4].min() < 0:
-        return Yolo(name, rows, objectness, strides, size)
-    return None
-
-
-def _in_pixels(values: np.ndarray, size: Size) -> bool:
-    """Whether the first four columns are centre, width and height within an image, give or take a
-    few boxes."""
-    extent = np.array([size[1], size[0]], np.float64)
-    centres, sizes = values[:, 0:2], values[:, 2:4]
-    inside = (centres > -0.5 * extent) & (centres < 1.5 * extent)
-    # In units of the image nothing would be larger than one.
-    wide = centres.max(axis=0) > 0.5 * extent
-    positive = (sizes >= 0) & (sizes < 4 * extent)
-    return bool(inside.mean() > 0.99 and wide.all() and positive.mean() > 0.99)
-
-
-def _pico_det(floats: Sequence[str], results: Sequence[Arrays], size: Size) -> PicoDet | None:
-    shapes = {name: results[0][name].shape for name in floats}
-    if any(len(shape) != 3 or shape[0] != 1 for shape in shapes.values()):
-        return None
-    for strides in STRIDES:
-        if len(floats) != 2 * len(strides):
-            continue
-        pairs = [
-            [n for n in floats if shapes[n][1] == _count(size, (stride,))] for stride in strides
-        ]
-        if any(len(pair) != 2 for pair in pairs):
-            continue
-        scores = [name for pair in pairs for name in pair if _all_probabilities(name, results)]
-        distances = [name for pair in pairs for name in pair if name not in scores]
-        if len(scores) != len(distances) or [shapes[n][1] for n in scores] != [
-            shapes[n][1] for n in distances
-        ]:
-            continue
-        if len({shapes[n][2] for n in scores}) == 1 and _same_bins(
-            [shapes[n][2] for n in distances]
-        ):
-            return PicoDet(tuple(scores), tuple(distances), strides, size)
-    return None
-
-
-def _same_bins(widths: Sequence[int]) -> bool:
-    """Four distributions of the same number of bins, in each output."""
-    return len(set(widths)) == 1 and widths[0] % 4 == 0 and widths[0] >= 16
-
-
-def _corners(floats: Sequence[str], results: Sequence[Arrays]) -> Corners | None:
-    boxes = [name for name in floats if _are_corners(name, results)]
-    if len(floats) != 2 or len(boxes) != 1:
-        return None
-    (scores,) = (name for name in floats if name != boxes[0])
-    shape = results[0][scores].shape
-    wide = len(shape) == 3
-    if not 1 <= len(shape) <= 3 or (wide and shape[0] != 1) or (len(shape) == 2 and shape[0] != 1):
-        return None
-    places = 1 if len(shape) > 1 else 0
-    for result in results:
-        if result[scores].shape[places] != result[boxes[0]].size // 4:
-            return None
-    if not _all_probabilities(scores, results):
-        return None
-    if not wide:
-        labels = [
-            name
-            for name, array in results[0].items()
-            if array.dtype.kind in "iu" and array.shape == results[0][scores].shape
-        ]
-        return Corners(boxes[0], scores, labels[0] if len(labels) == 1 else None)
-    sums = np.concatenate([result[scores].sum(axis=2).reshape(-1) for result in results])
-    one = bool(len(sums)) and bool(np.abs(sums - 1).max() < 0.01)
-    # A softmax has a class that says nothing is there.
-    return Corners(boxes[0], scores, background=one and shape[2] > 1)
-
-
-def _are_corners(name: str, results: Sequence[Arrays]) -> bool:
-    shape = results[0][name].shape
-    if shape[-1:] != (4,) or len(shape) not in (2, 3) or (len(shape) == 3 and shape[0] != 1):
-        return False
-    values = np.concatenate([result[name].reshape(-1, 4) for result in results])
-    if len(values) < 2 or np.ptp(values) == 0:
-        return False
-    ordered = (values[:, 2] >= values[:, 0]) & (values[:, 3] >= values[:, 1])
-    return bool(ordered.mean() > 0.99)
-
-
-def _all_probabilities(name: str, results: Sequence[Arrays]) -> bool:
-    return all(_probabilities(result[name]) for result in results)
-
-
-def _probabilities(values: np.ndarray) -> bool:
-    return bool(values.min(initial=0) >= -ROUNDING and values.max(initial=0) <= 1 + ROUNDING)
-
-
-def _count(size: Size, strides: Sequence[int]) -> int:
-    """Cells of the grids with these strides over an image."""
-    return sum(-(-size[0] // stride) * -(-size[1] // stride) for stride in strides)
-
-
-def _cells(size: Size, strides: Sequence[int], offset: float) -> tuple[np.ndarray, np.ndarray]:
-    """(places [N, 2] of cells in pixels, x first, `offset` cells behind their corner; strides [N,
-    1])."""
-    places, steps = [], []
+def cell_count(size: Size, strides: Sequence[int]) -> int:
+    """Cells of the grids with these strides over an image of `size`."""
+    count = 0
     for stride in strides:
-        rows, columns = np.mgrid[: -(-size[0] // stride), : -(-size[1] // stride)]
-        grid = np.stack([columns.reshape(-1), rows.reshape(-1)], axis=1)
-        places.append((grid + offset) * stride)
-        steps.append(np.full((len(grid), 1), stride))
-    return np.concatenate(places).astype(np.float64), np.concatenate(steps).astype(np.float64)
+        rows, columns = _grid(size, stride)
+        count += rows * columns
+    return count
+
+
+def cells(size: Size, strides: Sequence[int], offset: float) -> tuple[np.ndarray, np.ndarray]:
+    """The cells of the grids with these strides over an image: a point of each in pixels [N, 2], x
+    first and `offset` cells from its upper left corner; and its stride [N, 1]."""
+    points = []
+    widths = []
+    for stride in strides:
+        row_count, column_count = _grid(size, stride)
+        rows, columns = np.mgrid[:row_count, :column_count]
+        corners = np.stack([columns.reshape(-1), rows.reshape(-1)], axis=1)
+        points.append((corners + offset) * stride)
+        widths.append(np.full((len(corners), 1), stride))
+    all_points = np.concatenate(points).astype(np.float64)
+    all_widths = np.concatenate(widths).astype(np.float64)
+    return all_points, all_widths
+
+
+def _grid(size: Size, stride: int) -> tuple[int, int]:
+    """Rows and columns of cells; the last ones may reach beyond the image."""
+    height, width = size
+    return -(-height // stride), -(-width // stride)

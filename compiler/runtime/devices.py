@@ -13,11 +13,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from compiler.runtime.bundle import RuntimeBundleError
+from compiler.runtime.manifest import SegmentEntry
 from compiler.runtime.onnx_segment import HostSegment
 from compiler.runtime.tflite_segment import TFLiteSegment, load_delegate
 
@@ -59,7 +60,7 @@ class Device:
         self.name = name
         self.lock = threading.Lock()
 
-    def open(self, folder: Path, segment: Mapping[str, Any]) -> Executable:
+    def open(self, folder: Path, segment: SegmentEntry) -> Executable:
         """Load a segment, given by its entry in the manifest of the bundle in `folder`.
 
         Raises DeviceError where the device is at fault, RuntimeBundleError where the file is.
@@ -83,7 +84,7 @@ class Cpu(Device):
         self.threads = threads
         self.spin = spin
 
-    def open(self, folder: Path, segment: Mapping[str, Any]) -> Executable:
+    def open(self, folder: Path, segment: SegmentEntry) -> Executable:
         path = folder / segment["files"][0]["path"]
         try:
             if segment["device"] == "tpu":
@@ -107,7 +108,7 @@ class EdgeTpu(Device):
         self.library = library or library_name()
         self.options = {"device": name, **(options or {})}
 
-    def open(self, folder: Path, segment: Mapping[str, Any]) -> Executable:
+    def open(self, folder: Path, segment: SegmentEntry) -> Executable:
         assert segment["compiled"] is not None, "the fleet gives an Edge TPU compiled segments only"
         path = folder / segment["compiled"]["path"]
         try:
@@ -134,7 +135,7 @@ class Simulated(Device):
         self.slowdown = slowdown
         self.broken = broken
 
-    def open(self, folder: Path, segment: Mapping[str, Any]) -> Executable:
+    def open(self, folder: Path, segment: SegmentEntry) -> Executable:
         predicted_ms = sum(segment["predicted_ms"].values())
         seconds = self.slowdown * predicted_ms / 1e3
         return _TimedSegment(Cpu(1).open(folder, segment), seconds, self.broken)

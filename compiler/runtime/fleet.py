@@ -4,8 +4,7 @@ from one that is lost."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from compiler.runtime.devices import (
     DEVICE_TYPES,
@@ -18,6 +17,7 @@ from compiler.runtime.devices import (
     edge_tpus,
     log,
 )
+from compiler.runtime.manifest import SegmentEntry
 
 ON_LOSS = ("move", "cpu", "stop")
 _MOST_SIMULATED = 64
@@ -122,7 +122,7 @@ class Fleet:
         cls,
         devices: str | Sequence[Device],
         threads: int,
-        *programs: Sequence[Mapping[str, Any]],
+        *programs: Sequence[SegmentEntry],
         on_loss: str = "move",
     ) -> Fleet:
         """The fleet for some programs, each given by its segments. Its notices say what a user
@@ -130,7 +130,7 @@ class Fleet:
         # Threads may spin where a program is one segment: nothing else wants the cores meanwhile.
         spin = all(len(segments) == 1 for segments in programs)
         fleet = cls(devices, Cpu(threads, spin), on_loss)
-        planned = []
+        planned: list[SegmentEntry] = []
         for segments in programs:
             planned += [segment for segment in segments if segment["tpu"] is not None]
         fleet._notice_missing(planned)
@@ -141,9 +141,9 @@ class Fleet:
         """All that may be asked to run something."""
         return [self.cpu, *self.tpus]
 
-    def device(self, segment: Mapping[str, Any]) -> Device:
+    def device(self, segment: SegmentEntry) -> Device:
         """The device that runs a segment now."""
-        number: int | None = segment["tpu"]
+        number = segment["tpu"]
         places = self._places
         if number is None or not places:
             return self.cpu
@@ -153,7 +153,7 @@ class Fleet:
             return self.cpu
         return device
 
-    def _notice_missing(self, planned: Sequence[Mapping[str, Any]]) -> None:
+    def _notice_missing(self, planned: Sequence[SegmentEntry]) -> None:
         """Say what of the plan is not there; `planned` are the segments for Edge TPUs."""
         if not planned:
             return

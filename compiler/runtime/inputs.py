@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from compiler.runtime.manifest import TensorEntry, fixed_shape
+
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -39,14 +41,14 @@ class _Input:
 class Inputs:
     """What a model takes: for each input a name, a shape and a type."""
 
-    def __init__(self, tensors: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, tensors: Sequence[TensorEntry]) -> None:
         self._inputs: dict[str, _Input] = {}
         for tensor in tensors:
             name = tensor["name"]
             dtype = np.dtype(tensor["dtype"])
             # Integers have no NaN; `nan` marks inputs in which the model looks for NaN itself.
             may_hold_nan = dtype.kind != "f" or bool(tensor.get("nan"))
-            self._inputs[name] = _Input(name, tuple(tensor["shape"]), dtype, may_hold_nan)
+            self._inputs[name] = _Input(name, fixed_shape(tensor), dtype, may_hold_nan)
 
     def checked(self, arrays: Arrays) -> dict[str, np.ndarray]:
         """One sample, in the model's types; arrays that have them already are not copied.

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from compiler.runtime.bundle import Bundle, RuntimeBundleError
 from compiler.runtime.devices import Device
 from compiler.runtime.fleet import Fleet
+from compiler.runtime.manifest import LanguageEntry, TensorEntry, fixed_shape
 from compiler.runtime.onnx_segment import Cache
 from compiler.runtime.pipeline import Arrays, Pipeline
 from compiler.runtime.sampling import Sampler, Sampling
@@ -65,7 +65,7 @@ class LanguageModel:
         self._decode = Pipeline(bundle, threads, program, half, self.fleet)
         self._cache = self._make_cache(slots)
         self.slots = [Slot(index) for index in range(slots)]
-        self.vocabulary = int(_logits(self._decode)["shape"][-1])
+        self.vocabulary = fixed_shape(_logits(self._decode))[-1]
 
     def _make_cache(self, slots: int) -> dict[str, np.ndarray]:
         """The cache by the names of the programs' inputs, each [slots, ...]."""
@@ -77,7 +77,7 @@ class LanguageModel:
         cache: dict[str, np.ndarray] = {}
         for entry in self._prefill.inputs:
             if entry["name"] in cached:
-                _, *row = entry["shape"]
+                _, *row = fixed_shape(entry)
                 cache[entry["name"]] = Cache.zeros((slots, *row))
         return cache
 
@@ -175,10 +175,10 @@ class LanguageModel:
             logits = self.decode({slot.index: token})[slot.index]
 
 
-def _settings(bundle: Bundle, slots: int) -> dict[str, Any]:
+def _settings(bundle: Bundle, slots: int) -> LanguageEntry:
     """The manifest's part on a language model. Raises RuntimeBundleError where there is none for so
     many slots."""
-    settings: dict[str, Any] | None = bundle.manifest.get("language")
+    settings = bundle.manifest.get("language")
     if settings is None:
         raise RuntimeBundleError(f"{bundle.path}: is not a language model")
     if slots > 1 and settings["slots"] != slots:
@@ -197,6 +197,6 @@ def _run(pipeline: Pipeline, feeds: Arrays, cache: Arrays) -> np.ndarray:
     return values[_logits(pipeline)["name"]]
 
 
-def _logits(pipeline: Pipeline) -> dict[str, Any]:
+def _logits(pipeline: Pipeline) -> TensorEntry:
     """The entry of the one output that is no part of the cache."""
     return next(entry for entry in pipeline.outputs if entry["name"] not in pipeline.in_place)

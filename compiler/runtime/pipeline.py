@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from compiler.runtime.devices import Cpu, Device, DeviceError, Executable
 from compiler.runtime.fleet import Fleet
 from compiler.runtime.inputs import Arrays, Inputs
 from compiler.runtime.lazy import LazySegments
+from compiler.runtime.manifest import ProgramEntry, SegmentEntry, TensorEntry
 
 __all__ = ["Arrays", "Pipeline", "SegmentError"]
 
@@ -28,7 +29,7 @@ class Pipeline:
 
     Arrays have the model's own types and shapes at its inputs and outputs. Between segments they
     are as the segment gave them, int8 from an Edge TPU, and are converted when the next one reads
-    them. Segments of different indices may be run by several threads at once.
+    them. Several threads may run segments; each device runs one at a time.
 
     program  the manifest itself, or one of the programs of a language model in it
     limit    bytes that the weights may take in memory; beyond it segments are loaded as they run,
@@ -43,7 +44,7 @@ class Pipeline:
         self,
         bundle: Bundle,
         threads: int = 2,
-        program: Mapping[str, Any] | None = None,
+        program: ProgramEntry | None = None,
         limit: int | None = None,
         fleet: Fleet | None = None,
     ) -> None:
@@ -59,19 +60,20 @@ class Pipeline:
         self._written_int8 = _written_int8(self.segments)
         self._last_reads = _last_reads(self.segments, self.outputs)
 
-        sizes = [segment["parameter_bytes"] for segment in self.segments]
-        lazy = limit is not None and sum(sizes) > limit
-        if fleet is None or lazy:
+        total = sum(segment["parameter_bytes"] for segment in self.segments)
+        if limit is not None and total <= limit:
+            limit = None
+        if fleet is None or limit is not None:
+            # What is loaded as it runs stays on the CPU: an Edge TPU would be opened at each run.
             # Where there is no other segment, idle threads may spin.
             fleet = Fleet([], Cpu(threads, spin=len(self.segments) == 1))
         self.fleet = fleet
-        # By segment the device that it is loaded on. Entries are replaced whole, under the lock of
-        # their device.
+        # By segment the device that it is loaded on. Entries are replaced whole, so whoever reads
+        # one without the lock of its device gets the old or the new one.
         self._opened: list[tuple[Device, Executable] | None] = [None] * len(self.segments)
-        if lazy:
-            assert limit is not None
-            segments = LazySegments(lambda index: self._open(index, fleet.cpu), sizes, limit)
-            self._opened = [(fleet.cpu, segments.segment(index)) for index in range(len(sizes))]
+        if limit is not None:
+            self._open_lazily(limit)
+        # What is wrong with a segment that stays loaded is said now, before anything runs.
         for index in range(len(self.segments)):
             self._use(index, _only_load)
 
@@ -82,8 +84,9 @@ class Pipeline:
     def run(self, arrays: Arrays) -> dict[str, np.ndarray]:
         """The model's outputs for one sample.
 
-        Raises ValueError for arrays that do not fit the inputs, SegmentError for a segment that
-        fails.
+        Raises ValueError for arrays that do not fit the inputs or hold NaN, SegmentError for a
+        segment that fails, RuntimeBundleError where one has to be loaded and the bundle was
+        replaced since it was opened.
         """
         values = self.check_inputs(arrays)
         for index in range(len(self.segments)):
@@ -108,7 +111,7 @@ class Pipeline:
         """Run a segment on `values` and put its outputs there; what no later segment reads is
         dropped.
 
-        Raises SegmentError, and then `values` is as it was.
+        Raises SegmentError and RuntimeBundleError as `run` does, and then `values` is as it was.
         """
         # What the segment read is dropped only once it has run, so a failed run can be repeated.
         values.update(self.run_segment(index, values))
@@ -117,7 +120,7 @@ class Pipeline:
 
     def run_segment(self, index: int, values: Arrays) -> dict[str, np.ndarray]:
         """The outputs of one segment as it gives them: int8 from an Edge TPU, the model's own types
-        from the host. `values` are not changed. Raises SegmentError."""
+        from the host. `values` is not changed. Raises as `advance` does."""
         tensors = self.segments[index]["inputs"]
         arrays = [self._converted(values[tensor["name"]], tensor, index) for tensor in tensors]
         results = self._use(index, lambda executable: executable.run(arrays))
@@ -131,7 +134,7 @@ class Pipeline:
             found[name] = convert(values[name], tensor, self._written_int8.get(name))
         return found
 
-    def _converted(self, array: np.ndarray, tensor: Mapping[str, Any], index: int) -> np.ndarray:
+    def _converted(self, array: np.ndarray, tensor: TensorEntry, index: int) -> np.ndarray:
         """An array as a segment reads it. Raises SegmentError for NaN that would become int8."""
         name = tensor["name"]
         try:
@@ -185,10 +188,19 @@ class Pipeline:
         self._check_folder()
         return executable
 
+    def _open_lazily(self, limit: int) -> None:
+        """Let `limit` bytes of weights be in memory; the rest is loaded when it is run."""
+        cpu = self.fleet.cpu
+        sizes = [segment["parameter_bytes"] for segment in self.segments]
+        segments = LazySegments(lambda index: self._open(index, cpu), sizes, limit)
+        self._opened = [(cpu, segments.segment(index)) for index in range(len(sizes))]
+
     def _check_folder(self, cause: Exception | None = None) -> None:
-        if self.bundle.folder.was_replaced():
+        folder = self.bundle.folder
+        if folder is not None and folder.was_replaced():
             raise RuntimeBundleError(
-                f"{self.bundle.path}: was replaced or removed while in use: open the bundle again"
+                f"{self.bundle.path}: was replaced or removed since it was opened: "
+                "open it again, or restart the program that runs it"
             ) from cause
 
     def _close_all(self, device: Device) -> None:
@@ -209,11 +221,11 @@ def _only_load(_: Executable) -> None:
     """A use that ends when the segment is loaded."""
 
 
-def _names(tensors: Sequence[Mapping[str, Any]]) -> list[str]:
+def _names(tensors: Sequence[TensorEntry]) -> list[str]:
     return [tensor["name"] for tensor in tensors]
 
 
-def _in_place(segments: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _in_place(segments: Sequence[SegmentEntry]) -> dict[str, str]:
     """By output the input whose memory it may take (`onnx_segment.Cache`)."""
     sources: dict[str, str] = {}
     for segment in segments:
@@ -221,7 +233,7 @@ def _in_place(segments: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return sources
 
 
-def _written_int8(segments: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+def _written_int8(segments: Sequence[SegmentEntry]) -> dict[str, TensorEntry]:
     """By name the entries, with scales, of all tensors that segments give as int8."""
     entries = {}
     for segment in segments:
@@ -232,7 +244,7 @@ def _written_int8(segments: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[st
 
 
 def _last_reads(
-    segments: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
+    segments: Sequence[SegmentEntry], outputs: Sequence[TensorEntry]
 ) -> dict[int, list[str]]:
     """By segment the tensors that no later one reads, and that are no output of the model."""
     last_reader: dict[str, int] = {}

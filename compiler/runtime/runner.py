@@ -92,14 +92,16 @@ class Runner:
         """The model's outputs for one sample, in the calling thread.
 
         Raises ValueError for arrays that do not fit the inputs or hold NaN, SegmentError for a
-        segment that fails, RuntimeError where the runner is closed.
+        segment that fails, RuntimeBundleError where a lost device's segment has to be loaded again
+        and the bundle was replaced since it was opened, RuntimeError where the runner is closed.
         """
         self._check_open()
         return self.pipeline.run(inputs)
 
     def submit(self, inputs: Arrays) -> Future[Results]:
-        """Send a sample into the pipeline; the future gets its outputs, or SegmentError. Cancelling
-        it stops the request before its next segment.
+        """Send a sample into the pipeline; the future gets its outputs, or SegmentError or
+        RuntimeBundleError as `run` raises them. Cancelling it stops the request before its next
+        segment.
 
         Raises ValueError and RuntimeError as `run` does, and RuntimeError in a fork of the process
         that began to submit.

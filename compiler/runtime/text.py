@@ -9,6 +9,7 @@ from compiler.runtime import confined
 from compiler.runtime.bundle import Bundle, RuntimeBundleError
 from compiler.runtime.confined import Confined, ConfinedError, RefusedError
 from compiler.runtime.control_tokens import ControlTokens, replace_characters
+from compiler.runtime.manifest import fixed_shape
 
 Message = Mapping[str, Any]
 
@@ -33,7 +34,8 @@ class Text:
         self._settings = language["tokenizer"]
         self._tokenizer = _load_tokenizer(bundle, self._settings["path"])
         self._template = Confined(confined.TEMPLATE_BYTES, confined.TEMPLATE_SECONDS)
-        self.vocabulary = int(bundle.manifest["outputs"][0]["shape"][-1])
+        # Tokens that the model has embeddings for; a tokenizer may know more.
+        self.vocabulary = fixed_shape(bundle.manifest["outputs"][0])[-1]
         self.ends: frozenset[int] = frozenset(self._settings["ends"])
         self._control = ControlTokens(self._tokenizer, {*self.ends, self._settings["begin"]})
         # A longer text cannot fit the context, whatever its tokens.

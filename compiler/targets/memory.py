@@ -15,6 +15,11 @@ from compiler.targets.target import Target
 
 Kind = Literal["dense", "conv", "depthwise"]
 
+# Bytes beside the weights of an output channel: its bias, and its scale where it has its own.
+_BIAS = 4
+_SCALES = 4
+_DEPTHWISE_SCALES = 8
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -33,6 +38,7 @@ class Layer:
 
 
 def up(value: int, multiple: int) -> int:
+    """The next multiple that is not less than `value`."""
     return -(-value // multiple) * multiple
 
 
@@ -51,11 +57,12 @@ def stored_bytes(layer: Layer, target: Target) -> int:
     """
     multiple = target.input_multiple
     if layer.kind == "depthwise":
-        return up(layer.outputs, multiple) * (
-            layer.taps * multiple + (12 if layer.per_channel else 4)
-        )
+        weights = layer.taps * multiple
+        extra = _DEPTHWISE_SCALES if layer.per_channel else 0
+        return up(layer.outputs, multiple) * (weights + _BIAS + extra)
     weights = layer.taps * up(layer.inputs, multiple)
-    return stored_outputs(layer.outputs, target) * (weights + (8 if layer.per_channel else 4))
+    extra = _SCALES if layer.per_channel else 0
+    return stored_outputs(layer.outputs, target) * (weights + _BIAS + extra)
 
 
 def dense_blocks(layer: Layer, target: Target) -> tuple[int, int]:
@@ -75,7 +82,8 @@ def packed_bytes(layer: Layer, target: Target) -> int:
     if layer.kind != "dense":
         return stored_bytes(layer, target)
     number, size = dense_blocks(layer, target)
-    return number * (target.tile_bytes if size <= target.tile_bytes < 2 * size else size)
+    fills_a_tile = size <= target.tile_bytes < 2 * size
+    return number * (target.tile_bytes if fills_a_tile else size)
 
 
 def capacity(target: Target, activations: int = 0) -> int:
@@ -92,17 +100,26 @@ def fits(layers: Iterable[Layer], target: Target, activations: int = 0) -> bool:
     Convolutions with larger kernels and depthwise ones are known by their total only: it must stay
     under the largest total seen cached, and they are taken to spread evenly over the tiles.
     """
-    layers = list(layers)
-    spatial = sum(stored_bytes(layer, target) for layer in layers if layer.kind != "dense")
+    spatial = 0
+    blocks = []
+    for layer in layers:
+        if layer.kind == "dense":
+            blocks.append(dense_blocks(layer, target))
+        else:
+            spatial += stored_bytes(layer, target)
     if spatial > target.spatial_bytes:
         return False
     room = capacity(target, activations) // target.tiles
-    blocks = [dense_blocks(layer, target) for layer in layers if layer.kind == "dense"]
-    tiles = [-(-spatial // target.tiles)] * target.tiles
-    for number, size in sorted(blocks, key=lambda block: -block[1]):
+    # Bytes in each tile, as a heap: the emptiest one first.
+    tiles = [math.ceil(spatial / target.tiles)] * target.tiles
+    for number, size in sorted(blocks, key=_size_of, reverse=True):
         for _ in range(number):
             load = tiles[0] + size
             if load > room:
                 return False
             heapq.heapreplace(tiles, load)
     return tiles[0] <= room
+
+
+def _size_of(block: tuple[int, int]) -> int:
+    return block[1]

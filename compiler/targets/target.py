@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from compiler.errors import OptionError
 
@@ -24,6 +24,7 @@ class Target:
 
     name: str
     description: str
+    # Where parameters are stored.
     tiles: int
     tile_bytes: int
     block_outputs: int
@@ -33,10 +34,12 @@ class Target:
     sram_bytes: int
     activation_share: float
     activation_bytes: int
+    # What operators may have.
     softmax_elements: int
     open_dimensions: int
     kernel_size: int
     mean_positions: int
+    # How fast it is.
     clock: float
     conv: float
     pointwise: float
@@ -47,9 +50,11 @@ class Target:
     invoke: float
     operator: float
     slowdown: float
+    # How fast its link is.
     down: float
     up: float
     stream: float
+    # How far predictions are off.
     error_percent: float
 
     @classmethod
@@ -58,14 +63,11 @@ class Target:
 
         A file that names a `chip` takes from chips/CHIP.toml what it does not say itself.
         """
-        own = _read("--target", name, _FOLDER)
-        chip = own.pop("chip", None)
-        return _made(
-            cls,
-            "--target",
-            name,
-            (_read("its chip", str(chip), _FOLDER / "chips") if chip else {}) | own,
-        )
+        table = _read("target", name, _FOLDER)
+        chip = table.pop("chip", None)
+        if chip is not None:
+            table = _read("target", str(chip), _FOLDER / "chips") | table
+        return _made(cls, "target", name, table)
 
 
 @dataclass(frozen=True)
@@ -82,37 +84,48 @@ class Host:
     @classmethod
     def load(cls, name: str = "pi5") -> Host:
         """A shipped host by name, or a TOML file as `measure` writes it. Raises OptionError."""
-        return _made(cls, "--host", name, _read("--host", name, _FOLDER / "hosts"))
+        return _made(cls, "host", name, _read("host", name, _FOLDER / "hosts"))
+
+
+_Table = TypeVar("_Table", Target, Host)
 
 
 def _read(option: str, name: str, folder: Path) -> dict[str, Any]:
+    """The values of a file; those of its sections stand beside the others."""
     path = Path(name) if name.endswith(".toml") else folder / f"{name}.toml"
     if not path.is_file():
-        shipped = ", ".join(sorted(p.stem for p in folder.glob("*.toml")))
+        shipped = ", ".join(sorted(file.stem for file in folder.glob("*.toml")))
         raise OptionError(
-            f"{option} {name}: no such file; shipped are: {shipped}; or give a .toml file"
+            f"{name}: no such file; shipped are: {shipped}; or give a .toml file", option
         )
     try:
         table = tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise OptionError(f"{option} {name}: {error}") from error
-    inner = [value for value in table.values() if isinstance(value, dict)]
-    flat = {key: value for key, value in table.items() if not isinstance(value, dict)}
-    return flat | {key: value for group in inner for key, value in group.items()}
-
-
-def _made(cls: Any, option: str, name: str, table: Mapping[str, Any]) -> Any:
+        raise OptionError(f"{name}: {error}", option) from error
+    flat: dict[str, Any] = {}
+    sections = []
     for key, value in table.items():
-        text = key in ("name", "description")
-        if not (isinstance(value, str) if text else _is_number(value)):
-            raise OptionError(
-                f"{option} {name}: {key} = {value!r}; it must be {'text' if text else 'a number'}"
-            )
+        if isinstance(value, dict):
+            sections.append(value)
+        else:
+            flat[key] = value
+    for section in sections:
+        flat |= section
+    return flat
+
+
+def _made(cls: type[_Table], option: str, name: str, table: Mapping[str, Any]) -> _Table:
+    for key, value in table.items():
+        is_text = key in ("name", "description")
+        is_right = isinstance(value, str) if is_text else _is_number(value)
+        if not is_right:
+            wanted = "text" if is_text else "a number"
+            raise OptionError(f"{name}: {key} = {value!r}; it must be {wanted}", option)
     try:
         return cls(**table)
     except TypeError as error:
         raise OptionError(
-            f"{option} {name}: {error}; compare with the files in compiler/targets/"
+            f"{name}: {error}; compare with the files in compiler/targets/", option
         ) from error
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler.graph import activations_around, array_of, grid_of
-from compiler.ops.activation import GELU_GATES
+from compiler.ops import operator_of
 from compiler.partition import Program
 from compiler.quantize import weights
 
@@ -20,9 +20,11 @@ def simulated(program: Program) -> ir.Model:
     model = program.model.clone()
     nodes = [n for n in model.graph if n.name in names]
     for node in nodes:
-        if node.op_type in GELU_GATES:  # the approximation that the Edge TPU has: a logistic
+        if (
+            operator_of(node).stand_in == "Sigmoid"
+        ):  # the approximation that the Edge TPU has: a logistic
             node.op_type, node.domain = "Sigmoid", ""
-        if node.op_type in ("Conv2D", "DepthwiseConv2D", "FullyConnected", "TransposeConv2D"):
+        if operator_of(node).is_linear:
             node.replace_input_with(1, _weights(model.graph, node, program))
     inside = set(nodes)
     for value in activations_around(nodes):

@@ -12,9 +12,9 @@ from compiler.runtime.detections import (
     Yolo,
     detect,
     overlaps,
-    recognise,
     suppressed,
 )
+from compiler.runtime.recognition import recognise
 
 SIZE = (64, 64)
 CELLS = 64 + 16 + 4  # of strides 8, 16 and 32

@@ -10,6 +10,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from compiler.driver import build as building
+from compiler.driver.options import BuildOptions
+from compiler.emit import manifest
 from compiler.partition import PartitionOptions
 from compiler.view import page as html
 from fixtures import demo
@@ -41,10 +43,10 @@ def drawn(page: Path, width: int) -> str:
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_page_draws_its_plan(width: int, tmp_path: Path) -> None:
     model = demo.generate(tmp_path)[0]
-    options = building.Options(partitioning=PartitionOptions(tpus=3, objective="throughput"))
-    program = building.lower(building.read(model, options), options)
+    options = BuildOptions(partitioning=PartitionOptions(tpus=3, objective="throughput"))
+    program = building.plan_program(building.read(model, options), options)
     page = tmp_path / "page.html"
-    page.write_text(html.page(building.summary(program, model)), encoding="utf-8")
+    page.write_text(html.page(manifest.summary(program, model)), encoding="utf-8")
     shown = drawn(page, width)
     segments = program.plan.segments
     assert shown.count('class="segment') == len(segments)
@@ -60,7 +62,7 @@ def test_the_page_says_what_was_compared_with(tmp_path: Path) -> None:
     graph = helper.make_graph([clip], "g", values[:1], values[1:])
     opset = helper.make_opsetid("", 10)
     path = save(tmp_path / "m.onnx", helper.make_model(graph, opset_imports=[opset], ir_version=8))
-    building.build(path, tmp_path / "b", building.Options())
+    building.build(path, tmp_path / "b", BuildOptions())
     shown = drawn(tmp_path / "b" / "report.html", 1280)
     assert "Compared with the imported model, not with the file: onnxruntime does not run" in shown
 

@@ -17,7 +17,7 @@ from compiler.runtime.lazy import LazySegments
 from tests.conftest import Cli
 
 SAMPLE = {"x": np.random.default_rng(7).standard_normal((1, 3, 16, 16)).astype(np.float32)}
-REPLACED = "was replaced or removed while in use: open the bundle again"
+REPLACED = "was replaced or removed since it was opened: open it again"
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_the_command_names_a_bundle_that_was_replaced(
 
     monkeypatch.setattr(Bundle, "open", late)
     code, _, err = run_cli("run", path, "-i", tmp_path / "x.npy", "-o", tmp_path / "y.npz")
-    assert code == 2 and "E-BUNDLE" in err and "open the bundle again" in " ".join(err.split())
+    assert code == 2 and "E-BUNDLE" in err and "since it was opened" in " ".join(err.split())
 
 
 class Weights:
