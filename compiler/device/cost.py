@@ -58,6 +58,7 @@ def of_operators(ops: Sequence[OpInfo], target: Target, host: float = 0.0) -> Co
         if builtin is None:
             continue
         work = builtin.work(op, target)
+        # Units per cycle, of the work's kind.
         rate = getattr(target, work.kind)
         seconds += work.amount / rate / target.clock * target.slowdown + target.operator
         macs += work.macs

@@ -32,6 +32,7 @@ def permute_concat(node: ir.Node, perm: Sequence[int], builder: Builder) -> None
 
 def emit_concat(node: ir.Node, writer: Writer) -> None:
     y = node.outputs[0]
+    # CONCATENATION copies: a constant part has the scale of the whole.
     inputs = [writer.operand(value, y) for value in node.inputs if value is not None]
     options = {"axis": _axis(node, y), "fusedActivationFunction": 0}
     writer.add("CONCATENATION", 2, inputs, [writer.tensor(y)], options)
@@ -55,6 +56,7 @@ def _ties(
 ) -> list[ChannelTie] | None:
     """Channels of the whole are those of the parts, one behind the other or alike."""
     known = [part for part in parts if part is not None and not is_constant(part)]
+    # The channels of a constant part would have to follow factors too.
     if whole is None or len(known) != len(parts):
         return None
     if _axis(node, whole) != len(shape_of(whole)) - 1:

@@ -39,6 +39,7 @@ def permute_constants(node: ir.Node, perm: Sequence[int], builder: Builder) -> N
         if value is None or not is_constant(value) or element_count(value) == 1:
             continue
         array = array_of(value)
+        # Broadcasting adds axes in front.
         missing = len(perm) - array.ndim
         full = array.reshape((1,) * missing + array.shape)
         node.replace_input_with(
@@ -98,6 +99,7 @@ def lower_chain(node: ir.Node, builder: Builder) -> None:
     op_type = "Add" if node.op_type == "Sum" else node.op_type
     values = [value for value in node.inputs if value is not None]
     if len(values) == 2 and op_type == node.op_type:
+        # It is what the Edge TPU has.
         return
     y = values[0]
     for value in values[1:]:
@@ -112,6 +114,7 @@ def lower_div(node: ir.Node, builder: Builder) -> None:
     assert x is not None and divisor is not None
     if array is None:
         raise RefuseError("its divisor is computed at run time; the Edge TPU has no DIV")
+    # Division of integers cuts off.
     if x.dtype != ir.DataType.FLOAT:
         raise RefuseError("it divides integers")
     with np.errstate(divide="ignore"):

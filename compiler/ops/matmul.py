@@ -54,6 +54,7 @@ def lower_matmul(node: ir.Node, builder: Builder) -> None:
     if add is None:
         builder.replace(y)
         return
+    # The layer takes the place of the Add; nothing reads the MatMul any more.
     replace_node(add, [y], builder.made)
     builder.graph.remove(node, safe=True)
 
@@ -78,6 +79,7 @@ def lower_gemm(node: ir.Node, builder: Builder) -> None:
         raise RefuseError("its weights are computed at run time; the Edge TPU needs them constant")
     if attribute_of(node, "transA", 0):
         raise RefuseError("it transposes its input (transA)")
+    # The dialect has output channels first.
     if not attribute_of(node, "transB", 0):
         weight = builder.transposed(weight)
     outputs = shape_of(weight)[0]
@@ -114,6 +116,7 @@ def linear(builder: Builder, x: ir.Value, weight: ir.Value, bias: ir.Value, out:
     outputs, inputs = shape_of(weight)
     count = math.prod(shape_of(x)[:-1])
     if count == 1:
+        # Without the batch that the model may have around it: one row is all that this takes.
         row = builder.reshape(x, (1, inputs))
         y = builder.op("FullyConnected", [row, weight, bias], domain=DIALECT)
         return builder.reshape(y, out)
@@ -162,6 +165,7 @@ def layer(op: OpInfo) -> Layer:
 
 def work(op: OpInfo, target: Target) -> Work:
     own = layer(op)
+    # The device multiplies by the padding of the stored weights too.
     padded = up(own.inputs, target.input_multiple) * stored_outputs(own.outputs, target)
     return Work("dense", padded, own.inputs * own.outputs)
 

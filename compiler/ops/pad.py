@@ -37,6 +37,7 @@ def permute(node: ir.Node, perm: Sequence[int], builder: Builder) -> None:
     moved = [pads[axis] for axis in np.argsort(perm)]
     flat = [before for before, _ in moved] + [after for _, after in moved]
     node.replace_input_with(1, builder.const(np.array(flat, np.int64), "pads"))
+    # The amounts are now those of all axes.
     node.resize_inputs(min(len(node.inputs), 3))
 
 

@@ -67,6 +67,7 @@ def _window(node: ir.Node, image: ir.Value) -> Window:
     covers = []
     for axis, size in enumerate(sizes):
         kernel = window.kernel[axis]
+        # Where the last window ends; ceil_mode lets it end behind the image.
         reach = (outputs[axis] - 1) * window.strides[axis] + kernel
         after[axis] = max(after[axis], reach - size - before[axis])
         covers.append(outputs[axis] == 1 and kernel - before[axis] >= size)
@@ -119,6 +120,7 @@ def lower_max(node: ir.Node, builder: Builder) -> None:
     image = to_image(builder, x)
     window = _window(node, image)
     if not can_pad(window, image):
+        # Zeros around would be larger than negative values.
         if not _is_never_negative(x):
             raise RefuseError(
                 f"its padding {list(window.pads)} is not SAME and its input may be negative"

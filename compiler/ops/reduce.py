@@ -60,6 +60,7 @@ def lower(node: ir.Node, builder: Builder) -> None:
     x = node.inputs[0]
     assert x is not None
     if axes == [2, 3] and len(shape_of(x)) == 4:
+        # Height and width of an NCHW image.
         kept = to_nchw(builder, _kept(node, to_nhwc(builder, x), [1, 2], builder))
     elif attribute_of(node, "keepdims", 1) or not axes:
         return
@@ -79,6 +80,7 @@ def permute(node: ir.Node, perm: Sequence[int], builder: Builder) -> None:
     axes = sorted(perm[axis] for axis in axes_of(node))
     value = builder.const(np.array(axes, np.int64), "axes")
     if len(node.inputs) < 2:
+        # All axes were meant, which need no input.
         node.resize_inputs(2)
     node.replace_input_with(1, value)
 

@@ -131,6 +131,7 @@ def _is_same(node: ir.Node, rule: _Rule, axis: _Axis) -> bool:
         rounding = attribute_of(node, "nearest_mode", "round_prefer_floor")
         pixels = onnx_nearest(rounding, wanted, axis.size)
         return np.array_equal(pixels, tflite_nearest(rule, axis.size, axis.new))
+    # Both repeat the pixels at the border beyond it.
     theirs = tflite_coordinates(rule, axis.size, axis.new)
     return bool(np.allclose(np.clip(wanted, 0, last), np.clip(theirs, 0, last), atol=1e-5))
 

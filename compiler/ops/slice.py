@@ -50,6 +50,7 @@ def ranges(node: ir.Node) -> tuple[list[int], list[int]] | None:
     stops = list(shape)
     for start, end, given_axis in zip(starts, ends, axes or range(len(starts)), strict=False):
         axis = axis_of(given_axis, len(shape))
+        # Bounds count from the end where they are negative, and stop at the ends.
         begins[axis], stops[axis], _ = slice(start, end).indices(shape[axis])
     return begins, stops
 

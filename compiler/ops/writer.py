@@ -1,5 +1,8 @@
-"""What operators write themselves with: a TFLite file, or a draft of one that is held against the
-device's rules."""
+"""The pen that operators are given to write themselves as TFLite.
+
+compiler/emit/tflite.py writes a file with it, compiler/device/draft.py a draft without weights that
+is held against the device's rules.
+"""
 
 from __future__ import annotations
 
@@ -62,13 +65,13 @@ class Writer(ABC):
         axis."""
 
     def tensor(self, value: ir.Value | None) -> int:
-        """Index of an activation."""
+        """Index of an activation, which is added where it is not there yet."""
         assert value is not None and not is_constant(value), value
-        if value not in self._indices:
-            self._indices[value] = self._add(
-                str(value.name), shape_of(value), None, self.quant(value)
-            )
-        return self._indices[value]
+        index = self._indices.get(value)
+        if index is None:
+            index = self._add(str(value.name), shape_of(value), None, self.quant(value))
+            self._indices[value] = index
+        return index
 
     def alias(self, value: ir.Value, same: ir.Value | None) -> None:
         """`value` is the very tensor that `same` is."""
@@ -91,12 +94,15 @@ class Writer(ABC):
         return self.quantized_constant("number", np.asarray(number, np.float32), self.quant(like))
 
     def ints(self, values: Sequence[int]) -> int:
+        """A constant row of int32, such as a shape or axes."""
         return self.int_table(np.asarray(values, np.int32))
 
     def scalar_int(self, value: int) -> int:
+        """A constant int32 without dimensions."""
         return self.int_table(np.asarray(value, np.int32))
 
     def int_table(self, array: np.ndarray) -> int:
+        """A constant of int32."""
         return self._add("const", array.shape, array, None)
 
     def padding(self, pads: Sequence[int]) -> int:

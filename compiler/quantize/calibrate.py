@@ -59,6 +59,7 @@ def _mse(counts: np.ndarray, low: float, high: float) -> tuple[float, float]:
         if high < 0:
             last = min(last, high)
         step = (last - first) / 255
+        # Inside, errors spread evenly over a step; outside, they are the distance to the end.
         outside = np.maximum(centres - last, 0) + np.maximum(first - centres, 0)
         error = float((counts * (outside**2 + step**2 / 12)).sum())
         if error < least:

@@ -53,6 +53,7 @@ def separate(model: ir.Model, nodes: Iterable[ir.Node]) -> None:
         for value, quant in scales.fixed.items():
             prescribed.setdefault(group_of[value], set()).add(quant)
     names = Names(model.graph)
+    # Nodes were asked before the first Requantize came between them.
     for node, scales in asked:
         # A node that shares a scale and prescribes it, as FakeQuantize does, says what holds.
         if not scales.same or scales.fixed:

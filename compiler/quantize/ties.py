@@ -62,6 +62,7 @@ def factor_classes(nodes: Sequence[ir.Node], numbering: Numbering) -> FactorClas
     ties = _Ties(numbering)
     inside = set(nodes)
     for value in numbering.values:
+        # What others make or read has to stay as it is.
         is_made_inside = value.producer() in inside and not value.is_graph_output()
         if not is_made_inside or not inside.issuperset(consumers_of(value)):
             ties.fix(value)

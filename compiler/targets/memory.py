@@ -116,6 +116,7 @@ def fits(layers: Iterable[Layer], target: Target, activations: int = 0) -> bool:
         for _ in range(number):
             load = tiles[0] + size
             if load > room:
+                # Not even the emptiest tile holds the block.
                 return False
             heapq.heapreplace(tiles, load)
     return tiles[0] <= room
