@@ -26,6 +26,7 @@ from ortools.linear_solver import pywraplp
 from benchmarks.groundtruth import operators
 from compiler.device import cost
 from compiler.driver import build
+from compiler.driver.options import BuildOptions
 from compiler.graph import element_count
 from compiler.ops import BUILTINS
 from compiler.ops.rules import OpInfo, TensorInfo
@@ -187,8 +188,8 @@ def cycles(folder: Path, target: Target) -> list[Sample]:
 
 def network(name: str, target: Target, folder: Path) -> dict[str, Any]:
     """What the prediction of a whole network on one Edge TPU is made of."""
-    options = build.Options()
-    program = build.lower(build.read(networks.generate(name, folder), options), options)
+    options = BuildOptions()
+    program = build.plan_program(build.read(networks.generate(name, folder), options), options)
     nodes = [*program.model.graph]
     host, placements = Host.load(), program.plan.placements
     costs = [cost.of_node(n, target, host, placements[n].device == "tpu") for n in nodes]

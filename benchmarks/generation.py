@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from compiler.driver import build as building
-from compiler.driver import language
+from compiler.driver import corpus, language
+from compiler.driver.options import BuildOptions
 from compiler.frontends import Source, decoder, open_source
 from compiler.graph.reference import Reference
 from compiler.partition import PartitionOptions, PlacePolicy
@@ -117,9 +117,7 @@ def agreement(prompts: list[list[int]], answers: list[list[int]], source: Source
             row = np.zeros(64, np.int64)
             whole = [*tokens, *got]
             row[: len(whole)] = whole
-            logits = runner.run(language.sample(reference.graph, row, form), ["logits"])["logits"][
-                0
-            ]
+            logits = runner.run(corpus.sample(reference.graph, row, form), ["logits"])["logits"][0]
             wanted = logits[len(tokens) - 1 : len(whole) - 1].argmax(axis=-1)
             differs = np.nonzero(wanted != np.array(got))[0]
             found.append(int(differs[0]) if len(differs) else AGREE)
@@ -131,12 +129,7 @@ def measure(model: Path, llama: Path | None, place: PlacePolicy = "host") -> dic
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "b"
         began = time.perf_counter()
-        language.build(
-            model,
-            path,
-            building.Options(partitioning=PartitionOptions(place=place)),
-            language.Options(),
-        )
+        language.build(model, path, BuildOptions(partitioning=PartitionOptions(place=place)))
         found: dict[str, Any] = {"build_seconds": round(time.perf_counter() - began, 1)}
         found["peak_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)
         bundle = Bundle.open(path)

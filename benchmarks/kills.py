@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from compiler.driver import build as building
+from compiler.driver.options import BuildOptions
 from compiler.emit import bundle
 from compiler.runtime import Bundle, RuntimeBundleError, folders
 
@@ -166,7 +167,7 @@ def builds(
 
 
 def build(model: Path, output: Path, seed: int) -> None:
-    building.build(model, output, building.Options(seed=seed, force=True))
+    building.build(model, output, BuildOptions(seed=seed, force=True))
 
 
 def left(output: Path) -> list[str]:

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from compiler.view.tables import figure
+from compiler.view.units import figure
 from fixtures import light
 
 SAMPLES = 32

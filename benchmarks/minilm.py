@@ -19,13 +19,14 @@ import onnxruntime as ort
 
 from compiler.checks.verify import Embeddings
 from compiler.driver import build as building
+from compiler.driver.options import BuildOptions
 from compiler.emit import bundle
 from compiler.quantize.calibrate import Observers
 from compiler.runtime import Pipeline
 
 
 def main(folder: Path, observers: list[str]) -> None:
-    options = building.Options(
+    options = BuildOptions(
         calibration=folder / "calibration.npz", observers=Observers.parse(observers)
     )
     test = dict(np.load(folder / "test.npz"))

@@ -19,6 +19,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from compiler.driver import build as building
+from compiler.driver.options import BuildOptions
 from compiler.partition import PartitionOptions
 from compiler.runtime import Bundle, Runner
 from compiler.runtime.bench import random_inputs
@@ -71,9 +72,7 @@ def bare(runner: Runner) -> list[Callable[[], object]]:
 def measure(model: Path, tpus: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "b"
-        building.build(
-            model, path, building.Options(partitioning=PartitionOptions(tpus, "throughput"))
-        )
+        building.build(model, path, BuildOptions(partitioning=PartitionOptions(tpus, "throughput")))
         with Runner(Bundle.open(path), "cpu", threads=1) as runner:
             inputs, parts = random_inputs(runner.pipeline.inputs), bare(runner)
             for _ in range(20):

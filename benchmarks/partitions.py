@@ -25,6 +25,7 @@ import onnx_ir as ir
 
 from compiler import planner
 from compiler.driver import build
+from compiler.driver.options import BuildOptions
 from compiler.partition import PartitionOptions, Plan, partition
 from compiler.targets import Target
 from fixtures import networks
@@ -135,7 +136,7 @@ def peer(cut: Cut, task: partition._Task) -> Plan:
 
 
 def lowered(name: str, folder: Path) -> ir.Model:
-    options = build.Options()
+    options = BuildOptions()
     return build.rewrite(build.read(networks.generate(name, folder), options), options)
 
 

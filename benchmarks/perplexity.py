@@ -22,27 +22,29 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler.driver import build as building
-from compiler.driver import language
-from compiler.emit import bundle
+from compiler.driver import corpus, language
+from compiler.driver.options import ACCURACY, BuildOptions, LanguageOptions
+from compiler.driver.perplexity import divergence, loss
+from compiler.emit import bundle, manifest
 from compiler.frontends import Source, decoder, open_source
 from compiler.graph.reference import Reference
 from compiler.partition import PartitionOptions, PlacePolicy, Program
 from compiler.quantize import samples as sampling
-from compiler.runtime import Pipeline
+from compiler.runtime import Bundle, Pipeline
 
 SEQUENCES, LENGTH, CHUNK = 8, 512, 128
 
 
 def sequences(source: Source, texts: list[Path]) -> list[np.ndarray]:
     text = "\n".join(p.read_text("utf-8", errors="replace").replace("\n%\n", "\n\n") for p in texts)
-    tokens = np.array(language.encode(source, text))
+    tokens = np.array(corpus.encode(source, text))
     starts = np.random.default_rng(0).permutation(len(tokens) // LENGTH)[:SEQUENCES] * LENGTH
     return [tokens[s : s + LENGTH] for s in starts]
 
 
 def perplexity(logits: list[np.ndarray], rows: list[np.ndarray]) -> float:
     losses = [
-        language.loss(own[i], int(row[i + 1]))
+        loss(own[i], int(row[i + 1]))
         for own, row in zip(logits, rows, strict=True)
         for i in range(LENGTH - 1)
     ]
@@ -54,7 +56,7 @@ def float_logits(source: Source, rows: list[np.ndarray]) -> list[np.ndarray]:
     model = decoder.write(source, form)
     with Reference(model) as reference:
         return [
-            reference.run(language.sample(model.graph, row, form), ["logits"])["logits"][0]
+            reference.run(corpus.sample(model.graph, row, form), ["logits"])["logits"][0]
             for row in rows
         ]
 
@@ -63,9 +65,7 @@ def bundle_logits(program: Program, layers: int, rows: list[np.ndarray]) -> list
     found = []
     with tempfile.TemporaryDirectory() as made:
         segments = bundle.write_segments({"": program}, Path(made))[""]
-        pipeline = Pipeline(
-            bundle.Bundle(Path(made), {}), 2, building.program_entry(program, segments)
-        )
+        pipeline = Pipeline(Bundle(Path(made), {}), 2, manifest.program_entry(program, segments))
         updates = decoder.in_place(layers)
         shapes = {i["name"]: i["shape"] for i in pipeline.inputs}
         for row in rows:
@@ -89,14 +89,14 @@ def bundle_logits(program: Program, layers: int, rows: list[np.ndarray]) -> list
 
 def compiled(source: Source, place: PlacePolicy, **steps: frozenset[str]) -> Program:
     """The prefill program as `build` makes it, but with the logits of every token."""
-    options = building.Options(partitioning=PartitionOptions(place=place, host_int8=True), **steps)  # type: ignore[arg-type]
+    options = BuildOptions(partitioning=PartitionOptions(place=place, host_int8=True), **steps)  # type: ignore[arg-type]
     source, options = language.rotated(source, options)
-    settings = language.Options(context=LENGTH, chunk=CHUNK, slots=1)
+    settings = LanguageOptions(context=LENGTH, chunk=CHUNK, slots=1)
     form = decoder.ProgramShape(1, CHUNK, LENGTH, all_logits=True)
-    rows = language.calibration_rows(source, None, settings)[: -language.HELD_OUT]
-    program = building.lower(decoder.write(source, form), options)
+    rows = corpus.calibration_rows(source, None, settings)[: -corpus.HELD_OUT]
+    program = building.plan_program(decoder.write(source, form), options)
     graph: ir.Graph = program.model.graph
-    samples = sampling.Samples([lambda row=row: language.sample(graph, row, form) for row in rows])  # type: ignore[misc]
+    samples = sampling.Samples([lambda row=row: corpus.sample(graph, row, form) for row in rows])  # type: ignore[misc]
     return building.quantize(program, samples, options)
 
 
@@ -120,14 +120,14 @@ def main() -> None:
         "rotated": ("host", {"also": frozenset({"rotate_stream"})}),
     }
     if options.naive:
-        programs["naive int8"] = ("tpu", {"without": frozenset(building.ACCURACY)})
+        programs["naive int8"] = ("tpu", {"without": frozenset(ACCURACY)})
     for name, (place, steps) in programs.items():
         logits = bundle_logits(compiled(source, place, **steps), source.architecture.layers, rows)
         found = perplexity(logits, rows)
         pairs = (
             pair for both in zip(logits, wanted, strict=True) for pair in zip(*both, strict=True)
         )
-        lost = np.mean([language.divergence(own, want) for own, want in pairs])
+        lost = np.mean([divergence(own, want) for own, want in pairs])
         print(
             f"{name:12} {found:8.3f}   ratio {found / reference:.4f}   divergence {lost:.4f}",
             flush=True,

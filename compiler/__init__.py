@@ -1,1 +1,104 @@
-"""Compiles ONNX models into bundles of int8 segments for Coral Edge TPUs."""
+"""Compiles ONNX models into bundles of int8 segments for Coral Edge TPUs, and runs them.
+
+    import compiler
+
+    bundle = compiler.build("model.onnx", compiler.BuildOptions(calibration="samples.npz"))
+    print(bundle.manifest["quality"]["outputs"])
+    with compiler.Runner(bundle) as runner:
+        outputs = runner.run({"x": image})
+
+Names are loaded when they are first used, so that a machine that only runs bundles needs none of
+the compiler's packages.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from compiler.driver.api import (
+        CheckedOperator,
+        build,
+        check,
+        compile_bundle,
+        find_edgetpu_compiler,
+        inspect,
+        inspect_compiled,
+        install_onnx_tf,
+        kind_of,
+        measure_host,
+        plan,
+        save_graph,
+    )
+    from compiler.driver.inspect import CompiledFile, Inspection
+    from compiler.driver.options import BuildOptions, LanguageOptions
+    from compiler.driver.plan import Forecast, LanguageForecast
+    from compiler.driver.stages import Timings
+    from compiler.errors import CompilerError, OptionError
+    from compiler.partition.options import PartitionOptions
+    from compiler.quantize.calibrate import Observers
+    from compiler.quantize.samples import ImageOptions
+    from compiler.runtime import Bundle, Runner
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BuildOptions",
+    "Bundle",
+    "CheckedOperator",
+    "CompiledFile",
+    "CompilerError",
+    "Forecast",
+    "ImageOptions",
+    "Inspection",
+    "LanguageForecast",
+    "LanguageOptions",
+    "Observers",
+    "OptionError",
+    "PartitionOptions",
+    "Runner",
+    "Timings",
+    "build",
+    "check",
+    "compile_bundle",
+    "find_edgetpu_compiler",
+    "inspect",
+    "inspect_compiled",
+    "install_onnx_tf",
+    "kind_of",
+    "measure_host",
+    "plan",
+    "save_graph",
+]
+
+# The modules that define them.
+_DEFINED_IN = {
+    "BuildOptions": "compiler.driver.options",
+    "Bundle": "compiler.runtime",
+    "CompiledFile": "compiler.driver.inspect",
+    "CompilerError": "compiler.errors",
+    "Forecast": "compiler.driver.plan",
+    "ImageOptions": "compiler.quantize.samples",
+    "Inspection": "compiler.driver.inspect",
+    "LanguageForecast": "compiler.driver.plan",
+    "LanguageOptions": "compiler.driver.options",
+    "Observers": "compiler.quantize.calibrate",
+    "OptionError": "compiler.errors",
+    "PartitionOptions": "compiler.partition.options",
+    "Runner": "compiler.runtime",
+    "Timings": "compiler.driver.stages",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'compiler' has no attribute '{name}'")
+    module = importlib.import_module(_DEFINED_IN.get(name, "compiler.driver.api"))
+    found = getattr(module, name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

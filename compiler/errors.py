@@ -2,14 +2,14 @@
 
 CompilerError                     one line for the user, exit code 2
 ├── OptionError          E-OPTION       an option that does not fit the model or the machine
-├── ModelError           E-MODEL        the ONNX file is broken, unsafe or not fixed enough to build
+├── ModelError           E-MODEL        an ONNX file that is broken, unsafe or of open shapes
 ├── CalibrationError     E-CALIBRATION  samples that do not fit the model
 ├── InputError           E-INPUT        arrays to run a bundle on that do not fit it, or hold NaN
 ├── BundleError          E-BUNDLE       a bundle that is damaged, edited or of another version
 ├── DeviceError          E-DEVICE       a segment failed and no other device may run it
 ├── ToolchainError       E-TOOLCHAIN    edgetpu_compiler is not there, or cannot be run
 ├── OutputError          E-OUTPUT       a place that cannot be written
-└── QualityError         E-QUALITY      the built bundle missed the gate that the user set
+└── QualityError         E-QUALITY      the built bundle is below the quality that the user asked for
 InternalError            E-INTERNAL     our own bug: names the stage, exit code 70
 """
 
@@ -17,19 +17,31 @@ from __future__ import annotations
 
 import unicodedata
 
-# Unicode's control characters, formatting (which turns the direction of text), surrogates,
-# separators of lines.
+# Unicode categories that a terminal obeys or does not show: control characters, formatting (which
+# can reverse the direction of text), surrogates, line and paragraph separators.
 _UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 class CompilerError(Exception):
-    """Base of every error that ends a command with one line on the terminal."""
+    """Base of every error that ends a command with one line on the terminal.
+
+    `option` names the field of the options classes that the error is about, where there is one. The
+    text of the error then begins with it; the command line writes its flag there instead. Behind it
+    stands the value, where one is to blame: OptionError("0: give at least 1", "tpus").
+    """
 
     code = "E-COMPILER"
     exit_code = 2
 
+    def __init__(self, message: str, option: str | None = None) -> None:
+        super().__init__(message if option is None else f"{option} {message}")
+        self.message = message
+        self.option = option
+
 
 class OptionError(CompilerError):
+    """An option that does not fit the model or the machine."""
+
     code = "E-OPTION"
 
 
@@ -77,21 +89,25 @@ class InternalError(CompilerError):
 
 
 def visible(text: str) -> str:
-    """Text from files with control characters made visible, so that they do not command the
-    terminal."""
-    return "".join(
-        c if c == "\n" or unicodedata.category(c) not in _UNSEEN else ascii(c)[1:-1] for c in text
-    )
+    """`text` with its control characters escaped, so that names from files cannot command the
+    terminal. Line breaks stay."""
+    return "".join(_escaped(character) for character in text)
 
 
 def one_line(text: str) -> str:
-    """As `visible`, with breaks of lines made visible too."""
+    """`text` with its control characters and its line breaks escaped."""
     return visible(text).replace("\n", "\\n")
 
 
 def first_line(error: BaseException) -> str:
-    """The innermost error's first line that says something."""
+    """The first line of the innermost cause that is not empty, else the name of its type."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next(filter(None, lines), type(error).__name__)
+
+
+def _escaped(character: str) -> str:
+    if character == "\n" or unicodedata.category(character) not in _UNSEEN:
+        return character
+    return ascii(character)[1:-1]

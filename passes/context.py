@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler.graph import origin_of
-from compiler.quantize.balance import Product
 from compiler.quantize.calibrate import ChannelStats, Ranges
+from compiler.quantize.products import Product
 from compiler.quantize.samples import Samples
 from compiler.targets import Target
 

@@ -22,7 +22,6 @@ import onnx_ir as ir
 
 from compiler.device.legality import refusal
 from compiler.graph import (
-    BALANCED,
     DIALECT,
     HOST_REASON,
     Builder,
@@ -43,6 +42,7 @@ from compiler.graph import (
     rows_of,
     shape_of,
 )
+from compiler.quantize.products import mark
 from compiler.targets import Target
 from passes.context import PassContext
 from passes.fold_constants import tidy
@@ -168,7 +168,7 @@ def _normalise(nodes: Sequence[ir.Node], b: Builder) -> None:
     y = b.op("Mul", [z, factors])
     scaled = y.producer()
     assert scaled is not None
-    scaled.metadata_props[BALANCED] = "1"
+    mark(scaled)
     y = b.op("Mul", [b.op("Add", [y, offsets]), peak])
     biases = [node.inputs[2] for node in nodes]
     if any(np.any(array_of(bias)) for bias in biases if bias is not None):

@@ -17,7 +17,8 @@ import onnx_ir as ir
 
 from compiler.graph import DIALECT, HOST_REASON, Builder, Names, element_count, shape_of
 from compiler.ops.matmul import linear
-from compiler.quantize.balance import LARGEST_STEP, products
+from compiler.quantize.balance import LARGEST_STEP
+from compiler.quantize.products import products
 from passes.context import PassContext
 from passes.fold_constants import tidy
 

@@ -16,6 +16,7 @@ from onnx import helper, numpy_helper
 from compiler import cli
 from compiler.driver import build as building
 from compiler.driver import language
+from compiler.driver.options import BuildOptions, LanguageOptions
 from compiler.partition import PartitionOptions
 
 
@@ -65,7 +66,7 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("small")
     model = save(folder / "small.onnx", small_network())
     building.build(
-        model, folder / "small.bundle", building.Options(partitioning=PartitionOptions(tpus=2))
+        model, folder / "small.bundle", BuildOptions(partitioning=PartitionOptions(tpus=2))
     )
     return folder / "small.bundle"
 
@@ -104,7 +105,7 @@ def compiled_segment(small_bundle: Path, tmp_path_factory: pytest.TempPathFactor
     return (out / "01_edgetpu.tflite").read_bytes()
 
 
-LANGUAGE = language.Options(context=200, chunk=32, slots=3)
+LANGUAGE = LanguageOptions(context=200, chunk=32, slots=3)
 
 
 @pytest.fixture(scope="session")
@@ -113,7 +114,7 @@ def language_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("language") / "language.bundle"
     source = Path(__file__).parent.parent / "fixtures" / "language.gguf"
     language.build(
-        source, path, building.Options(partitioning=PartitionOptions(place="host")), LANGUAGE
+        source, path, BuildOptions(partitioning=PartitionOptions(place="host"), language=LANGUAGE)
     )
     return path
 

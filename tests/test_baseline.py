@@ -15,6 +15,7 @@ from onnx import helper, numpy_helper
 
 from compiler.checks import baseline
 from compiler.driver import build as building
+from compiler.driver.options import BuildOptions
 from compiler.errors import InternalError, ModelError
 from compiler.importer import load as importer
 from compiler.importer import upgrade
@@ -50,14 +51,14 @@ def node(kind: str, *inputs: str, to: str = "y", **attributes: Any) -> onnx.Node
 
 
 def quality(path: Path, **options: Any) -> dict[str, Any]:
-    found: dict[str, Any] = building.build(
-        path, path.with_suffix(".b"), building.Options(**options)
-    )["quality"]
+    found: dict[str, Any] = building.build(path, path.with_suffix(".b"), BuildOptions(**options))[
+        "quality"
+    ]
     return found
 
 
 def compared(path: Path, **options: Any) -> baseline.Baseline:
-    imported = building.read(path, building.Options(**options))
+    imported = building.read(path, BuildOptions(**options))
     return baseline.baseline(
         path, imported, sampling.load(None, imported.graph.inputs, sampling.ImageOptions())
     )

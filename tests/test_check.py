@@ -15,9 +15,10 @@ import pytest
 import passes
 from compiler.checks.pass_checks import TOLERANCE, Checker
 from compiler.driver import build as building
+from compiler.driver.options import BuildOptions
 from compiler.errors import InternalError
 from compiler.graph import OPSET, Builder, Names, array_of
-from compiler.quantize.balance import Product
+from compiler.quantize.products import Product
 from compiler.targets import Target
 from passes import Pass, PassContext
 from tests.conftest import Cli, save, small_network
@@ -47,9 +48,9 @@ def test_broken_pass(
     monkeypatch.setattr(
         passes, "PASSES", (*passes.PASSES[:2], Pass("broken", broken), *passes.PASSES[2:])
     )
-    options = building.Options(check_passes=True)
+    options = BuildOptions(check_passes=True)
     with pytest.raises(InternalError, match=words) as caught:
-        building.lower(building.read(small_model, options), options)
+        building.plan_program(building.read(small_model, options), options)
     assert caught.value.stage == "broken"
 
 
@@ -68,9 +69,9 @@ def test_inner_tensors_are_held_too(
     proto = small_network()
     proto.opset_import[0].version, proto.ir_version = opset, 10
     monkeypatch.setattr(passes, "PASSES", (Pass("broken", broken),))
-    options = building.Options(check_passes=True)
+    options = BuildOptions(check_passes=True)
     with pytest.raises(InternalError, match="'c2' differs"):
-        building.lower(building.read(save(tmp_path / "m.onnx", proto), options), options)
+        building.plan_program(building.read(save(tmp_path / "m.onnx", proto), options), options)
 
 
 def _scaled_output(model: ir.Model) -> None:
@@ -100,11 +101,10 @@ def test_steps_behind_the_passes(
     if name == "balance":
         made = ir.node("Relu", [], num_outputs=1)
         (z,) = made.outputs
-        monkeypatch.setattr(building, "balanced", lambda program: {"any": Product(z, z, z, z)})
+        product = Product(made, made, z, z, z, z)
+        monkeypatch.setattr(building, "balanced", lambda program: {"any": product})
     with pytest.raises(InternalError, match=r"tensor '\w+' differs") as caught:
-        building.build(
-            small_model, small_model.with_suffix(".b"), building.Options(check_passes=True)
-        )
+        building.build(small_model, small_model.with_suffix(".b"), BuildOptions(check_passes=True))
     assert caught.value.stage == name
 
 
@@ -123,7 +123,7 @@ def test_equalised_activations_are_no_alarm(tmp_path: Path) -> None:
         onnx.numpy_helper.from_array(a.astype(np.float32), n) for n, a in arrays.items()
     )
     path = save(tmp_path / "m.onnx", proto)
-    options = building.Options(check_passes=True, keep_float=0.5)
+    options = BuildOptions(check_passes=True, keep_float=50)
     seen: list[set[str]] = []
     check = Checker.check
 
@@ -140,7 +140,7 @@ def test_equalised_activations_are_no_alarm(tmp_path: Path) -> None:
 def test_outputs_are_held_against_the_file(tmp_path: Path) -> None:
     """Not only against the import: a checker of another file's import says so at the first step."""
     path = save(tmp_path / "m.onnx", small_network())
-    model = building.read(path, building.Options())
+    model = building.read(path, BuildOptions())
     double(model, PassContext(Target.load()))
     with pytest.raises(InternalError, match="'y' differs"):
         Checker(model, 0, path).check("import", model)
@@ -166,7 +166,7 @@ def test_networks_that_blow_rounding_up_are_no_alarm(tmp_path: Path) -> None:
     proto.graph.initializer.extend(
         onnx.numpy_helper.from_array(a.astype(np.float32), n) for n, a in arrays.items()
     )
-    options = building.Options(check_passes=True)
+    options = BuildOptions(check_passes=True)
     model = building.read(save(tmp_path / "m.onnx", proto), options)
     assert Checker(model, 0).allowed["y"] > TOLERANCE
-    building.lower(model, options)
+    building.plan_program(model, options)

@@ -10,6 +10,7 @@ import pytest
 from benchmarks import fit_cost
 from compiler.device import cost
 from compiler.driver import build as building
+from compiler.driver.options import BuildOptions
 from compiler.errors import OptionError
 from compiler.ops.rules import OpInfo, TensorInfo
 from compiler.targets import Host, Target
@@ -108,8 +109,10 @@ def test_cycles_of_unseen_models() -> None:
 def test_published_latencies(name: str, target: str, real: float, tmp_path: Path) -> None:
     """coral.ai's benchmark table, within twice the stated error; benchmarks/fit_cost.py does all
     rows, unseen."""
-    options = building.Options(target=target)
-    program = building.lower(building.read(networks.generate(name, tmp_path), options), options)
+    options = BuildOptions(target=target)
+    program = building.plan_program(
+        building.read(networks.generate(name, tmp_path), options), options
+    )
     tpu = [s for s in program.plan.segments if s.device == "tpu"]
     predicted = 1e3 * sum(s.seconds for s in tpu)
     assert predicted == pytest.approx(real, rel=2 * program.target.error_percent / 100)
@@ -131,9 +134,9 @@ def test_a_fit_finds_what_made_the_data() -> None:
 
 def test_float_multiplications_on_the_host(tmp_path: Path) -> None:
     """A transformer's products of two activations, which the Edge TPU does not take."""
-    options = building.Options()
+    options = BuildOptions()
     path = networks.generate("bert_base", tmp_path)
-    program = building.lower(building.read(path, options), options)
+    program = building.plan_program(building.read(path, options), options)
     attention = [n for n in program.model.graph if n.op_type == "Attention"]
     assert attention and all(cost.float_macs(n) == 2 * 12 * 128 * 128 * 64 for n in attention)
     faster = dataclasses.replace(Host.load(), macs=1e15, bytes=1e15)

@@ -199,3 +199,10 @@ def test_slices_are_pythons() -> None:
     assert slice_text(0, np.array([3])) == "[3]"
     assert slice_text(2, np.array([0, 1, 5])) == "[:, :, (0:2, 5)]"
     assert slice_text(1, np.arange(0, 20, 2)) == "[:, (0, 2, ... 10 in all)]"
+
+
+def test_a_tensor_without_values_has_no_figures_that_say_something() -> None:
+    difference = Difference()
+    difference.add(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32))
+    assert difference.parts() is None
+    assert difference.report()["sqnr_db"] == PERFECT_DB

@@ -10,6 +10,8 @@ import pytest
 import typer.main
 
 from compiler import cli
+from compiler.cli import document as cli_document
+from compiler.driver import document as api_document
 from compiler.runtime.schema import SCHEMA
 
 ROOT = Path(__file__).parent.parent
@@ -21,12 +23,23 @@ def commands() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", sorted(commands()))
-def test_every_command_and_option_is_in_the_readme(name: str) -> None:
-    assert f"python -m compiler {name}" in README
+def test_every_command_and_option_is_in_the_page_of_commands(name: str) -> None:
+    text = (ROOT / "docs" / "cli.md").read_text()
+    section = text.split(f"## `coral-bundle {name}")[1].split("\n## ")[0]
     for parameter in commands()[name].params:
         for option in parameter.opts:
             if option.startswith("--") and option != "--help":
-                assert f"`{option}" in README, option
+                assert f"`{option}`" in section, option
+
+
+def test_the_page_of_commands_is_current() -> None:
+    """`python -m compiler.cli.document > docs/cli.md` writes it."""
+    assert (ROOT / "docs" / "cli.md").read_text() == cli_document.page()
+
+
+def test_the_page_of_the_api_is_current() -> None:
+    """`python -m compiler.driver.document > docs/api.md` writes it."""
+    assert (ROOT / "docs" / "api.md").read_text() == api_document.page()
 
 
 def test_commands_of_the_readme_exist() -> None:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from compiler.driver import build as building
-from compiler.driver.build import Options
+from compiler.driver.options import BuildOptions
 from compiler.graph import activations_around
 from compiler.graph.reference import Reference
 from compiler.ops.activation import SIGMOID_END
@@ -106,8 +106,8 @@ def samples(count: int = 12) -> list[dict[str, np.ndarray]]:
 
 def lowered(body: str, folder: Path) -> building.Program:
     path = save(folder / "model.onnx", network(body))
-    options = Options()
-    return building.lower(building.read(path, options), options)
+    options = BuildOptions()
+    return building.plan_program(building.read(path, options), options)
 
 
 def tpu_nodes(program: building.Program) -> list[ir.Node]:
@@ -149,7 +149,7 @@ def test_small_channels_are_told_apart(tmp_path: Path) -> None:
     np.savez(data, x=np.concatenate([s["x"] for s in samples(24)]))
     found = {}
     for without in ((), ("equalise",)):
-        options = Options(calibration=data, without=frozenset(without))
+        options = BuildOptions(calibration=data, without=frozenset(without))
         manifest = building.build(path, tmp_path / f"{len(without)}.bundle", options)
         found[without] = manifest["quality"]["outputs"]["y"]["sqnr_db"]
     assert found[()] > found["equalise",] + 6

@@ -21,7 +21,8 @@ ROOT = Path(__file__).parent.parent
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from compiler import build as building
+from compiler.driver import build as building
+from compiler.driver.options import BuildOptions
 stages = 0
 def report(stage, steps):
     global stages
@@ -29,7 +30,7 @@ def report(stage, steps):
     if stages == int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
     return lambda: None
-building.build(Path(sys.argv[1]), Path(sys.argv[2]), building.Options(force=True, seed=7), report)
+building.build(Path(sys.argv[1]), Path(sys.argv[2]), BuildOptions(force=True, seed=7), report)
 print(stages)
 """
 
@@ -87,12 +88,12 @@ def test_full_disk(room: int, small_bundle: Path, tmp_path: Path) -> None:
 
 INTERRUPTED = """
 import os, signal, sys
-from compiler import build as building
 from compiler import cli
-def lower_elsewhere(*_):
+from compiler.driver import toolchain
+def interrupt(*_):
     os.kill(os.getpid(), signal.SIGINT)
     return {}
-building.lower_elsewhere = lower_elsewhere
+toolchain.convert_with_onnx_tf = interrupt
 sys.argv = ["compiler", "build", *sys.argv[1:], "--tpus", "2"]
 cli.main()
 """

@@ -21,13 +21,21 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from compiler.device import legality
-from compiler.driver import language
+from compiler.driver import corpus
 from compiler.errors import CalibrationError, ModelError
 from compiler.frontends import architecture, gguf, huggingface, open_source, tokenizer
 from compiler.importer import load as importer
 from compiler.importer import onnxfile
 from compiler.quantize import samples
-from compiler.runtime import Bundle, RuntimeBundleError, arrays, bundle, child, confined
+from compiler.runtime import (
+    Bundle,
+    RuntimeBundleError,
+    arrays,
+    bundle,
+    child,
+    confined,
+    consistency,
+)
 from tests.conftest import Cli
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "language.gguf"
@@ -561,6 +569,10 @@ def test_hostile_manifests(
     assert "\n" not in str(caught.value)
 
 
+def broken(program: Any, settings: Any) -> str:
+    return next(consistency.language_complaints(program, settings), "")
+
+
 def test_a_language_model_needs_its_logits_and_tokens() -> None:
     settings: dict[str, Any] = {
         "slots": 2,
@@ -568,13 +580,13 @@ def test_a_language_model_needs_its_logits_and_tokens() -> None:
         "tokenizer": {"begin": None, "ends": [7]},
     }
     manifest: dict[str, Any] = {"outputs": [{"shape": None}]}
-    assert "no program" in str(bundle._broken_language(manifest, settings))
+    assert "no program" in broken(manifest, settings)
     settings["slots"] = 1
-    assert "logits" in str(bundle._broken_language(manifest, settings))
+    assert "logits" in broken(manifest, settings)
     manifest["outputs"][0]["shape"] = [1, 1, 7]
-    assert "token 7 is none of 7" in str(bundle._broken_language(manifest, settings))
+    assert "token 7 is none of 7" in broken(manifest, settings)
     manifest["outputs"][0]["shape"] = [1, 1, 8]
-    assert bundle._broken_language(manifest, settings) is None
+    assert broken(manifest, settings) == ""
 
 
 def test_documented_limits() -> None:
@@ -589,7 +601,7 @@ def test_documented_limits() -> None:
         f"{huggingface.LARGEST_TEXT >> 20} MiB of config.json",
         f"{huggingface.LARGEST_HEADER >> 20} MiB of a safetensors header",
         f"{confined.MOST_DEFINITION >> 20} MiB of tokenizer.json",
-        f"{language.LARGEST_TEXT >> 20} MiB of text to calibrate on",
+        f"{corpus.LARGEST_TEXT >> 20} MiB of text to calibrate on",
         f"{confined.TOKENIZER_SECONDS:g} seconds, {confined.TOKENIZER_BYTES >> 30} GiB, "
         f"{child.MOST_TOKENS_PER_BYTE} tokens for a byte",
         f"{confined.TEMPLATE_SECONDS:g} seconds, {confined.TEMPLATE_BYTES >> 20} MiB, "
@@ -598,6 +610,6 @@ def test_documented_limits() -> None:
         f"images of {samples.MOST_PIXELS:,} pixels",
         f"| TFLite | {legality.LARGEST >> 30} GiB |",
         f"| manifests | {bundle.MANIFEST_BYTES >> 20} MiB; 64 dimensions of {2**31 - 1:,}; "
-        f"inputs of {bundle.INPUT_BYTES >> 30} GiB |",
+        f"inputs of {consistency.INPUT_BYTES >> 30} GiB |",
     }
     assert not [limit for limit in limits if limit not in found]

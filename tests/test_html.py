@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from compiler.driver import build as building
+from compiler.driver.options import BuildOptions
+from compiler.emit import manifest
 from compiler.partition import PartitionOptions
 from compiler.view import page as html
 from fixtures import demo
@@ -22,10 +24,10 @@ CHROMIUM = next(
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_page_draws_its_plan(width: int, tmp_path: Path) -> None:
     model = demo.generate(tmp_path)[0]
-    options = building.Options(partitioning=PartitionOptions(tpus=3, objective="throughput"))
-    program = building.lower(building.read(model, options), options)
+    options = BuildOptions(partitioning=PartitionOptions(tpus=3, objective="throughput"))
+    program = building.plan_program(building.read(model, options), options)
     page = tmp_path / "page.html"
-    page.write_text(html.page(building.summary(program, model)), encoding="utf-8")
+    page.write_text(html.page(manifest.summary(program, model)), encoding="utf-8")
     assert CHROMIUM is not None
     command = [
         CHROMIUM,

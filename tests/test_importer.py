@@ -12,6 +12,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from compiler.driver import build as building
+from compiler.driver.options import BuildOptions
 from compiler.errors import ModelError
 from compiler.graph import OPSET, array_of
 from compiler.importer import load as importer
@@ -23,7 +24,7 @@ FIXTURES = Path(__file__).parent.parent / "fixtures"
 
 
 def builds(path: Path, tmp_path: Path) -> Pipeline:
-    building.build(path, tmp_path / "b", building.Options())
+    building.build(path, tmp_path / "b", BuildOptions())
     return Pipeline(Bundle.open(tmp_path / "b"))
 
 
@@ -207,8 +208,10 @@ def test_shapes_computed_from_fixed_dimensions_are_folded(tmp_path: Path) -> Non
         y = Relu (r)
     }"""
     proto = onnx.parser.parse_model(text)
-    options = building.Options(dims={"batch": 1})
-    program = building.lower(building.read(save(tmp_path / "m.onnx", proto), options), options)
+    options = BuildOptions(dims={"batch": 1})
+    program = building.plan_program(
+        building.read(save(tmp_path / "m.onnx", proto), options), options
+    )
     assert [n.op_type for n in program.model.graph] == ["Reshape", "Mul", "Relu", "Reshape"]
 
 

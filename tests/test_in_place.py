@@ -14,6 +14,7 @@ from onnx import helper
 
 from compiler.driver import build as building
 from compiler.driver import language
+from compiler.driver.options import BuildOptions, LanguageOptions
 from compiler.partition import PartitionOptions
 from compiler.runtime import Bundle, Pipeline, Runner, RuntimeBundleError
 from compiler.runtime.onnx_segment import Cache, HostSegment
@@ -59,7 +60,7 @@ def arrays() -> dict[str, np.ndarray]:
 def user_bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("cached")
     model = cached_model(folder)
-    building.build(model, folder / "b", building.Options())
+    building.build(model, folder / "b", BuildOptions())
     return model, folder / "b"
 
 
@@ -133,12 +134,11 @@ def test_a_manifest_cannot_make_a_users_model_write_in_place(
 
 
 def test_a_decoders_programs_leave_a_callers_cache_alone(tmp_path: Path) -> None:
-    settings = language.Options(context=16, chunk=4, slots=1)
+    settings = LanguageOptions(context=16, chunk=4, slots=1)
     language.build(
         LANGUAGE,
         tmp_path / "b",
-        building.Options(partitioning=PartitionOptions(place="host")),
-        settings,
+        BuildOptions(partitioning=PartitionOptions(place="host"), language=settings),
     )
     bundle = Bundle.open(tmp_path / "b")
     pipeline = Pipeline(bundle)
@@ -173,12 +173,11 @@ def test_a_decoders_programs_leave_a_callers_cache_alone(tmp_path: Path) -> None
 
 def test_memory_that_does_not_fit_ends_the_run_in_one_line(tmp_path: Path) -> None:
     """What a segment says of a cache comes as a SegmentError, like any other failure of a run."""
-    settings = language.Options(context=16, chunk=4, slots=1)
+    settings = LanguageOptions(context=16, chunk=4, slots=1)
     language.build(
         LANGUAGE,
         tmp_path / "b",
-        building.Options(partitioning=PartitionOptions(place="host")),
-        settings,
+        BuildOptions(partitioning=PartitionOptions(place="host"), language=settings),
     )
     pipeline = Pipeline(Bundle.open(tmp_path / "b"))
     values: dict[str, np.ndarray] = {t["name"]: Cache.zeros((1, 1)) for t in pipeline.inputs}

@@ -12,6 +12,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from compiler.driver import build as building
+from compiler.driver.options import BuildOptions
 from compiler.runtime import Bundle, Pipeline
 from tests.conftest import save
 
@@ -80,7 +81,7 @@ def test_boxes_and_scores_each_have_steps_of_their_own(one_layer: bool, tmp_path
     samples = np.random.default_rng(1).standard_normal((8, 3, CELLS, CELLS)).astype(np.float32)
     np.savez(tmp_path / "c.npz", x=samples)
     building.build(
-        path, tmp_path / "b", building.Options(calibration=tmp_path / "c.npz", check_passes=True)
+        path, tmp_path / "b", BuildOptions(calibration=tmp_path / "c.npz", check_passes=True)
     )
     pipeline = Pipeline(Bundle.open(tmp_path / "b"))
     assert [s["device"] for s in pipeline.segments] == ["host", "tpu", "host"]
@@ -104,7 +105,7 @@ def test_without_these_steps_scores_have_at_most_two_values(tmp_path: Path) -> N
     np.savez(tmp_path / "c.npz", x=samples)
     without = frozenset({"keep_tails", "split_joins"})
     building.build(
-        path, tmp_path / "b", building.Options(calibration=tmp_path / "c.npz", without=without)
+        path, tmp_path / "b", BuildOptions(calibration=tmp_path / "c.npz", without=without)
     )
     got = Pipeline(Bundle.open(tmp_path / "b")).run({"x": samples[:1]})["y"]
     assert len(np.unique(got[:, DISTANCES:])) <= 2

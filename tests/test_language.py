@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from compiler.driver import build as building
-from compiler.driver import language
+from compiler.driver import corpus, language
+from compiler.driver.options import BuildOptions, LanguageOptions
 from compiler.emit import bundle
 from compiler.errors import CalibrationError, ModelError, OptionError
 from compiler.frontends import decoder, open_source
@@ -43,7 +44,7 @@ def host(language_bundle: Path) -> Path:
 def tpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tpu") / "b"
     language.build(
-        MODEL, path, building.Options(partitioning=PartitionOptions(place="tpu")), SETTINGS
+        MODEL, path, BuildOptions(partitioning=PartitionOptions(place="tpu"), language=SETTINGS)
     )
     return path
 
@@ -56,7 +57,7 @@ def float_greedy(tokens: list[int], count: int) -> list[int]:
         for _ in range(count):
             row = np.zeros(64, np.int64)
             row[: len(text)] = text
-            logits = reference.run(language.sample(model.graph, row, form), ["logits"])["logits"]
+            logits = reference.run(corpus.sample(model.graph, row, form), ["logits"])["logits"]
             text.append(int(np.argmax(logits[0, len(text) - 1])))
     return text[len(tokens) :]
 
@@ -103,7 +104,7 @@ def test_a_rotated_stream_computes_the_same() -> None:
         model = decoder.write(each, form)
         with Reference(model) as reference:
             found.append(
-                reference.run(language.sample(model.graph, np.arange(20, 36), form), ["logits"])[
+                reference.run(corpus.sample(model.graph, np.arange(20, 36), form), ["logits"])[
                     "logits"
                 ]
             )
@@ -117,15 +118,17 @@ def test_a_rotated_stream_leaves_one_rotation_to_each_layer(tmp_path: Path) -> N
     source = open_source(MODEL)
     counts = []
     for also in (frozenset(), frozenset({"rotate_stream"})):
-        changed, options = language.rotated(source, building.Options(also=also))
+        changed, options = language.rotated(source, BuildOptions(also=also))
         model = building.rewrite(decoder.write(changed, decoder.ProgramShape(1, 16, 16)), options)
         counts.append(sum("rotates" in n.metadata_props.get(HOST_REASON, "") for n in model.graph))
     layers = source.architecture.layers
     assert counts == [4 * layers + 1, layers]
-    options = building.Options(
-        partitioning=PartitionOptions(place="host"), also=frozenset({"rotate_stream"})
+    options = BuildOptions(
+        partitioning=PartitionOptions(place="host"),
+        also=frozenset({"rotate_stream"}),
+        language=SETTINGS,
     )
-    quality = language.build(MODEL, tmp_path / "b", options, SETTINGS)["quality"]["perplexity"]
+    quality = language.build(MODEL, tmp_path / "b", options)["quality"]["perplexity"]
     assert 0.97 < quality["ratio"] < 1.05
     gemma = replace(
         source,
@@ -258,11 +261,11 @@ def test_truncated_gguf(keep: int, message: str, tmp_path: Path) -> None:
 def test_options_and_texts_that_do_not_fit(tmp_path: Path) -> None:
     source = open_source(MODEL)
     with pytest.raises(OptionError, match="512 tokens at most"):
-        language.Options(context=4096).check(source)
+        language.fitted(LanguageOptions(context=4096), source)
     short = tmp_path / "short.txt"
     short.write_text("too short")
     with pytest.raises(CalibrationError, match="give at least"):
-        language.calibration_rows(source, short, SETTINGS)
+        corpus.calibration_rows(source, short, SETTINGS)
 
 
 def test_hugging_face_folder_computes_the_same(tmp_path: Path) -> None:
@@ -275,11 +278,9 @@ def test_hugging_face_folder_computes_the_same(tmp_path: Path) -> None:
     for each in (source, other):
         model = decoder.write(each, form)
         with Reference(model) as reference:
-            found.append(
-                reference.run(language.sample(model.graph, row, form), ["logits"])["logits"]
-            )
+            found.append(reference.run(corpus.sample(model.graph, row, form), ["logits"])["logits"])
     np.testing.assert_allclose(found[0], found[1], rtol=0, atol=1e-3)
-    assert language.encode(other, PROMPT) == language.encode(source, PROMPT)
+    assert corpus.encode(other, PROMPT) == corpus.encode(source, PROMPT)
     shutil.copy(tmp_path / "model.safetensors", tmp_path / "whole")
     for damage in (b"\xff" * 8, (1 << 40).to_bytes(8, "little"), b""):
         (tmp_path / "model.safetensors").write_bytes(
@@ -411,13 +412,12 @@ def test_a_bundle_runs_in_less_memory_than_its_weights(tmp_path: Path) -> None:
     huggingface(random_source(width=640, layers=8, hidden=1536), tmp_path / "m")
     found = {}
     for limit in (None, 16):
-        settings = language.Options(context=192, chunk=128, slots=1, max_ram=limit)
+        settings = LanguageOptions(context=192, chunk=128, slots=1, max_ram=limit)
         path = tmp_path / f"b{limit}"
         language.build(
             tmp_path / "m",
             path,
-            building.Options(partitioning=PartitionOptions(place="host")),
-            settings,
+            BuildOptions(partitioning=PartitionOptions(place="host"), language=settings),
         )
         made = subprocess.run(
             [sys.executable, "-c", _MEASURE, path], capture_output=True, text=True, check=True

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from compiler.driver import build as building
+from compiler.driver.options import BuildOptions
 from compiler.targets import Target, fits
 from fixtures import light
 
@@ -17,7 +18,7 @@ TARGET = Target.load()
 @pytest.mark.parametrize("name", light.NAMES)
 def test_network(name: str, tmp_path: Path) -> None:
     model = light.generate(name, tmp_path / "model.onnx")
-    manifest = building.build(model, tmp_path / "bundle", building.Options())
+    manifest = building.build(model, tmp_path / "bundle", BuildOptions())
     model.unlink()
     quality = manifest["quality"]
     last = list(quality["segments"].values())[-1]
@@ -38,9 +39,9 @@ def test_network(name: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_largest_layer_of_vgg_comes_out_as_tiles(tmp_path: Path) -> None:
     """25088 x 4096 is 103 MB: tiles of 1024 x 6272, 6.1 MiB each."""
-    options = building.Options()
+    options = BuildOptions()
     model = building.read(light.generate("vgg19", tmp_path / "model.onnx"), options)
-    program = building.lower(model, options)
+    program = building.plan_program(model, options)
     segments = [s for s in program.plan.segments if s.device == "tpu"]
     assert all(fits([layer], TARGET) for s in segments for layer in s.layers)
     tiles = [layer for s in segments for layer in s.layers if layer.inputs == 6272]

@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 from compiler.driver import build as building
+from compiler.driver.options import BuildOptions
 from compiler.partition import PartitionOptions, PlacePolicy
 from compiler.runtime import Bundle, Pipeline, SegmentError
 from compiler.runtime.pipeline import quantize
@@ -23,7 +24,7 @@ def test_nan_in_the_input_is_refused(
     """Wherever the first segment runs: int8 and some operators of the host would make finite
     numbers of it."""
     building.build(
-        small_model, tmp_path / "b", building.Options(partitioning=PartitionOptions(place=place))
+        small_model, tmp_path / "b", BuildOptions(partitioning=PartitionOptions(place=place))
     )
     x = np.zeros((1, 3, 16, 16), np.float32)
     x[0, 2, 7, 3] = np.nan
@@ -61,7 +62,7 @@ def test_nan_that_the_host_makes_does_not_become_a_number(opset: int, tmp_path: 
     path = save(tmp_path / "m.onnx", proto)
     x = np.random.default_rng(1).uniform(0.5, 2, (4, 3, 8, 8)).astype(np.float32)
     np.savez(tmp_path / "c.npz", x=x)
-    building.build(path, tmp_path / "b", building.Options(calibration=tmp_path / "c.npz"))
+    building.build(path, tmp_path / "b", BuildOptions(calibration=tmp_path / "c.npz"))
     pipeline = Pipeline(Bundle.open(tmp_path / "b"))
     assert [s["device"] for s in pipeline.segments][:2] == ["host", "tpu"]
     assert np.isfinite(pipeline.run({"x": x[:1]})["y"]).all()
@@ -75,7 +76,7 @@ def test_nan_that_the_host_makes_does_not_become_a_number(opset: int, tmp_path: 
 def test_a_model_that_looks_for_nan_takes_it(tmp_path: Path) -> None:
     proto = logarithm("float[1,3,8,8] x", "n = IsNaN (x) l = Where (n, zero, x)")
     path = save(tmp_path / "m.onnx", proto)
-    building.build(path, tmp_path / "b", building.Options())
+    building.build(path, tmp_path / "b", BuildOptions())
     pipeline = Pipeline(Bundle.open(tmp_path / "b"))
     x = np.random.default_rng(1).standard_normal((1, 3, 8, 8)).astype(np.float32)
     x[0, 0, 0, 0] = 0

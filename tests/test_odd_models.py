@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 
 from compiler.cli.common import Terminal
 from compiler.driver import build as building
+from compiler.driver.options import BuildOptions
 from compiler.errors import ModelError, OptionError, visible
 from compiler.graph import shape_of, shapes
 from compiler.importer import load as importer
@@ -42,7 +43,7 @@ def saved(folder: Path, model: onnx.ModelProto) -> Path:
 @pytest.mark.parametrize("rate", [16000, 8000])
 def test_a_fixed_value_takes_a_branch(rate: int, tmp_path: Path) -> None:
     path = saved(tmp_path, onnx.parser.parse_model(CHOICE))
-    manifest = building.build(path, tmp_path / "b", building.Options(values={"rate": str(rate)}))
+    manifest = building.build(path, tmp_path / "b", BuildOptions(values={"rate": str(rate)}))
     assert [i["name"] for i in manifest["inputs"]] == ["x"]
     assert '"operator": "If"' not in json.dumps(manifest["segments"])
     x = np.random.default_rng(0).standard_normal((1, 8)).astype(np.float32)

@@ -9,6 +9,7 @@ import onnx
 import pytest
 
 from compiler.driver import build as building
+from compiler.driver.options import BuildOptions
 from compiler.graph import is_constant, origin_of, values_read
 from compiler.partition import PartitionOptions, Program
 from fixtures import demo, light
@@ -16,7 +17,7 @@ from tests.conftest import save, small_network
 
 
 def program(path: Path) -> Program:
-    return building.lower(building.read(path, building.Options()), building.Options())
+    return building.plan_program(building.read(path, BuildOptions()), BuildOptions())
 
 
 def check_contract(made: Program) -> None:
@@ -50,7 +51,7 @@ def test_contract_when_tiled(tmp_path: Path) -> None:
     made = program(demo.generate(tmp_path)[0])
     check_contract(made)
     assert sum(s.device == "tpu" for s in made.plan.segments) == 1
-    spread = building.divide(made.model, "usb3", PartitionOptions(tpus=6))
+    spread = building.partition_model(made.model, "usb3", PartitionOptions(tpus=6))
     check_contract(spread)
     assert len({s.tpu for s in spread.plan.segments} - {None}) == 6
     assert not any(s.streamed for s in spread.plan.segments)

@@ -10,6 +10,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from compiler.driver import build as building
+from compiler.driver.options import BuildOptions
 from compiler.errors import CalibrationError, ModelError
 from compiler.quant import Quant, from_range
 from compiler.quantize import weights
@@ -96,7 +97,7 @@ def built(
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
     path = save(tmp_path / "m.onnx", proto)
     np.savez(tmp_path / "c.npz", x=np.stack([x, x]))
-    building.build(path, tmp_path / "b", building.Options(calibration=tmp_path / "c.npz"))
+    building.build(path, tmp_path / "b", BuildOptions(calibration=tmp_path / "c.npz"))
     return Pipeline(Bundle.open(tmp_path / "b"))
 
 

@@ -19,15 +19,18 @@ import pytest
 
 from benchmarks import kills
 from compiler import files
-from compiler.emit import bundle, contents
+from compiler.emit import bundle, compilation, contents
 from compiler.errors import OutputError
 from compiler.runtime import Bundle, RuntimeBundleError, folders
 from compiler.runtime import bundle as runtime_bundle
-from compiler.runtime.bundle import MANIFEST_VERSION
+from compiler.runtime.manifest import MANIFEST_VERSION
+from compiler.targets import target
 from compiler.vendor import edgetpu_compiler as toolchain
 from tests.conftest import Cli
 
 ROOT = Path(__file__).parent.parent
+
+TARGETS = Path(target.__file__).parent
 
 
 @pytest.fixture
@@ -108,7 +111,9 @@ def test_bundles_of_older_versions_are_replaced(
     if version < MANIFEST_VERSION:
         assert replaced(output, small_bundle)
     else:
-        with pytest.raises(OutputError, match="manifest_version"):
+        with pytest.raises(
+            OutputError, match=r"manifest version 7 was written by coral-bundle .*: update it"
+        ):
             replaced(output, small_bundle)
 
 
@@ -167,12 +172,16 @@ def test_what_the_build_reads_is_not_deleted(
         ("build", model),
         ("build", small_model, "--calibration", model),
         ("build", small_model, "--tokenizer", model),
-        ("build", small_model, "--target", model),
-        ("build", small_model, "--host", model),
     ):
         code, _, err = run_cli(*line, "-o", output, "--force")
         assert code == 2 and "E-OUTPUT" in err and "model.onnx" in err
     model.unlink()
+    own = output / "own.toml"
+    for option, shipped in (("--target", "usb3.toml"), ("--host", "hosts/pi5.toml")):
+        shutil.copy(TARGETS / shipped, own)
+        code, _, err = run_cli("build", small_model, option, own, "-o", output, "--force")
+        assert code == 2 and "E-OUTPUT" in err and "own.toml, which the build reads" in err
+    own.unlink()
     monkeypatch.chdir(output / "segments")
     with pytest.raises(OutputError, match="current folder"):
         replaced(output, small_bundle)
@@ -353,9 +362,9 @@ def test_a_bundle_that_is_replaced_as_it_is_read(
     """The reader gets the new one, and no word of changed files."""
     new = changed(small_bundle, tmp_path / "new")
     segment = Bundle.open(new).files()[0]
-    (new / segment["path"]).write_bytes(b"other bytes")
+    (new / segment["path"]).write_bytes(bytes(segment["bytes"]))
     text = (new / "manifest.json").read_text()
-    digest = bundle.sha256(new / segment["path"])
+    digest = runtime_bundle.sha256(new / segment["path"])
     (new / "manifest.json").write_text(text.replace(segment["sha256"], digest))
     digests = runtime_bundle.sha256
 
@@ -482,7 +491,7 @@ def test_compile_killed_at_any_call(
     monkeypatch.setattr(toolchain.Session, "compile", compiled)
 
     def work() -> None:
-        toolchain.compile_bundle(output, toolchain.Tool(("none",)), lambda *_: lambda: None)
+        compilation.compile_bundle(output, toolchain.Tool(("none",)), lambda *_: lambda: None)
 
     original = tmp_path / "original"
     shutil.copytree(output, original)

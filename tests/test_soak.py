@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from compiler.driver import build as building
 from compiler.driver import language
+from compiler.driver.options import BuildOptions, LanguageOptions
 from compiler.partition import PartitionOptions
 from tests.soak import soak
 
@@ -16,10 +16,11 @@ FIXTURE = Path(__file__).parent.parent / "fixtures" / "language.gguf"
 
 @pytest.mark.slow
 def test_nothing_is_lost_and_memory_is_flat(small_bundle: Path, tmp_path: Path) -> None:
-    options = building.Options(partitioning=PartitionOptions(place="host"))
-    language.build(
-        FIXTURE, tmp_path / "l", options, language.Options(context=96, chunk=32, slots=3)
+    options = BuildOptions(
+        partitioning=PartitionOptions(place="host"),
+        language=LanguageOptions(context=96, chunk=32, slots=3),
     )
+    language.build(FIXTURE, tmp_path / "l", options)
     found = soak(small_bundle, tmp_path / "l", 120)
     assert found.wrong == 0
     assert found.streamed > 1000 and found.answered > 50

@@ -11,6 +11,7 @@ import jinja2
 import pytest
 from tokenizers import AddedToken, Tokenizer
 
+from compiler.driver import corpus
 from compiler.errors import ModelError
 from compiler.frontends import gguf
 from compiler.runtime import child, confined
@@ -248,12 +249,10 @@ def test_what_templates_use_in_transformers(any_text: Text) -> None:
 def test_a_tokenizer_with_more_tokens_than_the_model(tmp_path: Path) -> None:
     from dataclasses import replace
 
-    from compiler.driver import language
-
     source = gguf.read(MODEL)
     small = replace(source, architecture=replace(source.architecture, vocabulary=300))
     with pytest.raises(ModelError, match="the model knows 300"):
-        language.encode(small, "The following statement")
+        corpus.encode(small, "The following statement")
 
 
 def test_old_sandboxes_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from compiler.emit import bundle as bundles
+from compiler.emit import manifest as manifests
 from compiler.runtime import Pipeline
 from compiler.vendor import edgetpu_compiler as toolchain
 from compiler.vendor.edgetpu_compiler import Compiled, Refused, Session, Tool, parse
@@ -190,7 +191,7 @@ def test_what_is_not_as_planned_is_told(
     _, out = built(run_cli, small_model, tmp_path / "b", edgetpu_compiler)
     assert "1 FULLY_CONNECTED left on the CPU: More than one subgraph is not supported" in out
     monkeypatch.setenv("STANDIN_COMPILER", "stream")
-    monkeypatch.setattr("compiler.view.tables._UNPLANNED", 0)
+    monkeypatch.setattr("compiler.view.compiled._UNPLANNED", 0)
     _, out = built(run_cli, small_model, tmp_path / "c", edgetpu_compiler)
     assert "at each run, planned were none" in out
 
@@ -213,8 +214,8 @@ def test_compile_later_is_whole_at_any_time(
     before = (path / "manifest.json").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(
-            bundles,
-            "write_manifest",
+            manifests,
+            "write",
             lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")),
         )
         code, _, err = run_cli("compile", path)

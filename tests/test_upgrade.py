@@ -18,6 +18,7 @@ from onnx import helper, numpy_helper
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from compiler.driver import build as building
+from compiler.driver.options import BuildOptions
 from compiler.graph import OPSET, RAISED
 from compiler.graph.reference import Reference
 from compiler.importer import load as importer
@@ -713,7 +714,7 @@ def test_in_subgraphs(opset: int, tmp_path: Path) -> None:
 
 
 def built(path: Path, feeds: dict[str, Array]) -> tuple[Pipeline, list[Array]]:
-    building.build(path, path.with_suffix(".bundle"), building.Options())
+    building.build(path, path.with_suffix(".bundle"), BuildOptions())
     pipeline = Pipeline(Bundle.open(path.with_suffix(".bundle")))
     return pipeline, list(pipeline.run(feeds).values())
 

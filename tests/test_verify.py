@@ -15,6 +15,7 @@ from compiler.checks import verdict
 from compiler.checks.difference import Channels, Difference
 from compiler.checks.verify import Values
 from compiler.driver import build as building
+from compiler.driver.options import BuildOptions
 from tests.conftest import Cli, save
 
 
@@ -29,7 +30,7 @@ def test_numbers_are_samples_and_outputs_too(tmp_path: Path) -> None:
     )
     data = tmp_path / "samples.npz"
     np.savez(data, x=np.ones((8, 1, 4), np.float32), s=np.arange(8, dtype=np.float32))
-    manifest = building.build(model, tmp_path / "b", building.Options(calibration=data))
+    manifest = building.build(model, tmp_path / "b", BuildOptions(calibration=data))
     assert manifest["quality"]["outputs"]["y"]["sqnr_db"] > 100
 
 

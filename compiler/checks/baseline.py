@@ -62,10 +62,6 @@ class Baseline:
     results: list[Sample]
     note: str = ""
 
-    def entry(self) -> dict[str, str]:
-        """What the manifest says of it."""
-        return {"baseline": self.kind} | ({"baseline_note": self.note} if self.note else {})
-
 
 def baseline(
     path: Path, model: ir.Model, samples: Samples, progress: Callable[[], None] = lambda: None

@@ -150,6 +150,8 @@ class Difference:
         self._add_axes(got, want, ~alike)
 
     def _add_axes(self, got: np.ndarray, want: np.ndarray, valid: np.ndarray) -> None:
+        if not want.size:
+            return
         if self._axes is None:
             axes = (
                 channel_axes(want.shape) if self.known is None else (self.known.axis % want.ndim,)

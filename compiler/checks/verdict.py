@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from compiler.runtime.manifest import FindingEntry, WarningEntry
+
 # Below these a result is bad: SQNR of an output in dB, cosine, and shares of what a user reads off.
 LEAST_DB = 15.0
 LEAST_COSINE = 0.98
@@ -22,10 +24,10 @@ MOST_PERPLEXITY = 1.1
 Quality = Mapping[str, Any]
 
 
-def findings(quality: Quality) -> list[dict[str, str]]:
+def findings(quality: Quality) -> list[FindingEntry]:
     """What is bad (`kind` "bad"), or cannot be told ("unsure"), of outputs by name (`output`), as a
     `finding`."""
-    found: list[dict[str, str]] = []
+    found: list[FindingEntry] = []
     boxes = quality.get("detections")
     for name, entry in quality["outputs"].items():
         reasons = _bad(entry)
@@ -40,7 +42,7 @@ def findings(quality: Quality) -> list[dict[str, str]]:
     return found
 
 
-def of_language(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+def of_language(manifest: Mapping[str, Any]) -> list[WarningEntry]:
     """The warnings of a language model: one where its perplexity is far above the float model's."""
     found = manifest["quality"]["perplexity"]
     if found["ratio"] <= MOST_PERPLEXITY:
@@ -52,8 +54,15 @@ def of_language(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
         if manifest["prediction"]["place"] == "tpu"
         else "try --calibration with text of your kind"
     )
-    where = {"output": manifest["outputs"][0]["name"], "segment": None, "node": None}
-    return [{"kind": "bad", "finding": finding, "advice": advice} | where]
+    warning: WarningEntry = {
+        "kind": "bad",
+        "finding": finding,
+        "advice": advice,
+        "output": manifest["outputs"][0]["name"],
+        "segment": None,
+        "node": None,
+    }
+    return [warning]
 
 
 def hardly_varies(entry: Mapping[str, Any]) -> bool:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -20,6 +20,12 @@ from compiler.partition import Program
 from compiler.quantize.calibrate import batches
 from compiler.quantize.samples import Sample
 from compiler.runtime import Bundle, Pipeline
+from compiler.runtime.manifest import (
+    DetectionQualityEntry,
+    EmbeddingQualityEntry,
+    MeasuredEntry,
+    SegmentQualityEntry,
+)
 from compiler.runtime.pipeline import convert
 
 # Values of an output that are counted, and when few of them are worth a word.
@@ -41,11 +47,11 @@ class Embeddings:
             vector = (states[0] * weights).sum(axis=0)
             found.append(vector / max(float(np.linalg.norm(vector)), 1e-30))
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> EmbeddingQualityEntry:
         """Cosine with the float model's, and Spearman's correlation of the similarities of all
         pairs of samples."""
         cosines = [float(a @ b) for a, b in zip(self.got, self.want, strict=True)]
-        entry = {
+        entry: EmbeddingQualityEntry = {
             "cosine": round(float(np.mean(cosines)), 6),
             "least_cosine": round(min(cosines), 6),
         }
@@ -127,18 +133,18 @@ class _Outputs:
         for reading in self._read:
             reading.add(results, wanted, sample)
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> MeasuredEntry:
         """`outputs`, and `embeddings` and `detections` of models that give such."""
-        outputs = {
-            name: d.report() | self._values[name].report(d) for name, d in self._differences.items()
-        }
-        found: dict[str, Any] = {"outputs": outputs}
+        outputs: dict[str, Any] = {}
+        for name, difference in self._differences.items():
+            outputs[name] = difference.report() | self._values[name].report(difference)
+        found: MeasuredEntry = {"outputs": outputs}
         if self._embeddings:
             found["embeddings"] = {name: e.report() for name, e in self._embeddings.items()}
         for reading in self._read:
             figures = reading.report()
             if isinstance(reading, Boxes):
-                found["detections"] = figures
+                found["detections"] = cast(DetectionQualityEntry, figures)
             else:
                 outputs[reading.output] |= figures
         return found
@@ -146,7 +152,7 @@ class _Outputs:
 
 def verify(
     bundle: Bundle, program: Program, held_out: HeldOut, progress: Callable[[], None] = lambda: None
-) -> dict[str, Any]:
+) -> MeasuredEntry:
     """Measures each output, and each TPU segment fed with float inputs (its own loss) and in the
     pipeline.
 
@@ -221,7 +227,7 @@ def _compare(
         differences.setdefault(name, Difference()).add(ours, want[name])
 
 
-def _segment(own: Mapping[str, Difference], total: Mapping[str, Difference]) -> dict[str, Any]:
+def _segment(own: Mapping[str, Difference], total: Mapping[str, Difference]) -> SegmentQualityEntry:
     """The worst output of a segment counts."""
     alone = [d.sqnr_db for d in own.values()]
     reached = [d.sqnr_db for d in total.values()]

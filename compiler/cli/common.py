@@ -1,29 +1,22 @@
-"""What the commands share: the consoles, progress, files."""
+"""What the commands share: consoles, progress, files, errors of the runtime."""
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
 from rich.segment import Segment
 
-from compiler import files
 from compiler.errors import BundleError, DeviceError, OptionError, one_line, visible
-from compiler.runtime import Bundle, RuntimeBundleError, SegmentError
-from compiler.runtime.devices import DeviceChoiceError
+
+if TYPE_CHECKING:
+    from compiler.runtime import Bundle
 
 
 class Terminal(Console):
@@ -39,25 +32,13 @@ class Terminal(Console):
 out = Terminal()
 err = Terminal(stderr=True)
 
-Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
-Devices = Annotated[
-    str,
-    typer.Option(
-        metavar="auto|cpu|usb:0,...", help="Edge TPUs: all that are found, none, these; sim:2, ray."
-    ),
-]
-OnLoss = Annotated[
-    str,
-    typer.Option(
-        metavar="move|cpu|stop",
-        help="A lost Edge TPU's segments go to the others, the CPU, nowhere.",
-    ),
-]
-
 
 @contextmanager
 def device_errors() -> Iterator[None]:
     """What the runtime says of a bundle or a device, as an error of the command line."""
+    from compiler.runtime import RuntimeBundleError, SegmentError
+    from compiler.runtime.devices import DeviceChoiceError
+
     try:
         yield
     except RuntimeBundleError as error:
@@ -65,51 +46,90 @@ def device_errors() -> Iterator[None]:
     except SegmentError as error:
         raise DeviceError(str(error)) from error
     except DeviceChoiceError as error:
-        raise OptionError(f"--devices {error}") from error
+        raise OptionError(str(error), "devices") from error
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints log lines above the progress bars."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = escape(one_line(record.getMessage()))
+        self._console.print(f"[dim]{text}[/]", highlight=False, soft_wrap=True)
+
+
+def log_to(console: Console) -> None:
+    """Print what the compiler logs of its passes."""
+    logger = logging.getLogger("compiler.driver")
+    logger.setLevel(logging.INFO)
+    logger.handlers = [_ConsoleHandler(console)]
 
 
 def notices(texts: Sequence[str]) -> None:
+    """Print what the user should know of the devices to standard error."""
     for text in texts:
         err.print(f"[yellow]note[/] {escape(text)}", highlight=False, soft_wrap=True)
 
 
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1))
+
+
 def open_bundle(path: Path) -> Bundle:
-    """Raises BundleError."""
+    """The bundle, its files compared with their digests. Raises BundleError."""
+    from compiler.runtime import Bundle
+
     with device_errors():
         return Bundle.open(path)
+
+
+def bundle_files(bundle: Bundle) -> list[Path]:
+    """The files of a bundle, which no output may replace."""
+    names = ["manifest.json", *(entry["path"] for entry in bundle.files())]
+    return [bundle.path / name for name in names]
 
 
 def write(path: Path, text: str, sources: Sequence[Path] = ()) -> None:
     """Write a file that the user asked for; `sources` are what the command reads. Raises
     OutputError."""
+    from compiler import files
+
     files.write_text(path, text, sources)
     wrote(path)
 
 
 def wrote(path: Path, more: str = "") -> None:
-    console = err if files.is_stdout(path) else out
-    console.print(f"Wrote {escape(one_line(str(path)) + more)}.", highlight=False, soft_wrap=True)
+    """Say that a file was written, on standard error where it is standard output."""
+    text = escape(one_line(str(path)) + more)
+    console_beside(path).print(f"Wrote {text}.", highlight=False, soft_wrap=True)
 
 
-def needed(bundle: Bundle) -> list[Path]:
-    """The files of a bundle that no output may take the place of."""
-    return [bundle.path / name for name in ("manifest.json", *(e["path"] for e in bundle.files()))]
+def console_beside(path: Path) -> Console:
+    """Standard output, or standard error where `path` is standard output."""
+    from compiler import files
+
+    return err if files.is_stdout(path) else out
 
 
 @contextmanager
 def progress_bars() -> Iterator[Callable[[str, int], Callable[[], None]]]:
-    """A progress bar per stage on standard error."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=err, transient=True) as progress:
+    """A progress bar for each stage, on standard error."""
+    from rich import progress as bars
 
-        def step(stage: str, steps: int) -> Callable[[], None]:
+    columns = (
+        bars.SpinnerColumn(),
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TimeElapsedColumn(),
+    )
+    with bars.Progress(*columns, console=err, transient=True) as progress:
+
+        def announce(stage: str, steps: int) -> Callable[[], None]:
             task = progress.add_task(stage, total=steps)
             return lambda: progress.advance(task)
 
-        yield step
+        yield announce

@@ -11,32 +11,57 @@ from compiler import files
 from compiler.errors import CompilerError, InternalError, ModelError, OutputError
 
 Progress = Callable[[str, int], Callable[[], None]]
-"""report(stage, steps) announces a stage and returns what to call after each of its steps."""
+"""progress(stage, steps) announces a stage and returns what to call after each of its steps."""
 
 
 def silent(stage: str, steps: int) -> Callable[[], None]:
-    """A Progress that nobody sees."""
-    return lambda: None
+    """The Progress that shows nothing."""
+    return _nothing
+
+
+def _nothing() -> None:
+    pass
 
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Errors that we did not foresee name the stage they came from."""
+    """Turn errors that nobody foresaw into an InternalError that names the stage.
+
+    A full disk becomes an OutputError and exhausted memory a ModelError: the user can mend these.
+    """
     try:
         yield
     except (CompilerError, KeyboardInterrupt):
         raise
+    except MemoryError as error:
+        raise ModelError(
+            f"stage '{name}' ran out of memory: take a smaller model, or a larger machine"
+        ) from error
+    except OSError as error:
+        if not files.ran_full(error):
+            raise _internal(name, error) from error
+        reason = error.strerror or error
+        raise OutputError(
+            f"stage '{name}' ran out of room: {reason}: free some or set $TMPDIR"
+        ) from error
     except Exception as error:
-        if isinstance(error, OSError) and files.ran_full(error):
-            why = error.strerror or error
-            raise OutputError(
-                f"stage '{name}' ran out of room: {why}: free some or set $TMPDIR"
-            ) from error
-        if isinstance(error, MemoryError):
-            raise ModelError(
-                f"stage '{name}' ran out of memory: take a smaller model, or a larger machine"
-            ) from error
-        raise InternalError(name, f"{type(error).__name__}: {error}") from error
+        raise _internal(name, error) from error
+
+
+def _internal(name: str, error: Exception) -> InternalError:
+    return InternalError(name, f"{type(error).__name__}: {error}")
+
+
+@dataclass
+class Timings:
+    """Where the time of a build went, in the order of its work. A build fills it in.
+
+    stages: (name, seconds) of each stage
+    passes: (name, seconds, number of rewrites) of each run of a pass
+    """
+
+    stages: list[tuple[str, float]] = field(default_factory=list)
+    passes: list[tuple[str, float, int]] = field(default_factory=list)
 
 
 @dataclass

@@ -4,47 +4,24 @@ all is there."""
 from __future__ import annotations
 
 import errno
-import importlib.metadata
-import json
+import itertools
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-import onnx_ir as ir
 
 from compiler import files
 from compiler.emit import contents, host_segment, tflite
+from compiler.emit import manifest as manifests
 from compiler.emit.store import Store
-from compiler.errors import BundleError, InternalError, OptionError, OutputError
-from compiler.graph import consumers_of, key_of, operator_name, origin_of
+from compiler.errors import BundleError, OptionError, OutputError
 from compiler.partition import Program, Segment
-from compiler.quant import Quant
-from compiler.runtime import Bundle, RuntimeBundleError, confined, folders, schema
+from compiler.runtime import Bundle, RuntimeBundleError, confined, folders
 from compiler.runtime import bundle as runtime_bundle
-from compiler.runtime.bundle import MANIFEST_VERSION, sha256
 from compiler.runtime.confined import ConfinedError
-from compiler.vendor.onnx_tf import Lowered
-
-_TREES = ("Imputer", "TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor")
-# Operators that give NaN a meaning, and those that hand it on to them.
-_NAN_READERS = {("", "IsNaN"), *(("ai.onnx.ml", name) for name in _TREES)}
-_MOVING = {
-    "Cast",
-    "Concat",
-    "Flatten",
-    "Gather",
-    "Identity",
-    "Reshape",
-    "Slice",
-    "Split",
-    "Squeeze",
-    "Transpose",
-    "Unsqueeze",
-}
-TOOLS = ("onnx", "onnx-ir", "onnxscript", "onnxruntime", "ai-edge-litert", "numpy")
+from compiler.runtime.manifest import FileEntry, SegmentEntry
+from compiler.vendor.onnx_tf import ConvertedSegment
 
 
 @contextmanager
@@ -81,7 +58,8 @@ def _replace(path: Path, made: Path, place: Path) -> None:
         if error.errno != errno.EXDEV:
             raise
         raise OutputError(
-            f"{path}: cannot be renamed, as what lies in a layer of a container's image: remove it or name another"
+            f"{path}: cannot be renamed, as what lies in a layer of a container's image: remove it "
+            "or name another"
         ) from error
 
 
@@ -139,13 +117,11 @@ def _refuse(path: Path, place: Path, force: bool, sources: Iterable[Path]) -> No
         except FileNotFoundError:
             return
     if not force:
-        raise OutputError(f"{path}: exists already; --force replaces it")
+        raise OutputError(f"{path}: exists already; the option force replaces it")
     try:
         manifest = contents.manifest_of(place)
     except ValueError as error:
-        raise OutputError(
-            f"{path}: is not a bundle: {error}; --force replaces bundles only"
-        ) from error
+        raise OutputError(f"{path}: is not a bundle that can be replaced: {error}") from error
     if os.path.ismount(place):
         raise OutputError(
             f"{path}: is a mount point, which cannot be replaced: name a folder in it"
@@ -156,75 +132,72 @@ def _refuse(path: Path, place: Path, force: bool, sources: Iterable[Path]) -> No
     for source in sources:
         if Path(os.path.realpath(source)).is_relative_to(place):
             raise OutputError(
-                f"{path}: --force would delete {source}, which the build reads: move it elsewhere"
+                f"{path}: replacing it would delete {source}, which the build reads: move it "
+                "elsewhere"
             )
     strange = contents.strangers(place, manifest)
     if strange:
         more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
         raise OutputError(
-            f"{path}: --force would delete '{strange[0]}'{more}, which no build put there: move it elsewhere"
+            f"{path}: replacing it would delete '{strange[0]}'{more}, which no build put there: "
+            "move it elsewhere"
         )
 
 
 def write_segments(
-    programs: Mapping[str, Program], path: Path, lowered: Mapping[int, Lowered] | None = None
-) -> dict[str, list[dict[str, Any]]]:
+    programs: Mapping[str, Program],
+    path: Path,
+    converted: Mapping[int, ConvertedSegment] | None = None,
+) -> dict[str, list[SegmentEntry]]:
     """Write every segment of the programs under `path`/segments; returns their entries in the
     manifest, by program.
 
-    `lowered` are segments of a single program that were written elsewhere, by index. Those for the
-    Edge TPU come first, so that those for the host find weights that they share in their files.
+    `converted` are TPU segments of a single program that onnx-tf wrote, by index.
     """
     folder = path / "segments"
     folder.mkdir()
     store = Store(folder)
-    files: dict[tuple[str, int], list[Path]] = {}
+    converted = converted or {}
+    written: dict[tuple[str, int], list[Path]] = {}
+    # Segments for the Edge TPU come first, so that those for the host find weights that they share
+    # in their files.
+    for name, segment in _segments(programs, "tpu"):
+        file = folder / f"{name}{segment.index:02d}.tflite"
+        other = converted.get(segment.index)
+        file.write_bytes(_tflite(programs[name], segment) if other is None else other.file)
+        store.register(file)
+        written[name, segment.index] = [file]
+    for name, segment in _segments(programs, "host"):
+        file = folder / f"{name}{segment.index:02d}.onnx"
+        written[name, segment.index] = host_segment.write(programs[name], segment, file, store)
+    # Several segments may read weights.bin; it is complete, and hashed once, when all are written.
+    files_written = set(itertools.chain.from_iterable(written.values()))
+    entries = {file: manifests.file_entry(file, path) for file in sorted(files_written)}
+    found: dict[str, list[SegmentEntry]] = {}
+    for name, program in programs.items():
+        found[name] = []
+        for segment in program.plan.segments:
+            own = [entries[file] for file in written[name, segment.index]]
+            other = converted.get(segment.index)
+            found[name].append(manifests.segment_entry(program, segment, own, other))
+    return found
+
+
+def _segments(programs: Mapping[str, Program], device: str) -> Iterator[tuple[str, Segment]]:
+    """The segments of all programs for one kind of device, each with its program's name."""
     for name, program in programs.items():
         for segment in program.plan.segments:
-            if segment.device == "tpu":
-                file = folder / f"{name}{segment.index:02d}.tflite"
-                other = lowered.get(segment.index) if lowered else None
-                file.write_bytes(
-                    tflite.write(
-                        segment.nodes,
-                        segment.inputs,
-                        segment.outputs,
-                        program.quants,
-                        program.means,
-                    )
-                    if other is None
-                    else other.file
-                )
-                store.register(file)
-                files[name, segment.index] = [file]
-    for name, program in programs.items():
-        for segment in program.plan.segments:
-            if segment.device == "host":
-                file = folder / f"{name}{segment.index:02d}.onnx"
-                files[name, segment.index] = host_segment.write(program, segment, file, store)
-    entries = {file: file_entry(file, path) for written in files.values() for file in written}
-    return {
-        name: [
-            {
-                **segment_entry(program, segment),
-                **_lowering(lowered.get(segment.index) if lowered else None),
-                "compiled": None,
-                "files": [entries[f] for f in files[name, segment.index]],
-            }
-            for segment in program.plan.segments
-        ]
-        for name, program in programs.items()
-    }
+            if segment.device == device:
+                yield name, segment
 
 
-def _lowering(lowered: Lowered | None) -> dict[str, Any]:
-    """What the entry of a segment says of where it was written."""
-    if lowered is None:
-        return {"lowering": "direct"}
-    return {"lowering": "onnx-tf", "inputs": lowered.inputs, "outputs": lowered.outputs}
+def _tflite(program: Program, segment: Segment) -> bytes:
+    return tflite.write(
+        segment.nodes, segment.inputs, segment.outputs, program.quants, program.means
+    )
 
 
-def copy_tokenizer(source: Path, path: Path) -> dict[str, Any]:
+def copy_tokenizer(source: Path, path: Path) -> FileEntry:
     """Put a tokenizer.json into the bundle in `path`; returns its entry. Raises OptionError for
     what is none."""
     try:
@@ -232,136 +205,11 @@ def copy_tokenizer(source: Path, path: Path) -> dict[str, Any]:
         confined.tokenizer(definition)
     except ConfinedError as error:
         raise OptionError(
-            f"--tokenizer {source}: not a tokenizer.json of the tokenizers library: {error}"
+            f"{source}: not a tokenizer.json of the tokenizers library: {error}"
         ) from error
     copy = path / "tokenizer.json"
     copy.write_text(definition, encoding="utf-8")
-    return file_entry(copy, path)
-
-
-def file_entry(file: Path, path: Path) -> dict[str, Any]:
-    """How the manifest names a file of the bundle in `path`."""
-    return {
-        "path": file.relative_to(path).as_posix(),
-        "sha256": sha256(file),
-        "bytes": file.stat().st_size,
-    }
-
-
-def segment_entry(program: Program, segment: Segment) -> dict[str, Any]:
-    """What the manifest says of a segment, but for its files."""
-    tpu, quants = segment.device == "tpu", program.quants
-    return {
-        "index": segment.index,
-        "device": segment.device,
-        "inputs": [
-            tensor_entry(
-                v, quants, tpu or v in program.dequantized_inside, v in program.made_on_tpu
-            )
-            for v in segment.inputs
-        ],
-        "outputs": [
-            tensor_entry(v, quants, tpu or v in program.quantized_inside) for v in segment.outputs
-        ],
-        "tpu": segment.tpu,
-        "parameter_bytes": segment.parameter_bytes,
-        "cached_bytes": segment.cached,
-        "streamed_bytes": segment.streamed,
-        "macs": segment.macs,
-        "predicted_ms": {what: milliseconds(seconds) for what, seconds in segment.times.items()},
-        "operators": [_operator_entry(program, node, segment.device) for node in segment.nodes],
-    }
-
-
-def _operator_entry(program: Program, node: ir.Node, device: str) -> dict[str, Any]:
-    cost, placement = program.plan.costs[node], program.plan.placements[node]
-    return {
-        "node": origin_of(node),
-        "operator": operator_name(node),
-        "reason": placement.reason,
-        "parameter_bytes": sum(p.bytes for p in cost.parameters) if device == "tpu" else 0,
-        "macs": cost.macs,
-        "ms": milliseconds(cost.tpu if device == "tpu" else cost.host),
-    }
-
-
-def milliseconds(seconds: float) -> float:
-    return round(seconds * 1e3, 6)
-
-
-def tensor_entry(
-    value: ir.Value, quants: Mapping[str, Quant], quantized: bool, dequantized: bool = False
-) -> dict[str, Any]:
-    """How a reader takes a tensor: as int8 of its scale, or, `dequantized`, as float made from
-    that."""
-    shape = (
-        [int(d) if isinstance(d, int) else None for d in value.shape]
-        if value.shape is not None
-        else None
-    )
-    entry: dict[str, Any] = {
-        "name": str(value.name),
-        "dtype": "int8" if quantized and str(value.name) in quants else numpy_name(value),
-        "shape": shape,
-        "layout": "NHWC"
-        if str(value.name) in quants and shape is not None and len(shape) == 4
-        else None,
-    }
-    if (quantized or dequantized) and str(value.name) in quants:
-        quant = quants[str(value.name)]
-        entry |= {"scale": quant.scale, "zero_point": quant.zero_point}
-    return entry
-
-
-def input_entry(value: ir.Value) -> dict[str, Any]:
-    """How the manifest says what a model takes; `nan` where the model itself looks for NaN there."""
-    entry = tensor_entry(value, {}, False)
-    return entry | ({"nan": True} if _looks_for_nan(value) else {})
-
-
-def _looks_for_nan(value: ir.Value) -> bool:
-    for reader in consumers_of(value):
-        if key_of(reader) in _NAN_READERS:
-            return True
-        moved = reader.op_type in _MOVING and any(
-            _looks_for_nan(output) for output in reader.outputs
-        )
-        if moved:
-            return True
-    return False
-
-
-def numpy_name(value: ir.Value) -> str:
-    return "unknown" if value.dtype is None else str(value.dtype.numpy().name)
-
-
-def tool_versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in TOOLS}
-
-
-def write_manifest(path: Path, manifest: dict[str, Any], last: bool = False) -> None:
-    """Check a manifest against the schema and write it. Raises InternalError for one that does not
-    hold.
-
-    The `last` one of a bundle that stands must survive a loss of power; new bundles are
-    synchronised as a whole.
-    """
-    manifest = {"manifest_version": MANIFEST_VERSION, **manifest}
-    wrong = schema.complaint(manifest)
-    if wrong is not None:
-        raise InternalError("manifest", wrong)
-    made = path / ".manifest.json"
-    text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False)
-    try:
-        made.write_text(text + "\n", encoding="utf-8")
-        if last:
-            folders.sync(made)
-        made.replace(path / "manifest.json")
-        if last:
-            folders.sync(path)
-    except BaseException:
-        made.unlink(missing_ok=True)
-        raise
+    return manifests.file_entry(copy, path)
 
 
 def restore(path: Path) -> None:

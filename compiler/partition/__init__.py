@@ -102,7 +102,7 @@ class _Search:
         for name in names:
             if name not in unit_of:
                 raise OptionError(
-                    f"--cut {name}: no node has this name; `inspect --json` lists the nodes"
+                    f"{name}: no node has this name; `inspect --json` lists the nodes", "cuts"
                 )
         return [unit_of[name] for name in names]
 

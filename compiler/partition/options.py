@@ -7,20 +7,22 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from compiler import planner
-from compiler.errors import OptionError
+from compiler.targets import Host
+from compiler.validation import require_choice, require_count, require_number
 
 DeviceKind = Literal["tpu", "host"]
 PlacePolicy = Literal["tpu", "host", "auto"]
+MOST_TPUS = 64
 
 
 @dataclass(frozen=True)
 class PartitionOptions:
     """Choices that decide which node runs where.
 
-    tpus:       how many Edge TPUs there are
+    tpus:       how many Edge TPUs there are, 1 to 64
     objective:  "latency" makes one inference fast, "throughput" a pipeline of them
     place:      "tpu" gives an Edge TPU all that it takes, "auto" what is predicted to be faster
-                there, "host" nothing
+                there, "host" nothing. None is "tpu", and "auto" for language models
     pins:       names of nodes (with * and ?) and the device that each is pinned to
     cuts:       names of nodes behind which a segment ends
     host:       name or file of the host CPU, for predictions
@@ -30,12 +32,12 @@ class PartitionOptions:
     kept:       names of nodes that stay on the host for accuracy
     host_bytes: how many bytes of weights a host segment may hold; it ends in front of a norm
 
-    Raises OptionError for values that no partition can meet.
+    Raises OptionError for values that no partition can meet, and for a host that is not known.
     """
 
     tpus: int = 1
     objective: planner.Objective = "latency"
-    place: PlacePolicy = "tpu"
+    place: PlacePolicy | None = None
     pins: Mapping[str, DeviceKind] = field(default_factory=dict)
     cuts: tuple[str, ...] = ()
     host: str = "pi5"
@@ -45,16 +47,13 @@ class PartitionOptions:
     host_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        if self.tpus < 1:
-            raise OptionError(f"tpus is {self.tpus}; there is at least one Edge TPU")
-        _check_choice("objective", self.objective, get_args(planner.Objective))
-        _check_choice("place", self.place, get_args(PlacePolicy))
-        for pattern, device in self.pins.items():
-            _check_choice(f"pin of '{pattern}'", device, get_args(DeviceKind))
-        if self.host_bytes is not None and self.host_bytes < 1:
-            raise OptionError(f"host_bytes is {self.host_bytes}; give a positive number of bytes")
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise OptionError(f"{name} is '{value}'; choose from {', '.join(choices)}")
+        require_count("tpus", self.tpus, 1, MOST_TPUS)
+        require_choice("objective", self.objective, get_args(planner.Objective))
+        if self.place is not None:
+            require_choice("place", self.place, get_args(PlacePolicy))
+        for device in self.pins.values():
+            require_choice("pins", device, get_args(DeviceKind))
+        require_number("seconds", self.seconds, 0)
+        if self.host_bytes is not None:
+            require_count("host_bytes", self.host_bytes, 1)
+        Host.load(self.host)

@@ -74,10 +74,14 @@ def _pin(
         nodes = [n for n in graph if fnmatchcase(origin_of(n), pattern)]
         pin = f"--pin {pattern}={device}"
         if not nodes:
-            raise OptionError(f"{pin}: no node has this name; `inspect --json` lists the nodes")
+            raise OptionError(
+                f"{pattern}={device}: no node has this name; `inspect --json` lists the nodes",
+                "pins",
+            )
         for node in nodes:
             if device == "tpu" and placements[node].device == "host":
-                raise OptionError(f"{pin}: {origin_of(node)}: {placements[node].reason}")
+                reason = placements[node].reason
+                raise OptionError(f"{pattern}={device}: {origin_of(node)}: {reason}", "pins")
             placements[node] = Placement(device, pin)
             pinned.add(node)
     return pinned

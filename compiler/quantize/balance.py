@@ -8,13 +8,13 @@ channel shows, with room for what it does not.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from compiler.graph import BALANCED, DIALECT, ROWS, activations_of, array_of, only_consumer
+from compiler.graph import DIALECT, array_of, is_constant
 from compiler.quantize.calibrate import Ranges, observe
+from compiler.quantize.products import Product, joined_from
 from compiler.quantize.samples import Sample
 
 # How much wider a channel's range is than calibration shows. Clipping costs far more than coarser
@@ -35,51 +35,6 @@ UNIT = (-128 / 127, 1.0)
 LARGEST_STEP = 126.5 / 127
 
 
-@dataclass(frozen=True)
-class Product:
-    """A normalised product: z is what is multiplied by `factors` and shifted by `offsets`. `made`
-    is what the Edge TPU makes: z, or what z is read from by two rows for one
-    (passes/second_row.py)."""
-
-    z: ir.Value
-    factors: ir.Value
-    offsets: ir.Value
-    made: ir.Value
-
-    @property
-    def halved(self) -> bool:
-        return self.made is not self.z
-
-    def set(self, factors: ir.TensorProtocol, offsets: ir.TensorProtocol) -> None:
-        for value, tensor in ((self.factors, factors), (self.offsets, offsets)):
-            value.const_value = tensor
-            value.meta.pop(ROWS, None)
-
-
-def products(graph: ir.Graph) -> dict[str, Product]:
-    """The normalised products of a graph, by the names of their factors."""
-    found = {}
-    for node in graph:
-        if BALANCED in node.metadata_props:
-            (z, factors), add = node.inputs, only_consumer(node.outputs[0])
-            assert (
-                z is not None
-                and factors is not None
-                and add is not None
-                and add.inputs[1] is not None
-            )
-            found[str(factors.name)] = Product(z, factors, add.inputs[1], _made(z))
-    return found
-
-
-def _made(z: ir.Value) -> ir.Value:
-    value, halved = z, False
-    while (node := value.producer()) is not None and node.op_type in ("Reshape", "Where", "Split"):
-        halved |= node.op_type == "Where"
-        value = node.inputs[node.op_type == "Where"]  # type: ignore[assignment]
-    return value if halved else z
-
-
 def balance(
     model: ir.Model,
     chosen: Collection[Product],
@@ -94,7 +49,9 @@ def balance(
     for product in chosen:
         z = stats[str(product.z.name)]
         half, middle = _half_and_middle(z.low, z.high)
-        if product.halved:  # the range that a row at half its size reaches, though not its offset
+        if (
+            product.has_second_row
+        ):  # the range that a row at half its size reaches, though not its offset
             half = (half + np.abs(middle)) / 2
         factors = array_of(product.factors)
         product.set(*(ir.tensor((part * factors).astype(np.float32)) for part in (half, middle)))
@@ -121,18 +78,18 @@ def _needed(low: np.ndarray, high: np.ndarray, floor: float) -> np.ndarray:
     return np.maximum(high[::-1] - middle, middle - low[::-1]) / half
 
 
-def _around(z: ir.Value) -> list[str]:
-    """Names of z, of the tiles that it is joined from, and of the rows that they multiply.
+def _around(made: ir.Value) -> list[str]:
+    """Names of what the Edge TPU makes, of the tiles that it is joined from, and of the rows that
+    they multiply.
 
     Partial sums, where a layer is divided along its inputs, are left to calibration.
     """
-    found, left = [], [z]
-    while left:
-        value = left.pop()
-        node = value.producer()
+    found = []
+    for value in joined_from(made):
+        if is_constant(value):
+            continue
         found.append(str(value.name))
-        if node is not None and node.op_type in ("Concat", "Reshape"):
-            left += activations_of(node)
-        elif node is not None and node.domain == DIALECT and node.inputs[0] is not None:
+        node = value.producer()
+        if node is not None and node.domain == DIALECT and node.inputs[0] is not None:
             found.append(str(node.inputs[0].name))
     return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from compiler.runtime.bundle import Bundle, RuntimeBundleError
 from compiler.runtime.confined import ConfinedError
 from compiler.runtime.devices import Device
 from compiler.runtime.fleet import Fleet
+from compiler.runtime.manifest import fixed_shape
 from compiler.runtime.pipeline import Pipeline
 
 _INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
@@ -30,7 +30,7 @@ class Embedder:
     def __init__(
         self, bundle: Bundle, threads: int = 2, devices: str | Sequence[Device] = "cpu"
     ) -> None:
-        entry: dict[str, Any] | None = bundle.manifest.get("tokenizer")
+        entry = bundle.manifest.get("tokenizer")
         names = {i["name"] for i in bundle.manifest["inputs"]}
         if entry is None or "input_ids" not in names or not names <= _INPUTS:
             raise RuntimeBundleError(
@@ -44,9 +44,8 @@ class Embedder:
             raise RuntimeBundleError(
                 f"{bundle.path}: its tokenizer cannot be read: {error}"
             ) from error
-        self.length = int(
-            next(i["shape"][1] for i in self._pipeline.inputs if i["name"] == "input_ids")
-        )
+        ids = next(i for i in self._pipeline.inputs if i["name"] == "input_ids")
+        self.length = fixed_shape(ids)[1]
 
     def tokens(self, text: str) -> np.ndarray:
         """The tokens of a text. Raises ValueError where they do not fit."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from compiler.runtime.bundle import Bundle, RuntimeBundleError
 from compiler.runtime.devices import Device
 from compiler.runtime.fleet import Fleet
+from compiler.runtime.manifest import TensorEntry, fixed_shape
 from compiler.runtime.onnx_segment import Cache
 from compiler.runtime.pipeline import Arrays, Pipeline
 from compiler.runtime.sampling import Sampler, Sampling
@@ -49,7 +49,7 @@ class LanguageModel:
         found = bundle.manifest.get("language")
         if found is None:
             raise RuntimeBundleError(f"{bundle.path}: is not a language model")
-        self.settings: dict[str, Any] = found
+        self.settings = found
         self.context, self.chunk = int(found["context"]), int(found["chunk"])
         if slots > 1 and found["slots"] != slots:
             raise RuntimeBundleError(
@@ -66,10 +66,10 @@ class LanguageModel:
             raise RuntimeBundleError(
                 f"{bundle.path}: its programs do not share a cache: build it again"
             )
-        shapes = {t["name"]: t["shape"] for t in self._prefill.inputs if t["name"] in cached}
+        shapes = {t["name"]: fixed_shape(t) for t in self._prefill.inputs if t["name"] in cached}
         self._cache = {name: Cache.zeros((slots, *shape[1:])) for name, shape in shapes.items()}
         self.slots = [Slot(i) for i in range(slots)]
-        self.vocabulary = int(_logits(self._decode)["shape"][-1])
+        self.vocabulary = fixed_shape(_logits(self._decode))[-1]
 
     @property
     def cache_bytes(self) -> int:
@@ -162,6 +162,6 @@ def _run(pipeline: Pipeline, feeds: Arrays, cache: Arrays) -> np.ndarray:
     return values[_logits(pipeline)["name"]]
 
 
-def _logits(pipeline: Pipeline) -> dict[str, Any]:
+def _logits(pipeline: Pipeline) -> TensorEntry:
     """The entry of the one output that is no part of the cache."""
     return next(o for o in pipeline.outputs if o["name"] not in pipeline.in_place)

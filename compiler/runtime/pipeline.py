@@ -11,6 +11,7 @@ import numpy as np
 from compiler.runtime.bundle import Bundle, RuntimeBundleError
 from compiler.runtime.devices import Cpu, Device, DeviceError, Executable
 from compiler.runtime.fleet import Fleet
+from compiler.runtime.manifest import ProgramEntry, fixed_shape
 
 Arrays = Mapping[str, np.ndarray]
 T = TypeVar("T")
@@ -99,16 +100,16 @@ class Pipeline:
         self,
         bundle: Bundle,
         threads: int = 2,
-        program: Mapping[str, Any] | None = None,
+        program: ProgramEntry | None = None,
         limit: int | None = None,
         fleet: Fleet | None = None,
     ) -> None:
         self.bundle = bundle
         program = bundle.manifest if program is None else program
-        self.inputs: list[dict[str, Any]] = program["inputs"]
-        self.outputs: list[dict[str, Any]] = program["outputs"]
-        self.segments: list[dict[str, Any]] = program["segments"]
-        self._types = {i["name"]: (tuple(i["shape"]), np.dtype(i["dtype"])) for i in self.inputs}
+        self.inputs = program["inputs"]
+        self.outputs = program["outputs"]
+        self.segments = program["segments"]
+        self._types = {i["name"]: (fixed_shape(i), np.dtype(i["dtype"])) for i in self.inputs}
         # By output the input whose memory it may take (`host.Cache`).
         self.in_place = {
             output: source

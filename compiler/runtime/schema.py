@@ -1,24 +1,42 @@
-"""Holds a value to a JSON Schema of the kind that manifest.schema.json is; a device has no other
-library for it.
+"""Makes the JSON Schema of manifests from their types, and holds manifests to it; a device has no
+other library for it.
 
-Knows type, const, enum, required, properties, additionalProperties, dependentRequired, items,
-minItems, maxItems, minimum, exclusiveMinimum, maximum, pattern and $ref into $defs; a test compares
-it with the jsonschema package. It is stricter with numbers: 1.0 is no integer, and none is larger
-than 64 bits hold.
+The checker knows type, const, enum, required, properties, additionalProperties, dependentRequired,
+items, minItems, maxItems, minimum, exclusiveMinimum, maximum, pattern and $ref into $defs. A test
+compares it with the jsonschema package. It is stricter with numbers: 1.0 is no integer, and none is
+larger than 64 bits hold.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
+import types
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NotRequired,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
+
+from compiler.runtime.manifest import Limits, Manifest
+
+Schema = dict[str, Any]
+
+# The same schema as a file, for other tools; `python -m compiler.emit.document` writes it.
+SCHEMA = Path(__file__).parent / "manifest.schema.json"
 
 _LARGEST = 1 << 63
-SCHEMA = Path(__file__).parent / "manifest.schema.json"
+_MOST_SHOWN = 60
 _TYPES: dict[str, tuple[type, ...]] = {
     "object": (dict,),
     "array": (list,),
@@ -28,12 +46,139 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "boolean": (bool,),
     "null": (type(None),),
 }
+_SCALARS = {
+    str: "string",
+    int: "integer",
+    float: "number",
+    bool: "boolean",
+    types.NoneType: "null",
+}
+# JSON Schema's word for each of our limits.
+_WORDS = {
+    "pattern": "pattern",
+    "minimum": "minimum",
+    "above": "exclusiveMinimum",
+    "maximum": "maximum",
+    "least": "minItems",
+    "most": "maxItems",
+    "const": "const",
+}
 
 
 @cache
-def manifest_schema() -> dict[str, Any]:
-    schema: dict[str, Any] = json.loads(SCHEMA.read_text("utf-8"))
-    return schema
+def manifest_schema() -> Schema:
+    """The JSON Schema (draft 2020-12) of a manifest, with every TypedDict in `$defs`."""
+    definitions: dict[str, Schema] = {}
+    whole = _object(Manifest, definitions)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Bundle manifest",
+        **whole,
+        "$defs": dict(sorted(definitions.items())),
+    }
+
+
+def fields(entry: type) -> dict[str, tuple[Any, Limits, str, bool]]:
+    """(type, limits, documentation, whether it is required) of each field of a TypedDict."""
+    found = {}
+    for name, hint in get_type_hints(entry, include_extras=True).items():
+        optional = get_origin(hint) is NotRequired
+        kind, limits, text = annotated(get_args(hint)[0] if optional else hint)
+        required = not optional and name in entry.__required_keys__  # type: ignore[attr-defined]
+        found[name] = kind, limits, text, required
+    return found
+
+
+def annotated(hint: Any) -> tuple[Any, Limits, str]:
+    """(type, limits, documentation) of a hint; empty ones where it is not `Annotated`."""
+    if get_origin(hint) is not Annotated:
+        return hint, Limits(), ""
+    kind, *notes = get_args(hint)
+    limits = Limits()
+    text = ""
+    for note in notes:
+        if isinstance(note, Limits):
+            limits = _joined(limits, note)
+        else:
+            text = note
+    return kind, limits, text
+
+
+def _joined(limits: Limits, further: Limits) -> Limits:
+    """Both limits; where both set one, the later wins."""
+    changed = {name: value for name, value in vars(further).items() if value not in (None, ())}
+    return replace(limits, **changed)
+
+
+def _object(entry: type, definitions: dict[str, Schema]) -> Schema:
+    """The schema of a TypedDict; those within it are added to the definitions."""
+    properties: dict[str, Schema] = {}
+    required: list[str] = []
+    dependent: dict[str, list[str]] = {}
+    for name, (kind, limits, _, is_required) in fields(entry).items():
+        properties[name] = _schema(kind, limits, definitions)
+        if is_required:
+            required.append(name)
+        if limits.beside is not None:
+            dependent[name] = [limits.beside]
+    found: Schema = {
+        "type": "object",
+        "required": required,
+        "additionalProperties": False,
+        "properties": properties,
+    }
+    if dependent:
+        found["dependentRequired"] = dependent
+    return found
+
+
+def _schema(hint: Any, limits: Limits, definitions: dict[str, Schema]) -> Schema:
+    """The schema of a type that is a scalar, a literal, a list, a dict, a TypedDict, or one of
+    these or None."""
+    kind, own, _ = annotated(hint)
+    limits = _joined(own, limits)
+    origin = get_origin(kind)
+    if origin in (Union, types.UnionType):
+        return _nullable(kind, limits, definitions)
+    if origin is Literal:
+        return _literal(get_args(kind))
+    if origin is list:
+        items = _schema(get_args(kind)[0], Limits(), definitions)
+        return {"type": "array", "items": items} | _words(limits)
+    if origin is dict:
+        values = _schema(get_args(kind)[1], Limits(), definitions)
+        required = {"required": list(limits.keys)} if limits.keys else {}
+        return {"type": "object", **required, "additionalProperties": values}
+    if kind in _SCALARS:
+        return {"type": _SCALARS[kind]} | _words(limits)
+    definitions.setdefault(kind.__name__, _object(kind, definitions))
+    return {"$ref": f"#/$defs/{kind.__name__}"}
+
+
+def _nullable(kind: Any, limits: Limits, definitions: dict[str, Schema]) -> Schema:
+    """The schema of `kind | None`: that of the kind, whose type may be null too."""
+    (inner,) = (choice for choice in get_args(kind) if choice is not types.NoneType)
+    # A reference cannot be widened, so a TypedDict stands here itself.
+    found = (
+        _object(inner, definitions) if is_typeddict(inner) else _schema(inner, limits, definitions)
+    )
+    if "enum" in found:
+        return {"enum": [*found["enum"], None]}
+    return found | {"type": [found["type"], "null"]}
+
+
+def _literal(choices: tuple[Any, ...]) -> Schema:
+    return {"const": choices[0]} if choices == (True,) else {"enum": list(choices)}
+
+
+def _words(limits: Limits) -> Schema:
+    """What JSON Schema says of limits."""
+    found = {}
+    for name, word in _WORDS.items():
+        value = getattr(limits, name)
+        if value is not None:
+            found[word] = value
+    return found
 
 
 def complaint(value: Any) -> str | None:
@@ -47,12 +192,10 @@ def _complaints(
 ) -> Iterator[str]:
     if "$ref" in schema:
         schema = root["$defs"][schema["$ref"].rpartition("/")[2]]
-    allowed = schema.get("type")
-    if allowed is not None:
-        names = [allowed] if isinstance(allowed, str) else allowed
-        if not any(_is(value, name) for name in names):
-            yield f"{at} is {_shown(value)}, not {' or '.join(names)}"
-            return
+    wrong_type = _wrong_type(value, schema, at)
+    if wrong_type is not None:
+        yield wrong_type
+        return
     if "const" in schema and value != schema["const"]:
         yield f"{at} is {_shown(value)}, not {schema['const']!r}"
     if "enum" in schema and value not in schema["enum"]:
@@ -62,15 +205,19 @@ def _complaints(
     if isinstance(value, int | float) and not isinstance(value, bool):
         yield from _numbers(value, schema, at)
     if isinstance(value, list):
-        if len(value) < schema.get("minItems", 0):
-            yield f"{at} has {len(value)} entries, at least {schema['minItems']} are needed"
-        if len(value) > schema.get("maxItems", len(value)):
-            yield f"{at} has {len(value)} entries, at most {schema['maxItems']} are read"
-            return
-        for index, inner in enumerate(value if "items" in schema else ()):
-            yield from _complaints(inner, schema["items"], root, f"{at}[{index}]")
+        yield from _lists(value, schema, root, at)
     if isinstance(value, dict):
         yield from _objects(value, schema, root, at)
+
+
+def _wrong_type(value: Any, schema: Mapping[str, Any], at: str) -> str | None:
+    allowed = schema.get("type")
+    if allowed is None:
+        return None
+    names = [allowed] if isinstance(allowed, str) else allowed
+    if any(_is(value, name) for name in names):
+        return None
+    return f"{at} is {_shown(value)}, not {' or '.join(names)}"
 
 
 def _numbers(value: float, schema: Mapping[str, Any], at: str) -> Iterator[str]:
@@ -85,10 +232,26 @@ def _numbers(value: float, schema: Mapping[str, Any], at: str) -> Iterator[str]:
         yield f"{at} is {value}, which is no JSON number"
 
 
+def _lists(
+    value: list[Any], schema: Mapping[str, Any], root: Mapping[str, Any], at: str
+) -> Iterator[str]:
+    if len(value) < schema.get("minItems", 0):
+        yield f"{at} has {len(value)} entries, at least {schema['minItems']} are needed"
+    if len(value) > schema.get("maxItems", len(value)):
+        # One line for a list of any length: what is in it is not looked at.
+        yield f"{at} has {len(value)} entries, at most {schema['maxItems']} are read"
+        return
+    if "items" not in schema:
+        return
+    for index, inner in enumerate(value):
+        yield from _complaints(inner, schema["items"], root, f"{at}[{index}]")
+
+
 def _objects(
     value: Mapping[str, Any], schema: Mapping[str, Any], root: Mapping[str, Any], at: str
 ) -> Iterator[str]:
-    properties, rest = schema.get("properties", {}), schema.get("additionalProperties", True)
+    properties = schema.get("properties", {})
+    rest = schema.get("additionalProperties", True)
     for name in schema.get("required", ()):
         if name not in value:
             yield f"{at} has no '{name}'"
@@ -113,4 +276,4 @@ def _is(value: Any, name: str) -> bool:
 
 def _shown(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= _MOST_SHOWN else text[: _MOST_SHOWN - 3] + "..."

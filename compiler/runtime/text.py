@@ -11,6 +11,7 @@ from typing import Any
 from compiler.runtime import confined
 from compiler.runtime.bundle import Bundle, RuntimeBundleError
 from compiler.runtime.confined import Confined, ConfinedError, RefusedError
+from compiler.runtime.manifest import fixed_shape
 
 Message = Mapping[str, Any]
 # Characters that no text uses stand for the first ones of control tokens while a template is
@@ -35,7 +36,7 @@ class Text:
             raise RuntimeBundleError(f"{path}: cannot be read as a tokenizer: {error}") from error
         self._template = Confined(confined.TEMPLATE_BYTES, confined.TEMPLATE_SECONDS)
         # Tokens that the model has embeddings for; a tokenizer may know more.
-        self.size = int(bundle.manifest["outputs"][0]["shape"][-1])
+        self.size = fixed_shape(bundle.manifest["outputs"][0])[-1]
         self.ends: frozenset[int] = frozenset(self._settings["ends"])
         # Characters beyond which no text fits the context.
         self._longest = language["context"] * max(map(len, self._tokenizer.get_vocab()), default=1)
@@ -134,8 +135,9 @@ class Text:
     def _begun(self, tokens: list[int]) -> list[int]:
         """Tokens with the model's begin token in front where it wants one."""
         begin = self._settings["begin"]
-        wanted = self._settings["add_begin"] and begin is not None
-        return [begin, *tokens] if wanted and tokens[:1] != [begin] else tokens
+        if begin is None or not self._settings["add_begin"] or tokens[:1] == [begin]:
+            return tokens
+        return [begin, *tokens]
 
     def _token(self, index: int | None) -> str:
         return "" if index is None else str(self._tokenizer.id_to_token(index) or "")

@@ -58,14 +58,10 @@ class Target:
 
         A file that names a `chip` takes from chips/CHIP.toml what it does not say itself.
         """
-        own = _read("--target", name, _FOLDER)
+        own = _read("target", name, _FOLDER)
         chip = own.pop("chip", None)
-        return _made(
-            cls,
-            "--target",
-            name,
-            (_read("its chip", str(chip), _FOLDER / "chips") if chip else {}) | own,
-        )
+        shared = _read("target", str(chip), _FOLDER / "chips") if chip else {}
+        return _made(cls, "target", name, shared | own)
 
 
 @dataclass(frozen=True)
@@ -82,7 +78,7 @@ class Host:
     @classmethod
     def load(cls, name: str = "pi5") -> Host:
         """A shipped host by name, or a TOML file as `measure` writes it. Raises OptionError."""
-        return _made(cls, "--host", name, _read("--host", name, _FOLDER / "hosts"))
+        return _made(cls, "host", name, _read("host", name, _FOLDER / "hosts"))
 
 
 def _read(option: str, name: str, folder: Path) -> dict[str, Any]:
@@ -90,12 +86,12 @@ def _read(option: str, name: str, folder: Path) -> dict[str, Any]:
     if not path.is_file():
         shipped = ", ".join(sorted(p.stem for p in folder.glob("*.toml")))
         raise OptionError(
-            f"{option} {name}: no such file; shipped are: {shipped}; or give a .toml file"
+            f"{name}: no such file; shipped are: {shipped}; or give a .toml file", option
         )
     try:
         table = tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise OptionError(f"{option} {name}: {error}") from error
+        raise OptionError(f"{name}: {error}", option) from error
     inner = [value for value in table.values() if isinstance(value, dict)]
     flat = {key: value for key, value in table.items() if not isinstance(value, dict)}
     return flat | {key: value for group in inner for key, value in group.items()}
@@ -105,14 +101,13 @@ def _made(cls: Any, option: str, name: str, table: Mapping[str, Any]) -> Any:
     for key, value in table.items():
         text = key in ("name", "description")
         if not (isinstance(value, str) if text else _is_number(value)):
-            raise OptionError(
-                f"{option} {name}: {key} = {value!r}; it must be {'text' if text else 'a number'}"
-            )
+            kind = "text" if text else "a number"
+            raise OptionError(f"{name}: {key} = {value!r}; it must be {kind}", option)
     try:
         return cls(**table)
     except TypeError as error:
         raise OptionError(
-            f"{option} {name}: {error}; compare with the files in compiler/targets/"
+            f"{name}: {error}; compare with the files in compiler/targets/", option
         ) from error
 
 

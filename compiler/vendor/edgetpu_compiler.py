@@ -16,13 +16,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from compiler import files
-from compiler.emit import bundle, contents
 from compiler.errors import ModelError, ToolchainError
-from compiler.runtime import folders
 from compiler.runtime.bundle import sha256
+from compiler.runtime.manifest import SegmentEntry
 from compiler.vendor import darwinn
 
 NAME, VARIABLE = "edgetpu_compiler", "EDGETPU_COMPILER"
@@ -30,6 +28,7 @@ TIMEOUT = 180  # seconds, as the compiler's own default
 _SIGNALS = 128  # exit codes of a shell above it are signals
 _GRACE = 30  # seconds beyond its own timeout before it is killed
 _MAPPED = "Mapped to Edge TPU"
+_VERSION = re.compile(r"Edge TPU Compiler version (\S+)")
 _ROW = re.compile(r"^([A-Z][A-Z0-9_]*)\s+(\d+)\s+(\S.*?)\s*$")
 _FIELD = re.compile(r"^([A-Z][A-Za-z -]+): (.+)$")
 # What the compiler says of a whole file that it does not compile; the more telling ones first.
@@ -73,24 +72,29 @@ class Log:
 def parse(text: str) -> Log:
     """Read the standard output or the .log file of any version."""
     log = Log()
-    complaints: dict[str, str] = {}
-    for raw in text.splitlines():
-        line = raw.strip()
-        version = re.search(r"Edge TPU Compiler version (\S+)", line)
-        if version:
+    lines = [line.strip() for line in text.splitlines()]
+    for line in lines:
+        if version := _VERSION.search(line):
             log.version = version.group(1)
         elif row := _ROW.match(line):
             log.rows.append(Row(row.group(1), int(row.group(2)), row.group(3)))
         elif found := _FIELD.match(line):
             name, value = found.groups()
+            # What is said of a model begins with its file; some versions leave that out.
             if name in ("Input", "Input model") or not log.models:
                 log.models.append({})
             log.models[-1][name] = value
-        for complaint in _COMPLAINTS:
-            if complaint in line:
-                complaints.setdefault(complaint, line)
-    log.complaint = next((complaints[c] for c in _COMPLAINTS if c in complaints), None)
+    log.complaint = _complaint(lines)
     return log
+
+
+def _complaint(lines: Sequence[str]) -> str | None:
+    """The first line with the most telling complaint that there is."""
+    for complaint in _COMPLAINTS:
+        for line in lines:
+            if complaint in line:
+                return line
+    return None
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ class Compiled:
 
 @dataclass(frozen=True)
 class Refused:
-    """Why a file was not compiled."""
+    """Why a file was not compiled, in the compiler's words where it has any."""
 
     reason: str
 
@@ -123,25 +127,12 @@ class Tool:
     timeout: int = TIMEOUT
 
     def run(self, files: Sequence[Path], out: Path) -> subprocess.CompletedProcess[str]:
-        """Compile files together; raises subprocess.TimeoutExpired."""
+        """Compile files together into the folder `out`. Raises subprocess.TimeoutExpired, OSError
+        where the program cannot be run."""
         command = list(self.command)
         if self.image is not None:
-            folders = {f.parent.resolve() for f in files} | {out.resolve()}
-            mounts = [
-                part for folder in sorted(folders) for part in ("--volume", f"{folder}:{folder}")
-            ]
-            user = f"{os.getuid()}:{os.getgid()}"
-            command += [
-                "run",
-                "--rm",
-                "--network",
-                "none",
-                "--user",
-                user,
-                *mounts,
-                self.image,
-                NAME,
-            ]
+            folders = {file.parent.resolve() for file in files} | {out.resolve()}
+            command += _container(self.image, sorted(folders))
         command += ["--out_dir", str(out), "--timeout_sec", str(self.timeout), *map(str, files)]
         return subprocess.run(
             command,
@@ -153,6 +144,15 @@ class Tool:
         )
 
 
+def _container(image: str, folders: Iterable[Path]) -> list[str]:
+    """Arguments of docker that run the compiler in an image, as this user, without network, with
+    the folders under their own names."""
+    arguments = ["run", "--rm", "--network", "none", "--user", f"{os.getuid()}:{os.getgid()}"]
+    for folder in folders:
+        arguments += ["--volume", f"{folder}:{folder}"]
+    return [*arguments, image, NAME]
+
+
 def find(path: str | None = None, image: str | None = None, timeout: int = TIMEOUT) -> Tool | None:
     """The compiler at `path`, else at $EDGETPU_COMPILER, else on PATH; or in a container `image` of
     docker.
@@ -162,13 +162,13 @@ def find(path: str | None = None, image: str | None = None, timeout: int = TIMEO
     if image is not None:
         docker = shutil.which("docker")
         if docker is None:
-            raise ToolchainError(f"--docker {image}: docker is not installed")
+            raise ToolchainError(f"{image}: docker is not installed, which runs images")
         return Tool((docker,), image, timeout)
     named = path or os.environ.get(VARIABLE)
     found = shutil.which(named or NAME)
     if named and found is None:
-        source = "--edgetpu-compiler" if path else f"${VARIABLE}"
-        raise ToolchainError(f"{source} {named}: no such program")
+        source = "" if path else f"${VARIABLE} "
+        raise ToolchainError(f"{source}{named}: no such program")
     return Tool((found,), None, timeout) if found else None
 
 
@@ -200,26 +200,35 @@ class Session:
         return found
 
     def _group(self, files: Sequence[Path]) -> dict[Path, Outcome]:
+        """Outcomes of files that are compiled together, and only once where they were before."""
         digests = {file: sha256(file) for file in files}
-        key = tuple(dict.fromkeys(digests.values()))
+        different: dict[str, Path] = {}
+        for file, digest in digests.items():
+            different.setdefault(digest, file)
+        key = tuple(different)
         if key not in self._known:
-            first = {digest: file for file, digest in reversed(digests.items())}
-            self._known[key] = self._compile({d: first[d] for d in key})
+            self._known[key] = self._compile(different)
         return {file: self._known[key][digest] for file, digest in digests.items()}
 
     def _compile(self, files: Mapping[str, Path]) -> dict[str, Outcome]:
-        """Outcomes by digest. Where they fail together, each is tried alone to find those to blame."""
+        """Outcomes by digest. Where they fail together, each is tried alone to find those to
+        blame."""
         outcomes = self._once(files)
         if len(files) == 1 or not any(isinstance(o, Refused) for o in outcomes.values()):
             return outcomes
-        alone = {digest: self._compile({digest: file})[digest] for digest, file in files.items()}
-        blamed = {digest: o for digest, o in alone.items() if isinstance(o, Refused)}
-        good = {digest: file for digest, file in files.items() if digest not in blamed}
-        if not blamed or not good:
+        alone: dict[str, Outcome] = {}
+        good: dict[str, Path] = {}
+        for digest, file in files.items():
+            alone |= self._once({digest: file})
+            if isinstance(alone[digest], Compiled):
+                good[digest] = file
+        if len(good) in (0, len(files)):
             return alone  # they compile one by one only, or not at all
-        return {**self._compile(good), **blamed}
+        # Those that are not to blame may share a caching token.
+        return alone | self._compile(good)
 
     def _once(self, files: Mapping[str, Path]) -> dict[str, Outcome]:
+        """Outcomes by digest of one call of the compiler, which sees copies of the files."""
         out = self._folder.path / str(next(self._numbers))
         out.mkdir()
         inputs = {digest: out / f"s{number}.tflite" for number, digest in enumerate(files)}
@@ -233,21 +242,23 @@ class Session:
             raise ToolchainError(
                 f"{self.tool.command[0]}: cannot be run: {error.strerror}"
             ) from error
-        log = parse(ran.stdout + "\n" + ran.stderr)
-        if ran.returncode != 0:
-            crashed = ran.returncode < 0 or ran.returncode > _SIGNALS
-            if log.version is None and log.complaint is None and not crashed:
-                raise ToolchainError(
-                    f"{self.tool.command[0]}: exit code {ran.returncode}: {_last(ran)}"
-                )
-            return dict.fromkeys(
-                files, Refused(log.complaint or f"exit code {ran.returncode}: {_last(ran)}")
-            )
-        return {digest: _outcome(path, log.version) for digest, path in inputs.items()}
+        log = parse(_output(ran))
+        if ran.returncode == 0:
+            return {digest: _outcome(path, log.version) for digest, path in inputs.items()}
+        reason = f"exit code {ran.returncode}: {_last_line(ran)}"
+        is_crash = ran.returncode < 0 or ran.returncode > _SIGNALS
+        if log.version is None and log.complaint is None and not is_crash:
+            # Nothing in it shows that the compiler ran: docker, say, lacks the image.
+            raise ToolchainError(f"{self.tool.command[0]}: {reason}")
+        return dict.fromkeys(files, Refused(log.complaint or reason))
 
 
-def _last(ran: subprocess.CompletedProcess[str]) -> str:
-    lines = [line.strip() for line in (ran.stdout + "\n" + ran.stderr).splitlines() if line.strip()]
+def _output(ran: subprocess.CompletedProcess[str]) -> str:
+    return f"{ran.stdout}\n{ran.stderr}"
+
+
+def _last_line(ran: subprocess.CompletedProcess[str]) -> str:
+    lines = [line.strip() for line in _output(ran).splitlines() if line.strip()]
     return lines[-1] if lines else "it says nothing"
 
 
@@ -271,97 +282,30 @@ def _outcome(source: Path, version: str | None) -> Outcome:
     )
 
 
-def groups(programs: Iterable[Sequence[Mapping[str, Any]]], folder: Path) -> list[list[Path]]:
+def groups(programs: Iterable[Sequence[SegmentEntry]], folder: Path) -> list[list[Path]]:
     """The files of the segments of each Edge TPU, of all programs of the bundle in `folder`."""
     found: dict[int, list[Path]] = {}
-    for segment in (s for segments in programs for s in segments if s["tpu"] is not None):
-        found.setdefault(segment["tpu"], []).append(folder / segment["files"][0]["path"])
+    for segments in programs:
+        for segment in segments:
+            if segment["tpu"] is not None:
+                found.setdefault(segment["tpu"], []).append(_own_file(segment, folder))
     return [found[tpu] for tpu in sorted(found)]
 
 
 def refused(
-    segments: Iterable[Mapping[str, Any]], outcomes: Mapping[Path, Outcome], folder: Path
+    segments: Iterable[SegmentEntry], outcomes: Mapping[Path, Outcome], folder: Path
 ) -> dict[int, str]:
     """Indices of segments that were not compiled, and why."""
-    found = {
-        s["index"]: outcomes[folder / s["files"][0]["path"]]
-        for s in segments
-        if s["tpu"] is not None
-    }
-    return {
-        index: outcome.reason for index, outcome in found.items() if isinstance(outcome, Refused)
-    }
-
-
-def enter(
-    segments: Iterable[dict[str, Any]], outcomes: Mapping[Path, Outcome], folder: Path
-) -> None:
-    """Put compiled files beside the segments' own and say in their entries of the manifest what
-    came of them."""
+    found = {}
     for segment in segments:
         if segment["tpu"] is None:
             continue
-        outcome = outcomes[folder / segment["files"][0]["path"]]
+        outcome = outcomes[_own_file(segment, folder)]
         if isinstance(outcome, Refused):
-            for operator in segment["operators"]:
-                operator["reason"] = (
-                    f"runs on the CPU, as edgetpu_compiler refuses its segment: {outcome.reason}"
-                )
-        else:
-            _enter(segment, outcome, folder)
+            found[segment["index"]] = outcome.reason
+    return found
 
 
-def compile_bundle(
-    path: Path, tool: Tool, report: Callable[[str, int], Callable[[], None]]
-) -> dict[str, Any]:
-    """Compile the segments of a bundle in its place; returns its new manifest. Raises BundleError,
-    OutputError.
-
-    Compiled files come beside the others first and the manifest names them last, so that the bundle
-    is whole at any time. What is not the bundle's stays as it is.
-    """
-    bundle.load(path, check=False)
-    with bundle.changing(path):
-        found = bundle.load(path)
-        programs = [program["segments"] for program in found.programs().values()]
-        for segment in (s for segments in programs for s in segments):
-            segment["files"], segment["compiled"] = segment["files"][:1], None
-        parts = groups(programs, path)
-        try:
-            with files.writing(path), Session(tool) as session:
-                outcomes = session.compile(parts, report("edgetpu_compiler", len(parts)))
-                for segments in programs:
-                    enter(segments, outcomes, path)
-                folders.synchronise(path)
-                bundle.write_manifest(path, found.manifest, last=True)
-        finally:
-            contents.remove_leftovers(
-                path
-            )  # of this compilation if it failed, else of earlier ones
-    return found.manifest
-
-
-def _enter(segment: dict[str, Any], outcome: Compiled, folder: Path) -> None:
-    # Named by its content, as the manifest that stands may name the one of an earlier compilation.
-    own, digest = segment["files"][0], sha256(outcome.file)
-    entry: dict[str, Any] = {
-        "path": f"{own['path'].removesuffix('.tflite')}-{digest[:8]}_edgetpu.tflite",
-        "sha256": digest,
-        "bytes": outcome.file.stat().st_size,
-    }
-    made = folder / f"{entry['path']}.tmp"
-    shutil.copyfile(outcome.file, made)
-    made.replace(folder / entry["path"])
-    segment["files"] = [own, entry]
-    segment["compiled"] = {
-        "path": entry["path"],
-        "compiler": outcome.version,
-        "cached_bytes": outcome.cached,
-        "streamed_bytes": outcome.streamed,
-        "mapped": sum(r.count for r in outcome.rows if r.mapped),
-        "on_cpu": [
-            {"operator": r.operator, "count": r.count, "status": r.status}
-            for r in outcome.rows
-            if not r.mapped
-        ],
-    }
+def _own_file(segment: SegmentEntry, folder: Path) -> Path:
+    """The file that is compiled, not what came of it."""
+    return folder / segment["files"][0]["path"]

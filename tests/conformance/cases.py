@@ -18,6 +18,7 @@ from onnx import numpy_helper
 
 from compiler.checks.difference import Difference
 from compiler.driver import build as building
+from compiler.driver.options import BuildOptions
 from compiler.errors import CalibrationError, CompilerError
 from compiler.partition import PartitionOptions
 from compiler.runtime import Bundle, Pipeline
@@ -106,11 +107,11 @@ def outcome(case: Any, folder: Path) -> Outcome:
             building.build(
                 path,
                 output,
-                building.Options(calibration=_saved(inputs, folder), partitioning=BRIEF),
+                BuildOptions(calibration=_saved(inputs, folder), partitioning=BRIEF),
             )
         except CalibrationError:
             inputs = None
-            building.build(path, output, building.Options(partitioning=BRIEF))
+            building.build(path, output, BuildOptions(partitioning=BRIEF))
     except CompilerError as error:
         if error.exit_code != 2 or "\n" in str(error):
             raise

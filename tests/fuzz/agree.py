@@ -17,6 +17,7 @@ import onnx
 
 from compiler.checks.verify import Difference
 from compiler.driver import build as building
+from compiler.driver.options import BuildOptions
 from compiler.errors import CompilerError
 from compiler.graph.reference import Reference
 from compiler.partition import PartitionOptions, PlacePolicy
@@ -92,7 +93,7 @@ def agrees(seed: int, folder: Path, places: Sequence[PlacePolicy] = ("host", "tp
 def _outcome(
     path: Path, folder: Path, place: PlacePolicy, samples: Any, wanted: Any, jumps: set[str]
 ) -> Outcome:
-    options = building.Options(
+    options = BuildOptions(
         calibration=folder / "samples.npz",
         force=True,
         partitioning=PartitionOptions(place=place, seconds=0.2),
@@ -152,7 +153,7 @@ def _difference(got: Array, want: Array) -> str:
 
 
 def _rounded_agree(
-    path: Path, options: building.Options, samples: Any, got: Any, wanted: Any, jumps: set[str]
+    path: Path, options: BuildOptions, samples: Any, got: Any, wanted: Any, jumps: set[str]
 ) -> Outcome:
     """Floats in front of which nothing jumps are as near as rounding alone would be, or good
     enough. All have the right type, and the right shape where nothing jumps."""
@@ -175,7 +176,9 @@ def _rounded_agree(
         return Outcome("agrees")
     imported = building.read(path, options)
     loaded = sampling.load(options.calibration, imported.graph.inputs, options.image, 0)
-    program = building.quantize(building.lower(imported, options), loaded.split()[0], options)
+    program = building.quantize(
+        building.plan_program(imported, options), loaded.split()[0], options
+    )
     with Reference(simulated(program)) as reference:
         rounded = [reference.run(sample) for sample in samples]
     for name, ours in low.items():
@@ -189,7 +192,7 @@ def _sqnr(got: Any, wanted: Any, name: str) -> float:
     difference = Difference()
     for one, other in zip(got, wanted, strict=True):
         difference.add(np.asarray(one[name]), np.asarray(other[name]))
-    return difference.sqnr_db
+    return difference.plain_sqnr_db
 
 
 def _flat(row: dict[str, Array]) -> Iterator[np.ndarray]:

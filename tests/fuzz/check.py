@@ -11,6 +11,7 @@ import onnx
 
 from compiler.checks.difference import Difference
 from compiler.driver import build as building
+from compiler.driver.options import BuildOptions
 from compiler.graph.reference import Reference
 from compiler.partition import PartitionOptions
 from compiler.quantize import samples as sampling
@@ -33,7 +34,7 @@ def check(model: onnx.ModelProto, folder: Path) -> tuple[float, float]:
     shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
     x = np.random.default_rng(0).standard_normal((40, *shape[1:])).astype(np.float32)
     np.savez(folder / "samples.npz", x=x[:8])
-    options = building.Options(
+    options = BuildOptions(
         calibration=folder / "samples.npz",
         check_passes=True,
         force=True,
@@ -53,7 +54,7 @@ def check(model: onnx.ModelProto, folder: Path) -> tuple[float, float]:
     held_out = [{"x": row[None]} for row in x[8:]]
     with Reference(imported) as reference:
         wanted = [reference.run(sample) for sample in held_out]
-    program = building.quantize(building.lower(imported, options), calibration, options)
+    program = building.quantize(building.plan_program(imported, options), calibration, options)
     with Reference(simulated(program)) as reference:
         rounded = [reference.run(sample) for sample in held_out]
     pipeline = Pipeline(Bundle.open(folder / "bundle"))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from compiler.graph import array_of
-from compiler.quantize.balance import UNIT, products
+from compiler.quantize.balance import UNIT
+from compiler.quantize.products import products
 from compiler.quantize.samples import Samples
 from passes import SampleContext, balance
 from tests.passes.golden import TARGET, run_passes

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from compiler.driver import build as building
+from compiler.driver.options import BuildOptions
 from tests.passes.golden import leaves_alone, rewrites
 
 EXPORTS = Path(__file__).parents[2] / "fixtures" / "exports" / "encoders"
@@ -205,8 +206,8 @@ SPELT_OUT = {"Erf", "Tanh", "Pow", "Sqrt", "Reciprocal", "ReduceMean", "IsNaN"}
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WANTED)
 def test_real_exports(name: str, tmp_path: Path) -> None:
-    options = building.Options(check_passes=True, also=frozenset({"rotate_outputs", "second_row"}))
-    program = building.lower(building.read(EXPORTS / f"{name}.onnx", options), options)
+    options = BuildOptions(check_passes=True, also=frozenset({"rotate_outputs", "second_row"}))
+    program = building.plan_program(building.read(EXPORTS / f"{name}.onnx", options), options)
     host = Counter(n.op_type for s in program.plan.segments if s.device == "host" for n in s.nodes)
     assert {kind: host[kind] for kind in WANTED[name]} == WANTED[name]
     assert host["Softmax"] == WANTED[name].get("Softmax", 0)

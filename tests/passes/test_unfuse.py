@@ -13,6 +13,7 @@ from onnx import helper, numpy_helper
 
 from compiler.checks.pass_checks import Checker
 from compiler.driver import build as building
+from compiler.driver.options import BuildOptions
 from compiler.graph.reference import Reference
 from compiler.importer import load as importer
 from passes import PassContext, fold_constants, unfuse
@@ -335,7 +336,7 @@ def test_a_real_export_has_its_products_on_the_edge_tpu(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     mask = (np.arange(16) < rng.integers(4, 17, (16, 1))).astype(np.int64)
     np.savez(tmp_path / "c.npz", input_ids=rng.integers(0, 100, (16, 16)), attention_mask=mask)
-    options = building.Options(calibration=tmp_path / "c.npz", check_passes=True)
+    options = BuildOptions(calibration=tmp_path / "c.npz", check_passes=True)
     manifest = building.build(EXPORT, tmp_path / "b", options)
     operators = [o["operator"] for s in manifest["segments"] for o in s["operators"]]
     assert not any("microsoft" in name for name in operators)

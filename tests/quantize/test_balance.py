@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler.quantize import balance
+from compiler.quantize import products as found_products
 from tests.passes.golden import rewrites
 
 BEFORE = """
@@ -37,8 +38,8 @@ SAMPLE = {"x": np.array([[9, 9], [9, -9]], np.float32)}
 
 
 def run(model: ir.Model) -> None:
-    products = balance.products(model.graph).values()
-    balance.balance(model, list(products), [SAMPLE, SAMPLE])
+    found = found_products.products(model.graph).values()
+    balance.balance(model, list(found), [SAMPLE, SAMPLE])
 
 
 def test_factors_are_half_ranges_with_a_margin_and_offsets_middles() -> None:

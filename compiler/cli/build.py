@@ -1,0 +1,245 @@
+"""The command `build`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import compiler
+from compiler.cli import options as shared
+from compiler.cli import parse
+from compiler.cli.common import err, log_to, out, progress_bars, wrote
+from compiler.cli.options import option
+from compiler.driver.options import ACCURACY, OPTIONAL, BuildOptions, LanguageOptions
+from compiler.errors import one_line
+
+RANDOM_DATA = "[bold yellow]No --calibration: using random data; accuracy will be meaningless.[/]"
+
+
+def build(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="An ONNX file; or a language model: a GGUF file, a Hugging Face folder, an "
+            "exported decoder."
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The bundle's folder. Default: MODEL.bundle."),
+    ] = None,
+    dims: shared.Dims = None,
+    shapes: shared.Shapes = None,
+    values: shared.Values = None,
+    force: Annotated[
+        bool,
+        option("force", "--force", help="Replace an existing bundle, once the new one is whole."),
+    ] = BuildOptions.force,
+    calibration: Annotated[
+        Path | None,
+        option(
+            "calibration",
+            help="Samples: an .npz file with an array per input, an .npy file, a folder of these, "
+            "or a folder of images; UTF-8 text for language models. Every fourth sample is held "
+            "out to verify the bundle.",
+        ),
+    ] = None,
+    mean: Annotated[
+        str,
+        option(
+            "mean", help="Subtracted from images, whose values are in [0, 1]: 0.485,0.456,0.406."
+        ),
+    ] = "0",
+    std: Annotated[
+        str, option("std", help="Images are then divided by it: 0.229,0.224,0.225.")
+    ] = "1",
+    size: Annotated[
+        str | None,
+        option(
+            "size",
+            metavar="HEIGHT,WIDTH",
+            help="Images are resized to this, then their centre is cut out to the input's size.",
+        ),
+    ] = None,
+    observers: Annotated[
+        list[str] | None,
+        option(
+            "observers",
+            "--observer",
+            metavar="[PATTERN=]KIND",
+            help="How the range of an activation is chosen: minmax (default), percentile (99.99) "
+            "or mse; with a PATTERN for matching tensors. May be repeated.",
+        ),
+    ] = None,
+    seed: Annotated[
+        int, option("seed", help="Seed of the random data, 0 or more.")
+    ] = BuildOptions.seed,
+    tokenizer: Annotated[
+        Path | None,
+        option("tokenizer", help="tokenizer.json of an encoder, so that `serve` embeds texts."),
+    ] = None,
+    min_sqnr: Annotated[
+        float | None,
+        option(
+            "min_sqnr",
+            metavar="DB",
+            help="Fail, and write nothing, where an output has a lower signal-to-noise ratio.",
+        ),
+    ] = BuildOptions.min_sqnr,
+    accuracy: Annotated[
+        str | None,
+        option(
+            "accuracy",
+            metavar="report",
+            help="Measure how much each segment contributes to the error at the end.",
+        ),
+    ] = BuildOptions.accuracy,
+    keep_float: Annotated[
+        float,
+        option(
+            "keep_float",
+            metavar="PERCENT",
+            help="Keep the segments that contribute most to the error in float on the host, up to "
+            "this percentage (0 to 100) of the multiply-accumulates.",
+        ),
+    ] = BuildOptions.keep_float,
+    without: Annotated[
+        list[str] | None,
+        option(
+            "without",
+            metavar="STEP",
+            help="Leave out a step that only serves accuracy. May be repeated: "
+            f"{', '.join(ACCURACY)}.",
+        ),
+    ] = None,
+    also: Annotated[
+        list[str] | None,
+        option(
+            "also",
+            "--with",
+            metavar="STEP",
+            help="Add a step that trades speed against accuracy. May be repeated: "
+            f"{', '.join(OPTIONAL)}.",
+        ),
+    ] = None,
+    check_passes: Annotated[
+        bool,
+        option(
+            "check_passes",
+            "--check-passes",
+            help="Run the model after each pass and compare it with the model before.",
+        ),
+    ] = BuildOptions.check_passes,
+    target: shared.Target = BuildOptions.target,
+    host: shared.Host = "pi5",
+    tpus: shared.Tpus = 1,
+    objective: shared.Objective = "latency",
+    place: shared.Place = None,
+    pins: shared.Pins = None,
+    cuts: shared.Cuts = None,
+    context: shared.Context = LanguageOptions.context,
+    chunk: shared.Chunk = LanguageOptions.chunk,
+    slots: shared.Slots = LanguageOptions.slots,
+    max_ram: shared.MaxRam = LanguageOptions.max_ram,
+    lowering: Annotated[
+        str,
+        option(
+            "lowering",
+            metavar="direct|onnx-tf[,direct]",
+            help="Who writes TPU segments: this compiler, or onnx-tf and TensorFlow; with ,direct "
+            "this compiler where they fail.",
+        ),
+    ] = "direct",
+    edgetpu_compiler: shared.Tool = None,
+    docker: shared.Docker = None,
+    timeout: shared.Timeout = shared.TIMEOUT,
+    dump_passes: Annotated[
+        Path | None,
+        option(
+            "dump_passes",
+            metavar="DIR",
+            help="Save the model as ONNX after each pass, in a new or empty folder.",
+        ),
+    ] = None,
+    timings: Annotated[
+        bool,
+        typer.Option(
+            "--timings",
+            rich_help_panel=shared.PANELS["toolchain"],
+            help="Print how long each stage and each pass took.",
+        ),
+    ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose",
+            "-v",
+            rich_help_panel=shared.PANELS["toolchain"],
+            help="Log for each pass what it matched and what it nearly matched.",
+        ),
+    ] = False,
+) -> None:
+    """Build a bundle from MODEL, run it against the float model, and show the difference."""
+    from compiler.view.timings import show_timings
+
+    image = compiler.ImageOptions(
+        parse.floats("mean", mean), parse.floats("std", std), parse.size(size)
+    )
+    tool = None
+    if edgetpu_compiler != "none":
+        tool = compiler.find_edgetpu_compiler(edgetpu_compiler, docker, timeout)
+    options = BuildOptions(
+        dims=parse.dims(dims),
+        shapes=parse.shapes(shapes),
+        values=parse.values(values),
+        target=target,
+        partitioning=parse.partition_options(tpus, objective, place, host, pins, cuts or ()),
+        calibration=calibration,
+        image=image,
+        observers=compiler.Observers.parse(observers or ()),
+        min_sqnr=min_sqnr,
+        accuracy=accuracy,  # type: ignore[arg-type]  # it checks itself
+        tokenizer=tokenizer,
+        keep_float=keep_float,
+        without=frozenset(without or ()),
+        also=frozenset(also or ()),
+        check_passes=check_passes,
+        seed=seed,
+        force=force,
+        tool=tool,
+        lowering=tuple(lowering.split(",")),
+        language=LanguageOptions(context, chunk, slots, max_ram),
+        dump_passes=dump_passes,
+    )
+    if calibration is None and compiler.kind_of(model) != "language":
+        err.print(RANDOM_DATA)
+    if verbose:
+        log_to(err)
+    measured = compiler.Timings()
+    with progress_bars() as progress:
+        bundle = compiler.build(model, options, output, progress=progress, timings=measured)
+    _show(bundle)
+    if timings:
+        show_timings(err, measured.stages, measured.passes)
+
+
+def _show(bundle: compiler.Bundle) -> None:
+    from compiler.view.compiled import show_compilation
+    from compiler.view.language import show_language
+    from compiler.view.plan import show_plan
+    from compiler.view.quality import show_baseline, show_quality, show_warnings
+
+    manifest = bundle.manifest
+    hint = ""
+    if "language" in manifest:
+        show_language(out, manifest)
+        hint = f"; `generate {one_line(str(bundle.path))} PROMPT` continues a text"
+    else:
+        show_plan(out, manifest)
+        show_quality(out, manifest["quality"])
+        show_baseline(out, manifest["quality"])
+    show_compilation(out, manifest)
+    wrote(bundle.path, hint)
+    show_warnings(out, manifest["quality"])

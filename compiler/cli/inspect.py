@@ -1,0 +1,131 @@
+"""The command `inspect`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import compiler
+from compiler.cli import options as shared
+from compiler.cli import parse
+from compiler.cli.common import out, print_json, progress_bars, write, wrote
+from compiler.driver.options import BuildOptions
+from compiler.errors import OptionError, one_line
+
+
+def inspect(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            help="A bundle; an ONNX file, for the plan that it would get; or a .tflite file that "
+            "edgetpu_compiler wrote."
+        ),
+    ],
+    json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", help="Write the plan as a page for the browser, print nothing."),
+    ] = None,
+    dot: Annotated[
+        Path | None,
+        typer.Option("--dot", help="Write the rewritten graph for Graphviz (ONNX files)."),
+    ] = None,
+    netron: Annotated[
+        Path | None,
+        typer.Option("--netron", help="Write the rewritten graph as ONNX for Netron (ONNX files)."),
+    ] = None,
+    dims: shared.Dims = None,
+    shapes: shared.Shapes = None,
+    values: shared.Values = None,
+    target: shared.Target = BuildOptions.target,
+    host: shared.Host = "pi5",
+    tpus: shared.Tpus = 1,
+    objective: shared.Objective = "latency",
+    place: shared.Place = None,
+    pins: shared.Pins = None,
+    cuts: shared.Cuts = None,
+) -> None:
+    """Show the segments of a bundle, or those that an ONNX file would get.
+
+    For each node on the host it says why it is there.
+    Of a compiled *_edgetpu.tflite file, show its executables and what is cached and streamed.
+    """
+    options = BuildOptions(
+        dims=parse.dims(dims),
+        shapes=parse.shapes(shapes),
+        values=parse.values(values),
+        target=target,
+        partitioning=parse.partition_options(tpus, objective, place, host, pins, cuts or ()),
+    )
+    kind = compiler.kind_of(path)
+    if (kind != "onnx" and (dot or netron)) or (kind == "tflite" and html):
+        raise OptionError(f"{path}: --dot and --netron take .onnx files, --html those and bundles")
+    if kind == "tflite":
+        _show_compiled(compiler.inspect_compiled(path, options), json)
+        return
+    with progress_bars() as progress:
+        inspection = compiler.inspect(path, options, progress=progress)
+    _write_graphs(inspection, dot, netron)
+    if _is_stdout(dot, netron):
+        return
+    if html is not None:
+        _write_page(inspection, html)
+    elif json:
+        print_json(inspection.plan)
+    else:
+        _show(inspection)
+
+
+def _show(inspection: compiler.Inspection) -> None:
+    from compiler.view.language import show_language
+    from compiler.view.plan import show_plan
+    from compiler.view.quality import show_baseline, show_quality, show_warnings
+
+    plan = inspection.plan
+    if "language" in plan:
+        show_language(out, plan)
+    else:
+        show_plan(out, plan)
+    quality = inspection.quality
+    if quality is None:
+        return
+    if "language" not in plan:
+        show_quality(out, quality)
+        show_baseline(out, quality)
+    show_warnings(out, quality)
+
+
+def _show_compiled(compiled: compiler.CompiledFile, as_json: bool) -> None:
+    from compiler.view.compiled import show_compiled
+
+    if as_json:
+        packages = [asdict(package) for package in compiled.packages]
+        print_json({"packages": packages, "on_cpu": compiled.on_cpu})
+    else:
+        show_compiled(out, compiled.path.name, compiled.packages, compiled.on_cpu)
+
+
+def _write_graphs(inspection: compiler.Inspection, dot: Path | None, netron: Path | None) -> None:
+    from compiler.view.dot import dot as graphviz
+
+    if dot is not None and inspection.program is not None:
+        write(dot, graphviz(inspection.program), inspection.sources)
+    if netron is not None:
+        compiler.save_graph(inspection, netron)
+        wrote(netron, f"; `netron {one_line(str(netron))}` shows it")
+
+
+def _write_page(inspection: compiler.Inspection, path: Path) -> None:
+    from compiler.view import page
+
+    write(path, page.page(inspection.plan), inspection.sources)
+
+
+def _is_stdout(*paths: Path | None) -> bool:
+    """Whether a graph went to standard output, which nothing else may go to then."""
+    from compiler import files
+
+    return any(path is not None and files.is_stdout(path) for path in paths)

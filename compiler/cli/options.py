@@ -1,0 +1,184 @@
+"""Options that several commands have, under the headings that compiler/driver/options.py declares.
+
+A parameter has the name of its field in the options classes, so that an error about a field can
+name the flag.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from compiler.driver.options import MOST_SLOTS, SCOPES, Group
+
+PANELS: dict[Group, str] = {
+    "model": "Model",
+    "calibration": "Calibration",
+    "accuracy": "Accuracy",
+    "plan": "Plan",
+    "language": "Language models",
+    "toolchain": "Toolchain",
+}
+_TOOLCHAIN = PANELS["toolchain"]
+
+
+def option(field: str, *flags: str, **settings: Any) -> Any:
+    """The typer option of a field, under the heading of its group."""
+    return typer.Option(*flags, rich_help_panel=PANELS[SCOPES[field].group], **settings)
+
+
+Dims = Annotated[
+    list[str] | None,
+    option(
+        "dims",
+        "--dim",
+        metavar="NAME=VALUE",
+        help="Fix a dynamic dimension: batch=1. May be repeated.",
+    ),
+]
+Shapes = Annotated[
+    list[str] | None,
+    option(
+        "shapes",
+        "--shape",
+        metavar="INPUT=1,3,224,224",
+        help="Fix the shape of an input. May be repeated.",
+    ),
+]
+Values = Annotated[
+    list[str] | None,
+    option(
+        "values",
+        "--value",
+        metavar="INPUT=VALUE",
+        help="Fix what an input holds: sr=16000. Branches that depend on it are dropped, and the "
+        "bundle has no such input. May be repeated.",
+    ),
+]
+Target = Annotated[
+    str,
+    option("target", help="The Edge TPU and its link: usb3, usb2, pcie, devboard or a .toml file."),
+]
+Host = Annotated[
+    str,
+    option("host", help="The host CPU, for predictions: pi5, pi4 or a file made by `measure`."),
+]
+Tpus = Annotated[int, option("tpus", help="How many Edge TPUs there are, 1 to 64.")]
+Objective = Annotated[
+    str,
+    option(
+        "objective",
+        metavar="latency|throughput",
+        help="Make one inference fast, or a pipeline over all Edge TPUs.",
+    ),
+]
+Place = Annotated[
+    str | None,
+    option(
+        "place",
+        metavar="tpu|host|auto",
+        help="Where layers that an Edge TPU takes run: there (default), on the host, or where it "
+        "is predicted to be faster (default for language models).",
+    ),
+]
+Pins = Annotated[
+    list[str] | None,
+    option(
+        "pins",
+        "--pin",
+        metavar="NODE=tpu|host",
+        help="Place nodes by name; * and ? match. May be repeated.",
+    ),
+]
+Cuts = Annotated[
+    list[str] | None,
+    option(
+        "cuts",
+        "--cut",
+        metavar="NODE",
+        help="End a segment behind this node; the planner then makes no cuts of its own. May be "
+        "repeated.",
+    ),
+]
+Context = Annotated[int, option("context", help="Tokens that fit the cache, 2 or more.")]
+Chunk = Annotated[int, option("chunk", help="Tokens that prefill takes at once, 2 or more.")]
+Slots = Annotated[
+    int, option("slots", help=f"Sequences that decode takes at once, 1 to {MOST_SLOTS}.")
+]
+MaxRam = Annotated[
+    int | None,
+    option(
+        "max_ram",
+        metavar="MB",
+        help="Memory for weights, in MB. What does not fit is loaded segment by segment as it is "
+        "used, which is slow. Default: no limit.",
+    ),
+]
+Tool = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH",
+        rich_help_panel=_TOOLCHAIN,
+        help="Google's edgetpu_compiler; none does not run it. Default: $EDGETPU_COMPILER, else "
+        "the one on PATH, if any.",
+    ),
+]
+Docker = Annotated[
+    str | None,
+    typer.Option(
+        metavar="IMAGE",
+        rich_help_panel=_TOOLCHAIN,
+        help="Run edgetpu_compiler in this docker image.",
+    ),
+]
+Timeout = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        metavar="SECONDS",
+        rich_help_panel=_TOOLCHAIN,
+        help="How long edgetpu_compiler may take for a segment.",
+    ),
+]
+# As vendor/edgetpu_compiler.py has it, which is too heavy to import for a default.
+TIMEOUT = 180
+
+BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.")]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
+Devices = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|cpu|usb:0,...",
+        help="Edge TPUs to use: all that are found, none, or these; sim:2 simulates two, ray takes "
+        "those of a cluster.",
+    ),
+]
+OnLoss = Annotated[
+    str,
+    typer.Option(
+        metavar="move|cpu|stop",
+        help="Where the segments of a lost Edge TPU go: to the others, to the CPU, or nowhere.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
+
+Temperature = Annotated[
+    float, typer.Option(help="0 takes the likeliest token; higher values draw more freely.")
+]
+TopK = Annotated[int, typer.Option(help="Draw from so many of the likeliest tokens; 0: all.")]
+TopP = Annotated[
+    float,
+    typer.Option(help="Draw from the likeliest tokens that together reach this probability."),
+]
+MinP = Annotated[
+    float,
+    typer.Option(help="Draw from tokens with at least this share of the likeliest's probability."),
+]
+RepetitionPenalty = Annotated[
+    float, typer.Option(help="Above 1, tokens of the text so far become less likely.")
+]
+Seed = Annotated[int | None, typer.Option(min=0, help="The same seed draws the same tokens.")]
+Stop = Annotated[list[str] | None, typer.Option(help="End in front of this text. May be repeated.")]
+Stats = Annotated[bool, typer.Option("--stats", help="Print tokens per second to standard error.")]

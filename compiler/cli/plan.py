@@ -1,0 +1,63 @@
+"""The command `plan`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import compiler
+from compiler.cli import options as shared
+from compiler.cli import parse
+from compiler.cli.common import out, print_json, progress_bars
+from compiler.cli.options import option
+from compiler.driver.options import BuildOptions, LanguageOptions
+
+
+def plan(
+    model: Annotated[Path, typer.Argument(help="An ONNX file, or a language model.")],
+    tpus: Annotated[
+        str | None,
+        option(
+            "tpus",
+            metavar="1..8",
+            help="How many Edge TPUs: 4, or 1,2,4, or 1..8 (default). Language models take one "
+            "number (default 1).",
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+    dims: shared.Dims = None,
+    shapes: shared.Shapes = None,
+    values: shared.Values = None,
+    target: shared.Target = BuildOptions.target,
+    host: shared.Host = "pi5",
+    objective: shared.Objective = "throughput",
+    place: shared.Place = None,
+    pins: shared.Pins = None,
+    context: shared.Context = LanguageOptions.context,
+    chunk: shared.Chunk = LanguageOptions.chunk,
+) -> None:
+    """Predict latency, throughput and memory on several numbers of Edge TPUs.
+
+    This takes seconds and needs no samples. Of a language model it predicts tokens per second of
+    prefill and decode, by where the layers run.
+    """
+    from compiler.view.plan import show_forecasts
+
+    options = BuildOptions(
+        dims=parse.dims(dims),
+        shapes=parse.shapes(shapes),
+        values=parse.values(values),
+        target=target,
+        partitioning=parse.partition_options(1, objective, place, host, pins, ()),
+        language=LanguageOptions(context, chunk),
+    )
+    counts = [] if tpus is None else parse.counts(tpus)
+    with progress_bars() as progress:
+        rows = compiler.plan(model, options, counts, progress=progress)
+    if json:
+        print_json([asdict(row) for row in rows])
+    else:
+        show_forecasts(out, model.name, target, rows)

@@ -1,0 +1,104 @@
+"""The command `run`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from compiler.cli import options as shared
+from compiler.cli.common import (
+    bundle_files,
+    console_beside,
+    device_errors,
+    notices,
+    open_bundle,
+    progress_bars,
+    wrote,
+)
+from compiler.errors import InputError, OptionError
+from compiler.validation import require_choice
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from compiler.runtime import Runner
+
+
+def run(
+    path: shared.BundlePath,
+    source: Annotated[
+        Path,
+        typer.Option(
+            "--input", "-i", help=".npz file with an array per input, or .npy file for one input."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help=".npz file for the outputs.")],
+    devices: shared.Devices = "auto",
+    on_loss: shared.OnLoss = "move",
+    threads: shared.Threads = 2,
+) -> None:
+    """Run a bundle on arrays from a file.
+
+    They may hold several samples, stacked along the first axis; these go through as a pipeline.
+    """
+    import numpy as np
+
+    from compiler import files
+    from compiler.runtime import Runner
+    from compiler.runtime.fleet import ON_LOSS
+
+    require_choice("on_loss", on_loss, ON_LOSS)
+    bundle = open_bundle(path)
+    with device_errors(), Runner(bundle, devices, threads, on_loss) as runner:
+        samples = read_samples(source, runner)
+        notices(runner.notices)
+        with progress_bars() as progress:
+            done = progress("running", len(samples))
+            results = []
+            for result in runner.stream(samples):
+                results.append(result)
+                done()
+        names = [entry["name"] for entry in runner.pipeline.outputs]
+    outputs = {}
+    for name in names:
+        outputs[name] = _stack([result[name] for result in results])
+    with files.output(output, [source, *bundle_files(bundle)]) as file:
+        np.savez(file, **outputs)  # type: ignore[arg-type]
+    console = console_beside(output)
+    for name, array in outputs.items():
+        console.print(f"{escape(name)}: {list(array.shape)} {array.dtype}", highlight=False)
+    wrote(output)
+
+
+def read_samples(source: Path, runner: Runner) -> list[dict[str, np.ndarray]]:
+    """The arrays of a file as samples of the bundle's inputs. Raises InputError."""
+    import numpy as np
+
+    from compiler.runtime import arrays
+
+    if "language" in runner.bundle.manifest:
+        raise OptionError(f"{runner.bundle.path}: is a language model: `generate` runs it")
+    pipeline = runner.pipeline
+    try:
+        loaded = arrays.read(source)
+        if isinstance(loaded, np.ndarray):
+            loaded = {pipeline.inputs[0]["name"]: loaded}
+        return pipeline.samples(loaded)
+    except (arrays.ArrayError, ValueError) as error:
+        raise InputError(f"{source}: {error}") from error
+
+
+def _stack(results: Sequence[np.ndarray]) -> np.ndarray:
+    """Results as one array: side by side where they have an axis for samples, of length 1."""
+    import numpy as np
+
+    first = results[0]
+    if len(results) == 1:
+        return first
+    if first.ndim and len(first) == 1:
+        return np.concatenate(results)
+    return np.stack(results)

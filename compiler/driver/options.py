@@ -1,0 +1,314 @@
+"""What a user may choose of a build. Options check themselves when they are made.
+
+This module imports nothing heavy, so that the command line can show its help at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from compiler.errors import OptionError
+from compiler.validation import require_choice, require_count, require_number
+
+if TYPE_CHECKING:
+    from compiler.partition.options import PartitionOptions
+    from compiler.quantize.calibrate import Observers
+    from compiler.quantize.samples import ImageOptions
+    from compiler.vendor.edgetpu_compiler import Tool
+
+ModelKind = Literal["onnx", "language"]
+Group = Literal["model", "calibration", "accuracy", "plan", "language", "toolchain"]
+
+# Passes that only serve accuracy, which `without` leaves out; the records in passes/ say so too.
+ACCURACY = (
+    "keep_gates",
+    "keep_spectra",
+    "split_gates",
+    "split_joins",
+    "rotate_rows",
+    "normalise_linears",
+    "keep_tails",
+    "balance",
+    "equalise",
+    "correct_biases",
+)
+# Steps that trade time against accuracy, which `also` adds.
+OPTIONAL = ("rotate_outputs", "second_row", "rotate_stream")
+# The optional step that is for language models alone. The others change layers on an Edge TPU.
+ROTATE_STREAM = "rotate_stream"
+
+ACCURACY_VIEWS = ("report",)
+LOWERINGS = (("direct",), ("onnx-tf",), ("onnx-tf", "direct"))
+MOST_SLOTS = 64
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Where an option belongs: its heading in --help, and the kinds of models that it is for."""
+
+    group: Group
+    kinds: tuple[ModelKind, ...] = ("onnx", "language")
+
+
+_ONNX: tuple[ModelKind, ...] = ("onnx",)
+_LANGUAGE: tuple[ModelKind, ...] = ("language",)
+
+# Every option by the name of its field, those of ImageOptions, PartitionOptions and LanguageOptions
+# too. The command line takes its headings from here, and `suited_to` what it refuses.
+SCOPES: Mapping[str, Scope] = {
+    "dims": Scope("model", _ONNX),
+    "shapes": Scope("model", _ONNX),
+    "values": Scope("model", _ONNX),
+    "force": Scope("model"),
+    "calibration": Scope("calibration"),
+    "mean": Scope("calibration", _ONNX),
+    "std": Scope("calibration", _ONNX),
+    "size": Scope("calibration", _ONNX),
+    "observers": Scope("calibration", _ONNX),
+    "seed": Scope("calibration", _ONNX),
+    "tokenizer": Scope("calibration", _ONNX),
+    "min_sqnr": Scope("accuracy", _ONNX),
+    "accuracy": Scope("accuracy", _ONNX),
+    "keep_float": Scope("accuracy", _ONNX),
+    "without": Scope("accuracy", _ONNX),
+    "also": Scope("accuracy"),
+    "check_passes": Scope("accuracy", _ONNX),
+    "target": Scope("plan"),
+    "host": Scope("plan"),
+    "tpus": Scope("plan"),
+    "objective": Scope("plan"),
+    "place": Scope("plan"),
+    "pins": Scope("plan"),
+    "cuts": Scope("plan", _ONNX),
+    "seconds": Scope("plan"),
+    "host_int8": Scope("plan"),
+    "kept": Scope("plan"),
+    "host_bytes": Scope("plan"),
+    "context": Scope("language", _LANGUAGE),
+    "chunk": Scope("language", _LANGUAGE),
+    "slots": Scope("language", _LANGUAGE),
+    "max_ram": Scope("language", _LANGUAGE),
+    "tool": Scope("toolchain"),
+    "lowering": Scope("toolchain", _ONNX),
+    "dump_passes": Scope("toolchain", _ONNX),
+}
+# Fields that hold options classes of their own.
+_NESTED = ("image", "partitioning", "language")
+
+
+def _default_partitioning() -> PartitionOptions:
+    from compiler.partition.options import PartitionOptions
+
+    return PartitionOptions()
+
+
+def _default_image() -> ImageOptions:
+    from compiler.quantize.samples import ImageOptions
+
+    return ImageOptions()
+
+
+def _default_observers() -> Observers:
+    from compiler.quantize.calibrate import Observers
+
+    return Observers()
+
+
+@dataclass(frozen=True)
+class LanguageOptions:
+    """Sizes of a language model's programs.
+
+    context: tokens that fit the cache, 2 or more; no more than the model was made for
+    chunk:   tokens that prefill takes at once, 2 or more
+    slots:   sequences that decode takes at once, 1 to 64
+    max_ram: about how many MB of memory the bundle may use for weights, or None for all of them.
+             Half is for prefill and half for decode, whose host segments are an eighth of that
+             each, so that one is loaded after the other
+
+    Raises OptionError for values out of these ranges.
+    """
+
+    context: int = 2048
+    chunk: int = 128
+    slots: int = 4
+    max_ram: int | None = None
+
+    def __post_init__(self) -> None:
+        require_count("context", self.context, 2)
+        require_count("chunk", self.chunk, 2)
+        require_count("slots", self.slots, 1, MOST_SLOTS)
+        if self.max_ram is not None:
+            require_count("max_ram", self.max_ram, 1)
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What a user may choose of a build.
+
+    dims:         fixes dynamic dimensions, by name: {"batch": 1}
+    shapes:       fixes the shapes of inputs, by name: {"x": (1, 3, 224, 224)}
+    values:       fixes what inputs hold, by name, as text: {"rate": "16000"}; branches that depend
+                  on it are dropped, and the bundle has no such input
+    target:       the Edge TPU and its link: "usb3", "usb2", "pcie", "devboard", or a .toml file
+    partitioning: which node runs where
+    calibration:  an .npz file with an array per input, an .npy file, a folder of these, or a folder
+                  of images; UTF-8 text for a language model. Arrays hold samples of the input's
+                  shape, stacked along the first axis. None takes random data for ONNX files, so
+                  that accuracy means nothing, and Python's manual for language models
+    image:        how images become arrays
+    observers:    how ranges of activations are chosen from the samples
+    min_sqnr:     the build fails where an output has a lower signal-to-noise ratio, in dB
+    accuracy:     "report" measures how much each segment contributes to the error at the end
+    tokenizer:    tokenizer.json of an encoder, so that `serve` gives embeddings
+    keep_float:   percent (0 to 100) of the multiply-accumulates that may stay in float on the host;
+                  taken are the segments that contribute most to the error for their arithmetic
+    without:      names of accuracy steps to leave out, of ACCURACY
+    also:         names of optional steps to add, of OPTIONAL
+    check_passes: runs the model after each pass and compares it with the model before
+    seed:         seed of the random data, 0 or more
+    force:        replaces an existing bundle
+    tool:         edgetpu_compiler, as `find_edgetpu_compiler` gives it; None does not run it
+    lowering:     who writes TPU segments: ("direct",), ("onnx-tf",) or ("onnx-tf", "direct")
+    language:     sizes of a language model's programs
+    dump_passes:  a new or empty folder for the ONNX model after each pass
+
+    Paths may be given as text. Raises OptionError for values out of range, unknown names and files
+    of targets and hosts that cannot be read; its `option` is the field's name.
+    """
+
+    dims: Mapping[str, int] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    values: Mapping[str, str] = field(default_factory=dict)
+    target: str = "usb3"
+    partitioning: PartitionOptions = field(default_factory=_default_partitioning)
+    calibration: Path | str | None = None
+    image: ImageOptions = field(default_factory=_default_image)
+    observers: Observers = field(default_factory=_default_observers)
+    min_sqnr: float | None = None
+    accuracy: Literal["report"] | None = None
+    tokenizer: Path | str | None = None
+    keep_float: float = 0.0
+    without: frozenset[str] = frozenset()
+    also: frozenset[str] = frozenset()
+    check_passes: bool = False
+    seed: int = 0
+    force: bool = False
+    tool: Tool | None = None
+    lowering: tuple[str, ...] = ("direct",)
+    language: LanguageOptions = field(default_factory=LanguageOptions)
+    dump_passes: Path | str | None = None
+
+    def __post_init__(self) -> None:
+        # Any collection of names will do.
+        object.__setattr__(self, "without", frozenset(self.without))
+        object.__setattr__(self, "also", frozenset(self.also))
+        self._check_model()
+        self._check_calibration()
+        self._check_steps()
+        if tuple(self.lowering) not in LOWERINGS:
+            known = "; ".join(",".join(names) for names in LOWERINGS)
+            given = ",".join(self.lowering)
+            raise OptionError(f"{given}: choose from {known}", "lowering")
+
+    @property
+    def calibration_path(self) -> Path | None:
+        return None if self.calibration is None else Path(self.calibration)
+
+    @property
+    def tokenizer_path(self) -> Path | None:
+        return None if self.tokenizer is None else Path(self.tokenizer)
+
+    @property
+    def dump_folder(self) -> Path | None:
+        return None if self.dump_passes is None else Path(self.dump_passes)
+
+    def sources(self, model: Path) -> list[Path]:
+        """Files and folders that a build of `model` may read, which its output must not replace."""
+        given = (self.calibration_path, self.tokenizer_path)
+        named = [path for path in given if path is not None]
+        return [model, *named, Path(self.target), Path(self.partitioning.host)]
+
+    def suited_to(self, kind: ModelKind, model: Path) -> BuildOptions:
+        """These options with the defaults for that kind of model. Raises OptionError for options
+        that are for the other kind."""
+        for name in options_given(self):
+            if kind not in SCOPES[name].kinds:
+                raise OptionError(f"does not apply to {model}: it is for {_OTHERS[kind]}", name)
+        if kind == "onnx" and ROTATE_STREAM in self.also:
+            text = f"{ROTATE_STREAM} does not apply to {model}: it is for {_OTHERS[kind]}"
+            raise OptionError(text, "also")
+        if self.partitioning.place is not None:
+            return self
+        partitioning = replace(self.partitioning, place="auto" if kind == "language" else "tpu")
+        return replace(self, partitioning=partitioning)
+
+    def _check_model(self) -> None:
+        from compiler.targets import Target
+
+        for name, size in self.dims.items():
+            require_count("dims", size, 1)
+            _require_name("dims", name)
+        for name, shape in self.shapes.items():
+            _require_name("shapes", name)
+            for size in shape:
+                require_count("shapes", size, 1)
+        Target.load(self.target)
+
+    def _check_calibration(self) -> None:
+        for kind in (self.observers.default, *dict(self.observers.patterns).values()):
+            require_choice("observers", kind, _observers())
+        require_count("seed", self.seed, 0)
+
+    def _check_steps(self) -> None:
+        if self.min_sqnr is not None:
+            require_number("min_sqnr", self.min_sqnr)
+        if self.accuracy is not None:
+            require_choice("accuracy", self.accuracy, ACCURACY_VIEWS)
+        require_number("keep_float", self.keep_float, 0, 100)
+        for name in sorted(self.without):
+            require_choice("without", name, ACCURACY)
+        for name in sorted(self.also):
+            require_choice("also", name, OPTIONAL)
+        on_tpu = sorted(self.also - {ROTATE_STREAM})
+        if on_tpu and self.partitioning.place not in (None, "tpu"):
+            text = f"{on_tpu[0]}: is for layers on the Edge TPU; set place to tpu"
+            raise OptionError(text, "also")
+
+
+# What an option is for that does not apply to models of a kind.
+_OTHERS: Mapping[ModelKind, str] = {
+    "onnx": "language models",
+    "language": ".onnx files that are not language models",
+}
+
+
+def options_given(options: BuildOptions) -> list[str]:
+    """Names of the options that differ from their defaults."""
+    return list(_differing(options, BuildOptions()))
+
+
+def _differing(options: Any, defaults: Any) -> Iterator[str]:
+    for declared in fields(options):
+        name = declared.name
+        value = getattr(options, name)
+        default = getattr(defaults, name)
+        if value == default:
+            continue
+        if name in _NESTED and is_dataclass(value):
+            yield from _differing(value, default)
+        else:
+            yield name
+
+
+def _observers() -> tuple[str, ...]:
+    from compiler.quantize.calibrate import OBSERVERS
+
+    return OBSERVERS
+
+
+def _require_name(option: str, name: object) -> None:
+    if not isinstance(name, str) or not name:
+        raise OptionError(f"{name!r}: give a name", option)

@@ -1,0 +1,110 @@
+"""How well a bundled language model predicts text, beside its float model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from compiler.driver.corpus import sample
+from compiler.driver.stages import Progress, silent
+from compiler.frontends import Source, decoder
+from compiler.frontends.decoder import ProgramShape
+from compiler.graph.reference import Reference
+from compiler.runtime.language import LanguageModel
+from compiler.runtime.manifest import MeasuredEntry, PerplexityEntry
+
+
+@dataclass(frozen=True)
+class _Prediction:
+    """Of one token: cross-entropies of bundle and float model, their divergence, whether both have
+    the same likeliest token."""
+
+    bundle_loss: float
+    float_loss: float
+    divergence: float
+    same: bool
+
+
+def measure(
+    model: LanguageModel,
+    source: Source,
+    rows: Sequence[np.ndarray],
+    progress: Progress = silent,
+) -> MeasuredEntry:
+    """The manifest's figures of a bundled model on rows of token numbers [tokens], of one length.
+
+    Of each row the first chunk is prefilled and the rest decoded. Perplexity is the exponential of
+    the mean cross-entropy; `ratio_error` its standard error, relative to the float model's.
+    """
+    step = progress("verifying", len(rows))
+    predicted = len(rows[0]) - 1
+    shape = ProgramShape(1, predicted, predicted, all_logits=True)
+    graph = decoder.write(source, shape)
+    predictions: list[_Prediction] = []
+    with Reference(graph) as reference:
+        for row in rows:
+            float_logits = reference.run(sample(graph.graph, row, shape), ["logits"])["logits"][0]
+            predictions += _compare(model, row, float_logits)
+            step()
+    return {"samples": len(rows), "perplexity": _figures(predictions)}
+
+
+def loss(logits: np.ndarray, target: int) -> float:
+    """Cross-entropy of `logits` [vocabulary] with the token `target`, in nats."""
+    return -float(_log_softmax(logits)[target])
+
+
+def divergence(logits: np.ndarray, wanted: np.ndarray) -> float:
+    """Kullback-Leibler divergence of the distribution of `logits` [vocabulary] from that of
+    `wanted`, in nats."""
+    got, want = _log_softmax(logits), _log_softmax(wanted)
+    return float(np.exp(want) @ (want - got))
+
+
+def _compare(
+    model: LanguageModel, row: np.ndarray, float_logits: np.ndarray
+) -> Iterator[_Prediction]:
+    """The predictions behind the first chunk of a row; `float_logits` are [tokens, vocabulary]."""
+    slot = model.slots[0]
+    slot.tokens.clear()
+    first = min(model.chunk, len(row) - 1)
+    logits = model.prefill(slot, row[:first].tolist())
+    for position in range(first - 1, len(row) - 1):
+        if position >= first:
+            logits = model.decode({0: int(row[position])})[0]
+        target = int(row[position + 1])
+        wanted = float_logits[position]
+        yield _Prediction(
+            loss(logits, target),
+            loss(wanted, target),
+            divergence(logits, wanted),
+            bool(np.argmax(logits) == np.argmax(wanted)),
+        )
+
+
+def _figures(predictions: Sequence[_Prediction]) -> PerplexityEntry:
+    count = len(predictions)
+    losses = np.array([(p.bundle_loss, p.float_loss) for p in predictions])
+    ours, theirs = np.exp(np.mean(losses, axis=0)).tolist()
+    differences = losses[:, 0] - losses[:, 1]
+    ratio = ours / theirs
+    diverged = sum(p.divergence for p in predictions)
+    same = sum(p.same for p in predictions)
+    return {
+        "tokens": count,
+        "bundle": round(ours, 4),
+        "float": round(theirs, 4),
+        "ratio": round(ratio, 4),
+        "ratio_error": round(ratio * float(differences.std()) / math.sqrt(count), 4),
+        "divergence": round(diverged / count, 4),
+        "top1_agreement": round(same / count, 4),
+    }
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits.astype(np.float64) - logits.max()
+    result: np.ndarray = shifted - np.log(np.exp(shifted).sum())
+    return result

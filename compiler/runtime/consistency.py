@@ -1,0 +1,123 @@
+"""Whether the parts of a manifest fit together, which its schema cannot say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from compiler.runtime.manifest import (
+    LanguageEntry,
+    Manifest,
+    ProgramEntry,
+    SegmentEntry,
+    TensorEntry,
+)
+
+# Bytes of an input of a program, and of a tensor of a language model's cache.
+INPUT_BYTES = 4 << 30
+_INTEGERS = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+_INPUT_TYPES = {"bool", "float16", "float32", "float64"} | _INTEGERS
+
+Form = tuple[str, list[int | None] | None, float | None, int | None]
+
+
+def complaint(manifest: Manifest) -> str | None:
+    """The first thing of a manifest that does not fit the rest; None where all does."""
+    return next(_complaints(manifest), None)
+
+
+def _complaints(manifest: Manifest) -> Iterator[str]:
+    language = manifest.get("language")
+    programs: list[ProgramEntry] = [manifest]
+    if language is not None:
+        programs += language["programs"].values()
+    for program in programs:
+        yield from _inputs(program)
+        yield from _order(program)
+    for program in programs:
+        yield from _cache(program, language is not None)
+    if language is not None:
+        yield from language_complaints(manifest, language)
+
+
+def _inputs(program: ProgramEntry) -> Iterator[str]:
+    """A caller gives arrays for inputs, which a hostile manifest must not make huge."""
+    for tensor in program["inputs"]:
+        name, dtype, shape = tensor["name"], tensor["dtype"], tensor["shape"]
+        dimensions = [size for size in shape or () if size is not None]
+        is_fixed = shape is not None and len(dimensions) == len(shape)
+        if dtype not in _INPUT_TYPES or not is_fixed:
+            yield f"input '{name}' is {dtype} {shape}, not numbers of a fixed shape"
+        elif math.prod(dimensions) * np.dtype(dtype).itemsize > INPUT_BYTES:
+            yield f"input '{name}' {shape} has more than {INPUT_BYTES >> 20} MiB"
+
+
+def _order(program: ProgramEntry) -> Iterator[str]:
+    """Segments run in their order, each on what comes before it."""
+    made = {tensor["name"] for tensor in program["inputs"]}
+    for number, segment in enumerate(program["segments"]):
+        yield from _segment(number, segment)
+        for tensor in segment["inputs"]:
+            if tensor["name"] not in made:
+                yield f"segment {number} reads '{tensor['name']}', which nothing before it makes"
+        made |= {tensor["name"] for tensor in segment["outputs"]}
+    for tensor in program["outputs"]:
+        if tensor["name"] not in made:
+            yield f"nothing makes the output '{tensor['name']}'"
+
+
+def _segment(number: int, segment: SegmentEntry) -> Iterator[str]:
+    device, tpu, compiled = segment["device"], segment["tpu"], segment["compiled"]
+    if segment["index"] != number:
+        yield f"segment {number} has index {segment['index']}"
+    if (device == "tpu") != (tpu is not None):
+        yield f"segment {number} is for the {device}, but its tpu is {tpu}"
+    files = {entry["path"] for entry in segment["files"]}
+    if compiled is not None and compiled["path"] not in files:
+        yield f"the compiled file of segment {number} is not among its files"
+
+
+def _cache(program: ProgramEntry, is_language: bool) -> Iterator[str]:
+    """Outputs may be written to where an input lies in host segments of language models only, and
+    to an input of the same form."""
+    inputs = {tensor["name"]: tensor for tensor in program["inputs"]}
+    outputs = {tensor["name"]: tensor for tensor in program["outputs"]}
+    for number, segment in enumerate(program["segments"]):
+        pairs = segment.get("in_place", {})
+        if pairs and (not is_language or segment["device"] != "host"):
+            yield (
+                f"segment {number} writes in place, which only host segments of language models do"
+            )
+        if len(set(pairs.values())) < len(pairs):
+            yield f"segment {number} writes two outputs to the same place"
+        reads = {tensor["name"] for tensor in segment["inputs"]}
+        gives = {tensor["name"] for tensor in segment["outputs"]}
+        for output, source in pairs.items():
+            is_input = source in inputs and source in reads
+            is_output = output in outputs and output in gives
+            fits = is_input and is_output and _form(inputs[source]) == _form(outputs[output])
+            if not fits:
+                yield f"segment {number} cannot write '{output}' to where '{source}' lies"
+
+
+def _form(tensor: TensorEntry) -> Form:
+    return tensor["dtype"], tensor["shape"], tensor.get("scale"), tensor.get("zero_point")
+
+
+def language_complaints(program: ProgramEntry, language: LanguageEntry) -> Iterator[str]:
+    """A language model needs a program for its slots, and logits for its special tokens."""
+    if language["slots"] > 1 and "batch" not in language["programs"]:
+        yield f"it has {language['slots']} slots and no program for them"
+    shape = program["outputs"][0]["shape"]
+    size = shape[-1] if shape else None
+    if size is None:
+        yield f"its logits have shape {shape}"
+        return
+    tokenizer = language["tokenizer"]
+    special = [*tokenizer["ends"]]
+    if tokenizer["begin"] is not None:
+        special.append(tokenizer["begin"])
+    if max(special, default=0) >= size:
+        yield f"token {max(special)} is none of {size}"

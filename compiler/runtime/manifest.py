@@ -1,0 +1,500 @@
+"""What manifest.json holds, as types: the JSON schema and the tables of docs/manifest.md are made
+from this file.
+
+The text in an `Annotated` is the field's documentation, `Limits` is what its value must keep to. A
+field is required unless it is `NotRequired`, and nothing else may stand beside the fields.
+
+Only the standard library is imported, so that a device can read a manifest with nothing installed.
+There is no `from __future__ import annotations`: TypedDict would not see `NotRequired` in strings.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
+
+MANIFEST_VERSION = 6
+# The entry of `tools` that names the version of the program that wrote a manifest.
+WRITER = "coral-bundle"
+FILE_NAME = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of a value beside its type, as JSON Schema has them.
+
+    `pattern`, `minimum`, `above` (exclusive) and `maximum` are of strings and numbers, `least` and
+    `most` of the entries of a list; `keys` must be in an object whose other keys are free; `beside`
+    is the field that must be there wherever this one is.
+    """
+
+    pattern: str | None = None
+    minimum: float | None = None
+    above: float | None = None
+    maximum: float | None = None
+    least: int | None = None
+    most: int | None = None
+    keys: tuple[str, ...] = ()
+    beside: str | None = None
+    const: int | None = None
+
+
+# The largest integer that JSON numbers hold exactly in every reader.
+_EXACT = 2**53 - 1
+_INT32 = 2**31 - 1
+# Bounds that keep a hostile manifest from overflowing float32, int32 or a machine's memory.
+_LARGEST_SCALE = 1e37
+_MOST_TPUS = 65536
+
+# Hostile names must not reach a terminal or a file system as control characters or lone surrogates.
+Path = Annotated[str, Limits(pattern=r"^[^\u0000-\u001f\u007f\ud800-\udfff]{1,1024}$")]
+Name = Annotated[str, Limits(pattern=r"^[^\u0000\ud800-\udfff]*$")]
+Sha256 = Annotated[str, Limits(pattern="^[0-9a-f]{64}$")]
+Count = Annotated[int, Limits(minimum=0, maximum=_EXACT)]
+Index = Annotated[int, Limits(minimum=0)]
+Positive = Annotated[int, Limits(minimum=1)]
+Milliseconds = Annotated[float, Limits(minimum=0, maximum=1_000_000)]
+NotNegative = Annotated[float, Limits(minimum=0)]
+Share = Annotated[float, Limits(minimum=0, maximum=1)]
+Dimension = Annotated[int | None, Limits(minimum=0, maximum=_INT32)]
+Shape = Annotated[list[Dimension] | None, Limits(most=64)]
+Tokens = Annotated[int, Limits(minimum=1, maximum=_INT32)]
+
+DeviceKind = Literal["tpu", "host"]
+Lowering = Literal["direct", "onnx-tf"]
+Calibration = Literal["user", "random", "manual"]
+BaselineKind = Literal["file", "fixed shapes", "imported"]
+ObserverName = Literal["minmax", "percentile", "mse"]
+
+
+class FileEntry(TypedDict):
+    """A file of the bundle."""
+
+    path: Annotated[Path, "below the bundle's folder"]
+    sha256: Annotated[Sha256, "of its content, in hexadecimal"]
+    bytes: Annotated[Count, "its size"]
+
+
+class TensorEntry(TypedDict):
+    """A tensor as its reader takes it."""
+
+    name: Annotated[Name, "as in the files of the segments"]
+    dtype: Annotated[str, "numpy's name of the type"]
+    shape: Annotated[Shape, "null, or null in it, where it depends on data"]
+    layout: Annotated[
+        Literal["NHWC"] | None,
+        '"NHWC" for four-dimensional tensors of the TPU; null: as in the model',
+    ]
+    nan: NotRequired[
+        Annotated[
+            Literal[True],
+            "true for an input in which the model looks for NaN, with IsNaN or in trees; into "
+            "other inputs a runtime lets no NaN",
+        ]
+    ]
+    scale: NotRequired[
+        Annotated[
+            float,
+            Limits(minimum=1 / _LARGEST_SCALE, maximum=_LARGEST_SCALE, beside="zero_point"),
+            "of int8: real = `scale` x (int8 - `zero_point`)",
+        ]
+    ]
+    zero_point: NotRequired[
+        Annotated[
+            int, Limits(minimum=-128, maximum=127, beside="scale"), "the int8 that stands for 0"
+        ]
+    ]
+
+
+class OperatorEntry(TypedDict):
+    """An operator of a segment."""
+
+    node: Annotated[str, "the node of the source model that it comes from"]
+    operator: Annotated[str, "its kind"]
+    reason: Annotated[str, "why it runs where it does"]
+    parameter_bytes: Annotated[Count, "its parameters on the TPU; 0 on the host"]
+    macs: Annotated[Count, "multiply-accumulates of one run"]
+    ms: Annotated[Milliseconds, "predicted time of one run, without transfers and streaming"]
+
+
+class CpuOperatorEntry(TypedDict):
+    """Operators that edgetpu_compiler left on the CPU."""
+
+    operator: Annotated[str, "their kind, as TFLite calls it"]
+    count: Annotated[Positive, "how many"]
+    status: Annotated[str, "why, in the compiler's words"]
+
+
+class CompiledEntry(TypedDict):
+    """What edgetpu_compiler made of a segment."""
+
+    path: Annotated[Path, "the compiled file, which is also in the segment's `files`"]
+    compiler: Annotated[str, "the compiler's version"]
+    cached_bytes: Annotated[Count, "parameters that stay in SRAM, as the file itself says"]
+    streamed_bytes: Annotated[Count, "parameters that are sent at each run, as the file says"]
+    mapped: Annotated[Count, "how many operators run on the Edge TPU"]
+    on_cpu: Annotated[list[CpuOperatorEntry], "the operators that do not"]
+
+
+class PlannedSegmentEntry(TypedDict):
+    """A segment of a plan that is not written."""
+
+    index: Annotated[Index, "its place in the order to run, from 0"]
+    device: Annotated[DeviceKind, "what it is for"]
+    inputs: Annotated[list[TensorEntry], "in the order of the file's own"]
+    outputs: Annotated[
+        list[TensorEntry],
+        "in the order of the file's own; a host segment's file may have more outputs behind, as "
+        "many as its metadata `coral_bundle.nan_sums` says: numbers that are NaN where what left "
+        "as int8 held NaN",
+    ]
+    tpu: Annotated[
+        int | None,
+        Limits(minimum=0, maximum=_MOST_TPUS - 1),
+        "the Edge TPU that it is planned for, from 0; null on the host",
+    ]
+    parameter_bytes: Annotated[
+        Count, "on the TPU as the device stores them, on the host of float weights"
+    ]
+    cached_bytes: Annotated[Count, "parameters that are predicted to stay in SRAM"]
+    streamed_bytes: Annotated[Count, "parameters that are predicted to be sent at each run"]
+    macs: Annotated[Count, "multiply-accumulates of one run"]
+    predicted_ms: Annotated[
+        dict[str, Milliseconds],
+        "of one run, by what the time goes to: invoke, compute, in, out, stream",
+    ]
+    operators: Annotated[list[OperatorEntry], "in the order to run"]
+    in_place: NotRequired[
+        Annotated[
+            dict[str, str],
+            "of host segments of language models: by output, the input whose memory it may take",
+        ]
+    ]
+
+
+class SegmentEntry(PlannedSegmentEntry):
+    """A segment: a file that one device runs."""
+
+    lowering: Annotated[Lowering, "what wrote its file: our own writer, or onnx-tf"]
+    compiled: Annotated[
+        CompiledEntry | None,
+        "what edgetpu_compiler made of it; null where there is only int8 TFLite or ONNX",
+    ]
+    files: Annotated[
+        list[FileEntry],
+        Limits(least=1),
+        "the first is the model; a compiled one, or others that it keeps constants in, follow",
+    ]
+
+
+class PredictionEntry(TypedDict):
+    """What the cost model says of a whole plan, and what was asked of the planner."""
+
+    tpus: Annotated[int, Limits(minimum=1, maximum=_MOST_TPUS), "Edge TPUs that were allowed"]
+    host: Annotated[str, "the host that was planned for"]
+    objective: Annotated[Literal["latency", "throughput"], "what the plan is best in"]
+    place: Annotated[Literal["tpu", "host", "auto"], "where operators go that both devices can run"]
+    latency_ms: Annotated[Milliseconds, "of one inference"]
+    interval_ms: Annotated[Milliseconds, "between two results of the full pipeline"]
+    gap_percent: Annotated[
+        float | None,
+        Limits(minimum=0),
+        "how far at most the cut is from the best under this cost model; null where no solver "
+        "looked for it",
+    ]
+    error_percent: Annotated[
+        NotNegative,
+        "how far such predictions were off on average, for networks that the cost model was not "
+        "fitted to",
+    ]
+
+
+class ProgramEntry(TypedDict):
+    """Segments that run one after the other, and what goes in and out of the whole."""
+
+    inputs: Annotated[list[TensorEntry], "tensors as their user sees them"]
+    outputs: Annotated[list[TensorEntry], Limits(least=1), "likewise"]
+    prediction: Annotated[PredictionEntry, "what the cost model says of the plan"]
+    segments: Annotated[list[SegmentEntry], "in the order to run"]
+
+
+class ModelEntry(TypedDict):
+    """The source of a bundle."""
+
+    file: Annotated[str, "its name, without folders"]
+    sha256: Annotated[Sha256, "of the file; of config.json where the model is a folder"]
+    opset: Annotated[int, "the ONNX opset that it was raised to"]
+
+
+class TargetEntry(TypedDict):
+    """The device that a bundle was planned for."""
+
+    name: Annotated[str, "as `--target` takes it"]
+    description: Annotated[str, "in words"]
+    sram_bytes: Annotated[Positive, "memory for parameters of one Edge TPU"]
+
+
+class TokenizerEntry(FileEntry):
+    """The tokenizer of a language model, a file for Hugging Face's tokenizers library."""
+
+    begin: Annotated[int | None, Limits(minimum=0), "id of the token that begins a text"]
+    ends: Annotated[list[Index], "ids of the tokens that end one"]
+    add_begin: Annotated[bool, "whether a text starts with `begin`"]
+    chat_template: Annotated[str | None, "in Jinja"]
+
+
+class LanguageEntry(TypedDict):
+    """Settings and further programs of a language model."""
+
+    name: Annotated[str, "as the model calls itself"]
+    context: Annotated[Tokens, "tokens that fit the cache"]
+    chunk: Annotated[Tokens, "tokens that prefill takes at once"]
+    slots: Annotated[int, Limits(minimum=1, maximum=65536), "sequences that decode takes at once"]
+    max_ram_bytes: Annotated[
+        int | None,
+        Limits(minimum=1),
+        "what weights may take in memory, prefill and decode half each; null: no limit",
+    ]
+    tokenizer: Annotated[TokenizerEntry, "its file and its special tokens"]
+    programs: Annotated[
+        dict[str, ProgramEntry],
+        Limits(keys=("decode",)),
+        "`decode` and, for several slots, `batch`",
+    ]
+
+
+class WorstEntry(TypedDict):
+    """The part of an output that is furthest off."""
+
+    slice: Annotated[str, "which part; of an output that is one part, its worst channel"]
+    sqnr_db: Annotated[float, "of that part"]
+
+
+class DistinctEntry(TypedDict):
+    """How many different values a part of an output takes."""
+
+    slice: Annotated[str, "which part"]
+    bundle: Annotated[Positive, "values that the bundle gives, at most 32"]
+    float: Annotated[Positive, "values that the float model gives, at least eight times as many"]
+
+
+class TextEntry(TypedDict):
+    """Agreement of a reader of text, read greedily."""
+
+    lines: Annotated[Positive, "how many lines were read"]
+    equal: Annotated[Index, "how many of them are the float model's"]
+    character_error: Annotated[NotNegative, "edits for each character of the float model's text"]
+
+
+class OutputQualityEntry(TypedDict):
+    """How far a float output of the bundle is from the float model's, over all held-out samples."""
+
+    sqnr_db: Annotated[
+        float | None,
+        "10 log10(sum (want - mean of its channel)^2 / sum (got - want)^2) of the worst part, at "
+        "most 200; null where the samples do not vary enough to tell",
+    ]
+    variation: Annotated[
+        NotNegative,
+        "how much that part varies beside its size: the root of sum (want - mean)^2 / sum want^2",
+    ]
+    plain_sqnr_db: Annotated[
+        float,
+        "10 log10(sum want^2 / sum (got - want)^2): what others call SQNR; an output's mean "
+        "counts as signal",
+    ]
+    cosine: Annotated[float, "over all values, means included"]
+    max_error: Annotated[float, "the largest difference of a value"]
+    worst: NotRequired[Annotated[WorstEntry, "the worst part"]]
+    distinct: NotRequired[
+        Annotated[DistinctEntry, "where the bundle takes few different values, and float many"]
+    ]
+    top1_agreement: NotRequired[
+        Annotated[Share, "of classes: the share of rows with the same largest score"]
+    ]
+    mask_iou: NotRequired[
+        Annotated[
+            Share,
+            "of a probability for each pixel: intersection over union of the pixels above one half",
+        ]
+    ]
+    text: NotRequired[Annotated[TextEntry, "of readers of text"]]
+
+
+class EmbeddingQualityEntry(TypedDict):
+    """Agreement of an encoder's output [1, S, K], averaged over a sample's own tokens."""
+
+    cosine: Annotated[float, "mean cosine with the float model's"]
+    least_cosine: Annotated[float, "the least of all samples"]
+    spearman: NotRequired[
+        Annotated[float, "Spearman's rank correlation of the similarities of all pairs of samples"]
+    ]
+
+
+class DetectionQualityEntry(TypedDict):
+    """Agreement of a recognised object detector, at scores from 0.25 and overlaps up to 0.45."""
+
+    outputs: Annotated[list[str], Limits(least=1), "the outputs that are read"]
+    float: Annotated[Index, "how many boxes the float model finds"]
+    bundle: Annotated[Index, "how many the bundle finds"]
+    recall: Annotated[
+        float | None,
+        Limits(minimum=0, maximum=1),
+        "of the float model's boxes, at an overlap of 0.5; null where it finds fewer than five",
+    ]
+    ap50: Annotated[
+        float | None,
+        Limits(minimum=0, maximum=1),
+        "average precision with the float model's boxes as the truth; null likewise",
+    ]
+
+
+class PerplexityEntry(TypedDict):
+    """A language model's perplexity on text, of which some was prefilled and most decoded."""
+
+    tokens: Annotated[Positive, "how many were predicted"]
+    bundle: Annotated[float, Limits(minimum=1), "of the bundle"]
+    float: Annotated[float, Limits(minimum=1), "of the float model"]
+    ratio: Annotated[float, Limits(above=0), "of the two"]
+    ratio_error: Annotated[NotNegative, "standard error of the ratio"]
+    divergence: Annotated[
+        NotNegative,
+        "how far the distribution of a token is from the float model's on average "
+        "(Kullback-Leibler, nats), which tells small differences sooner",
+    ]
+    top1_agreement: Annotated[Share, "how often the likeliest next token is the same"]
+
+
+class FindingEntry(TypedDict):
+    """What is bad about an output, or cannot be told."""
+
+    kind: Annotated[Literal["bad", "unsure"], "whether it is bad or cannot be told"]
+    output: Annotated[str, "the output that it is about"]
+    finding: Annotated[str, "what is bad about it"]
+
+
+class WarningEntry(FindingEntry):
+    """A finding with where to look and what to try."""
+
+    segment: Annotated[int | None, Limits(minimum=0), "the segment to look at"]
+    node: Annotated[
+        str | None,
+        "the node to look at: of the worst segment, the one whose result suffers most when its "
+        "float values are rounded to its scale and nothing else",
+    ]
+    advice: Annotated[str, "what to try"]
+
+
+class SegmentQualityEntry(TypedDict):
+    """Figures of a segment for the TPU, of its worst output."""
+
+    sqnr_db: Annotated[float | None, "when fed with float inputs: its own loss"]
+    cumulative_sqnr_db: Annotated[float | None, "in the pipeline, with what was lost before it"]
+    cumulative_plain_sqnr_db: Annotated[float, "likewise, with means as signal"]
+    share: NotRequired[
+        Annotated[Share, "in the noise at the end; measured with `--accuracy report`"]
+    ]
+
+
+class MeasuredEntry(TypedDict, total=False):
+    """What verification adds to a bundle that is written."""
+
+    samples: Annotated[Positive, "how many held-out samples were measured"]
+    outputs: Annotated[dict[str, OutputQualityEntry], "for each float output, how far it is off"]
+    embeddings: Annotated[
+        dict[str, EmbeddingQualityEntry], "of encoders, inputs with an `attention_mask`, by output"
+    ]
+    detections: Annotated[DetectionQualityEntry, "of recognised object detectors"]
+    segments: Annotated[dict[str, SegmentQualityEntry], "for each TPU segment, by its `index`"]
+    perplexity: Annotated[PerplexityEntry, "of language models"]
+    warnings: Annotated[list[WarningEntry], "what is bad about the bundle, or cannot be told"]
+
+
+class QualityEntry(MeasuredEntry):
+    """How a bundle was calibrated, and what verification measured."""
+
+    calibration: Annotated[
+        Calibration,
+        '"user"; "random": the figures mean nothing; "manual": Python\'s reference manual, for '
+        "language models",
+    ]
+    calibration_samples: Annotated[Positive, "how many samples set the ranges"]
+    observer: Annotated[ObserverName, "how ranges were chosen"]
+    baseline: NotRequired[
+        Annotated[
+            BaselineKind,
+            'what the bundle was compared with, not of language models: "file", the source file '
+            'untouched on onnxruntime; "fixed shapes", the file with only the shapes of its inputs '
+            'fixed; "imported", what the import made of it',
+        ]
+    ]
+    baseline_note: NotRequired[
+        Annotated[
+            str,
+            'where it is not "file": why, and for "imported" whether ONNX\'s own evaluator of the '
+            "file agrees; of a file in float16 that float32 takes elsewhere: how far",
+        ]
+    ]
+
+
+class PlanEntry(ProgramEntry):
+    """A model's plan, which a dry run gives without writing a bundle."""
+
+    model: Annotated[ModelEntry, "the source"]
+    target: Annotated[TargetEntry, "the device"]
+
+
+class Manifest(PlanEntry):
+    """The whole of manifest.json."""
+
+    manifest_version: Annotated[
+        int, Limits(const=MANIFEST_VERSION), "which version of this page holds"
+    ]
+    tools: Annotated[
+        dict[str, str], "versions of what made the bundle: our own, and those of packages"
+    ]
+    quality: Annotated[QualityEntry, "calibration, and what verification measured"]
+    tokenizer: NotRequired[Annotated[FileEntry, "of an encoder built with `--tokenizer`"]]
+    language: NotRequired[
+        Annotated[
+            LanguageEntry, "of language models only; the program of the manifest is its prefill"
+        ]
+    ]
+
+
+def fixed_shape(tensor: TensorEntry) -> tuple[int, ...]:
+    """The shape of a tensor that does not depend on data, as no input's of a program does and no
+    language model's logits' last axis; axes that do count as 0."""
+    return tuple(size or 0 for size in tensor["shape"] or ())
+
+
+def version_complaint(manifest: object) -> str | None:
+    """Why a manifest is of a version that this program does not read, and what to do; None where
+    it is of ours.
+
+    The policy: a program reads the version that it writes and no other. The version rises with
+    every new field, as unknown ones are refused, and with every change of a field's meaning; only
+    `tools` takes new names at any time. A newer manifest says in `tools` which program wrote it: a
+    program as new has to read it. An older one is built again, which takes nothing but its source.
+    """
+    version = manifest.get("manifest_version") if isinstance(manifest, dict) else None
+    if version == MANIFEST_VERSION and type(version) is int:
+        return None
+    if type(version) is not int or version < 1:
+        return f"manifest version {version!r} is none of {WRITER}'s: build the bundle again"
+    if version < MANIFEST_VERSION:
+        return (
+            f"manifest version {version} is of an older {WRITER}, this one reads "
+            f"{MANIFEST_VERSION}: build the bundle again"
+        )
+    return (
+        f"manifest version {version} was written by {_writer(manifest)}, this {WRITER} reads "
+        f"{MANIFEST_VERSION}: update it"
+    )
+
+
+def _writer(manifest: Any) -> str:
+    """Which program wrote a manifest of a newer version, as far as it says so."""
+    tools = manifest.get("tools")
+    version = tools.get(WRITER) if isinstance(tools, dict) else None
+    if not isinstance(version, str) or not version.isprintable():
+        return f"a newer {WRITER}"
+    return f"{WRITER} {version[:40]}"

@@ -1,0 +1,72 @@
+"""The programs of a language model and their quality as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from compiler.view.columns import plain_table
+from compiler.view.units import size
+
+_PREFILL_KEYS = ("inputs", "outputs", "prediction", "segments")
+_COLUMNS = (
+    "program",
+    "tokens",
+    "segments",
+    "on TPU",
+    "cached",
+    "streamed",
+    "predicted ms",
+    "tokens/s",
+)
+
+
+def show_language(console: Console, manifest: Mapping[str, Any]) -> None:
+    """The programs of a language model and its quality."""
+    language = manifest["language"]
+    prefill = {key: manifest[key] for key in _PREFILL_KEYS}
+    # What a program takes at once; decode takes one token.
+    tokens_of = {"prefill": language["chunk"], "batch": language["slots"]}
+    table = plain_table(_COLUMNS, left=("program",))
+    for name, program in {"prefill": prefill, **language["programs"]}.items():
+        table.add_row(name, *_cells(program, tokens_of.get(name, 1)))
+    name, description = escape(language["name"]), manifest["target"]["description"]
+    console.print(f"[bold]{name}[/] for {description}", highlight=False)
+    console.print(table)
+    prediction = manifest["prediction"]
+    console.print(
+        f"Segments are TPU+host; predicted on {prediction['tpus']} Edge TPU and "
+        f"{prediction['host']}.",
+        highlight=False,
+    )
+    if "perplexity" in manifest["quality"]:
+        console.print(_perplexity(manifest["quality"]), highlight=False)
+
+
+def _cells(program: Mapping[str, Any], tokens: int) -> list[str]:
+    segments = program["segments"]
+    tpu = [segment for segment in segments if segment["device"] == "tpu"]
+    latency = program["prediction"]["latency_ms"]
+    return [
+        str(tokens),
+        f"{len(tpu)}+{len(segments) - len(tpu)}",
+        size(sum(segment["parameter_bytes"] for segment in tpu)),
+        size(sum(segment["cached_bytes"] for segment in tpu)),
+        size(sum(segment["streamed_bytes"] for segment in tpu)),
+        f"{latency:.3g}",
+        f"{1e3 * tokens / latency:.3g}" if latency else "",
+    ]
+
+
+def _perplexity(quality: Mapping[str, Any]) -> str:
+    found = quality["perplexity"]
+    text = "your text" if quality["calibration"] == "user" else "the Python manual"
+    return (
+        f"Perplexity {found['bundle']:.4g}, in float {found['float']:.4g} (ratio "
+        f"{found['ratio']:.4f} ± {found['ratio_error']:.4f}); divergence "
+        f"{found['divergence']:.4f} nats; the same likeliest token in "
+        f"{found['top1_agreement']:.1%}, over {found['tokens']} tokens of {text}"
+    )

@@ -1,0 +1,194 @@
+"""Plans and forecasts as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from compiler.runtime.bundle import tensor_bytes
+from compiler.targets import Target
+from compiler.view.columns import plain_table
+from compiler.view.units import brief_size, count, figure, short, size
+
+if TYPE_CHECKING:
+    from compiler.driver.plan import Forecast, LanguageForecast
+
+Json = Mapping[str, Any]
+
+# The columns of a plan with their least widths.
+_SEGMENT_COLUMNS = {
+    "cached": 6,
+    "streamed": 8,
+    "MACs": 7,
+    "in": 5,
+    "out": 5,
+    "ms": 5,
+    "dB": 4,
+}
+# A gap below so many percent is shown as none.
+_SMALL_GAP = 0.1
+
+
+def show_plan(console: Console, plan: Json) -> None:
+    """The segments, what is predicted of them, and which nodes are on the host and why."""
+    file, description = escape(plan["model"]["file"]), plan["target"]["description"]
+    console.print(f"[bold]{file}[/] for {description}", highlight=False)
+    console.print(_segments(plan))
+    tpu = [segment for segment in plan["segments"] if segment["device"] == "tpu"]
+    on_host: list[Json] = []
+    for segment in plan["segments"]:
+        if segment["device"] == "host":
+            on_host += segment["operators"]
+    parameters = size(sum(segment["parameter_bytes"] for segment in tpu)) or "0 B"
+    macs = count(sum(segment["macs"] for segment in tpu))
+    console.print(
+        f"{len(tpu)} TPU segments with {parameters} of parameters and {macs} MACs; "
+        f"{len(on_host)} nodes on the host",
+        highlight=False,
+    )
+    console.print(predicted(plan["prediction"]), highlight=False)
+    if on_host:
+        console.print(_reasons(on_host))
+
+
+def predicted(prediction: Json) -> str:
+    """The prediction as one sentence, with its error."""
+    tpus = prediction["tpus"]
+    several = tpus > 1
+    devices = f"{tpus} Edge TPU{'s' if several else ''} and {prediction['host']}"
+    pipeline = f", a result each {prediction['interval_ms']:.3g} ms" if several else ""
+    return (
+        f"Predicted on {devices}: {prediction['latency_ms']:.3g} ms{pipeline}; "
+        f"{_nearness(prediction['gap_percent'])} under this model, which is off by "
+        f"{prediction['error_percent']}% on average for networks that it was not fitted to"
+    )
+
+
+def place_name(segment: Json) -> str:
+    """host, tpu 0, tpu 1 ..."""
+    return "host" if segment["device"] == "host" else f"tpu {segment['tpu']}"
+
+
+def show_forecasts(console: Console, name: str, target_name: str, rows: Sequence[Forecast]) -> None:
+    """What each number of Edge TPUs is predicted to give, or each program of a language model."""
+    from compiler.driver.plan import LanguageForecast
+
+    target = Target.load(target_name)
+    programs = [row for row in rows if isinstance(row, LanguageForecast)]
+    if programs:
+        _show_language_forecasts(console, name, target, programs)
+        return
+    objective = rows[0].objective
+    console.print(
+        f"[bold]{escape(name)}[/] for {target.description}, {objective} first", highlight=False
+    )
+    columns = "TPUs", "segments", "latency ms", "results/s", "cached", "streamed", "reload ms"
+    table = plain_table([*columns, "gap"])
+    for row in rows:
+        table.add_row(
+            str(row.tpus),
+            f"{row.tpu_segments}+{row.host_segments}",
+            f"{row.latency_ms:.2f}",
+            f"{1e3 / row.interval_ms:.1f}" if row.interval_ms else "",
+            size(row.cached_bytes),
+            size(row.streamed_bytes),
+            f"{row.reload_ms:.2f}" if row.reload_ms else "",
+            "" if row.gap_percent is None else f"{row.gap_percent:.1f}%",
+        )
+    console.print(table)
+    console.print(
+        "Segments are TPU+host. Results/s are those of a full pipeline. Reload is the time that "
+        "is added where the segments of one Edge TPU are not compiled together. Gap is how far "
+        f"the plan may be from the best cut, where a solver looked for that. {_error(target)}",
+        highlight=False,
+    )
+
+
+def _show_language_forecasts(
+    console: Console, name: str, target: Target, rows: Sequence[LanguageForecast]
+) -> None:
+    host = rows[0].host
+    console.print(f"[bold]{escape(name)}[/] for {target.description} and {host}", highlight=False)
+    columns = "program", "tokens", "place", "segments", "streamed", "ms", "tokens/s"
+    table = plain_table([*columns, "link allows"], left=("program", "place"))
+    for row in rows:
+        table.add_row(
+            row.program,
+            str(row.tokens),
+            row.place,
+            f"{row.tpu_segments}+{row.host_segments}",
+            size(row.streamed_bytes),
+            f"{row.latency_ms:.4g}",
+            f"{row.tokens_per_second:.3g}",
+            f"{row.link_limit:.3g}" if row.link_limit else "",
+        )
+    console.print(table)
+    console.print(
+        "Segments are TPU+host. The link allows so many tokens/s if all parameters are streamed "
+        f"and nothing else takes time. {_error(target)}",
+        highlight=False,
+    )
+
+
+def _error(target: Target) -> str:
+    percent = target.error_percent
+    return (
+        f"Predictions are off by {percent}% on average for networks that they were not fitted to."
+    )
+
+
+def _nearness(gap: float | None) -> str:
+    if gap is None:
+        return "a cut"
+    if gap < _SMALL_GAP:
+        return "the best cut"
+    return f"a cut within {gap:.1f}% of the best"
+
+
+def _segments(plan: Json) -> Table:
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0), collapse_padding=True)
+    table.add_column("segment", no_wrap=True, min_width=7)
+    table.add_column("nodes", overflow="ellipsis", no_wrap=True, max_width=18)
+    for name, width in _SEGMENT_COLUMNS.items():
+        table.add_column(name, justify="right", no_wrap=True, min_width=width)
+    quality = plan.get("quality", {}).get("segments", {})
+    for segment in plan["segments"]:
+        own = quality.get(str(segment["index"]))
+        colour = "green" if segment["device"] == "tpu" else "yellow"
+        table.add_row(
+            f"{segment['index']:02d} [{colour}]{place_name(segment)}[/]",
+            escape(_span(operator["node"] for operator in segment["operators"])),
+            brief_size(segment["cached_bytes"]),
+            brief_size(segment["streamed_bytes"]),
+            count(segment["macs"]) if segment["macs"] else "",
+            brief_size(tensor_bytes(segment["inputs"])),
+            brief_size(tensor_bytes(segment["outputs"])),
+            f"{sum(segment['predicted_ms'].values()):.3g}",
+            figure(own["sqnr_db"]) if own else "",
+        )
+    return table
+
+
+def _span(nodes: Iterable[str]) -> str:
+    """First and last node of a segment, and how many there are."""
+    names = list(dict.fromkeys(nodes))
+    if len(names) == 1:
+        return short(names[0], 18)
+    return f"{len(names)}: {short(names[0], 6)} … {short(names[-1], 6)}"
+
+
+def _reasons(operators: Iterable[Json]) -> Table:
+    """Nodes on the host; those of the same reason share a line."""
+    table = Table("on the host", "nodes", "why", "for example", box=None, header_style="bold")
+    groups: dict[str, list[Json]] = {}
+    for operator in operators:
+        groups.setdefault(operator["reason"], []).append(operator)
+    for reason, group in groups.items():
+        kinds = dict.fromkeys(operator["operator"] for operator in group)
+        example = escape(short(group[0]["node"]))
+        table.add_row(", ".join(kinds), str(len(group)), escape(reason), example)
+    return table
