@@ -63,7 +63,9 @@ def run(
                 results.append(result)
                 done()
         names = [entry["name"] for entry in runner.pipeline.outputs]
-    outputs = {name: _stack([result[name] for result in results]) for name in names}
+    outputs = {}
+    for name in names:
+        outputs[name] = _stack([result[name] for result in results])
     with files.output(output, [source, *bundle_files(bundle)]) as file:
         np.savez(file, **outputs)  # type: ignore[arg-type]
     console = console_beside(output)

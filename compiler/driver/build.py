@@ -37,62 +37,6 @@ from passes import PassContext, SampleContext, fold_constants
 SENSITIVITY_SAMPLES = 4
 
 
-def read(path: Path, options: BuildOptions, progress: Progress = silent) -> ir.Model:
-    """The model in `path`, checked and normalised."""
-    with stage("import"):
-        progress("reading the model", 1)
-        model = importer.load(path, options.dims, options.shapes, options.values)
-        if options.values:
-            # Branches that are never taken go at once: onnxruntime crashes on some whose condition
-            # is constant.
-            fold_constants.run(model, PassContext(Target.load(options.target)))
-        return model
-
-
-def rewrite(
-    model: ir.Model,
-    options: BuildOptions,
-    progress: Progress = silent,
-    driver: PassDriver | None = None,
-) -> ir.Model:
-    """Run every pass over a model, in place. Without a `driver` the model gets one of its own."""
-    driver = driver or pass_driver(model, options)
-    context = PassContext(Target.load(options.target))
-    step = progress("rewriting", len(passes.PASSES))
-    driver.run(passes.PASSES, model, context, step)
-    return model
-
-
-def pass_driver(model: ir.Model, options: BuildOptions, path: Path | None = None) -> PassDriver:
-    """What runs the passes over `model`, which has seen none yet, as options say.
-
-    A checker holds outputs also against those of the file in `path`.
-    """
-    checker = Checker(model, options.seed, path) if options.check_passes else None
-    dump = None if options.dump_folder is None else GraphDump(options.dump_folder)
-    return PassDriver(options.without, options.also, checker, dump)
-
-
-def plan_program(
-    model: ir.Model,
-    options: BuildOptions,
-    progress: Progress = silent,
-    driver: PassDriver | None = None,
-) -> Program:
-    """Run every pass over a model, in place, and cut it into segments."""
-    rewritten = rewrite(model, options, progress, driver)
-    progress("cutting into segments", 1)
-    return partition_model(rewritten, options.target, options.partitioning)
-
-
-def partition_model(model: ir.Model, target: str, options: PartitionOptions) -> Program:
-    """Cut a rewritten model into segments."""
-    with stage("partition"):
-        device = Target.load(target)
-        placed = replace(options, place=options.place or "tpu")
-        return Program(model, partition(model, device, placed), device)
-
-
 def build(
     path: Path,
     output: Path,
@@ -157,12 +101,60 @@ def build(
     return manifest
 
 
-def note_timings(timings: Timings | None, timer: StageTimer, driver: PassDriver) -> None:
-    """Fill in what was measured, where somebody asks for it."""
-    timer.end()
-    if timings is not None:
-        timings.stages += timer.seconds
-        timings.passes += [(run.name, run.seconds, run.rewrites) for run in driver.runs]
+def read(path: Path, options: BuildOptions, progress: Progress = silent) -> ir.Model:
+    """The model in `path`, checked and normalised."""
+    with stage("import"):
+        progress("reading the model", 1)
+        model = importer.load(path, options.dims, options.shapes, options.values)
+        if options.values:
+            # Branches that are never taken go at once: onnxruntime crashes on some whose condition
+            # is constant.
+            fold_constants.run(model, PassContext(Target.load(options.target)))
+        return model
+
+
+def rewrite(
+    model: ir.Model,
+    options: BuildOptions,
+    progress: Progress = silent,
+    driver: PassDriver | None = None,
+) -> ir.Model:
+    """Run every pass over a model, in place. Without a `driver` the model gets one of its own."""
+    driver = driver or pass_driver(model, options)
+    context = PassContext(Target.load(options.target))
+    step = progress("rewriting", len(passes.PASSES))
+    driver.run(passes.PASSES, model, context, step)
+    return model
+
+
+def pass_driver(model: ir.Model, options: BuildOptions, path: Path | None = None) -> PassDriver:
+    """What runs the passes over `model`, which has seen none yet, as options say.
+
+    A checker holds outputs also against those of the file in `path`.
+    """
+    checker = Checker(model, options.seed, path) if options.check_passes else None
+    dump = None if options.dump_folder is None else GraphDump(options.dump_folder)
+    return PassDriver(options.without, options.also, checker, dump)
+
+
+def plan_program(
+    model: ir.Model,
+    options: BuildOptions,
+    progress: Progress = silent,
+    driver: PassDriver | None = None,
+) -> Program:
+    """Run every pass over a model, in place, and cut it into segments."""
+    rewritten = rewrite(model, options, progress, driver)
+    progress("cutting into segments", 1)
+    return partition_model(rewritten, options.target, options.partitioning)
+
+
+def partition_model(model: ir.Model, target: str, options: PartitionOptions) -> Program:
+    """Cut a rewritten model into segments."""
+    with stage("partition"):
+        device = Target.load(target)
+        placed = replace(options, place=options.place or "tpu")
+        return Program(model, partition(model, device, placed), device)
 
 
 def run_float_model(
@@ -275,14 +267,9 @@ def _calibrated(
     return replace(program, quants=quants, means=context.means)
 
 
-def forecast(program: Program) -> dict[str, Any]:
-    """A row of `plan`: the prediction with what is cached and streamed."""
-    segments = program.plan.segments
-    return {
-        **manifests.prediction_entry(program),
-        "tpu_segments": sum(s.device == "tpu" for s in segments),
-        "host_segments": sum(s.device == "host" for s in segments),
-        "cached_bytes": sum(s.cached for s in segments),
-        "streamed_bytes": sum(s.streamed for s in segments),
-        "reload_ms": manifests.milliseconds(program.plan.reload(program.target)),
-    }
+def note_timings(timings: Timings | None, timer: StageTimer, driver: PassDriver) -> None:
+    """Fill in what was measured, where somebody asks for it."""
+    timer.end()
+    if timings is not None:
+        timings.stages += timer.seconds
+        timings.passes += [(run.name, run.seconds, run.rewrites) for run in driver.runs]

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from compiler.driver import build as building
 from compiler.driver import language
 from compiler.driver.options import BuildOptions
 from compiler.driver.stages import Progress, silent
+from compiler.emit import manifest as manifests
 from compiler.frontends import decoder, open_source
 from compiler.partition import PlacePolicy, Program
 from compiler.targets import Target
@@ -85,7 +87,7 @@ def forecasts(
     rows = []
     for partitioning in wanted:
         program = building.partition_model(rewritten, options.target, partitioning)
-        rows.append(Forecast(**building.forecast(program)))
+        rows.append(Forecast(**_figures(program)))
         done()
     return rows
 
@@ -116,12 +118,25 @@ def _language_rows(model: Path, options: BuildOptions) -> Iterator[LanguageForec
             program = building.partition_model(rewritten, options.target, partitioning)
             stored = _parameter_bytes(program)
             yield LanguageForecast(
-                **building.forecast(program),
+                **_figures(program),
                 program=name,
                 tokens=tokens,
                 tokens_per_second=round(tokens / program.plan.latency, 2),
                 link_limit=round(tokens * target.stream / stored, 2) if stored else None,
             )
+
+
+def _figures(program: Program) -> dict[str, Any]:
+    """The fields of a Forecast."""
+    segments = program.plan.segments
+    return {
+        **manifests.prediction_entry(program),
+        "tpu_segments": sum(segment.device == "tpu" for segment in segments),
+        "host_segments": sum(segment.device == "host" for segment in segments),
+        "cached_bytes": sum(segment.cached for segment in segments),
+        "streamed_bytes": sum(segment.streamed for segment in segments),
+        "reload_ms": manifests.milliseconds(program.plan.reload(program.target)),
+    }
 
 
 def _parameter_bytes(program: Program) -> int:
