@@ -83,9 +83,9 @@ def main() -> None:
             time.sleep(1)
         process.terminate()
     first = np.concatenate([c.first for c in clients])
-    right, wrong, failed = (
-        sum(getattr(c, n) for c in clients) for n in ("right", "wrong", "failed")
-    )
+    right = sum(client.right for client in clients)
+    wrong = sum(client.wrong for client in clients)
+    failed = sum(client.failed for client in clients)
     print(f"{right + wrong} answers: {right} right, {wrong} wrong, {failed} refused or failed")
     print(f"{right * TOKENS / options.seconds:.1f} tokens/s in all")
     print(f"first token: median {np.median(first):.2f} s, p95 {np.percentile(first, 95):.2f} s")
