@@ -41,7 +41,9 @@ def general(reason: str) -> str:
 
 
 def main(target: Path) -> None:
-    tasks = [(kind, name) for kind in cases.KINDS for name in sorted(cases.cases(kind))]
+    tasks: list[tuple[str, str]] = []
+    for kind in cases.KINDS:
+        tasks += [(kind, name) for name in sorted(cases.cases(kind))]
     with ProcessPoolExecutor() as pool:
         found = dict(zip(tasks, pool.map(outcome, tasks, chunksize=20), strict=True))
     lines = [

@@ -128,13 +128,10 @@ def predict(sample: Sample, coefficients: Sequence[float]) -> float:
 
 def squares(samples: Sequence[Sample], least: float = 0.0) -> list[float]:
     """Coefficients with the least squares of relative errors."""
-    rows = np.array([[f / s.real for f in s.features] for s in samples])
-    return [
-        float(c)
-        for c in np.linalg.lstsq(
-            rows, np.array([1 - s.known / s.real for s in samples]), rcond=None
-        )[0]
-    ]
+    rows = np.array([np.array(s.features) / s.real for s in samples])
+    rest = np.array([1 - s.known / s.real for s in samples])
+    coefficients = np.linalg.lstsq(rows, rest, rcond=None)[0]
+    return [float(c) for c in coefficients]
 
 
 Fit = Callable[[Sequence[Sample], float], list[float]]
@@ -171,9 +168,9 @@ def cycles(folder: Path, target: Target) -> list[Sample]:
     kinds = ("pointwise", "depthwise", "vector")
     samples = {}
     for pair in json.loads((folder / "pairs.json").read_text()):
-        real = sum(
-            e.get("estimated_cycles_64", 0) for c in pair["custom_ops"] for e in c["executables"]
-        )
+        real = 0
+        for operator in pair["custom_ops"]:
+            real += sum(e.get("estimated_cycles_64", 0) for e in operator["executables"])
         if real < 10_000:
             continue  # nothing but a fixed cost
         amounts = dict.fromkeys((*kinds, "conv", "dense"), 0.0)

@@ -151,8 +151,9 @@ def measure(model: Path, llama: Path | None, place: PlacePolicy = "host") -> dic
                 made.stdout.splitlines()[-1]
             )
             rows["bundle again"] = speed(loaded)
+    medians = {name: np.median(row, axis=0) for name, row in rows.items()}
     found["tokens_per_second"] = {
-        n: [round(float(v), 1) for v in np.median(r, axis=0)] for n, r in rows.items()
+        name: np.round(median, 1).tolist() for name, median in medians.items()
     }
     found["agreement"] = {
         name: agreement(prompts, texts, source) for name, texts in answers.items()

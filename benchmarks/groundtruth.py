@@ -63,7 +63,8 @@ def operators(pair: dict[str, Any]) -> list[OpInfo]:
     """The operators of a model before it was compiled."""
     made = []
     for entry in pair["ops"]:
-        inputs, outputs = (tuple(tensor(t) for t in entry[side]) for side in ("inputs", "outputs"))
+        inputs = tuple(tensor(t) for t in entry["inputs"])
+        outputs = tuple(tensor(t) for t in entry["outputs"])
         made.append(
             OpInfo(entry["op"], entry["version"], inputs, outputs, entry.get("options") or {})
         )  # type: ignore[arg-type]

@@ -36,7 +36,8 @@ def measure(name: str, folder: Path) -> str:
         stdout=subprocess.DEVNULL,
     )
     graph = onnx.load(light.source(name)).graph
-    (value,) = [i.name for i in graph.input if i.name not in {t.name for t in graph.initializer}]
+    constants = {tensor.name for tensor in graph.initializer}
+    (value,) = [given.name for given in graph.input if given.name not in constants]
     np.savez(folder / "c.npz", **{value: light.pictures(SAMPLES)})
     command = [
         sys.executable,

@@ -12,12 +12,14 @@ what the Edge TPU takes on Edge TPUs. FOLDER holds the computation graphs of Tar
 
 from __future__ import annotations
 
+import bisect
 import json
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import networkx as nx
@@ -27,6 +29,10 @@ from compiler import planner
 from compiler.driver import build
 from compiler.driver.options import BuildOptions
 from compiler.partition import PartitionOptions, Plan, partition
+from compiler.partition.placement import place_nodes
+from compiler.partition.problem import planner_problem, units_of
+from compiler.partition.segments import assemble
+from compiler.partition.task import Task
 from compiler.targets import Target
 from fixtures import networks
 
@@ -68,25 +74,29 @@ def contiguous_bytes(problem: planner.Problem, order: Sequence[int], tpus: int) 
 def balanced(problem: planner.Problem, order: Sequence[int], tpus: int) -> list[int]:
     depth = problem.depth
     ranks = sorted({depth[n] for n in order})
-    weight = [sum(problem.sizes[n] for n in order if depth[n] == d) for d in ranks]
+    total: Counter[int] = Counter()
+    for n in order:
+        total[depth[n]] += problem.sizes[n]
+    weight = [total[d] for d in ranks]
     starts = _smallest_largest(weight, tpus)
 
     def devices(starts: Sequence[int]) -> list[int]:
-        place = {d: sum(i >= s for s in starts) - 1 for i, d in enumerate(ranks)}
+        place = {d: bisect.bisect_right(starts, i) - 1 for i, d in enumerate(ranks)}
         return [place[depth[n]] for n in order]
 
     def streams(starts: Sequence[int]) -> float:
         given = devices(starts)
-        rows = [[n for n, d in zip(order, given, strict=True) if d == t] for t in range(tpus)]
-        return sum(planner.cached(problem, row)[1] for row in rows if row)
+        rows: dict[int, list[int]] = {}
+        for n, device in zip(order, given, strict=True):
+            rows.setdefault(device, []).append(n)
+        return sum(planner.cached(problem, row)[1] for _, row in sorted(rows.items()))
 
     for _ in range(len(ranks)):
-        moves = [
-            [*starts[:i], starts[i] + step, *starts[i + 1 :]]
-            for i in range(1, len(starts))
-            for step in (-1, 1)
-        ]
-        moves = [m for m in moves if all(a < b for a, b in pairwise(m)) and m[-1] < len(ranks)]
+        moves = []
+        for i, step in product(range(1, len(starts)), (-1, 1)):
+            moved = [*starts[:i], starts[i] + step, *starts[i + 1 :]]
+            if all(a < b for a, b in pairwise(moved)) and moved[-1] < len(ranks):
+                moves.append(moved)
         best = min(moves, key=streams, default=starts)
         if streams(best) >= streams(starts):
             break
@@ -116,23 +126,23 @@ def _smallest_largest(weight: Sequence[int], parts: int) -> list[int]:
 PEERS: dict[str, Cut] = {"equal": equal_parameters, "balanced": balanced, "bytes": contiguous_bytes}
 
 
-def peer(cut: Cut, task: partition._Task) -> Plan:
-    """A peer's cut with what our model predicts of it."""
-    units, problem = task.problem()
+def stages_of(cut: Cut, problem: planner.Problem) -> planner.Stages:
+    """A peer's cut of what runs on Edge TPUs, with the host's stages in between."""
     turns = planner.alternate(
         problem, range(problem.count), [t != float("inf") for t in problem.tpu]
     )
-    order = [n for side, nodes in turns if side for n in nodes]
+    order: list[int] = []
+    for on_tpu, nodes in turns:
+        if on_tpu:
+            order += nodes
     device = dict(zip(order, cut(problem, order, problem.tpus), strict=True))
-    stages = []
+    stages: list[tuple[int, tuple[int, ...]]] = []
     for side, nodes in turns:
-        rows = (
-            {planner.HOST: nodes}
-            if not side
-            else {t: [n for n in nodes if device[n] == t] for t in range(problem.tpus)}
-        )
-        stages += [(d, tuple(row)) for d, row in rows.items() if row]
-    return task.assembled(units, planner.Plan(tuple(stages), 0.0))
+        rows: dict[int, list[int]] = {}
+        for n in nodes:
+            rows.setdefault(device[n] if side else planner.HOST, []).append(n)
+        stages += [(d, tuple(row)) for d, row in sorted(rows.items())]
+    return tuple(stages)
 
 
 def lowered(name: str, folder: Path) -> ir.Model:
@@ -141,13 +151,19 @@ def lowered(name: str, folder: Path) -> ir.Model:
 
 
 def ours(model: ir.Model, tpus: int, objective: planner.Objective) -> Plan:
-    return partition.partition(model, Target.load(), PartitionOptions(tpus, objective))
+    return partition(model, Target.load(), PartitionOptions(tpus, objective))
 
 
 def peers(model: ir.Model, tpus: int) -> dict[str, Plan]:
     """Peers' cuts with what our model predicts of them."""
-    task = partition._Task(model.graph, Target.load(), PartitionOptions(tpus, "throughput"))
-    return {label: peer(cut, task) for label, cut in PEERS.items()}
+    task = Task(model.graph, Target.load(), PartitionOptions(tpus, "throughput"))
+    placements = place_nodes(task)
+    units = units_of(model.graph, placements)
+    problem = planner_problem(task, units, placements)
+    return {
+        label: assemble(stages_of(cut, problem), units, placements.costs, task)
+        for label, cut in PEERS.items()
+    }
 
 
 def compare(name: str, folder: Path) -> None:
@@ -202,10 +218,14 @@ def public(path: Path) -> planner.Problem:
         planner.Tensor(index[s], tuple(sorted(r)), False, moves[s], moves[s])
         for s, r in readers.items()
     ]
+    edges: set[tuple[int, int]] = set()
+    for tensor in tensors:
+        if tensor.source is not None:
+            edges |= {(tensor.source, reader) for reader in tensor.readers}
     return planner.Problem(
         tpu=tpu,
         host=host,
-        edges=sorted({(t.source, r) for t in tensors for r in t.readers if t.source is not None}),
+        edges=sorted(edges),
         tensors=tensors,
         sizes=sizes,
         stream=[float("inf")] * count,

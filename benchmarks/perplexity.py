@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import math
 import tempfile
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -43,11 +44,9 @@ def sequences(source: Source, texts: list[Path]) -> list[np.ndarray]:
 
 
 def perplexity(logits: list[np.ndarray], rows: list[np.ndarray]) -> float:
-    losses = [
-        loss(own[i], int(row[i + 1]))
-        for own, row in zip(logits, rows, strict=True)
-        for i in range(LENGTH - 1)
-    ]
+    losses: list[float] = []
+    for own, row in zip(logits, rows, strict=True):
+        losses += [loss(own[i], int(row[i + 1])) for i in range(LENGTH - 1)]
     return math.exp(sum(losses) / len(losses))
 
 
@@ -124,9 +123,8 @@ def main() -> None:
     for name, (place, steps) in programs.items():
         logits = bundle_logits(compiled(source, place, **steps), source.architecture.layers, rows)
         found = perplexity(logits, rows)
-        pairs = (
-            pair for both in zip(logits, wanted, strict=True) for pair in zip(*both, strict=True)
-        )
+        both = zip(logits, wanted, strict=True)
+        pairs = chain.from_iterable(zip(own, want, strict=True) for own, want in both)
         lost = np.mean([divergence(own, want) for own, want in pairs])
         print(
             f"{name:12} {found:8.3f}   ratio {found / reference:.4f}   divergence {lost:.4f}",

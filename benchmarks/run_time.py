@@ -35,16 +35,11 @@ def main(path: Path, model: Path) -> None:
     session = ort.InferenceSession(model, options)
     rng = np.random.default_rng(0)
     sample = {i["name"]: rng.random(i["shape"]).astype(i["dtype"]) for i in pipeline.inputs}
-    ours, theirs = (
-        float(np.median(times))
-        for times in zip(
-            *[
-                (seconds(lambda: pipeline.run(sample)), seconds(lambda: session.run(None, sample)))
-                for _ in range(RUNS)
-            ],
-            strict=True,
-        )
-    )
+    times = []
+    for _ in range(RUNS):
+        mine = seconds(lambda: pipeline.run(sample))
+        times.append((mine, seconds(lambda: session.run(None, sample))))
+    ours, theirs = np.median(times, axis=0)
     print(
         f"bundle {ours * 1e3:.1f} ms, onnxruntime float {theirs * 1e3:.1f} ms, "
         f"ratio {ours / theirs:.2f}"

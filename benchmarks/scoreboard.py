@@ -74,7 +74,9 @@ def minilm(source: Path, folder: Path) -> Case:
     (folder / "model.onnx").write_bytes((source / "model.onnx").read_bytes())
     (folder / "calibration.npz").write_bytes((source / "calibration.npz").read_bytes())
     arrays = dict(np.load(source / "test.npz"))
-    rows = [{n: a[i : i + 1] for n, a in arrays.items()} for i in range(HELD_OUT)]
+    rows = []
+    for i in range(HELD_OUT):
+        rows.append({name: array[i : i + 1] for name, array in arrays.items()})
     return reference(Case("minilm", folder, rows))
 
 

@@ -140,7 +140,8 @@ def text(
 ) -> np.ndarray:
     """Lines of dark words on a light ground, with a little noise, [H, W, 3] in [0, 1]."""
     height, width = size
-    ground, ink = (tuple(int(v) for v in rng.integers(*span, 3)) for span in ((150, 256), (0, 110)))
+    ground = tuple(rng.integers(150, 256, 3).tolist())
+    ink = tuple(rng.integers(0, 110, 3).tolist())
     image = Image.new("RGB", (width, height), ground)
     draw, tall = ImageDraw.Draw(image), height / lines
     for line in range(lines):
@@ -166,7 +167,9 @@ def images(network: Network, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     if network.lines is None:
         pictures = list(photographs(folder))
         first = [cut_out(image, network.size) for image in pictures[1::2]]
-        second = [part for image in pictures[::2] for part in crops(image, network.size, rng)]
+        second = []
+        for image in pictures[::2]:
+            second += crops(image, network.size, rng)
     else:
         words = (ROOT / "LICENSE").read_text().split()
         drawn = [text(network.size, network.lines, rng, words) for _ in range(32)]
