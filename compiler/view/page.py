@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from compiler.view.cleaned import cleaned
+
 REPORT = "report.html"
 _TEMPLATE = Path(__file__).parent / "page.html"
 _DATA_ENDS = "</script>"
@@ -14,7 +16,7 @@ _DATA_ENDS = "</script>"
 
 def page(plan: Mapping[str, Any]) -> str:
     """A plan or a manifest as HTML that needs no network."""
-    data = json.dumps(plan, ensure_ascii=False, sort_keys=True)
+    data = json.dumps(cleaned(plan), ensure_ascii=False, sort_keys=True)
     # A name in the data must not end the element that the data stand in.
     safe = data.replace("<", "\\u003c")
     template = _TEMPLATE.read_text(encoding="utf-8")
