@@ -76,6 +76,13 @@ def test_a_bundle_runs_with_the_device_extra_only(
         line = [python, "-m", "compiler", *map(str, arguments)]
         return subprocess.run(line, capture_output=True, text=True, check=False, cwd=tmp_path)
 
+    program = [environment / "bin" / "coral-bundle", "--version"]
+    version = subprocess.run(program, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert version.stdout.startswith("coral-bundle ")
+    without = subprocess.run(
+        [python, "-c", "import fixtures"], capture_output=True, check=False, cwd=tmp_path
+    )
+    assert without.returncode != 0  # the wheel has no fixtures
     assert command("run", small_bundle, "-i", "x.npy", "-o", "out.npz").returncode == 0
     assert np.load(tmp_path / "out.npz")["y"].shape == (3, 10)
     assert json.loads(command("bench", small_bundle, "--runs", 3, "--json").stdout)["runs"] == 3
