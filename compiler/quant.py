@@ -8,6 +8,10 @@ import numpy as np
 
 from compiler.runtime import pipeline
 
+_LEAST, _MOST = -128, 127
+_STEPS = _MOST - _LEAST
+_LEAST_SCALE = float(np.finfo(np.float32).tiny)
+
 
 @dataclass(frozen=True)
 class Quant:
@@ -17,16 +21,21 @@ class Quant:
     zero_point: int
 
     def quantize(self, array: np.ndarray) -> np.ndarray:
+        """Real numbers as int8; those beyond the range become its ends."""
         return pipeline.quantize(array, self.scale, self.zero_point)
 
     def dequantize(self, array: np.ndarray) -> np.ndarray:
+        """int8 as the real numbers that it stands for."""
         return pipeline.dequantize(array, self.scale, self.zero_point)
 
 
 def from_range(low: float, high: float) -> Quant:
     """The asymmetric int8 scale that holds [low, high] and zero exactly."""
-    low, high = min(low, 0.0), max(high, 0.0)
+    low = min(low, 0.0)
+    high = max(high, 0.0)
     if high == low:
         return Quant(1.0, 0)
-    scale = float(np.float32(max((high - low) / 255, float(np.finfo(np.float32).tiny))))
-    return Quant(scale, int(np.clip(round(-128 - low / scale), -128, 127)))
+    # TFLite stores scales as float32, and a scale of 0 would divide by zero.
+    scale = float(np.float32(max((high - low) / _STEPS, _LEAST_SCALE)))
+    zero_point = round(_LEAST - low / scale)
+    return Quant(scale, min(max(zero_point, _LEAST), _MOST))

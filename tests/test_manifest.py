@@ -37,8 +37,8 @@ def test_the_tables_of_the_page_are_current_and_all_there() -> None:
 
 def test_every_field_says_what_it_means() -> None:
     for name in document.entries():
-        for field, (_, _, text, _) in schema.fields(document.entry_type(name)).items():
-            assert text, f"{name}.{field}"
+        for field, entry in schema.fields(document.entry_type(name)).items():
+            assert entry.text, f"{name}.{field}"
 
 
 VERSIONS: list[tuple[dict[str, Any], str]] = [

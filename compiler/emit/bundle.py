@@ -1,5 +1,5 @@
-"""Writes a bundle: manifest.json and segments/, in a folder of its own that takes its place when
-all is there."""
+"""Writes a bundle in a folder beside its destination, and puts it there in one step once it is
+complete."""
 
 from __future__ import annotations
 
@@ -156,8 +156,26 @@ def write_segments(
     """
     folder = path / "segments"
     folder.mkdir()
-    store = Store(folder)
     converted = converted or {}
+    written = _write_files(programs, folder, converted)
+    # Several segments may read weights.bin; it is complete, and hashed once, when all are written.
+    written_files = sorted(set(itertools.chain.from_iterable(written.values())))
+    entries = {file: manifests.file_entry(file, path) for file in written_files}
+    found: dict[str, list[SegmentEntry]] = {}
+    for name, program in programs.items():
+        found[name] = []
+        for segment in program.plan.segments:
+            own = [entries[file] for file in written[name, segment.index]]
+            other = converted.get(segment.index)
+            found[name].append(manifests.segment_entry(program, segment, own, other))
+    return found
+
+
+def _write_files(
+    programs: Mapping[str, Program], folder: Path, converted: Mapping[int, ConvertedSegment]
+) -> dict[tuple[str, int], list[Path]]:
+    """The files of each segment, its own first, by the names of programs and segments' indices."""
+    store = Store(folder)
     written: dict[tuple[str, int], list[Path]] = {}
     # Segments for the Edge TPU come first, so that those for the host find weights that they share
     # in their files.
@@ -170,17 +188,7 @@ def write_segments(
     for name, segment in _segments(programs, "host"):
         file = folder / f"{name}{segment.index:02d}.onnx"
         written[name, segment.index] = host_segment.write(programs[name], segment, file, store)
-    # Several segments may read weights.bin; it is complete, and hashed once, when all are written.
-    files_written = set(itertools.chain.from_iterable(written.values()))
-    entries = {file: manifests.file_entry(file, path) for file in sorted(files_written)}
-    found: dict[str, list[SegmentEntry]] = {}
-    for name, program in programs.items():
-        found[name] = []
-        for segment in program.plan.segments:
-            own = [entries[file] for file in written[name, segment.index]]
-            other = converted.get(segment.index)
-            found[name].append(manifests.segment_entry(program, segment, own, other))
-    return found
+    return written
 
 
 def _segments(programs: Mapping[str, Program], device: str) -> Iterator[tuple[str, Segment]]:

@@ -1,5 +1,5 @@
-"""What a folder holds: whether it is a bundle of ours, and what in it is not the bundle's and must
-not be deleted."""
+"""Tells whether a folder is a bundle of ours, and which files in it are not the bundle's, so that
+nobody deletes them with it."""
 
 from __future__ import annotations
 

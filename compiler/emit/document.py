@@ -54,8 +54,8 @@ def _reach(hint: Any, found: set[str]) -> None:
             _reach(inner, found)
     elif hint.__name__ not in found:
         found.add(hint.__name__)
-        for kind, *_ in schema.fields(hint).values():
-            _reach(kind, found)
+        for field in schema.fields(hint).values():
+            _reach(field.kind, found)
 
 
 def _marked(name: str) -> str:
@@ -65,11 +65,11 @@ def _marked(name: str) -> str:
 
 def _table(entry: type) -> str:
     rows = ["| field | form | meaning |", "|---|---|---|"]
-    for name, (kind, limits, text, required) in schema.fields(entry).items():
-        form = _form(kind, limits)
-        if not required:
+    for name, field in schema.fields(entry).items():
+        form = _form(field.kind, field.limits)
+        if not field.is_required:
             form += ", optional"
-        rows.append(f"| `{name}` | {form} | {text} |")
+        rows.append(f"| `{name}` | {form} | {field.text} |")
     return "\n".join(rows)
 
 

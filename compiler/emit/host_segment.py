@@ -23,24 +23,36 @@ def write(program: Program, segment: Segment, path: Path, store: Store) -> list[
     """Write the segment as a model of its own. Returns the files that it is read from, its own
     first."""
     model = HostModel(path.stem, program.model.opset_imports, store)
+    _write_inputs(program, segment, model)
+    _write_nodes(program, segment, model)
+    nan_sums = _write_outputs(program, segment, model)
+    used = {node.op_identifier() for node in segment.nodes}
+    functions = [function for key, function in program.model.functions.items() if key in used]
+    proto = model.finished(functions, {NAN_SUMS: str(nan_sums)})
+    path.write_bytes(proto.SerializeToString(deterministic=True))
+    return [path, *(path.parent / name for name in model.files)]
+
+
+def _write_inputs(program: Program, segment: Segment, model: HostModel) -> None:
     for value in segment.inputs:
         model.input(value, value in program.dequantized_inside)
     for value in segment.inputs:
         if value in program.dequantized_inside:
             _dequantize(program, value, model)
-    _write_nodes(program, segment, model)
-    quantized = [value for value in segment.outputs if value in program.quantized_inside]
+
+
+def _write_outputs(program: Program, segment: Segment, model: HostModel) -> int:
+    """Writes what leaves the segment; returns how many outputs behind the last tell of NaN."""
+    quantized = []
     for value in segment.outputs:
-        if value in quantized:
+        is_int8 = value in program.quantized_inside
+        if is_int8:
             _quantize(program, value, model)
-        model.output(value, value in quantized)
+            quantized.append(value)
+        model.output(value, is_int8)
     for value in quantized:
         _nan_sum(model, value)
-    used = {node.op_identifier() for node in segment.nodes}
-    functions = [f for key, f in program.model.functions.items() if key in used]
-    proto = model.finished(functions, {NAN_SUMS: str(len(quantized))})
-    path.write_bytes(proto.SerializeToString(deterministic=True))
-    return [path, *(path.parent / name for name in model.files)]
+    return len(quantized)
 
 
 def _write_nodes(program: Program, segment: Segment, model: HostModel) -> None:

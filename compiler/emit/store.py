@@ -36,14 +36,15 @@ class Store:
         """Make the buffers of a TFLite file known."""
         data = file.read_bytes()
         model = schema.Model.GetRootAs(data, 0)
-        base = np.frombuffer(data, np.uint8).__array_interface__["data"][0]
+        start = _address(np.frombuffer(data, np.uint8))
         for index in range(model.BuffersLength()):
-            if model.Buffers(index).DataLength() >= LEAST_BYTES:
-                array = model.Buffers(index).DataAsNumpy()
-                place = FileSpan(
-                    file.name, array.__array_interface__["data"][0] - base, array.nbytes
-                )
-                self._places.setdefault(hashlib.sha256(array.tobytes()).digest(), place)
+            buffer = model.Buffers(index)
+            if buffer.DataLength() < LEAST_BYTES:
+                continue
+            # An array without a copy: its address tells where in the file the buffer lies.
+            array = buffer.DataAsNumpy()
+            span = FileSpan(file.name, _address(array) - start, array.nbytes)
+            self._places.setdefault(hashlib.sha256(array.tobytes()).digest(), span)
 
     def place(self, array: np.ndarray) -> FileSpan:
         """Where the bytes of an array lie; they are appended to weights.bin where no file has them
@@ -51,8 +52,18 @@ class Store:
         data = np.ascontiguousarray(array).tobytes()
         digest = hashlib.sha256(data).digest()
         if digest not in self._places:
-            with (self.folder / "weights.bin").open("ab") as file:
-                file.write(bytes(-file.tell() % ALIGNMENT))
-                self._places[digest] = FileSpan("weights.bin", file.tell(), len(data))
-                file.write(data)
+            self._places[digest] = self._append(data)
         return self._places[digest]
+
+    def _append(self, data: bytes) -> FileSpan:
+        with (self.folder / "weights.bin").open("ab") as file:
+            padding = -file.tell() % ALIGNMENT
+            file.write(bytes(padding))
+            span = FileSpan("weights.bin", file.tell(), len(data))
+            file.write(data)
+        return span
+
+
+def _address(array: np.ndarray) -> int:
+    """Where the first byte of an array is in memory."""
+    return int(array.__array_interface__["data"][0])

@@ -36,6 +36,9 @@ _OPTIONS = {
 }
 _TYPES = {np.dtype(np.int8): schema.TensorType.INT8, np.dtype(np.int32): schema.TensorType.INT32}
 
+# Room in a file for everything but constants; the builder grows it where it is too small.
+_TABLE_BYTES = 1 << 16
+
 
 def write(
     nodes: Sequence[ir.Node],
@@ -44,8 +47,10 @@ def write(
     quants: Mapping[str, Quant],
     means: Mapping[str, np.ndarray] | None = None,
 ) -> bytes:
-    """The TFLite file of a segment; every activation of its nodes has an entry in `quants`. Biases
-    are corrected for rounded weights where `means` has the channels of a layer's input."""
+    """The TFLite file of a segment. Every activation of its nodes has an entry in `quants`.
+
+    Biases are corrected for rounded weights where `means` has the means of a layer's input [C].
+    """
     writer = TFLiteWriter(quants, means)
     for value in inputs:
         writer.tensor(value)
@@ -57,13 +62,17 @@ def write(
 
 
 class TFLiteWriter(Writer):
-    """Collects the tensors, buffers and operators of one subgraph of a flatbuffer."""
+    """Collects the tensors, buffers and operators of one subgraph of a flatbuffer.
+
+    `quants` has the scale of every activation by name, `means` the mean of each channel of some.
+    """
 
     def __init__(
         self, quants: Mapping[str, Quant], means: Mapping[str, np.ndarray] | None = None
     ) -> None:
         super().__init__()
-        self._quants, self._means = quants, means or {}
+        self._quants = quants
+        self._means = means or {}
         self._tensors: list[Any] = []
         self._buffers: list[Any] = [schema.BufferT()]
         self._operators: list[Any] = []
@@ -83,7 +92,8 @@ class TFLiteWriter(Writer):
         order."""
         x, weight, bias = node.inputs
         assert weight is not None and bias is not None
-        input_scale, output_scale = self.quant(x).scale, self.quant(node.outputs[0]).scale
+        input_scale = self.quant(x).scale
+        output_scale = self.quant(node.outputs[0]).scale
         # The taps of a TransposeConv2D take turns; their mean result is not that of one position.
         means = (
             self._means.get(str(x.name))
@@ -104,9 +114,13 @@ class TFLiteWriter(Writer):
         """Whether x and y share a scale whose int8 range lies within `limits`, so that int8 clamps
         by itself."""
         quant = self.quant(x)
-        low, high = ((bound - quant.zero_point) * quant.scale for bound in (-128, 127))
+        if quant != self.quant(y):
+            return False
+        low = (-128 - quant.zero_point) * quant.scale
+        high = (127 - quant.zero_point) * quant.scale
+        # Limits that lie between two steps clamp to the same one.
         slack = quant.scale / 2
-        return quant == self.quant(y) and low >= limits[0] - slack and high <= limits[1] + slack
+        return low >= limits[0] - slack and high <= limits[1] + slack
 
     def add(
         self,
@@ -135,21 +149,22 @@ class TFLiteWriter(Writer):
         self._operators.append(operator)
 
     def finish(self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> bytes:
+        """The file, with the model's inputs and outputs in this order."""
         graph = schema.SubGraphT()
         graph.name = "main"
         graph.tensors = self._tensors
         graph.operators = self._operators
-        graph.inputs = np.asarray([self._indices[v] for v in inputs], np.int32)
-        graph.outputs = np.asarray([self._indices[v] for v in outputs], np.int32)
+        graph.inputs = np.asarray([self._indices[value] for value in inputs], np.int32)
+        graph.outputs = np.asarray([self._indices[value] for value in outputs], np.int32)
         model = schema.ModelT()
         model.version = 3
         model.description = "int8 segment for the Coral Edge TPU"
         model.operatorCodes = [_code(builtin, version) for builtin, version in self._codes]
         model.subgraphs = [graph]
         model.buffers = self._buffers
-        builder = flatbuffers.Builder(
-            sum(len(b.data) for b in self._buffers if b.data is not None) + (1 << 16)
-        )
+        # Room for the constants from the start: the builder would copy all as it grows.
+        constants = sum(len(buffer.data) for buffer in self._buffers if buffer.data is not None)
+        builder = flatbuffers.Builder(constants + _TABLE_BYTES)
         builder.Finish(model.Pack(builder), b"TFL3")
         return bytes(builder.Output())
 
@@ -161,29 +176,38 @@ class TFLiteWriter(Writer):
         quant: Quant | None,
         channels: tuple[np.ndarray, int] | None = None,
     ) -> int:
+        """A tensor, constant where it has `data`, of one scale or of (scales, axis) of its
+        channels; returns its index."""
         tensor = schema.TensorT()
         tensor.name = self._fresh(name)
         tensor.shape = np.asarray(shape, np.int32)
-        tensor.type = schema.TensorType.INT8 if data is None else _TYPES[data.dtype]
-        tensor.buffer = 0
-        if data is not None:
-            tensor.buffer = len(self._buffers)
-            buffer = schema.BufferT()
-            buffer.data = np.frombuffer(np.ascontiguousarray(data).tobytes(), np.uint8)
-            self._buffers.append(buffer)
+        if data is None:
+            # Buffer 0 is empty, by which TFLite knows activations.
+            tensor.type = schema.TensorType.INT8
+            tensor.buffer = 0
+        else:
+            tensor.type = _TYPES[data.dtype]
+            tensor.buffer = self._buffer(data)
         if quant is not None:
-            channels = (np.asarray([quant.scale], np.float32), 0)
-        if channels is not None:
-            tensor.quantization = schema.QuantizationParametersT()
-            tensor.quantization.scale = channels[0]
-            zero_point = quant.zero_point if quant is not None else 0
-            tensor.quantization.zeroPoint = np.full(len(channels[0]), zero_point, np.int64)
-            tensor.quantization.quantizedDimension = channels[1]
+            scales = np.asarray([quant.scale], np.float32)
+            tensor.quantization = _quantization(scales, quant.zero_point, 0)
+        elif channels is not None:
+            scales, axis = channels
+            tensor.quantization = _quantization(scales, 0, axis)
         self._tensors.append(tensor)
         return len(self._tensors) - 1
 
+    def _buffer(self, data: np.ndarray) -> int:
+        """The index of a new buffer with the bytes of an array."""
+        buffer = schema.BufferT()
+        buffer.data = np.frombuffer(np.ascontiguousarray(data).tobytes(), np.uint8)
+        self._buffers.append(buffer)
+        return len(self._buffers) - 1
+
     def _fresh(self, name: str) -> str:
-        fresh, number = name, 0
+        """A name that no tensor has yet."""
+        fresh = name
+        number = 0
         while fresh in self._names:
             number += 1
             fresh = f"{name}#{number}"
@@ -191,9 +215,19 @@ class TFLiteWriter(Writer):
         return fresh
 
 
+def _quantization(scales: np.ndarray, zero_point: int, axis: int) -> Any:
+    """The scales of a tensor's channels along `axis`, or its only one, and their zero point."""
+    found = schema.QuantizationParametersT()
+    found.scale = scales
+    found.zeroPoint = np.full(len(scales), zero_point, np.int64)
+    found.quantizedDimension = axis
+    return found
+
+
 def _code(builtin: int, version: int) -> Any:
     code = schema.OperatorCodeT()
     code.builtinCode = builtin
+    # Of one byte; readers take the larger of the two.
     code.deprecatedBuiltinCode = min(builtin, 127)
     code.version = version
     return code

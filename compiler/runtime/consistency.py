@@ -13,12 +13,13 @@ from compiler.runtime.manifest import (
     ProgramEntry,
     SegmentEntry,
     TensorEntry,
+    fixed_shape,
 )
 
 # Bytes of an input of a program, and of a tensor of a language model's cache.
 INPUT_BYTES = 4 << 30
-_INTEGERS = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
-_INPUT_TYPES = {"bool", "float16", "float32", "float64"} | _INTEGERS
+_INPUT_TYPES = {"bool", "float16", "float32", "float64"}
+_INPUT_TYPES |= {"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"}
 
 Form = tuple[str, list[int | None] | None, float | None, int | None]
 
@@ -45,12 +46,12 @@ def _complaints(manifest: Manifest) -> Iterator[str]:
 def _inputs(program: ProgramEntry) -> Iterator[str]:
     """A caller gives arrays for inputs, which a hostile manifest must not make huge."""
     for tensor in program["inputs"]:
-        name, dtype, shape = tensor["name"], tensor["dtype"], tensor["shape"]
-        dimensions = [size for size in shape or () if size is not None]
-        is_fixed = shape is not None and len(dimensions) == len(shape)
-        if dtype not in _INPUT_TYPES or not is_fixed:
+        name = tensor["name"]
+        dtype = tensor["dtype"]
+        shape = tensor["shape"]
+        if dtype not in _INPUT_TYPES or shape is None or None in shape:
             yield f"input '{name}' is {dtype} {shape}, not numbers of a fixed shape"
-        elif math.prod(dimensions) * np.dtype(dtype).itemsize > INPUT_BYTES:
+        elif math.prod(fixed_shape(tensor)) * np.dtype(dtype).itemsize > INPUT_BYTES:
             yield f"input '{name}' {shape} has more than {INPUT_BYTES >> 20} MiB"
 
 
@@ -92,13 +93,12 @@ def _cache(program: ProgramEntry, is_language: bool) -> Iterator[str]:
             )
         if len(set(pairs.values())) < len(pairs):
             yield f"segment {number} writes two outputs to the same place"
-        reads = {tensor["name"] for tensor in segment["inputs"]}
-        gives = {tensor["name"] for tensor in segment["outputs"]}
+        # Tensors that the segment has in common with the program.
+        reads = {tensor["name"] for tensor in segment["inputs"]} & inputs.keys()
+        gives = {tensor["name"] for tensor in segment["outputs"]} & outputs.keys()
         for output, source in pairs.items():
-            is_input = source in inputs and source in reads
-            is_output = output in outputs and output in gives
-            fits = is_input and is_output and _form(inputs[source]) == _form(outputs[output])
-            if not fits:
+            is_known = source in reads and output in gives
+            if not is_known or _form(inputs[source]) != _form(outputs[output]):
                 yield f"segment {number} cannot write '{output}' to where '{source}' lies"
 
 

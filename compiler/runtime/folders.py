@@ -169,8 +169,8 @@ def claim(path: Path) -> Folder:
             if made:
                 return Folder(building, None)
             raise TakenError(
-                f"{building} is there, and this file system has no locks to tell whether a process works in it; "
-                "remove it if none does"
+                f"{building} is there, and this file system has no locks to tell whether a process "
+                "works in it; remove it if none does"
             ) from error
         try:
             _restore(building, path)

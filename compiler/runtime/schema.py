@@ -13,7 +13,7 @@ import math
 import re
 import types
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import (
@@ -78,14 +78,25 @@ def manifest_schema() -> Schema:
     }
 
 
-def fields(entry: type) -> dict[str, tuple[Any, Limits, str, bool]]:
-    """(type, limits, documentation, whether it is required) of each field of a TypedDict."""
+@dataclass(frozen=True)
+class Field:
+    """A field of a TypedDict; `kind` is its type without annotations, `text` its documentation."""
+
+    kind: Any
+    limits: Limits
+    text: str
+    is_required: bool
+
+
+def fields(entry: Any) -> dict[str, Field]:
+    """The fields of a TypedDict by name, those of its bases first."""
     found = {}
     for name, hint in get_type_hints(entry, include_extras=True).items():
-        optional = get_origin(hint) is NotRequired
-        kind, limits, text = annotated(get_args(hint)[0] if optional else hint)
-        required = not optional and name in entry.__required_keys__  # type: ignore[attr-defined]
-        found[name] = kind, limits, text, required
+        # Classes with total=False have fields that may be absent without a word at the field.
+        is_required = name in entry.__required_keys__
+        bare = get_args(hint)[0] if get_origin(hint) is NotRequired else hint
+        kind, limits, text = annotated(bare)
+        found[name] = Field(kind, limits, text, is_required)
     return found
 
 
@@ -115,12 +126,12 @@ def _object(entry: type, definitions: dict[str, Schema]) -> Schema:
     properties: dict[str, Schema] = {}
     required: list[str] = []
     dependent: dict[str, list[str]] = {}
-    for name, (kind, limits, _, is_required) in fields(entry).items():
-        properties[name] = _schema(kind, limits, definitions)
-        if is_required:
+    for name, field in fields(entry).items():
+        properties[name] = _schema(field.kind, field.limits, definitions)
+        if field.is_required:
             required.append(name)
-        if limits.beside is not None:
-            dependent[name] = [limits.beside]
+        if field.limits.beside is not None:
+            dependent[name] = [field.limits.beside]
     found: Schema = {
         "type": "object",
         "required": required,

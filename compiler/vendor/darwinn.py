@@ -23,6 +23,7 @@ _CUSTOM = "edgetpu-custom-op"
 _KINDS = ("stand-alone", "caching", "execution")
 _DESCRIPTOR = 1  # of the union AnyHint
 _OUTFEED = 1  # of the enum Direction
+_OFFSET_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -52,36 +53,43 @@ class Package:
 
     @property
     def cached(self) -> int:
-        return sum(e.parameters for e in self.executables if e.kind == "caching")
+        """Bytes of parameters that are sent once and stay in the SRAM."""
+        return sum(part.parameters for part in self.executables if part.kind == "caching")
 
     @property
     def streamed(self) -> int:
-        return sum(e.parameters for e in self.executables if e.kind != "caching")
+        """Bytes of parameters that are sent at each invocation."""
+        return sum(part.parameters for part in self.executables if part.kind != "caching")
 
 
 def read(path: Path) -> tuple[list[Package], Counter[str]]:
     """(packages, operators left on the CPU) of a compiled file. Raises ModelError for any other."""
+    packages: list[Package] = []
+    on_cpu: Counter[str] = Counter()
     with tflite_file(path, "a compiled TFLite model"):
         model = unpacked(file_bytes(path))
-        operators = [o for graph in model.subgraphs for o in graph.operators]
-        named = [(op_name(model.operatorCodes[o.opcodeIndex]), o) for o in operators]
-        packages = [
-            package(bytes(o.customOptions)) for name, o in named if name == f"CUSTOM:{_CUSTOM}"
-        ]
+        for subgraph in model.subgraphs:
+            for operator in subgraph.operators:
+                name = op_name(model.operatorCodes[operator.opcodeIndex])
+                if name == f"CUSTOM:{_CUSTOM}":
+                    packages.append(package(bytes(operator.customOptions)))
+                else:
+                    on_cpu[name] += 1
     if not packages:
         raise ModelError(
             f"{path}: not compiled for the Edge TPU: it has no {_CUSTOM}; `check` takes plain files"
         )
-    return packages, Counter(name for name, _ in named if name != f"CUSTOM:{_CUSTOM}")
+    return packages, on_cpu
 
 
 def package(options: bytes) -> Package:
     """The package in the options of a custom operator, found by its file identifier."""
+    # A flatbuffer's identifier follows the 4 bytes of its root's offset.
     mark = options.index(b"DWN1")
     root = _root(options[mark - 4 :])
     executables = _root(_bytes(root, 1))
     return Package(
-        compiler=_bytes(root, 4).decode("utf-8", "replace"),
+        compiler=_text(root, 4),
         min_runtime=_number(root, 0, types.Int32Flags),
         executables=tuple(_executable(_root(data)) for data in _byte_strings(executables, 0)),
     )
@@ -89,13 +97,13 @@ def package(options: bytes) -> Package:
 
 def _executable(table: Table) -> Executable:
     hints = _table(table, 7)
-    transfers = [_transfer(hint) for hint in _tables(hints, 0)] if hints is not None else []
+    transfers = [] if hints is None else [_transfer(hint) for hint in _tables(hints, 0)]
     return Executable(
         kind=_KINDS[_number(table, 13, types.Int16Flags)],
         parameters=_length(table, 6),
         instructions=sum(_length(stream, 0) for stream in _tables(table, 5)),
-        dma_in=sum(size for out, size in transfers if not out),
-        dma_out=sum(size for out, size in transfers if out),
+        dma_in=sum(size for is_outfeed, size in transfers if not is_outfeed),
+        dma_out=sum(size for is_outfeed, size in transfers if is_outfeed),
         scratch=_number(table, 4, types.Int32Flags),
         narrow_memory_per_tile=_number(table, 12, types.Int32Flags),
         token=_number(table, 14, types.Uint64Flags),
@@ -106,13 +114,17 @@ def _executable(table: Table) -> Executable:
 
 def _transfer(hint: Table) -> tuple[bool, int]:
     """(whether towards the host, bytes) of a DMA hint; instructions and fences have none."""
-    descriptor = _table(hint, 1) if _number(hint, 0, types.Uint8Flags) == _DESCRIPTOR else None
-    size = _number(descriptor, 2, types.Int32Flags) if descriptor is not None else 0
-    return _number(hint, 2, types.Int16Flags) == _OUTFEED, size
+    is_outfeed = _number(hint, 2, types.Int16Flags) == _OUTFEED
+    if _number(hint, 0, types.Uint8Flags) != _DESCRIPTOR:
+        return is_outfeed, 0
+    descriptor = _table(hint, 1)
+    size = 0 if descriptor is None else _number(descriptor, 2, types.Int32Flags)
+    return is_outfeed, size
 
 
 def _layer(table: Table) -> tuple[str, int]:
-    return _bytes(table, 0).decode("utf-8", "replace"), _number(table, 1, types.Int32Flags)
+    """(name, bytes) of an input or output."""
+    return _text(table, 0), _number(table, 1, types.Int32Flags)
 
 
 # Access to flatbuffer tables by field number.
@@ -153,16 +165,25 @@ def _bytes(table: Table, field: int) -> bytes:
     return bytes(table.Bytes[start : start + length])
 
 
+def _text(table: Table, field: int) -> str:
+    return _bytes(table, field).decode("utf-8", "replace")
+
+
 def _tables(table: Table, field: int) -> list[Table]:
-    start, length = _span(table, field)
-    return [Table(table.Bytes, table.Indirect(start + 4 * i)) for i in range(length)]
+    return [Table(table.Bytes, position) for position in _positions(table, field)]
 
 
 def _byte_strings(table: Table, field: int) -> list[bytes]:
-    start, length = _span(table, field)
     found = []
-    for i in range(length):
-        place = table.Indirect(start + 4 * i)
-        size = table.Get(types.UOffsetTFlags, place)
-        found.append(bytes(table.Bytes[place + 4 : place + 4 + size]))
+    for position in _positions(table, field):
+        # A string begins with its length.
+        size = table.Get(types.UOffsetTFlags, position)
+        start = position + _OFFSET_BYTES
+        found.append(bytes(table.Bytes[start : start + size]))
     return found
+
+
+def _positions(table: Table, field: int) -> list[int]:
+    """Where the tables or strings of a vector lie, which itself holds offsets."""
+    start, length = _span(table, field)
+    return [table.Indirect(start + _OFFSET_BYTES * index) for index in range(length)]

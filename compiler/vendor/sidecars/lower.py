@@ -15,6 +15,7 @@ from pathlib import Path
 
 
 def main(folder):
+    """Convert the model in `folder`."""
     warnings.simplefilter("ignore")
     import numpy as np
     import onnx
@@ -39,23 +40,30 @@ def main(folder):
 
     interpreter = tf.lite.Interpreter(str(folder / "model.tflite"))
     runner = interpreter.get_signature_runner()
-    found = {}
-    for kind, details, ordered in (
-        ("inputs", runner.get_input_details(), interpreter.get_input_details()),
-        ("outputs", runner.get_output_details(), interpreter.get_output_details()),
-    ):
-        by_tensor = {detail["index"]: name for name, detail in details.items()}
-        found[kind] = [
-            {
-                "name": by_tensor[detail["index"]],
-                "scale": float(detail["quantization"][0]),
-                "zero_point": int(detail["quantization"][1]),
-                "shape": [int(d) for d in detail["shape"]],
-                "dtype": np.dtype(detail["dtype"]).name,
-            }
-            for detail in ordered
-        ]
+    found = {
+        "inputs": tensors(runner.get_input_details(), interpreter.get_input_details()),
+        "outputs": tensors(runner.get_output_details(), interpreter.get_output_details()),
+    }
     (folder / "result.json").write_text(json.dumps(found))
+
+
+def tensors(named, ordered):
+    """Name, scale, zero point and type of each tensor. The signature knows the names, the
+    interpreter the order of the file."""
+    import numpy as np
+
+    names = {detail["index"]: name for name, detail in named.items()}
+    found = []
+    for detail in ordered:
+        scale, zero_point = detail["quantization"]
+        entry = {
+            "name": names[detail["index"]],
+            "scale": float(scale),
+            "zero_point": int(zero_point),
+            "dtype": np.dtype(detail["dtype"]).name,
+        }
+        found.append(entry)
+    return found
 
 
 if __name__ == "__main__":
