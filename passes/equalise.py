@@ -1,5 +1,4 @@
-"""Multiply channels that are far smaller than others where they are made, and divide them where
-they are read.
+"""Give small channels more int8 steps: multiply where they are made, divide where they are read.
 
     W2 relu(W1 x + b)   ->   (W2 / d) relu(d W1 x + d b)      for d > 0
 

@@ -1,4 +1,4 @@
-"""A Transpose that is flattened into a dense layer becomes an order of the layer's inputs.
+"""Fold a Transpose in front of a flattened dense layer into the order of its weights.
 
     FullyConnected(Reshape(Transpose(x)), W)   ->   FullyConnected(Reshape(x), W')
 
@@ -42,11 +42,15 @@ def run(model: ir.Model, context: PassContext) -> None:
 def _fold(reshape: ir.Node, transpose: ir.Node, b: Builder, context: PassContext) -> None:
     flat = reshape.outputs[0]
     shape = shape_of(reshape.inputs[0])
-    layers = consumers_of(flat)
-    if flat.is_graph_output() or not all(_is_layer_of(flat, layer) for layer in layers):
-        context.missed(reshape, "not only dense layers read what it flattens", fitted=2)
+    readers = consumers_of(flat)
+    layers = [reader for reader in readers if _is_layer_of(flat, reader)]
+    others = [reader for reader in readers if reader not in layers]
+    if not layers:
         return
-    if not layers or any(shape_of(layer.inputs[1])[1] != math.prod(shape) for layer in layers):
+    if others or flat.is_graph_output():
+        context.missed(reshape, "not only dense layers read what it flattens", fitted=3)
+        return
+    if any(shape_of(layer.inputs[1])[1] != math.prod(shape) for layer in layers):
         return  # it does more than flatten
     # Rows of weights in the transposed shape go back to that of the source.
     back = [0, *(int(axis) + 1 for axis in np.argsort(permutation(transpose)))]

@@ -1,4 +1,4 @@
-"""Keep on the host what only joins results, and what makes coordinates of them.
+"""Keep on the host joins that only leave, and arithmetic with tables of coordinates.
 
     Concat(boxes, scores) -> output
         boxes in pixels and scores in [0, 1] would share one int8 scale

@@ -49,6 +49,7 @@ from passes.fold_constants import tidy
 
 # Smallest row maximum to divide by: rows of zeros stay zero.
 TINY = 1e-12
+REASON = "it normalises the rows of a linear layer, exactly, in float"
 LAYOUT = ("Reshape", "Transpose")
 ARITHMETIC = ("Add", "Sub", "Mul")
 
@@ -139,58 +140,26 @@ def _runs_on_host(node: ir.Node, target: Target) -> bool:
 
 
 def _normalise(nodes: Sequence[ir.Node], b: Builder) -> None:
-    """Put the normalised product of all weights in the place of `nodes`, which multiply the same
-    rows."""
-    x, first = nodes[0].inputs[0], nodes[0].inputs[1]
-    assert x is not None and first is not None
-    weights, name = [node.inputs[1] for node in nodes], origin_of(nodes[0])
+    """Put one normalised product in the place of `nodes`, which multiply the same rows."""
+    x = nodes[0].inputs[0]
+    assert x is not None
     rows, peak = _rows_to_one(b, x)
-    counts = [shape_of(w)[0] for w in weights]
-    total = (sum(counts), *shape_of(first)[1:])
-
-    def joined(rows: slice) -> np.ndarray:
-        return joined_rows(weights, rows)  # type: ignore[arg-type]
-
-    factors = b.by_rows(lambda rows: _norms(joined(rows)), total[:1], f"{name}/factors")
-    offsets = b.const(np.zeros(total[0], np.float32), f"{name}/offsets")
-
-    def balanced(rows: slice) -> np.ndarray:
-        scale = 1 / rows_of(factors, rows)
-        return joined(rows) * scale.reshape(-1, *[1] * (len(total) - 1))
-
-    def shifts(rows: slice) -> np.ndarray:
-        return -rows_of(offsets, rows) / rows_of(factors, rows)
-
-    weight = b.by_rows(balanced, total, f"{name}/balanced")
-    shift = b.by_rows(shifts, total[:1], f"{name}/shift")
-    z = b.op(nodes[0].op_type, [rows, weight, shift], nodes[0].attributes, DIALECT)
-    y = b.op("Mul", [z, factors])
-    scaled = y.producer()
-    assert scaled is not None
-    mark(scaled)
-    y = b.op("Mul", [b.op("Add", [y, offsets]), peak])
-    biases = [node.inputs[2] for node in nodes]
-    if any(np.any(array_of(bias)) for bias in biases if bias is not None):
-        y = b.op("Add", [y, b.const(np.concatenate([array_of(c) for c in biases]), f"{name}/bias")])  # type: ignore[arg-type]
+    y = b.op("Mul", [_balanced_product(nodes, rows, b), peak])
+    biases = [array_of(node.inputs[2]) for node in nodes if node.inputs[2] is not None]
+    if any(np.any(bias) for bias in biases):
+        y = b.op("Add", [y, b.const(np.concatenate(biases), f"{origin_of(nodes[0])}/bias")])
     parts = [y]
     if len(nodes) > 1:
+        counts = [shape_of(node.inputs[1])[0] for node in nodes]
         sizes = b.const(np.array(counts, np.int64), "sizes")
-        axis = len(shape_of(y)) - 1
-        parts = b.ops("Split", [y, sizes], {"axis": axis}, outputs=len(nodes))
+        last_axis = len(shape_of(y)) - 1
+        parts = b.ops("Split", [y, sizes], {"axis": last_axis}, outputs=len(nodes))
     for value in b.made:
         made = value.producer()
         if made is not None and made.domain != DIALECT and made.op_type != "Reshape":
-            made.metadata_props[HOST_REASON] = (
-                "it normalises the rows of a linear layer, exactly, in float"
-            )
+            made.metadata_props[HOST_REASON] = REASON
     for node, part in zip(nodes, parts, strict=True):
         replace_node(node, [part], b.made)
-
-
-def _norms(weight: np.ndarray) -> np.ndarray:
-    """One factor for each output."""
-    norms = np.linalg.norm(weight.reshape(len(weight), -1), axis=1)
-    return np.where(norms > 0, norms, 1).astype(np.float32)
 
 
 def _rows_to_one(b: Builder, x: ir.Value) -> tuple[ir.Value, ir.Value]:
@@ -199,3 +168,46 @@ def _rows_to_one(b: Builder, x: ir.Value) -> tuple[ir.Value, ir.Value]:
     peak = b.op("ReduceMax", [b.op("Abs", [x]), axes], {"keepdims": 1})
     peak = b.op("Max", [peak, b.scalar(TINY, "tiny")])
     return b.op("Div", [x, peak]), peak
+
+
+def _balanced_product(nodes: Sequence[ir.Node], rows: ir.Value, b: Builder) -> ir.Value:
+    """a * z + o, with z = (W / a) rows - o / a, for the weights W of all nodes.
+
+    Weights and shifts are computed from factors `a` and offsets `o` when they are read, so that
+    both may be chosen later.
+    """
+    weights = [node.inputs[1] for node in nodes if node.inputs[1] is not None]
+    name = origin_of(nodes[0])
+    outputs = sum(shape_of(weight)[0] for weight in weights)
+    # [N, K], or [N, K, 1, 1] of a convolution.
+    shape = (outputs, *shape_of(weights[0])[1:])
+    columns = (1,) * (len(shape) - 1)
+
+    def norms(part: slice) -> np.ndarray:
+        return _norms(joined_rows(weights, part))
+
+    factors = b.by_rows(norms, (outputs,), f"{name}/factors")
+    offsets = b.const(np.zeros(outputs, np.float32), f"{name}/offsets")
+
+    def balanced(part: slice) -> np.ndarray:
+        scale = 1 / rows_of(factors, part)
+        return joined_rows(weights, part) * scale.reshape(-1, *columns)
+
+    def shifts(part: slice) -> np.ndarray:
+        moved: np.ndarray = rows_of(offsets, part) / rows_of(factors, part)
+        return -moved
+
+    weight = b.by_rows(balanced, shape, f"{name}/balanced")
+    shift = b.by_rows(shifts, (outputs,), f"{name}/shift")
+    z = b.op(nodes[0].op_type, [rows, weight, shift], nodes[0].attributes, DIALECT)
+    scaled = b.op("Mul", [z, factors])
+    multiply = scaled.producer()
+    assert multiply is not None
+    mark(multiply)
+    return b.op("Add", [scaled, offsets])
+
+
+def _norms(weight: np.ndarray) -> np.ndarray:
+    """One factor for each output."""
+    norms = np.linalg.norm(weight.reshape(len(weight), -1), axis=1)
+    return np.where(norms > 0, norms, 1).astype(np.float32)

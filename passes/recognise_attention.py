@@ -1,4 +1,4 @@
-"""Give attention its name back.
+"""Recognise attention: two products around a Softmax become one Attention.
 
     MatMul(Softmax(MatMul(q, Transpose(k)) * scale + mask), v)   ->   Attention(q, k, v, mask)
 

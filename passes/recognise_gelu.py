@@ -1,4 +1,4 @@
-"""Give Gelu its name back.
+"""Recognise Gelu in the Erf or Tanh formula that exporters write.
 
     0.5 * x * (1 + Erf(x / sqrt(2)))                                ->  Gelu(x)
     0.5 * x * (1 + Tanh(sqrt(2 / pi) * (x + 0.044715 * x^3)))       ->  Gelu(x, approximate="tanh")

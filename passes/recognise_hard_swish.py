@@ -1,4 +1,4 @@
-"""Give HardSigmoid and HardSwish their names back.
+"""Recognise HardSigmoid and HardSwish in the Clip that older exporters write.
 
     Clip(x + 3, 0, 6) / 6          ->  HardSigmoid(x, alpha=1/6, beta=1/2)
     x * Clip(x + 3, 0, 6) / 6      ->  HardSwish(x)

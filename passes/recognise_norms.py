@@ -1,4 +1,4 @@
-"""Give decomposed normalisations their names back: LayerNormalization, RMSNormalization, Softmax.
+"""Recognise decomposed LayerNormalization, RMSNormalization and Softmax.
 
     Div(Sub(x, mean), Sqrt(Add(variance, epsilon))) * gain + bias  ->  LayerNormalization(x, ...)
     x * Reciprocal(Sqrt(Add(mean of squares, epsilon))) * gain     ->  RMSNormalization(x, gain)

@@ -1,4 +1,4 @@
-"""Give rotary embeddings their name back.
+"""Recognise rotary embeddings: cosines times x plus sines times its swapped halves.
 
     x * cos + Concat(-x[..., d/2:], x[..., :d/2]) * sin   ->   RotaryEmbedding(x, cos, sin)
 

@@ -1,5 +1,4 @@
-"""Give each row of a normalised product a second one at half the size, for outputs of twice the
-resolution.
+"""Add each row of a normalised product at half its size, for outputs of twice the resolution.
 
     z = FullyConnected(x, W, c)
         ->  u, v = Split(FullyConnected(Concat(x, x / 2), W, c))

@@ -1,4 +1,4 @@
-"""Let operators that share an int8 scale be read with another one where two fixed scales meet.
+"""Insert Requantize where operators would tie together fixed int8 scales that differ.
 
     Concat(Softmax(x), FakeQuantize(y))
         ->  Concat(Requantize(Softmax(x)), Requantize(FakeQuantize(y)))

@@ -1,4 +1,4 @@
-"""A mean over more positions than the Edge TPU takes becomes a pooling and a smaller mean.
+"""Split a mean over more positions than the Edge TPU takes into a pooling and a smaller mean.
 
     ReduceMean(x[1, 112, 112, C])  ->  ReduceMean(AveragePool2D(x, 2 x 2)[1, 56, 56, C])
 

@@ -1,12 +1,12 @@
-"""Operators that onnxruntime's optimizer and optimum fuse (com.microsoft) become ONNX's own, so
-that later passes see the products with weights in them.
+"""Decompose the operators that onnxruntime's optimizer and optimum fuse (com.microsoft).
 
     SkipLayerNormalization(x, skip, gain, bias)   ->  LayerNormalization(Add(x, skip), gain, bias)
     Attention(x, weights, bias, mask)             ->  q, k, v = Split(MatMul(x, weights) + bias)
                                                       Attention(q, k, v, mask)
 
-Each operator has a rule, which refuses forms that ONNX has no words for: a cache, packed rows,
-other masks. Such a node stays, and onnxruntime runs it on the host. What the operators compute:
+Later passes then see the products with weights in them. Each operator has a rule, which refuses
+forms that ONNX has no words for: a cache, packed rows, other masks. Such a node stays, and
+onnxruntime runs it on the host. What the operators compute:
 https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 """
 

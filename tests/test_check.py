@@ -127,9 +127,9 @@ def test_equalised_activations_are_no_alarm(tmp_path: Path) -> None:
     seen: list[set[str]] = []
     check = Checker.check
 
-    def watched(self: Checker, name: str, model: ir.Model, scaled: Any = ()) -> None:
-        check(self, name, model, scaled)
-        seen.append(set(scaled))
+    def watched(self: Checker, name: str, model: ir.Model, rescaled: Any = ()) -> None:
+        check(self, name, model, rescaled)
+        seen.append(set(rescaled))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Checker, "check", watched)

@@ -1,8 +1,7 @@
-"""Checks every step that changes the graph: the model is still valid and computes what the imported
-one computes.
+"""Checks every step that changes the graph: the model is still valid and computes what it computed.
 
-Its outputs are held against those of the user's file, which onnxruntime reads by itself, where it
-runs that.
+Every activation that the imported model has too is compared with that of the imported model, and
+outputs with those of the user's file, which onnxruntime reads by itself, where it runs that.
 """
 
 from __future__ import annotations
@@ -24,32 +23,41 @@ from compiler.quantize.samples import random_sample
 # Rounding adds up over the layers of a network; the deepest tested here, DenseNet-121, stays below
 # 1e-6.
 TOLERANCE = 1e-4
-# Some networks blow rounding up: how far it goes shows by inputs that differ by NUDGE, and may be
-# so many times that.
-NUDGE, MOST = 1e-6, 10
+# Some networks blow rounding up. How far shows where inputs differ by NUDGE, relative to their
+# largest value; a pass may be off by MOST times the difference that this makes.
+NUDGE = 1e-6
+MOST = 10
 
 
 class Checker:
-    """Holds the imported model's own results on random inputs, and for its outputs those of the
-    file in `path`."""
+    """Holds what the imported model computes for random inputs against what passes make of it.
+
+    `wanted` are its activations by name, the outputs from the file in `path` where there is one;
+    `allowed` are relative errors. Activations in `rescaled` were multiplied by factors on purpose.
+    """
 
     def __init__(self, original: ir.Model, seed: int, path: Path | None = None) -> None:
         self.sample = random_sample(original.graph.inputs, seed)
-        self.scaled: set[str] = set()
-        rng = np.random.default_rng(seed)
-        with Reference(original, list(all_activations(original.graph))) as reference:
-            found = reference.run(self.sample)
-            self.wanted = {
-                name: array for name, array in found.items() if isinstance(array, np.ndarray)
-            }
-            nudged = reference.run(baseline.nudge(self.sample, rng, NUDGE))
-        self.allowed = {
-            name: max(TOLERANCE, MOST * error)
-            for name, wanted in self.wanted.items()
-            if (error := _error(nudged[name], wanted)) < np.inf
-        }
+        self.rescaled: set[str] = set()
+        self.wanted: dict[str, np.ndarray] = {}
+        self.allowed: dict[str, float] = {}
+        self._take_model(original, seed)
         if path is not None:
             self._take_file(path, original)
+
+    def _take_model(self, original: ir.Model, seed: int) -> None:
+        nudged_sample = baseline.nudge(self.sample, np.random.default_rng(seed), NUDGE)
+        with Reference(original, list(all_activations(original.graph))) as reference:
+            found = reference.run(self.sample)
+            nudged = reference.run(nudged_sample)
+        for name, array in found.items():
+            # Sequences are not compared.
+            if not isinstance(array, np.ndarray):
+                continue
+            self.wanted[name] = array
+            error = _error(nudged[name], array)
+            if error < np.inf:
+                self.allowed[name] = max(TOLERANCE, MOST * error)
 
     def _take_file(self, path: Path, original: ir.Model) -> None:
         least = baseline.tolerance(original)
@@ -58,50 +66,60 @@ class Checker:
                 self.wanted[name] = array
                 self.allowed[name] = max(self.allowed.get(name, TOLERANCE), least)
 
-    def check(self, name: str, model: ir.Model, scaled: Collection[str] = ()) -> None:
+    def check(self, name: str, model: ir.Model, rescaled: Collection[str] = ()) -> None:
         """Raises InternalError that names the step and the first tensor that differs.
 
-        Tensors in `scaled` may from here on: they were multiplied by factors that their readers
-        undo.
+        Tensors in `rescaled` may differ from here on: they were multiplied by factors that their
+        readers undo.
         """
-        self.scaled.update(scaled)
-        try:
-            if all(
-                v.shape is not None for v in model.graph.outputs
-            ):  # else the checker has no words for it
-                common.CheckerPass()(model)
-        except Exception as error:
-            raise InternalError(name, f"the model is not valid after this pass: {error}") from error
-        shared = [
-            v
-            for v in all_activations(model.graph)
-            if v.name in self.wanted and v.name not in self.scaled
-        ]
+        self.rescaled.update(rescaled)
+        _check_valid(name, model)
+        shared = [value for value in all_activations(model.graph) if self._is_held(value)]
         with Reference(model, shared) as reference:
             found = reference.run(self.sample)
-        for tensor in (str(value.name) for value in shared):
-            if not isinstance(found.get(tensor), np.ndarray):
+        for value in shared:
+            tensor = str(value.name)
+            array = found.get(tensor)
+            if not isinstance(array, np.ndarray):
                 continue
-            off = _error(found[tensor], self.wanted[tensor])
-            if off > self.allowed.get(tensor, TOLERANCE):
+            error = _error(array, self.wanted[tensor])
+            if error > self.allowed.get(tensor, TOLERANCE):
                 raise InternalError(
-                    name, f"tensor '{tensor}' differs from the original by {off:.1e}"
+                    name, f"tensor '{tensor}' differs from the original by {error:.1e}"
                 )
+
+    def _is_held(self, value: ir.Value) -> bool:
+        return value.name in self.wanted and value.name not in self.rescaled
+
+
+def _check_valid(name: str, model: ir.Model) -> None:
+    """Raises InternalError where ONNX's checker refuses the model."""
+    # It insists on shapes of outputs, which some models do not have.
+    if any(value.shape is None for value in model.graph.outputs):
+        return
+    try:
+        common.CheckerPass()(model)
+    except Exception as error:
+        raise InternalError(name, f"the model is not valid after this pass: {error}") from error
 
 
 def _error(got: np.ndarray, want: np.ndarray) -> float:
-    """Largest difference relative to the largest value; infinite where shapes differ, or what is
-    not finite."""
+    """Largest difference relative to the largest value.
+
+    Infinite where shapes differ, or what is not finite; arrays of other types than numbers are
+    equal (0) or not (infinite).
+    """
     if got.shape != want.shape:
         return float("inf")
     if got.dtype.kind not in "fiu" or not got.size:
         return 0.0 if np.array_equal(got, want) else float("inf")
-    got, want = got.astype(np.float64), want.astype(np.float64)
+    got = got.astype(np.float64)
+    want = want.astype(np.float64)
     finite = np.isfinite(want)
-    if (
-        not np.array_equal(got[~finite], want[~finite], equal_nan=True)
-        or not np.isfinite(got[finite]).all()
-    ):
+    if not np.array_equal(got[~finite], want[~finite], equal_nan=True):
+        return float("inf")
+    if not np.isfinite(got[finite]).all():
         return float("inf")
     difference = np.abs(got[finite] - want[finite]).max(initial=0)
-    return float(difference / max(np.abs(want[finite]).max(initial=0), 1e-6))
+    largest = np.abs(want[finite]).max(initial=0)
+    return float(difference / max(largest, 1e-6))

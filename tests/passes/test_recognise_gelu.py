@@ -75,6 +75,23 @@ def test_what_is_no_gelu(constants: str, body: str) -> None:
     leaves_alone("recognise_gelu", f"g (float[2,8] x) => (float[2,8] y) <{constants}> {{ {body} }}")
 
 
+def test_a_fourth_power_is_no_cube() -> None:
+    body = """
+        q = Mul (x, x)
+        p = Mul (q, q)
+        s = Mul (c, p)
+        a = Add (x, s)
+        i = Mul (root, a)
+        t = Tanh (i)
+        o = Add (one, t)
+        h = Mul (half, x)
+        y = Mul (h, o)"""
+    constants = (
+        "float c = {0.044715}, float root = {0.7978845}, float one = {1}, float half = {0.5}"
+    )
+    leaves_alone("recognise_gelu", f"g (float[2,8] x) => (float[2,8] y) <{constants}> {{ {body} }}")
+
+
 @pytest.mark.parametrize(
     ("constant", "power"),
     [("0.05", "3"), ("0.044715", "2")],
