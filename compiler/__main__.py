@@ -1,4 +1,4 @@
-"""Starts the command line: `python -m compiler`."""
+"""`python -m compiler` is the same as the command `coral-bundle`."""
 
 from compiler.cli import main
 

@@ -9,7 +9,7 @@ CompilerError                     one line for the user, exit code 2
 ├── DeviceError          E-DEVICE       a segment failed and no other device may run it
 ├── ToolchainError       E-TOOLCHAIN    edgetpu_compiler is not there, or cannot be run
 ├── OutputError          E-OUTPUT       a place that cannot be written
-└── QualityError         E-QUALITY      the built bundle is below the quality that the user asked for
+└── QualityError         E-QUALITY      the bundle is below the quality that the user asked for
 InternalError            E-INTERNAL     our own bug: names the stage, exit code 70
 """
 

@@ -1,4 +1,4 @@
-"""Files that a user names as outputs, and temporary folders. What fails leaves nothing of either."""
+"""Output files that appear whole or not at all, and temporary folders that go away."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from compiler.runtime import folders
 
 PART = ".part"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# numpy has no errno where a file takes a part of an array only.
+# The text of numpy's error, which has no errno, where a full disk takes a part of an array.
 _PARTLY = re.compile(r"^\d+ requested and \d+ written$")
-# Names of open files rather than of files.
+# Paths of open files: they are written to, not replaced.
 _DESCRIPTORS = ("/dev/fd/", "/dev/std", "/proc/")
 
 
@@ -29,8 +29,10 @@ def ran_full(error: OSError) -> bool:
 
 
 def temporary(purpose: str) -> folders.Folder:
-    """A temporary folder for this process; should it be killed, the next build removes it. Raises
-    OutputError."""
+    """A temporary folder for this process. Should the process be killed, the next build removes it.
+
+    `purpose` becomes a part of its name. Raises OutputError.
+    """
     try:
         return folders.temporary(purpose)
     except OSError as error:
@@ -41,7 +43,7 @@ def temporary(purpose: str) -> folders.Folder:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What the system says against writing `path`, as an OutputError."""
+    """Turn errors of the system about writing `path` into an OutputError."""
     try:
         yield
     except OSError as error:
@@ -52,10 +54,11 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def output(path: Path, sources: Iterable[Path] = ()) -> Iterator[BinaryIO]:
-    """A file to write, which stands at `path` once the block has ended well and not before.
+    """A file to write. It appears at `path` when the block ends without an error, and not before.
 
-    A link stays and what it leads to is replaced, with the permissions it had. A pipe or a device
-    is written to as it is. `sources` are files that are still needed. Raises OutputError.
+    A link stays, and the file that it leads to is replaced and keeps its permissions. A pipe or a
+    device is written to directly. `sources` are files that must not be replaced. Raises
+    OutputError.
     """
     with writing(path):
         status = _status(path)
@@ -76,8 +79,7 @@ def write_text(path: Path, text: str, sources: Iterable[Path] = ()) -> None:
 
 
 def is_stdout(path: Path) -> bool:
-    """Whether standard output is what is written at `path`, so that nothing else may be printed
-    there."""
+    """Whether `path` is standard output, to which nothing else may be printed then."""
     with suppress(OSError, ValueError, AttributeError):  # closed, or no file
         return os.path.samestat(path.stat(), os.fstat(sys.stdout.fileno()))
     return False
@@ -114,8 +116,10 @@ def _in_place(path: Path, status: os.stat_result) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _replacing(path: Path, status: os.stat_result | None) -> Iterator[BinaryIO]:
-    """A file beside the place of `path`, always of the same name, so that a killed command leaves
-    one at most."""
+    """A file beside the place of `path`, which takes that place at the end.
+
+    Its name is always the same, so that killed commands leave one such file at most.
+    """
     place = Path(os.path.realpath(path))
     if status is not None and not os.access(place, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))

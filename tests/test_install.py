@@ -122,6 +122,8 @@ def test_a_bundle_runs_with_the_device_extra_only(
     command = programs / "coral-bundle"
     assert run(command, "--version", folder=tmp_path).stdout.split()[-1][0].isdigit()
     run(command, "run", small_bundle, "-i", "x.npy", "-o", "out.npz", folder=tmp_path)
+    without = run(programs / "python", "-c", "import fixtures", folder=tmp_path, check=False)
+    assert without.returncode != 0  # the wheel has no fixtures
     assert np.load(tmp_path / "out.npz")["y"].shape == (3, 10)
     bench = run(command, "bench", small_bundle, "--runs", 3, "--json", folder=tmp_path)
     assert json.loads(bench.stdout)["runs"] == 3

@@ -22,15 +22,14 @@ from compiler.checks.readings import (
     collapsed,
     frames,
 )
-from compiler.graph import Shape, attribute_of, is_constant, shape_of
+from compiler.graph import Shape, is_constant
+from compiler.ops import Moves, operator_of
 from compiler.runtime.detections import Head
 from compiler.runtime.recognition import recognise
 
 # Sizes of ImageNet's label sets: one score for each is a classifier, whatever it is called.
 IMAGENET = {1000, 1001, 21841, 21842, 21843}
 CLASS_NAMES = ("logit", "prob", "class", "score", "label", "softmax")
-# Operators between a layer of scores and an output that leave the scores as they are.
-SHAPE_ONLY = ("Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose")
 # Models that read text have so many symbols (ten digits and a blank) and frames at least.
 LEAST_SYMBOLS = 11
 LEAST_FRAMES = 8
@@ -208,18 +207,14 @@ def _detection_head(results: Sequence[Arrays], samples: Sequence[Arrays]) -> Hea
 def _layer_outputs(value: ir.Value) -> int | None:
     """Outputs of the linear layer that makes a value, shape changes and a bias aside."""
     node = value.producer()
-    while node is not None and (node.op_type in SHAPE_ONLY or _adds_constant(node)):
+    while node is not None and _keeps_scores(node):
         node = _moved_from(node)
-    if node is None or node.op_type not in ("Gemm", "MatMul", "Conv"):
-        return None
-    weight = node.inputs[1]
-    if not is_constant(weight):
-        return None
-    shape = shape_of(weight)
-    is_transposed = node.op_type == "Gemm" and attribute_of(node, "transB", 0)
-    if node.op_type == "Conv" or is_transposed:
-        return shape[0]
-    return shape[-1]
+    return operator_of(node).output_channels(node) if node is not None else None
+
+
+def _keeps_scores(node: ir.Node) -> bool:
+    """Whether there are as many scores behind a node as in front of it."""
+    return operator_of(node).moves >= Moves.ELEMENTS or _adds_constant(node)
 
 
 def _moved_from(node: ir.Node) -> ir.Node | None:

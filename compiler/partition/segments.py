@@ -1,4 +1,4 @@
-"""From the planner's stages to segments: boundaries, parts of host segments, halves, predictions."""
+"""From the planner's stages to segments: boundaries, host parts, halves, predictions."""
 
 from __future__ import annotations
 

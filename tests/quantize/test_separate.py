@@ -1,4 +1,4 @@
-"""Requantize stands where operators that share a scale would tie together fixed scales that differ."""
+"""Requantize stands where operators that share a scale would tie fixed scales that differ."""
 
 from __future__ import annotations
 
