@@ -1,1 +1,1 @@
-"""Writes segments: TFLite for the Edge TPU, ONNX for the host."""
+"""Writes bundles: TFLite segments for the Edge TPU, ONNX segments for the host, the manifest."""

@@ -136,14 +136,13 @@ def target_entry(target: Target) -> TargetEntry:
 
 
 def tool_versions() -> dict[str, str]:
-    """Versions of what makes a bundle, ours first; a source tree that is not installed has none."""
-    found = {}
-    for name in (WRITER, *TOOLS):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "unknown"
-    return found
+    """Versions of what makes a bundle, ours first."""
+    versions = {name: importlib.metadata.version(name) for name in TOOLS}
+    try:
+        return {WRITER: importlib.metadata.version(WRITER), **versions}
+    except importlib.metadata.PackageNotFoundError:
+        # A source tree that is not installed has no version.
+        return versions
 
 
 def program_entry(program: Program, segments: Sequence[SegmentEntry]) -> ProgramEntry:
@@ -269,21 +268,21 @@ def milliseconds(seconds: float) -> float:
 
 
 def tensor_entry(
-    value: ir.Value, quants: Mapping[str, Quant], quantized: bool, dequantized: bool = False
+    value: ir.Value, quants: Mapping[str, Quant], is_int8: bool, was_int8: bool = False
 ) -> TensorEntry:
-    """How a reader takes a tensor: as int8 of its scale, or, `dequantized`, as float made from
-    that."""
+    """How a reader takes a tensor: as int8 of its scale, or as float; as float that was int8 before
+    it has a scale too. Tensors without an entry in `quants` are float in any case."""
     name = str(value.name)
     quant = quants.get(name)
     shape = _shape(value)
     is_image = quant is not None and shape is not None and len(shape) == 4
     entry: TensorEntry = {
         "name": name,
-        "dtype": "int8" if quantized and quant is not None else _numpy_name(value),
+        "dtype": "int8" if is_int8 and quant is not None else _numpy_name(value),
         "shape": shape,
         "layout": "NHWC" if is_image else None,
     }
-    if quant is not None and (quantized or dequantized):
+    if quant is not None and (is_int8 or was_int8):
         entry["scale"] = quant.scale
         entry["zero_point"] = quant.zero_point
     return entry

@@ -1,1 +1,1 @@
-"""Programs of others: edgetpu_compiler, its files, onnx-tf."""
+"""Runs the programs of others, edgetpu_compiler and onnx-tf, and reads what they write."""
