@@ -127,7 +127,7 @@ def _session(path: Path, threads: int, spin: bool) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 4  # errors are raised; a log would say them twice
+    options.log_severity_level = 4  # errors are raised; its log would say them a second time
     # Each session would keep an arena of its own; together they hold more than the weights.
     options.enable_cpu_mem_arena = False
     # Idle threads of one session would take the cores from the segment that runs next.
