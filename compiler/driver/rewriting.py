@@ -81,9 +81,11 @@ class PassDriver:
         self.runs.append(
             PassRun(record.name, seconds, len(context.trace.matches), context.trace.nearest())
         )
+        if record.reads_only:
+            logger.info("%s: %.1f s, the graph stays as it is", record.name, seconds)
+            return
         _log(record.name, context.trace)
-        if not record.reads_only:
-            self._look_at(record.name, model, context)
+        self._look_at(record.name, model, context)
 
     def _is_wanted(self, record: Pass[ContextT]) -> bool:
         if record.name in self.without:
