@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
 import math
@@ -56,6 +57,28 @@ except SystemExit as stop:
     assert not stop.code
 """
     assert not loaded_by(code) & {*HEAVY, "jinja2", "tokenizers", "starlette", "uvicorn"}
+
+
+# What modules of the command line may import of this project: the face, and what is light.
+CLI_MAY_IMPORT = (
+    "compiler",
+    "compiler.cli",
+    "compiler.driver.options",
+    "compiler.errors",
+    "compiler.runtime",
+    "compiler.validation",
+    "compiler.view",
+)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "compiler" / "cli").glob("*.py")), ids=lambda path: path.name
+)
+def test_the_command_line_uses_the_face(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("compiler"):
+            allowed = [f"{name}." for name in CLI_MAY_IMPORT[1:]]
+            assert node.module in CLI_MAY_IMPORT or str(node.module).startswith(tuple(allowed))
 
 
 def test_every_name_is_there_and_documented() -> None:
