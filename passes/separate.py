@@ -27,4 +27,4 @@ def run(model: ir.Model, context: PassContext) -> None:
         if node not in before:
             context.matched(node)
     # No pass after this one writes the dialect, so functions that are not used by now never are.
-    common.RemoveUnusedFunctionsPass()(model)
+    common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -248,7 +249,7 @@ def _sample_context(
     program: Program, samples: sampling.Samples, progress: Progress, **known: Any
 ) -> SampleContext:
     on_tpu = [segment for segment in program.plan.segments if segment.device == "tpu"]
-    nodes = [node for segment in on_tpu for node in segment.nodes]
+    nodes = list(chain.from_iterable(segment.nodes for segment in on_tpu))
     return SampleContext(program.target, samples=samples, announce=progress, nodes=nodes, **known)
 
 

@@ -19,7 +19,13 @@ from compiler.graph import origin_of
 from compiler.partition.options import DeviceKind, PartitionOptions, PlacePolicy
 from compiler.partition.placement import place_nodes
 from compiler.partition.plan import Placement, Placements, Plan, Segment
-from compiler.partition.problem import Units, planner_problem, stages_of_cuts, units_of
+from compiler.partition.problem import (
+    Units,
+    planner_problem,
+    stages_of_cuts,
+    unit_numbers,
+    units_of,
+)
 from compiler.partition.program import Program
 from compiler.partition.segments import assemble, halved, streamed
 from compiler.partition.task import Task
@@ -98,7 +104,9 @@ class _Search:
 
     def units_named(self, names: Sequence[str]) -> list[int]:
         """The units of the nodes that the user cuts behind."""
-        unit_of = {origin_of(n): index for index, unit in enumerate(self.units) for n in unit}
+        unit_of: dict[str, int] = {}
+        for index, unit in enumerate(self.units):
+            unit_of |= dict.fromkeys(map(origin_of, unit), index)
         for name in names:
             if name not in unit_of:
                 raise OptionError(
@@ -161,7 +169,7 @@ class _Search:
         return None
 
     def _stages_of(self, plan: Plan) -> planner.Stages:
-        unit_of = {node: index for index, unit in enumerate(self.units) for node in unit}
+        unit_of = unit_numbers(self.units)
         stages = []
         for segment in plan.segments:
             members = sorted({unit_of[node] for node in segment.nodes})

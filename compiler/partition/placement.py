@@ -7,6 +7,7 @@ changes, elementwise nodes that only join host values, and segments that would m
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
+from itertools import chain
 
 import onnx_ir as ir
 
@@ -109,7 +110,7 @@ def _tail(graph: ir.Graph, readers: Readers, found: Placements) -> set[ir.Node]:
     """Nodes on the Edge TPU behind which no layer with parameters follows before the host."""
     tail: set[ir.Node] = set()
     for node in reversed(graph):
-        users = [user for value in node.outputs for user in readers.of(value)]
+        users = readers.of_node(node)
         ends = all(found.on_host(user) or user in tail for user in users)
         if ends and not found.costs[node].parameters:
             tail.add(node)
@@ -122,7 +123,7 @@ def _boundary_reason(
     """Why a node at a boundary goes to the host; None where it stays."""
     sources = [value.producer() for value in activations_of(node)]
     from_host = [source is None or found.on_host(source) for source in sources]
-    users = [user for value in node.outputs for user in readers.of(value)]
+    users = readers.of_node(node)
     is_layout = operator_of(node).moves >= Moves.ELEMENTS
     if is_layout and (all(from_host) or all(map(found.on_host, users))):
         return AT_BOUNDARY
@@ -141,7 +142,7 @@ def _move_idle(task: Task, found: Placements) -> None:
         on_tpu = [members for side, members in turns if side]
         idle: dict[ir.Node, str] = {}
         for place, members in enumerate(on_tpu):
-            nodes = [node for unit in members for node in units[unit]]
+            nodes = list(chain.from_iterable(units[unit] for unit in members))
             if found.pinned.intersection(nodes):
                 continue
             reason = _idle_reason(task, found, nodes, is_first=place == 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 
 import onnx_ir as ir
 
@@ -69,7 +70,7 @@ class Segment:
 
     @property
     def layers(self) -> list[Layer]:
-        return [layer for node in self.nodes for layer in layers_of(node)]
+        return list(chain.from_iterable(map(layers_of, self.nodes)))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ between them."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import onnx_ir as ir
 
@@ -42,12 +43,23 @@ def _device(placements: Placements, node: ir.Node) -> str:
     return placements.of[node].device
 
 
+def unit_numbers(units: Units) -> dict[ir.Node, int]:
+    """The number of the unit that each node is in."""
+    numbers: dict[ir.Node, int] = {}
+    for index, unit in enumerate(units):
+        numbers |= dict.fromkeys(unit, index)
+    return numbers
+
+
 def planner_problem(task: Task, units: Units, placements: Placements) -> planner.Problem:
     """The problem of `units`, which the planner calls nodes."""
-    unit_of = {node: index for index, unit in enumerate(units) for node in unit}
+    unit_of = unit_numbers(units)
     tensors = _tensors(task, unit_of)
     target = task.target
-    edges = {(t.source, reader) for t in tensors for reader in t.readers if t.source is not None}
+    edges: set[tuple[int, int]] = set()
+    for tensor in tensors:
+        if tensor.source is not None:
+            edges.update((tensor.source, reader) for reader in tensor.readers)
     on_tpu: list[float] = []
     on_host: list[float] = []
     sizes: list[int] = []
@@ -60,7 +72,7 @@ def planner_problem(task: Task, units: Units, placements: Placements) -> planner
         forbidden = planner.INFINITE
         on_tpu.append(forbidden if placed_on_host else sum(c.tpu for c in costs))
         on_host.append(sum(c.host for c in costs) if placed_on_host or free else forbidden)
-        parameters = [p for cost in costs for p in cost.parameters]
+        parameters = list(chain.from_iterable(cost.parameters for cost in costs))
         sizes.append(sum(packed_bytes(p.layer, target) for p in parameters))
         stream.append(sum(p.stream for p in parameters))
         capacities.append(capacity(target, max(c.activations for c in costs)))
@@ -81,7 +93,7 @@ def planner_problem(task: Task, units: Units, placements: Placements) -> planner
 def _tensors(task: Task, unit_of: Mapping[ir.Node, int]) -> list[planner.Tensor]:
     """Activations that may cross between units, with the seconds that they take each way."""
     tensors = []
-    made = [value for node in task.graph for value in node.outputs]
+    made = chain.from_iterable(node.outputs for node in task.graph)
     for value in [*task.graph.inputs, *made]:
         producer = value.producer()
         source = unit_of[producer] if producer is not None else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 
 import numpy as np
 import onnx_ir as ir
@@ -29,7 +30,7 @@ class Program:
     @cached_property
     def made_on_tpu(self) -> set[ir.Value]:
         """Tensors that leave a TPU segment as int8."""
-        return {v for s in self.plan.segments if s.device == "tpu" for v in s.outputs}
+        return set(chain.from_iterable(s.outputs for s in self.plan.segments if s.device == "tpu"))
 
     @property
     def int8_boundaries(self) -> bool:
@@ -47,8 +48,10 @@ class Program:
         """Tensors of host segments that only TPU segments read, so that they leave as int8."""
         if not self.int8_boundaries:
             return set()
-        tpu = {n for s in self.plan.segments if s.device == "tpu" for n in s.nodes}
-        crossing = {v for s in self.plan.segments if s.device == "host" for v in s.outputs}
+        on_tpu = [s for s in self.plan.segments if s.device == "tpu"]
+        on_host = [s for s in self.plan.segments if s.device == "host"]
+        tpu = set(chain.from_iterable(s.nodes for s in on_tpu))
+        crossing = set(chain.from_iterable(s.outputs for s in on_host))
         outputs, others = set(self.model.graph.outputs), set()
         for node in self.model.graph:
             if node not in tpu:

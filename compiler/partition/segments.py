@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 
 import onnx_ir as ir
 
@@ -26,7 +27,7 @@ def assemble(
     """The planner's stages as segments, with what is predicted of them."""
     segments: list[Segment] = []
     for device, members in stages:
-        nodes = [node for unit in sorted(members) for node in units[unit]]
+        nodes = list(chain.from_iterable(units[unit] for unit in sorted(members)))
         tpu = None if device == planner.HOST else device
         follows_host = tpu is None and bool(segments) and segments[-1].tpu is None
         # Two host stages in a row have nothing between them, unless the user cut there.
@@ -127,7 +128,7 @@ def streamed(costs: Sequence[Cost], target: Target) -> tuple[set[int], int, floa
     Returns the indices of the layers that stay, and the bytes and seconds of those that do not.
     The smallest stay, as in the planner, but here the tiles of the SRAM must hold them too.
     """
-    parameters = [p for cost in costs for p in cost.parameters]
+    parameters = list(chain.from_iterable(cost.parameters for cost in costs))
     activations = max((c.activations for c in costs), default=0)
     room = capacity(target, activations)
     kept = sorted(range(len(parameters)), key=lambda i: parameters[i].bytes)
@@ -160,11 +161,11 @@ def _predict_tpu(
     segments: Sequence[Segment], costs: Mapping[ir.Node, Cost], target: Target
 ) -> None:
     """Fill in the segments of one Edge TPU, which share its SRAM."""
-    nodes = [node for segment in segments for node in segment.nodes]
+    nodes = list(chain.from_iterable(segment.nodes for segment in segments))
     kept, _, _ = streamed([costs[node] for node in nodes], target)
     number = 0  # of a layer among those of all segments
     for segment in segments:
-        parameters = [p for node in segment.nodes for p in costs[node].parameters]
+        parameters = list(chain.from_iterable(costs[node].parameters for node in segment.nodes))
         sent = [p for i, p in enumerate(parameters, number) if i not in kept]
         number += len(parameters)
         segment.parameter_bytes = sum(p.bytes for p in parameters)

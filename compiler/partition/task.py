@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 
 import onnx_ir as ir
 
@@ -25,6 +26,10 @@ class Readers:
 
     def of(self, value: ir.Value) -> Sequence[ir.Node]:
         return self._of.get(value, ())
+
+    def of_node(self, node: ir.Node) -> list[ir.Node]:
+        """Who reads any output of a node."""
+        return list(chain.from_iterable(map(self.of, node.outputs)))
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ def boundary(nodes: Sequence[ir.Node], readers: Readers) -> tuple[list[ir.Value]
         read |= dict.fromkeys(v for v in values_read(node) if not is_constant(v))
     inputs = [v for v in read if v.producer() not in inside]
     outputs = []
-    for value in (v for node in nodes for v in node.outputs):
+    for value in chain.from_iterable(node.outputs for node in nodes):
         leaves = value in readers.outputs
         if leaves or any(reader not in inside for reader in readers.of(value)):
             outputs.append(value)

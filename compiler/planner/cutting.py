@@ -63,8 +63,14 @@ class _GrowingStage:
 
 def cut_turns(problem: Problem, turns: Sequence[tuple[bool, list[int]]], budget: Budget) -> Stages:
     """Give each TPU a contiguous range of the TPU nodes of the turns."""
-    sequence = [(turn, n) for turn, (on_tpu, nodes) in enumerate(turns) if on_tpu for n in nodes]
-    host = sum(problem.host[n] for on_tpu, nodes in turns if not on_tpu for n in nodes)
+    sequence: list[tuple[int, int]] = []
+    on_host: list[int] = []
+    for turn, (on_tpu, nodes) in enumerate(turns):
+        if on_tpu:
+            sequence += [(turn, n) for n in nodes]
+        else:
+            on_host += nodes
+    host = sum(problem.host[n] for n in on_host)
     cuts = _best_cuts(problem, sequence, host, budget)
     stages: list[tuple[int, tuple[int, ...]]] = []
     begin = 0
@@ -197,7 +203,9 @@ class _JointProgramme:
                 low = middle + 1
         # Just below the pace at which the host keeps up, the host itself may set a better one.
         candidates = {low, max(low - 1, 0)}
-        return min((paces[i] for i in candidates), key=lambda pace: max(pace, self.least(pace)[0]))
+        return float(
+            min((paces[i] for i in candidates), key=lambda pace: max(pace, self.least(pace)[0]))
+        )
 
 
 def _places(problem: Problem, sequence: Sequenced) -> list[int]:
@@ -253,9 +261,11 @@ class _RangeSearch:
     def _whole_time(self) -> float:
         """Seconds of one TPU that holds all of the sequence."""
         on_tpu = [(turn, n) for turn, n in self.sequence if self.problem.tpu[n] < INFINITE]
-        turns = [[n for _, n in group] for _, group in groupby(on_tpu, key=itemgetter(0))]
+        seconds = 0.0
+        for _, group in groupby(on_tpu, key=itemgetter(0)):
+            seconds += stage_time(self.problem, 0, [n for _, n in group])
         streaming = cached(self.problem, [n for _, n in on_tpu])[1]
-        return sum(stage_time(self.problem, 0, nodes) for nodes in turns) + streaming
+        return seconds + streaming
 
     def times_from(self, start: int) -> dict[int, float]:
         """Seconds of the ranges that begin at `start`, by their end; the first start is free."""

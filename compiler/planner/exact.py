@@ -3,6 +3,7 @@ proven bound."""
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -78,8 +79,8 @@ class _Formulation:
         ]
         self.scale = 10**7 / max(sum(finite) + problem.invoke, 1e-30)
         nodes, count = range(problem.count), len(self.devices)
-        self.behind = [[self.model.new_bool_var("") for _ in range(count - 1)] for _ in nodes]
-        self.at = [[self._at(n, k) for k in range(count)] for n in nodes]
+        self.behind = [self._variables(count - 1) for _ in nodes]
+        self.at = [list(map(partial(self._at, n), range(count))) for n in nodes]
         for row in self.behind:
             for near, far in pairwise(row):
                 self.model.add_implication(far, near)
@@ -94,7 +95,7 @@ class _Formulation:
         self.terms = sum(map(len, loads.values()))
         if problem.host_stages is not None:
             self._bound_host(problem.host_stages)
-        self.sums = [sum(w * v for w, v in terms) for terms in loads.values()]
+        self.sums = [_total(terms) for terms in loads.values()]
         self.goal: Any = sum(self.sums)
         if problem.objective == "throughput":
             self.goal = self.model.new_int_var(0, 10**8, "")
@@ -104,6 +105,9 @@ class _Formulation:
             self.goal >= int(simple_bound(problem) * self.scale * (1 - 1e-6)) - self.terms
         )
         self.model.minimize(self.goal)
+
+    def _variables(self, count: int) -> list[Any]:
+        return [self.model.new_bool_var("") for _ in range(count)]
 
     def _units(self, time: float) -> int:
         return round(time * self.scale)
@@ -234,3 +238,7 @@ class _Formulation:
         for n, row in enumerate(self.behind):
             rows[sum(map(solver.boolean_value, row))].append(n)
         return filled(self.devices, rows)
+
+
+def _total(terms: Terms) -> Any:
+    return sum(weight * variable for weight, variable in terms)

@@ -37,7 +37,9 @@ class Rows:
         self.problem, self.budget = problem, budget
         self.devices = [device for device, _ in stages]
         self.rows = [set(nodes) for _, nodes in stages]
-        self.row_of = {n: i for i, row in enumerate(self.rows) for n in row}
+        self.row_of: dict[int, int] = {}
+        for index, row in enumerate(self.rows):
+            self.row_of |= dict.fromkeys(row, index)
         self.times = [self._time(i) for i in range(len(self.rows))]
         self.streaming = {device: self._streaming(device) for device in set(self.devices)}
 
@@ -200,7 +202,9 @@ def _recut_pair(rows: Rows, first: int, second: int, best: Score, rng: random.Ra
     """
     successors = rows.problem.successors
     both = rows.rows[first] | rows.rows[second]
-    graph = nx.DiGraph([(u, v) for u in both for v in successors[u] if v in both])
+    graph = nx.DiGraph()
+    for u in both:
+        graph.add_edges_from((u, v) for v in successors[u] if v in both)
     graph.add_nodes_from(both)
     only_first = {n for n in both if not rows.allowed(n, second)}
     found = {n: rows.row_of[n] for n in both}

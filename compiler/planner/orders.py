@@ -33,7 +33,9 @@ def orders(problem: Problem, rng: random.Random) -> list[list[int]]:
 
 def orders_of_plan(problem: Problem, stages: Stages, rng: random.Random) -> Iterator[list[int]]:
     """Topological orders that a plan's stages could have been cut from."""
-    stage_of = {n: i for i, (_, nodes) in enumerate(stages) for n in nodes}
+    stage_of: dict[int, int] = {}
+    for index, (_, nodes) in enumerate(stages):
+        stage_of |= dict.fromkeys(nodes, index)
     for _ in range(_ORDERS_OF_PLAN if problem.count <= SMALL_GRAPH else 1):
         rank = {n: (stage, rng.random()) for n, stage in stage_of.items()}
         yield list(nx.lexicographical_topological_sort(problem.graph, key=rank.__getitem__))

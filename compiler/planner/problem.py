@@ -140,10 +140,13 @@ def stage_time(problem: Problem, device: int, nodes: Sequence[int]) -> float:
     if device == HOST:
         return sum(problem.host[n] for n in nodes)
     inside = set(nodes)
-    read = {t for n in nodes for t in problem.reads[n]}
+    read: set[int] = set()
+    made: list[Tensor] = []
+    for n in nodes:
+        read.update(problem.reads[n])
+        made += [problem.tensors[t] for t in problem.makes[n]]
     down = sum(problem.tensors[t].down for t in read if problem.tensors[t].source not in inside)
-    made = [problem.tensors[t] for n in nodes for t in problem.makes[n]]
-    up = sum(t.up for t in made if t.leaves or any(r not in inside for r in t.readers))
+    up = sum(t.up for t in made if t.leaves or not inside.issuperset(t.readers))
     return problem.invoke + sum(problem.tpu[n] for n in nodes) + down + up
 
 
@@ -206,7 +209,10 @@ def levels(problem: Problem) -> list[int]:
     may run anything."""
     if all(time == INFINITE for time in problem.host):
         return [*range(problem.tpus)]
-    return [HOST, *(device for t in range(problem.tpus) for device in (t, HOST))]
+    found = [HOST]
+    for tpu in range(problem.tpus):
+        found += [tpu, HOST]
+    return found
 
 
 def filled(devices: Iterable[int], rows: Iterable[Iterable[int]]) -> Stages:
