@@ -248,8 +248,10 @@ def scaled(
 def _sample_context(
     program: Program, samples: sampling.Samples, progress: Progress, **known: Any
 ) -> SampleContext:
-    on_tpu = [segment for segment in program.plan.segments if segment.device == "tpu"]
-    nodes = [node for segment in on_tpu for node in segment.nodes]
+    nodes: list[ir.Node] = []
+    for segment in program.plan.segments:
+        if segment.device == "tpu":
+            nodes += segment.nodes
     return SampleContext(program.target, samples=samples, announce=progress, nodes=nodes, **known)
 
 
