@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -248,8 +247,10 @@ def scaled(
 def _sample_context(
     program: Program, samples: sampling.Samples, progress: Progress, **known: Any
 ) -> SampleContext:
-    on_tpu = [segment for segment in program.plan.segments if segment.device == "tpu"]
-    nodes = list(chain.from_iterable(segment.nodes for segment in on_tpu))
+    nodes: list[ir.Node] = []
+    for segment in program.plan.segments:
+        if segment.device == "tpu":
+            nodes += segment.nodes
     return SampleContext(program.target, samples=samples, announce=progress, nodes=nodes, **known)
 
 
