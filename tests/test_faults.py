@@ -65,6 +65,7 @@ def test_killed_at_any_stage(stages: int, small_bundle: Path, tmp_path: Path, ru
     assert Bundle.open(output).manifest["prediction"]["tpus"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [0, 1000, 4000, 9000, 20_000])
 def test_full_disk(room: int, small_bundle: Path, tmp_path: Path) -> None:
     """No file may grow beyond `room` bytes, which fails as a full disk does."""

@@ -132,6 +132,7 @@ def test_a_fit_finds_what_made_the_data() -> None:
     )
 
 
+@pytest.mark.slow
 def test_float_multiplications_on_the_host(tmp_path: Path) -> None:
     """A transformer's products of two activations, which the Edge TPU does not take."""
     options = BuildOptions()

@@ -335,6 +335,7 @@ def test_file_systems_without_locks(
     assert sorted(p.name for p in output.parent.iterdir()) == ["b", "y.npz"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exchange", [True, False])
 def test_kills_at_any_call(
     exchange: bool,

@@ -96,6 +96,7 @@ def test_spoilt_files(
             assert error.exit_code == 2 and "\n" not in str(error), repr(error)
 
 
+@pytest.mark.slow
 @settings(**LIMITS, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_spoilt_manifests(small_bundle: Path, data: st.DataObject) -> None:
