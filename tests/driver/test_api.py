@@ -22,7 +22,7 @@ from compiler.driver import options as declared
 from compiler.vendor import edgetpu_compiler
 from tests.conftest import Cli, save, small_network
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def loaded_by(code: str) -> set[str]:
