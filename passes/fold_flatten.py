@@ -41,7 +41,6 @@ def run(model: ir.Model, context: PassContext) -> None:
 
 def _fold(reshape: ir.Node, transpose: ir.Node, b: Builder, context: PassContext) -> None:
     flat = reshape.outputs[0]
-    shape = shape_of(reshape.inputs[0])
     readers = consumers_of(flat)
     layers = [reader for reader in readers if _is_layer_of(flat, reader)]
     others = [reader for reader in readers if reader not in layers]
@@ -50,6 +49,7 @@ def _fold(reshape: ir.Node, transpose: ir.Node, b: Builder, context: PassContext
     if others or flat.is_graph_output():
         context.missed(reshape, "not only dense layers read what it flattens", fitted=3)
         return
+    shape = shape_of(reshape.inputs[0])
     if any(shape_of(layer.inputs[1])[1] != math.prod(shape) for layer in layers):
         return  # it does more than flatten
     # Rows of weights in the transposed shape go back to that of the source.

@@ -114,9 +114,16 @@ def console_beside(path: Path) -> Console:
     return err if files.is_stdout(path) else out
 
 
+def _announce_nothing(stage: str, steps: int) -> Callable[[], None]:
+    return lambda: None
+
+
 @contextmanager
 def progress_bars() -> Iterator[Callable[[str, int], Callable[[], None]]]:
-    """A progress bar for each stage, on standard error."""
+    """A progress bar for each stage, on standard error; nothing where that is no terminal."""
+    if not err.is_interactive:
+        yield _announce_nothing
+        return
     from rich import progress as bars
 
     columns = (
