@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from compiler.driver import corpus, language
+from compiler.driver import language
 from compiler.driver.options import BuildOptions
 from compiler.frontends import Source, decoder, open_source
 from compiler.graph.reference import Reference
@@ -120,7 +120,7 @@ def agreement(prompts: list[list[int]], answers: list[list[int]], source: Source
             row = np.zeros(64, np.int64)
             whole = [*tokens, *got]
             row[: len(whole)] = whole
-            logits = runner.run(corpus.sample(reference.graph, row, form), ["logits"])["logits"][0]
+            logits = runner.run(decoder.sample(reference.graph, row, form), ["logits"])["logits"][0]
             wanted = logits[len(tokens) - 1 : len(whole) - 1].argmax(axis=-1)
             differs = np.nonzero(wanted != np.array(got))[0]
             found.append(int(differs[0]) if len(differs) else AGREE)

@@ -55,7 +55,7 @@ def float_logits(source: Source, rows: list[np.ndarray]) -> list[np.ndarray]:
     model = decoder.write(source, form)
     with Reference(model) as reference:
         return [
-            reference.run(corpus.sample(model.graph, row, form), ["logits"])["logits"][0]
+            reference.run(decoder.sample(model.graph, row, form), ["logits"])["logits"][0]
             for row in rows
         ]
 
@@ -95,7 +95,7 @@ def compiled(source: Source, place: PlacePolicy, **steps: frozenset[str]) -> Pro
     rows = corpus.calibration_rows(source, None, settings)[: -corpus.HELD_OUT]
     program = building.plan_program(decoder.write(source, form), options)
     graph: ir.Graph = program.model.graph
-    samples = sampling.Samples([lambda row=row: corpus.sample(graph, row, form) for row in rows])  # type: ignore[misc]
+    samples = sampling.Samples([lambda row=row: decoder.sample(graph, row, form) for row in rows])  # type: ignore[misc]
     return building.quantize(program, samples, options)
 
 

@@ -7,14 +7,10 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 import numpy as np
-import onnx_ir as ir
 
 from compiler.driver.options import LanguageOptions
 from compiler.errors import CalibrationError, ModelError
 from compiler.frontends import Source
-from compiler.frontends.decoder import ProgramShape
-from compiler.graph import shape_of
-from compiler.quantize.samples import Sample
 from compiler.runtime import confined
 from compiler.runtime.confined import ConfinedError
 
@@ -67,23 +63,6 @@ def encode(source: Source, text: str) -> list[int]:
             f"{name}: its tokenizer gives token {largest}, the model knows {vocabulary}"
         )
     return tokens
-
-
-def sample(graph: ir.Graph, tokens: np.ndarray, shape: ProgramShape) -> Sample:
-    """Inputs of the program `graph` for the first of `tokens` [tokens], its cache empty."""
-    count = shape.tokens
-    feeds: Sample = {
-        "tokens": tokens[:count].reshape(1, -1),
-        "lengths": np.array([count - 1], np.int32),
-        "total": np.array([count], np.int32),
-    }
-    for value in graph.inputs:
-        name = str(value.name)
-        if name == "last":
-            feeds[name] = np.array([count - 1], np.int64)
-        elif name not in feeds:
-            feeds[name] = np.zeros(shape_of(value), np.float32)
-    return feeds
 
 
 def manual() -> str:

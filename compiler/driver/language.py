@@ -22,7 +22,7 @@ import numpy as np
 from compiler.checks import verdict
 from compiler.driver import build as building
 from compiler.driver import perplexity, toolchain
-from compiler.driver.corpus import HELD_OUT, calibration_rows, sample
+from compiler.driver.corpus import HELD_OUT, calibration_rows
 from compiler.driver.options import ROTATE_STREAM, BuildOptions, LanguageOptions
 from compiler.driver.rewriting import PassDriver
 from compiler.driver.stages import Progress, StageTimer, Timings, silent, stage
@@ -30,7 +30,7 @@ from compiler.emit import bundle
 from compiler.emit import manifest as manifests
 from compiler.errors import OptionError
 from compiler.frontends import Source, decoder, open_source
-from compiler.frontends.decoder import ProgramShape
+from compiler.frontends.decoder import ProgramShape, sample
 from compiler.frontends.rotate import rotate
 from compiler.graph import OPSET
 from compiler.partition import PartitionOptions, Program

@@ -57,7 +57,7 @@ def float_greedy(tokens: list[int], count: int) -> list[int]:
         for _ in range(count):
             row = np.zeros(64, np.int64)
             row[: len(text)] = text
-            logits = reference.run(corpus.sample(model.graph, row, form), ["logits"])["logits"]
+            logits = reference.run(decoder.sample(model.graph, row, form), ["logits"])["logits"]
             text.append(int(np.argmax(logits[0, len(text) - 1])))
     return text[len(tokens) :]
 
@@ -104,7 +104,7 @@ def test_a_rotated_stream_computes_the_same() -> None:
         model = decoder.write(each, form)
         with Reference(model) as reference:
             found.append(
-                reference.run(corpus.sample(model.graph, np.arange(20, 36), form), ["logits"])[
+                reference.run(decoder.sample(model.graph, np.arange(20, 36), form), ["logits"])[
                     "logits"
                 ]
             )
@@ -278,7 +278,9 @@ def test_hugging_face_folder_computes_the_same(tmp_path: Path) -> None:
     for each in (source, other):
         model = decoder.write(each, form)
         with Reference(model) as reference:
-            found.append(reference.run(corpus.sample(model.graph, row, form), ["logits"])["logits"])
+            found.append(
+                reference.run(decoder.sample(model.graph, row, form), ["logits"])["logits"]
+            )
     np.testing.assert_allclose(found[0], found[1], rtol=0, atol=1e-3)
     assert corpus.encode(other, PROMPT) == corpus.encode(source, PROMPT)
     shutil.copy(tmp_path / "model.safetensors", tmp_path / "whole")
