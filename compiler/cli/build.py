@@ -85,7 +85,9 @@ def build(
         option(
             "min_sqnr",
             metavar="DB",
-            help="Fail, and write nothing, where an output has a lower signal-to-noise ratio.",
+            help="Fail, and write nothing, where an output has a lower signal-to-noise ratio, "
+            "where one that holds no floats is equal in less than 90% of its values, or where "
+            "none holds floats.",
         ),
     ] = BuildOptions.min_sqnr,
     accuracy: Annotated[
