@@ -1,4 +1,4 @@
-"""How much of an output that holds no floats is the same as in the float model."""
+"""How much of an output of integers, booleans or text is the same as in the float model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STEPS = 10_000
 class Equality:
     """Counts equal elements of an output of integers, booleans or text over samples.
 
-    Integers that index something, such as classes, are right or wrong, however near.
+    What indexes something, such as a class, is right or wrong, however near.
     """
 
     def __init__(self) -> None:

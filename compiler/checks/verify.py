@@ -4,7 +4,7 @@ by segment."""
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any, cast
@@ -42,12 +42,14 @@ class HeldOut:
     """What a bundle is verified with.
 
     `samples` were not calibrated on; `expected` is what the float model gives for them; `layers` is
-    what `agreement.scored` finds in the model as its user wrote it.
+    what `agreement.scored` finds in the model as its user wrote it, `rounded` what
+    `agreement.rounded` does.
     """
 
     samples: Sequence[Sample]
     expected: Sequence[Mapping[str, Any]]
     layers: Mapping[str, int] = field(default_factory=dict)
+    rounded: Set[str] = frozenset()
 
 
 def verify(
@@ -249,6 +251,7 @@ class Outputs:
         self._read = readings(held_out.layers, held_out.expected, held_out.samples)
         self._known = known_channels(self._read)
         self._floats = _float_outputs(held_out.expected)
+        self._rounded = held_out.rounded
         self._differences: dict[str, Difference] = {}
         self._equalities: dict[str, Equality] = defaultdict(Equality)
         self._values: dict[str, Values] = defaultdict(Values)
@@ -258,10 +261,12 @@ class Outputs:
         for name, result in results.items():
             if name not in self._floats:
                 self._equalities[name].add(result, wanted[name])
-            elif isinstance(wanted[name], list):
-                self._add_float_sequence(name, result, wanted[name])
+            if name not in self._floats and name not in self._rounded:
+                continue
+            if isinstance(wanted[name], list):
+                self._add_sequence(name, result, wanted[name])
             else:
-                self._add_floats(name, np.asarray(result), np.asarray(wanted[name]), sample)
+                self._add_numbers(name, np.asarray(result), np.asarray(wanted[name]), sample)
         for reading in self._read:
             reading.add(results, wanted, sample)
 
@@ -270,7 +275,7 @@ class Outputs:
             self._differences[name] = Difference(self._known.get(name))
         return self._differences[name]
 
-    def _add_float_sequence(self, name: str, got: Any, want: Any) -> None:
+    def _add_sequence(self, name: str, got: Any, want: Any) -> None:
         """Add each tensor as a sample; one that only one sequence has is held against zeros."""
         difference = self._difference(name)
         for ours, theirs in zip_longest(tensors_of(got), tensors_of(want)):
@@ -281,7 +286,7 @@ class Outputs:
             else:
                 difference.add(ours, theirs)
 
-    def _add_floats(self, name: str, got: np.ndarray, want: np.ndarray, sample: Sample) -> None:
+    def _add_numbers(self, name: str, got: np.ndarray, want: np.ndarray, sample: Sample) -> None:
         self._difference(name).add(got, want)
         self._values[name].add(got, want)
         mask = sample.get("attention_mask")
@@ -297,7 +302,7 @@ class Outputs:
         for name, difference in self._differences.items():
             outputs[name] = difference.report() | self._values[name].report(difference)
         for name, equality in self._equalities.items():
-            outputs[name] = equality.report()
+            outputs[name] = outputs.get(name, {}) | equality.report()
         found: MeasuredEntry = {"outputs": outputs}
         if self._embeddings:
             found["embeddings"] = {name: e.report() for name, e in self._embeddings.items()}

@@ -86,8 +86,8 @@ def build(
             "min_sqnr",
             metavar="DB",
             help="Fail, and write nothing, where an output has a lower signal-to-noise ratio, "
-            "where one that holds no floats is equal in less than 90% of its values, or where "
-            "none holds floats.",
+            "where less than 90% of the values of one of indices, booleans or text are equal, "
+            "or where all are such.",
         ),
     ] = BuildOptions.min_sqnr,
     accuracy: Annotated[

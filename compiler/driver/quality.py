@@ -35,14 +35,14 @@ def require_sqnr(quality: MeasuredEntry, least: float | None) -> None:
     """Raises QualityError where the SQNR of an output is below `least` dB, or cannot be told.
 
     An output that is the same for several samples is held to its plain SQNR, since nothing of it
-    varies. Outputs of integers, booleans or text have no SQNR: 90% of their values have to be the
+    varies. Outputs of indices, booleans or text have no SQNR: 90% of their values have to be the
     same as in float, and a model of such outputs alone cannot be judged.
     """
     if least is None:
         return
     _require_equality(quality, least)
     for name, entry in quality["outputs"].items():
-        if "equal" in entry:
+        if "sqnr_db" not in entry:
             continue
         found = entry["sqnr_db"]
         if found is None and quality["samples"] == 1:
@@ -64,9 +64,9 @@ def require_sqnr(quality: MeasuredEntry, least: float | None) -> None:
 def _require_equality(quality: MeasuredEntry, least: float) -> None:
     """Raises QualityError where too few values of an output without SQNR are equal, or where no
     output has one."""
-    can_judge = any("equal" not in entry for entry in quality["outputs"].values())
+    can_judge = any("sqnr_db" in entry for entry in quality["outputs"].values())
     for name, entry in quality["outputs"].items():
-        if "equal" not in entry:
+        if "sqnr_db" in entry:
             continue
         if entry["equal"] >= verdict.LEAST_AGREEMENT and can_judge:
             continue

@@ -286,7 +286,8 @@ class TextEntry(TypedDict):
 
 @final
 class OutputQualityEntry(TypedDict):
-    """How far a float output of the bundle is from the float model's, over all held-out samples."""
+    """How far an output of the bundle is from the float model's, over all held-out samples: one of
+    floats, or of integers that floats were rounded to."""
 
     sqnr_db: Annotated[
         float | None,
@@ -318,14 +319,15 @@ class OutputQualityEntry(TypedDict):
         ]
     ]
     text: NotRequired[Annotated[TextEntry, "of readers of text"]]
+    equal: NotRequired[
+        Annotated[Share, "of floats rounded to integers: the share of elements that are equal"]
+    ]
 
 
 @final
 class ExactQualityEntry(TypedDict):
-    """How much of an output that holds no floats is the float model's, over all held-out samples.
-
-    Such are integers, booleans and text, and sequences of them.
-    """
+    """How much of an output that holds no numbers to measure, such as indices, booleans and text,
+    is the float model's, over all held-out samples."""
 
     equal: Annotated[
         Share,
@@ -415,7 +417,7 @@ class MeasuredEntry(TypedDict, total=False):
     samples: Annotated[Positive, "how many held-out samples were measured"]
     outputs: Annotated[
         dict[str, OutputQualityEntry | ExactQualityEntry],
-        "for each output, how far it is off, or how much of it is equal where it holds no floats",
+        "for each output, how far it is off; of indices, booleans or text, how much of it is equal",
     ]
     embeddings: Annotated[
         dict[str, EmbeddingQualityEntry], "of encoders, inputs with an `attention_mask`, by output"

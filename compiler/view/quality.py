@@ -43,8 +43,8 @@ def show_quality(console: Console, quality: Json) -> None:
             "model.[/] Give real samples with --calibration."
         )
     outputs = quality.get("outputs", {})
-    floats = {name: entry for name, entry in outputs.items() if "equal" not in entry}
-    others = {name: entry for name, entry in outputs.items() if "equal" in entry}
+    floats = {name: entry for name, entry in outputs.items() if "sqnr_db" in entry}
+    others = {name: entry for name, entry in outputs.items() if "sqnr_db" not in entry}
     if floats:
         console.print(_outputs(floats))
     if others:
@@ -149,6 +149,8 @@ def _readings_of(entry: Json) -> list[str]:
         texts.append(verdict.text_text(entry["text"]))
     if "mask_iou" in entry:
         texts.append(verdict.mask_text(entry["mask_iou"]))
+    if "equal" in entry and "sqnr_db" in entry:
+        texts.append(verdict.equal_text(entry))
     if "distinct" in entry:
         texts.append(verdict.distinct_text(entry["distinct"]))
     return texts

@@ -144,6 +144,25 @@ def test_equal_values(got: object, want: object, share: float) -> None:
     assert equality.report() == {"equal": share}
 
 
+def test_rounded_floats_are_measured_as_numbers() -> None:
+    """Pixels that are off by one at most are a good result, though few are equal."""
+    rng = np.random.default_rng(0)
+    want = rng.integers(0, 255, (8, 1, 3, 8, 8)).astype(np.uint8)
+    got = want + (rng.random(want.shape) < 0.6).astype(np.uint8)
+    samples = [{"x": np.zeros(1, np.float32)}] * len(want)
+    held_out = HeldOut(samples, [{"y": image} for image in want], rounded={"y"})
+    outputs = Outputs(held_out)
+    for sample, ours, theirs in zip(samples, got, want, strict=True):
+        outputs.add({"y": ours}, {"y": theirs}, sample)
+    found: Any = outputs.report()
+    noise = np.square(got.astype(int) - want).sum()
+    expected = 10 * np.log10(np.square(want.astype(float)).sum() / noise)
+    figures = found["outputs"]["y"]
+    assert figures["plain_sqnr_db"] == pytest.approx(expected, abs=0.01)
+    assert figures["equal"] == pytest.approx((got == want).mean(), abs=1e-4)
+    assert verdict.findings(found) == []
+
+
 def test_sequences_of_floats_have_figures() -> None:
     """The first sequence is empty, and those of the bundle lack the second tensor of the others."""
     rng = np.random.default_rng(0)
