@@ -29,6 +29,8 @@ from compiler.runtime.recognition import recognise
 
 # Sizes of ImageNet's label sets: one score for each is a classifier, whatever it is called.
 IMAGENET = {1000, 1001, 21841, 21842, 21843}
+# Operators that give quantized values.
+QUANTIZED = {"QuantizeLinear", "QLinearConv", "QLinearMatMul"}
 CLASS_NAMES = ("logit", "prob", "class", "score", "label", "softmax")
 # Models that read text have so many symbols (ten digits and a blank) and frames at least.
 LEAST_SYMBOLS = 11
@@ -93,6 +95,14 @@ def scored(graph: ir.Graph) -> dict[str, int]:
         if count is not None:
             found[str(value.name)] = count
     return found
+
+
+def rounded(graph: ir.Graph) -> set[str]:
+    """Names of the outputs whose integers are rounded floats, such as pixels and quantized values.
+
+    They may be off by a step, as no index may.
+    """
+    return {str(value.name) for value in graph.outputs if _is_rounded(value)}
 
 
 def class_axis(shape: Shape) -> int | None:
@@ -210,6 +220,27 @@ def _layer_outputs(value: ir.Value) -> int | None:
     while node is not None and _keeps_scores(node):
         node = _moved_from(node)
     return operator_of(node).output_channels(node) if node is not None else None
+
+
+def _is_rounded(value: ir.Value) -> bool:
+    """Whether a value is made of floats by rounding, changes of its shape aside."""
+    node = value.producer()
+    while node is not None:
+        if node.op_type in QUANTIZED or _casts_to_integers(node):
+            return True
+        if operator_of(node).moves < Moves.ELEMENTS:
+            return False
+        node = _moved_from(node)
+    return False
+
+
+def _casts_to_integers(node: ir.Node) -> bool:
+    """Whether a node is a Cast of floats to integers; truth values are none."""
+    source = node.inputs[0] if node.op_type == "Cast" else None
+    target = node.outputs[0].dtype
+    if source is None or source.dtype is None or target is None:
+        return False
+    return source.dtype.is_floating_point() and target.is_integer()
 
 
 def _keeps_scores(node: ir.Node) -> bool:

@@ -32,12 +32,19 @@ def findings(quality: Quality) -> list[FindingEntry]:
     found: list[FindingEntry] = []
     boxes = quality.get("detections")
     for name, entry in quality["outputs"].items():
+        if "sqnr_db" not in entry:
+            if entry["equal"] < LEAST_AGREEMENT:
+                found.append({"kind": "bad", "output": name, "finding": equal_text(entry)})
+            continue
         reasons = _bad(entry)
         # Detections are read off several outputs and reported with the first.
         own_boxes = boxes if boxes is not None and name == boxes["outputs"][0] else None
         if own_boxes is not None:
             reasons = _bad_boxes(own_boxes) + reasons
-        if reasons:
+        if reasons and boxes is not None and _shows_nothing(boxes, name):
+            text = f"there is nothing to detect in the held-out samples ({'; '.join(reasons)})"
+            found.append({"kind": "unsure", "output": name, "finding": text})
+        elif reasons:
             found.append({"kind": "bad", "output": name, "finding": "; ".join(reasons)})
         elif hardly_varies(entry):
             found.append({"kind": "unsure", "output": name, "finding": _unsure(entry)})
@@ -110,6 +117,12 @@ def _bad_boxes(found: Mapping[str, Any]) -> list[str]:
     return [detections_text(found)]
 
 
+def _shows_nothing(boxes: Mapping[str, Any], name: str) -> bool:
+    """Whether an output is a detector's, and neither model finds a box in the held-out samples: its
+    figures are those of background then."""
+    return name in boxes["outputs"] and boxes["float"] == 0 and boxes["bundle"] == 0
+
+
 def _unsure(entry: Mapping[str, Any]) -> str:
     if entry["sqnr_db"] is None:
         varies = "does not vary over the held-out samples"
@@ -136,6 +149,10 @@ def detections_text(found: Mapping[str, Any]) -> str:
         f"detections AP@50 {found['ap50']:.2f}, recall {found['recall']:.2f}: "
         f"{found['bundle']} boxes beside {found['float']} of the float model"
     )
+
+
+def equal_text(entry: Mapping[str, Any]) -> str:
+    return f"{entry['equal']:.1%} of its values are the same as in float"
 
 
 def classes_text(found: float) -> str:
@@ -174,10 +191,19 @@ def advice(manifest: Mapping[str, Any], kind: str, node: str | None) -> str:
     if node is not None:
         tries.append(f"--pin '{node}=host'")
     if quality["calibration_samples"] < FEW_SAMPLES:
-        tries.append(f"more samples than {quality['calibration_samples']}")
+        tries.append(_more_samples(quality))
     if manifest["prediction"]["place"] == "tpu":
         tries.append("--place auto")
     if quality["observer"] != "mse":
         tries.append("--observer mse")
     tries.append("--keep-float 10")
     return f"try {', '.join(tries[:-1])} or {tries[-1]}"
+
+
+def _more_samples(quality: Quality) -> str:
+    used = quality["calibration_samples"]
+    held_out = quality["samples"]
+    # A single sample serves both.
+    if used == 1:
+        return "more samples"
+    return f"more samples than {used + held_out} ({used} set the ranges, {held_out} were held out)"

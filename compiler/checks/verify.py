@@ -4,8 +4,9 @@ by segment."""
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, cast
 
 import numpy as np
@@ -14,6 +15,7 @@ from compiler import files
 from compiler.checks.agreement import known_channels, readings
 from compiler.checks.channels import slice_text
 from compiler.checks.difference import Difference
+from compiler.checks.equality import Equality, tensors_of
 from compiler.checks.readings import Boxes
 from compiler.checks.segments import Arrays, Boundaries, float_tensors, outputs_in_float
 from compiler.graph import origin_of
@@ -40,12 +42,14 @@ class HeldOut:
     """What a bundle is verified with.
 
     `samples` were not calibrated on; `expected` is what the float model gives for them; `layers` is
-    what `agreement.scored` finds in the model as its user wrote it.
+    what `agreement.scored` finds in the model as its user wrote it, `rounded` what
+    `agreement.rounded` does.
     """
 
     samples: Sequence[Sample]
     expected: Sequence[Mapping[str, Any]]
     layers: Mapping[str, int] = field(default_factory=dict)
+    rounded: Set[str] = frozenset()
 
 
 def verify(
@@ -57,7 +61,7 @@ def verify(
     The float model and the bundle are not in memory at the same time: what the one gives at the
     boundaries of segments waits on disk for the other. `progress` is called after each sample.
     """
-    outputs = _Outputs(held_out)
+    outputs = Outputs(held_out)
     own: dict[int, _Differences] = defaultdict(_Differences)
     cumulative: dict[int, _Differences] = defaultdict(_Differences)
     with files.temporary("verify") as folder:
@@ -85,8 +89,8 @@ def verify(
 
 
 def worst_segment(quality: Mapping[str, Any]) -> tuple[str, float] | None:
-    """(index, SQNR) of the TPU segment that loses most by itself, of those where the samples vary
-    enough to tell."""
+    """(index, SQNR) of the TPU segment that is least accurate by itself, of those where the
+    samples vary enough to tell."""
     measured = {}
     for index, segment in quality["segments"].items():
         if segment["sqnr_db"] is not None:
@@ -240,27 +244,50 @@ class Values:
         return {"distinct": {"slice": where, "bundle": few, "float": many}}
 
 
-class _Outputs:
+class Outputs:
     """Compares the outputs of a model: their figures, and what a user reads off them."""
 
     def __init__(self, held_out: HeldOut) -> None:
         self._read = readings(held_out.layers, held_out.expected, held_out.samples)
         self._known = known_channels(self._read)
+        self._floats = _float_outputs(held_out.expected)
+        self._rounded = held_out.rounded
         self._differences: dict[str, Difference] = {}
+        self._equalities: dict[str, Equality] = defaultdict(Equality)
         self._values: dict[str, Values] = defaultdict(Values)
         self._embeddings: dict[str, Embeddings] = defaultdict(Embeddings)
 
     def add(self, results: Mapping[str, Any], wanted: Mapping[str, Any], sample: Sample) -> None:
         for name, result in results.items():
-            if _is_float(result):
-                self._add_floats(name, np.asarray(result), np.asarray(wanted[name]), sample)
+            if name not in self._floats:
+                self._equalities[name].add(result, wanted[name])
+            if name not in self._floats and name not in self._rounded:
+                continue
+            if isinstance(wanted[name], list):
+                self._add_sequence(name, result, wanted[name])
+            else:
+                self._add_numbers(name, np.asarray(result), np.asarray(wanted[name]), sample)
         for reading in self._read:
             reading.add(results, wanted, sample)
 
-    def _add_floats(self, name: str, got: np.ndarray, want: np.ndarray, sample: Sample) -> None:
+    def _difference(self, name: str) -> Difference:
         if name not in self._differences:
             self._differences[name] = Difference(self._known.get(name))
-        self._differences[name].add(got, want)
+        return self._differences[name]
+
+    def _add_sequence(self, name: str, got: Any, want: Any) -> None:
+        """Add each tensor as a sample; one that only one sequence has is held against zeros."""
+        difference = self._difference(name)
+        for ours, theirs in zip_longest(tensors_of(got), tensors_of(want)):
+            if ours is None:
+                difference.add(np.zeros_like(theirs), theirs)
+            elif theirs is None:
+                difference.add(ours, np.zeros_like(ours))
+            else:
+                difference.add(ours, theirs)
+
+    def _add_numbers(self, name: str, got: np.ndarray, want: np.ndarray, sample: Sample) -> None:
+        self._difference(name).add(got, want)
         self._values[name].add(got, want)
         mask = sample.get("attention_mask")
         # States [1, S, K] of a text of S tokens.
@@ -274,6 +301,8 @@ class _Outputs:
         outputs: dict[str, Any] = {}
         for name, difference in self._differences.items():
             outputs[name] = difference.report() | self._values[name].report(difference)
+        for name, equality in self._equalities.items():
+            outputs[name] = outputs.get(name, {}) | equality.report()
         found: MeasuredEntry = {"outputs": outputs}
         if self._embeddings:
             found["embeddings"] = {name: e.report() for name, e in self._embeddings.items()}
@@ -286,6 +315,13 @@ class _Outputs:
         return found
 
 
-def _is_float(result: Any) -> bool:
-    """Whether an output is a tensor of floats; others are integers, texts or sequences."""
-    return isinstance(result, np.ndarray | np.generic) and result.dtype.kind == "f"
+def _float_outputs(expected: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Names of the outputs that hold floats, in tensors or sequences of them; others hold integers,
+    booleans or text."""
+    found = set()
+    for results in expected:
+        for name, result in results.items():
+            # An empty sequence does not tell; other samples may.
+            if any(tensor.dtype.kind == "f" for tensor in tensors_of(result)):
+                found.add(name)
+    return found

@@ -85,7 +85,9 @@ def build(
         option(
             "min_sqnr",
             metavar="DB",
-            help="Fail, and write nothing, where an output has a lower signal-to-noise ratio.",
+            help="Fail, and write nothing, where an output has a lower signal-to-noise ratio; "
+            "outputs of indices, booleans or text have none: they need 90% equal values, and an "
+            "output of numbers beside them.",
         ),
     ] = BuildOptions.min_sqnr,
     accuracy: Annotated[

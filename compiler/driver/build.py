@@ -61,8 +61,10 @@ def build(
         )
         calibration, held_out = samples.split()
         expected = run_float_model(path, model, held_out, progress)
-        # Outputs that hold scores are told by the nodes behind them, which passes replace.
+        # Outputs that hold scores or rounded floats are told by the nodes behind them, which
+        # passes replace.
         layers = agreement.scored(model.graph)
+        rounded = agreement.rounded(model.graph)
 
         driver = pass_driver(model, options, path)
         rewritten = rewrite(model, options, progress, driver)
@@ -88,7 +90,7 @@ def build(
                 manifest["tokenizer"] = bundle.copy_tokenizer(options.tokenizer_path, folder)
             manifests.write(folder, manifest)
 
-        truth = verify.HeldOut(list(held_out), expected.results, layers)
+        truth = verify.HeldOut(list(held_out), expected.results, layers, rounded)
         with stage("verify"):
             measured = _measure_quality(folder, program, truth, options, progress)
             manifests.enter_quality(manifest, measured)

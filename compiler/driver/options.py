@@ -160,7 +160,8 @@ class BuildOptions:
                   that accuracy means nothing, and Python's manual for language models
     image:        how images become arrays
     observers:    how ranges of activations are chosen from the samples
-    min_sqnr:     the build fails where an output has a lower signal-to-noise ratio, in dB
+    min_sqnr:     the build fails where an output has a lower signal-to-noise ratio, in dB; outputs
+                  of indices, booleans or text need 90% equal values, beside one of numbers
     accuracy:     "report" measures how much each segment contributes to the error at the end
     tokenizer:    tokenizer.json of an encoder, so that `serve` gives embeddings
     keep_float:   percent (0 to 100) of the multiply-accumulates that may stay in float on the host;

@@ -35,11 +35,15 @@ def require_sqnr(quality: MeasuredEntry, least: float | None) -> None:
     """Raises QualityError where the SQNR of an output is below `least` dB, or cannot be told.
 
     An output that is the same for several samples is held to its plain SQNR, since nothing of it
-    varies.
+    varies. Outputs of indices, booleans or text have no SQNR: 90% of their values have to be the
+    same as in float, and a model of such outputs alone cannot be judged.
     """
     if least is None:
         return
+    _require_equality(quality, least)
     for name, entry in quality["outputs"].items():
+        if "sqnr_db" not in entry:
+            continue
         found = entry["sqnr_db"]
         if found is None and quality["samples"] == 1:
             raise QualityError(
@@ -57,8 +61,25 @@ def require_sqnr(quality: MeasuredEntry, least: float | None) -> None:
             )
 
 
+def _require_equality(quality: MeasuredEntry, least: float) -> None:
+    """Raises QualityError where too few values of an output without SQNR are equal, or where no
+    output has one."""
+    can_judge = any("sqnr_db" in entry for entry in quality["outputs"].values())
+    for name, entry in quality["outputs"].items():
+        if "sqnr_db" in entry:
+            continue
+        if entry["equal"] >= verdict.LEAST_AGREEMENT and can_judge:
+            continue
+        finding = f"{least}: output '{name}' is of integers, booleans or text, which have no SQNR"
+        share = verdict.equal_text(entry)
+        rest = f"{share}, {verdict.LEAST_AGREEMENT:.0%} are needed{_loss(quality)}"
+        if entry["equal"] >= verdict.LEAST_AGREEMENT:
+            rest = f"{share}, but no output has an SQNR to judge: build without this limit"
+        raise QualityError(f"{finding}: {rest}", "min_sqnr")
+
+
 def _loss(quality: MeasuredEntry) -> str:
     worst = verify.worst_segment(quality)
     if worst is None:
         return ""
-    return f"; segment {worst[0]} loses most ({worst[1]} dB)"
+    return f"; segment {worst[0]} is least accurate ({worst[1]} dB by itself)"

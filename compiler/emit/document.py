@@ -77,8 +77,11 @@ def _form(hint: Any, limits: manifest.Limits) -> str:
     """A type in words, with its limits."""
     kind, own, _ = schema.annotated(hint)
     if get_origin(kind) in (Union, types.UnionType):
-        (inner,) = (choice for choice in get_args(kind) if choice is not types.NoneType)
-        return f"{_form(inner, limits)} or null"
+        choices = get_args(kind)
+        forms = [_form(choice, limits) for choice in choices if choice is not types.NoneType]
+        if types.NoneType in choices:
+            forms.append("null")
+        return " or ".join(forms)
     if get_origin(kind) is Literal:
         return ", ".join(f"`{json.dumps(choice)}`" for choice in get_args(kind))
     if get_origin(kind) is list:

@@ -9,9 +9,9 @@ There is no `from __future__ import annotations`: TypedDict would not see `NotRe
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict, final
 
-MANIFEST_VERSION = 6
+MANIFEST_VERSION = 7
 # The entry of `tools` that names the version of the program that wrote a manifest.
 WRITER = "coral-bundle"
 FILE_NAME = "manifest.json"
@@ -284,8 +284,10 @@ class TextEntry(TypedDict):
     character_error: Annotated[NotNegative, "edits for each character of the float model's text"]
 
 
+@final
 class OutputQualityEntry(TypedDict):
-    """How far a float output of the bundle is from the float model's, over all held-out samples."""
+    """How far an output of the bundle is from the float model's, over all held-out samples: one of
+    floats, or of integers that floats were rounded to."""
 
     sqnr_db: Annotated[
         float | None,
@@ -317,6 +319,21 @@ class OutputQualityEntry(TypedDict):
         ]
     ]
     text: NotRequired[Annotated[TextEntry, "of readers of text"]]
+    equal: NotRequired[
+        Annotated[Share, "of floats rounded to integers: the share of elements that are equal"]
+    ]
+
+
+@final
+class ExactQualityEntry(TypedDict):
+    """How much of an output that holds no numbers to measure, such as indices, booleans and text,
+    is the float model's, over all held-out samples."""
+
+    equal: Annotated[
+        Share,
+        "the share of elements that are equal; those of samples whose shape differs count as "
+        "unequal",
+    ]
 
 
 class EmbeddingQualityEntry(TypedDict):
@@ -398,7 +415,10 @@ class MeasuredEntry(TypedDict, total=False):
     """What verification adds to a bundle that is written."""
 
     samples: Annotated[Positive, "how many held-out samples were measured"]
-    outputs: Annotated[dict[str, OutputQualityEntry], "for each float output, how far it is off"]
+    outputs: Annotated[
+        dict[str, OutputQualityEntry | ExactQualityEntry],
+        "for each output, how far it is off; of indices, booleans or text, how much of it is equal",
+    ]
     embeddings: Annotated[
         dict[str, EmbeddingQualityEntry], "of encoders, inputs with an `attention_mask`, by output"
     ]

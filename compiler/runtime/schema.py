@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -144,13 +144,16 @@ def _object(entry: type, definitions: dict[str, Schema]) -> Schema:
 
 
 def _schema(hint: Any, limits: Limits, definitions: dict[str, Schema]) -> Schema:
-    """The schema of a type that is a scalar, a literal, a list, a dict, a TypedDict, or one of
-    these or None."""
+    """The schema of a type that is a scalar, a literal, a list, a dict, a TypedDict, one of these
+    or None, or one of several TypedDicts."""
     kind, own, _ = annotated(hint)
     limits = _joined(own, limits)
     origin = get_origin(kind)
     if origin in (Union, types.UnionType):
-        return _nullable(kind, limits, definitions)
+        choices = get_args(kind)
+        if types.NoneType in choices:
+            return _nullable(kind, limits, definitions)
+        return {"anyOf": [_schema(choice, Limits(), definitions) for choice in choices]}
     if origin is Literal:
         return _literal(get_args(kind))
     if origin is list:
@@ -203,6 +206,9 @@ def _complaints(
 ) -> Iterator[str]:
     if "$ref" in schema:
         schema = root["$defs"][schema["$ref"].rpartition("/")[2]]
+    if "anyOf" in schema:
+        yield from _complaints_of_all(value, schema["anyOf"], root, at)
+        return
     wrong_type = _wrong_type(value, schema, at)
     if wrong_type is not None:
         yield wrong_type
@@ -219,6 +225,15 @@ def _complaints(
         yield from _lists(value, schema, root, at)
     if isinstance(value, dict):
         yield from _objects(value, schema, root, at)
+
+
+def _complaints_of_all(
+    value: Any, choices: Sequence[Mapping[str, Any]], root: Mapping[str, Any], at: str
+) -> Iterator[str]:
+    """Those of the first choice, where the value holds to none."""
+    found = [list(_complaints(value, choice, root, at)) for choice in choices]
+    if all(found):
+        yield from found[0]
 
 
 def _wrong_type(value: Any, schema: Mapping[str, Any], at: str) -> str | None:

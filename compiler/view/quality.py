@@ -16,6 +16,8 @@ from compiler.view.units import figure, sentence, short
 Json = Mapping[str, Any]
 
 MOST_WARNINGS = 4
+# With fewer held-out samples, the figures are said to be uncertain.
+FEW_HELD_OUT = 16
 _OUTPUT_COLUMNS = (
     "SQNR dB",
     "varies",
@@ -40,13 +42,20 @@ def show_quality(console: Console, quality: Json) -> None:
             "[bold red]Calibrated on random data: the accuracy below means nothing for your "
             "model.[/] Give real samples with --calibration."
         )
-    console.print(_outputs(quality.get("outputs", {})))
+    outputs = quality.get("outputs", {})
+    floats = {name: entry for name, entry in outputs.items() if "sqnr_db" in entry}
+    others = {name: entry for name, entry in outputs.items() if "sqnr_db" not in entry}
+    if floats:
+        console.print(_outputs(floats))
+    if others:
+        console.print(_exact_outputs(others))
+    _show_sample_count(console, quality)
     for line in [*_readings(quality), *_embeddings(quality)]:
         console.print(line, highlight=False)
     worst = worst_segment(quality)
     if worst is not None:
         console.print(
-            f"Segment {worst[0]} loses most by itself: {worst[1]:.1f} dB.", highlight=False
+            f"Least accurate segment: {worst[0]}, {worst[1]:.1f} dB by itself.", highlight=False
         )
     _show_shares(console, quality.get("segments", {}))
 
@@ -97,6 +106,31 @@ def _outputs(outputs: Json) -> Table:
     return table
 
 
+def _exact_outputs(outputs: Json) -> Table:
+    """Outputs of integers, booleans or text, which are equal or not."""
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    table.add_column("output", no_wrap=True)
+    table.add_column("equal values", justify="right", no_wrap=True)
+    for name, entry in outputs.items():
+        table.add_row(escape(short(name, 16)), f"{entry['equal']:.2%}")
+    return table
+
+
+def _show_sample_count(console: Console, quality: Json) -> None:
+    """On how few held-out samples the figures rest. Figures on random data mean nothing anyway."""
+    count = quality.get("samples", FEW_HELD_OUT)
+    if count >= FEW_HELD_OUT or quality["calibration"] == "random":
+        return
+    samples = "sample" if count == 1 else "samples"
+    has_floats = any("sqnr_db" in entry for entry in quality.get("outputs", {}).values())
+    amount = "by several dB" if has_floats else "by much"
+    console.print(
+        f"Measured on {count} held-out {samples}; with so few, the figures may be off {amount}.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
 def _readings(quality: Json) -> Iterator[str]:
     """What a user reads off the outputs: detections, classes, texts, masks."""
     if "detections" in quality:
@@ -115,6 +149,8 @@ def _readings_of(entry: Json) -> list[str]:
         texts.append(verdict.text_text(entry["text"]))
     if "mask_iou" in entry:
         texts.append(verdict.mask_text(entry["mask_iou"]))
+    if "equal" in entry and "sqnr_db" in entry:
+        texts.append(verdict.equal_text(entry))
     if "distinct" in entry:
         texts.append(verdict.distinct_text(entry["distinct"]))
     return texts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -187,3 +188,22 @@ def test_a_detector_that_finds_nothing_is_not_judged() -> None:
         "recall": None,
         "ap50": None,
     }
+
+
+@pytest.mark.parametrize(
+    ("nodes", "is_rounded"),
+    [
+        ("r = Round (x) y = Cast <to = 2> (r)", True),
+        ("y = QuantizeLinear (x, s)", True),
+        ("q = QuantizeLinear (x, s) y = Transpose (q)", True),
+        ("i = ArgMax <axis = 1> (x) y = Cast <to = 2> (i)", False),
+        ("y = Cast <to = 9> (x)", False),
+        ("y = Relu (x)", False),
+    ],
+)
+def test_integers_that_floats_are_rounded_to(nodes: str, is_rounded: bool) -> None:
+    """Indices and truth values are none."""
+    head = '<ir_version: 10, opset_import: ["" : 18]> g (float[2,4] x) => (y) <float s = {0.5}> '
+    proto = onnx.shape_inference.infer_shapes(onnx.parser.parse_model(head + f"{{ {nodes} }}"))
+    graph = ir.from_proto(proto).graph
+    assert agreement.rounded(graph) == ({"y"} if is_rounded else set())

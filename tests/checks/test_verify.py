@@ -8,15 +8,20 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
 from compiler.checks import verdict
 from compiler.checks.channels import Channels
 from compiler.checks.difference import Difference
-from compiler.checks.verify import Values
+from compiler.checks.equality import Equality
+from compiler.checks.verify import HeldOut, Outputs, Values
 from compiler.driver import build as building
+from compiler.driver import quality as qualities
 from compiler.driver.options import BuildOptions
+from compiler.errors import QualityError
+from compiler.runtime import Bundle, Pipeline
 from tests.conftest import Cli, save
 
 
@@ -71,12 +76,125 @@ def test_a_bad_result_says_so(saturated: tuple[Path, Path], tmp_path: Path, run_
         "--pin 'dense=host'",
     ):
         assert part in last
-    assert "more samples than 24" in last
+    assert "more samples than 32 (24 set the ranges, 8 were held out)" in last
+    assert (
+        "Measured on 8 held-out samples; with so few, the figures may be off by several dB" in out
+    )
+    assert "Least accurate segment: " in out
     code, out, _ = run_cli("inspect", tmp_path / "b")
     assert code == 0 and "BAD RESULT" in out
     assert "Bad result" in (tmp_path / "b" / "report.html").read_text()
     code, _, err = run_cli("build", model, *options, "-o", tmp_path / "c", "--min-sqnr", 20)
     assert code == 2 and "output 'y'" in err and not (tmp_path / "c").exists()
+
+
+def test_integers_are_judged_by_equality(
+    saturated: tuple[Path, Path], tmp_path: Path, run_cli: Cli
+) -> None:
+    """The layer's largest output and its index, of which onnxruntime on the user's file is the
+    judge."""
+    model, samples = saturated
+    proto = onnx.load(model)
+    proto.graph.node.append(helper.make_node("ArgMax", ["y"], ["best"], axis=1, name="best"))
+    del proto.graph.output[:]
+    proto.graph.output.append(helper.make_tensor_value_info("best", onnx.TensorProto.INT64, [1, 1]))
+    save(model, proto)
+    options = ("--calibration", samples, "--without", "normalise_linears")
+    code, out, _ = run_cli("build", model, *options, "-o", tmp_path / "b")
+    quality = json.loads((tmp_path / "b" / "manifest.json").read_text())["quality"]
+
+    data = np.load(samples)["x"]
+    session = onnxruntime.InferenceSession(model)
+    pipeline = Pipeline(Bundle.open(tmp_path / "b"))
+    same = [
+        session.run(None, {"x": row})[0] == pipeline.run({"x": row})["best"] for row in data[3::4]
+    ]
+    share = float(np.mean(same))
+    assert quality["outputs"] == {"best": {"equal": share}} and share < 0.9
+    (warning,) = quality["warnings"]
+    assert warning["kind"] == "bad" and warning["node"] == "dense"
+    shown = f"{share:.1%} of its values are the same as in float"
+    assert code == 0 and "equal values" in out and f"BAD RESULT output 'best': {shown}" in out
+    code, out, _ = run_cli("inspect", tmp_path / "b")
+    assert code == 0 and f"{share:.2%}" in out and shown in out
+    code, _, err = run_cli("build", model, *options, "-o", tmp_path / "c", "--min-sqnr", 1)
+    assert code == 2 and shown in err and not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    ("got", "want", "share"),
+    [
+        (np.array([1, 2, 3]), np.array([1, 2, 4]), 0.6666),
+        (np.array([True, False]), np.array([True, True]), 0.5),
+        (np.array(["a", "bc"], object), np.array(["a", "b"], object), 0.5),
+        (np.zeros((0, 3), int), np.zeros((0, 3), int), 1.0),
+        (np.zeros((0, 3), int), np.zeros((2, 3), int), 0.0),
+        (np.zeros((3, 2), int), np.zeros((2, 3), int), 0.0),
+        (np.int64(3), np.int64(3), 1.0),
+        ([np.array([1, 2]), np.array([3])], [np.array([1, 2]), np.array([4])], 0.6666),
+        ([np.array([1, 2])], [np.array([1, 2]), np.array([3, 4])], 0.5),
+        ([], [np.zeros(0, int)], 0.0),
+        ([], [], 1.0),
+        (np.arange(100_000), np.r_[np.arange(99_999), -1], 0.9999),
+    ],
+)
+def test_equal_values(got: object, want: object, share: float) -> None:
+    equality = Equality()
+    equality.add(got, want)
+    assert equality.report() == {"equal": share}
+
+
+def test_rounded_floats_are_measured_as_numbers() -> None:
+    """Pixels that are off by one at most are a good result, though few are equal."""
+    rng = np.random.default_rng(0)
+    want = rng.integers(0, 255, (8, 1, 3, 8, 8)).astype(np.uint8)
+    got = want + (rng.random(want.shape) < 0.6).astype(np.uint8)
+    samples = [{"x": np.zeros(1, np.float32)}] * len(want)
+    held_out = HeldOut(samples, [{"y": image} for image in want], rounded={"y"})
+    outputs = Outputs(held_out)
+    for sample, ours, theirs in zip(samples, got, want, strict=True):
+        outputs.add({"y": ours}, {"y": theirs}, sample)
+    found: Any = outputs.report()
+    noise = np.square(got.astype(int) - want).sum()
+    expected = 10 * np.log10(np.square(want.astype(float)).sum() / noise)
+    figures = found["outputs"]["y"]
+    assert figures["plain_sqnr_db"] == pytest.approx(expected, abs=0.01)
+    assert figures["equal"] == pytest.approx((got == want).mean(), abs=1e-4)
+    assert verdict.findings(found) == []
+
+
+def test_sequences_of_floats_have_figures() -> None:
+    """The first sequence is empty, and those of the bundle lack the second tensor of the others."""
+    rng = np.random.default_rng(0)
+    wanted: list[list[np.ndarray]] = [[]]
+    wanted += [list(rng.standard_normal((2, 3, 4))) for _ in range(8)]
+    samples = [{"x": np.zeros(1, np.float32)}] * len(wanted)
+    outputs = Outputs(HeldOut(samples, [{"y": sequence} for sequence in wanted]))
+    for sample, sequence in zip(samples, wanted, strict=True):
+        outputs.add({"y": sequence[:1]}, {"y": sequence}, sample)
+    energies = np.sum([np.square(sequence).sum(axis=(1, 2)) for sequence in wanted[1:]], axis=0)
+    figures: Any = outputs.report()["outputs"]["y"]
+    expected = 10 * np.log10(energies.sum() / energies[1])
+    assert figures["plain_sqnr_db"] == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        ({"i": {"equal": 1.0}}, "output 'i' is of integers.*100.0%.*no output has an SQNR"),
+        ({"i": {"equal": 0.5}}, "output 'i' is of integers.*50.0%.*90% are needed"),
+        ({"y": {"sqnr_db": 40.0}, "i": {"equal": 0.5}}, "output 'i' is of integers.*50.0%"),
+        ({"y": {"sqnr_db": 20.0}, "i": {"equal": 1.0}}, "output 'y' has 20.0 dB"),
+        ({"y": {"sqnr_db": 40.0}, "i": {"equal": 0.95}}, None),
+    ],
+)
+def test_a_gate_on_outputs_without_floats(outputs: dict[str, Any], message: str | None) -> None:
+    quality: Any = {"samples": 8, "outputs": outputs, "segments": {}}
+    if message is None:
+        qualities.require_sqnr(quality, 30.0)
+        return
+    with pytest.raises(QualityError, match=message):
+        qualities.require_sqnr(quality, 30.0)
 
 
 def test_one_sample_cannot_pass_a_gate(
@@ -140,6 +258,21 @@ def test_detections_that_cannot_be_compared_are_a_finding() -> None:
     boxes = {"outputs": ["y"], "float": 2, "bundle": 2, "recall": None, "ap50": None}
     (found,) = verdict.findings({"outputs": {"y": entry()}, "detections": boxes})
     assert found["kind"] == "unsure" and "finds 2" in found["finding"]
+
+
+@pytest.mark.parametrize(("found_boxes", "kind"), [(0, "unsure"), (3, "bad")])
+def test_background_alone_is_not_bad(found_boxes: int, kind: str) -> None:
+    """A detector's samples without an object, unless the bundle sees some there."""
+    boxes = {"outputs": ["y"], "float": 0, "bundle": found_boxes, "recall": None, "ap50": None}
+    quality = {"outputs": {"y": entry(sqnr_db=-5.0)}, "detections": boxes}
+    (found,) = verdict.findings(quality)
+    assert found["kind"] == kind and "-5.0 dB" in found["finding"]
+    assert ("nothing to detect in the held-out samples" in found["finding"]) == (kind == "unsure")
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.9, 0), (0.89, 1)])
+def test_unequal_values_are_a_finding(share: float, count: int) -> None:
+    assert len(verdict.findings({"outputs": {"i": {"equal": share}}})) == count
 
 
 @pytest.mark.parametrize(("ratio", "count"), [(1.05, 0), (2.8, 1)])

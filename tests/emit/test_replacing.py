@@ -112,7 +112,7 @@ def test_bundles_of_older_versions_are_replaced(
         assert replaced(output, small_bundle)
     else:
         with pytest.raises(
-            OutputError, match=r"manifest version 7 was written by coral-bundle .*: update it"
+            OutputError, match=r"manifest version 8 was written by coral-bundle .*: update it"
         ):
             replaced(output, small_bundle)
 

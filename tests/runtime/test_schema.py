@@ -62,3 +62,17 @@ def test_a_complaint_names_the_place(small_bundle: Path) -> None:
         complaint(manifest)
         == "manifest.segments[2].outputs[0].shape[0] is 'x', not integer or null"
     )
+
+
+def test_an_output_has_figures_or_a_share(small_bundle: Path) -> None:
+    """All figures of numbers, or the share alone."""
+    validator = jsonschema.Draft202012Validator(manifest_schema())
+    manifest = json.loads((small_bundle / "manifest.json").read_text())
+    for entry, is_valid in [
+        ({"equal": 0.5}, True),
+        ({}, False),
+        ({"equal": 1.0, "cosine": 1.0}, False),
+    ]:
+        manifest["quality"]["outputs"]["y"] = entry
+        assert validator.is_valid(manifest) == is_valid
+        assert (complaint(manifest) is None) == is_valid

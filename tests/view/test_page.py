@@ -67,6 +67,24 @@ def test_the_page_says_what_was_compared_with(tmp_path: Path) -> None:
     assert "Compared with the imported model, not with the file: onnxruntime does not run" in shown
 
 
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_the_page_says_how_many_values_are_equal(tmp_path: Path) -> None:
+    """Of an output of floats and one of integers."""
+    nodes = [
+        helper.make_node("Relu", ["x"], ["y"]),
+        helper.make_node("ArgMax", ["x"], ["best"], axis=1, keepdims=0),
+    ]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, (4, 3)) for name in "xy")
+    best = helper.make_tensor_value_info("best", TensorProto.INT64, (4,))
+    graph = helper.make_graph(nodes, "g", [x], [y, best])
+    opset = helper.make_opsetid("", 18)
+    path = save(tmp_path / "m.onnx", helper.make_model(graph, opset_imports=[opset], ir_version=8))
+    building.build(path, tmp_path / "b", BuildOptions())
+    shown = drawn(tmp_path / "b" / "report.html", 1280)
+    assert "of values equal at best" in shown and "100.00%" in shown
+    assert "measured at y" in shown and "undefined" not in shown[: shown.index("<script")]
+
+
 def test_names_cannot_break_out_of_the_data() -> None:
     plan = {"model": {"file": "</script><script>alert(1)</script>"}}
     text = html.page(plan)
