@@ -18,7 +18,7 @@ from compiler.driver.dump import GraphDump
 from compiler.driver.options import BuildOptions
 from compiler.driver.rewriting import PassDriver
 from compiler.driver.stages import Progress, StageTimer, Timings, silent, stage
-from compiler.emit import bundle
+from compiler.emit import bundle, report
 from compiler.emit import manifest as manifests
 from compiler.graph import activations_around
 from compiler.partition import PartitionOptions, Program, partition
@@ -30,7 +30,6 @@ from compiler.runtime import Bundle
 from compiler.runtime.manifest import Manifest, MeasuredEntry
 from compiler.targets import Target
 from compiler.vendor import onnx_tf
-from compiler.view import page
 from passes import PassContext, SampleContext, fold_constants
 
 # Calibration samples on which `keep_float` and warnings look at single segments.
@@ -95,7 +94,7 @@ def build(
             found = quality.warnings(manifest, program, _few(held_out))
             manifests.enter_quality(manifest, found)
             manifests.write(folder, manifest)
-            page.write(folder, manifest)
+            report.write(folder, manifest)
         quality.require_sqnr(measured, options.min_sqnr)
     note_timings(timings, timer, driver)
     return manifest
