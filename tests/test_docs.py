@@ -19,8 +19,8 @@ from PIL import Image
 
 from compiler import cli
 from compiler.cli import document as cli_document
-from compiler.driver import document as api_document
 from compiler.runtime.schema import SCHEMA
+from docs import api as api_document
 from docs import modules
 from passes import PASSES, SAMPLE_PASSES
 from tests.conftest import Cli, save, small_network
