@@ -100,8 +100,8 @@ def _read(option: str, name: str, folder: Path) -> dict[str, Any]:
         )
     try:
         table = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise OptionError(f"{name}: {error}", option) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise OptionError(f"{name}: cannot be read as TOML: {error}", option) from error
     flat: dict[str, Any] = {}
     sections = []
     for key, value in table.items():
