@@ -37,7 +37,9 @@ def run(
             "--input", "-i", help=".npz file with an array per input, or .npy file for one input."
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help=".npz file with an array per output.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help=".npz file with an array per output.")
+    ],
     devices: shared.Devices = "auto",
     on_loss: shared.OnLoss = "move",
     threads: shared.Threads = 2,

@@ -258,6 +258,8 @@ def _calibrated(
     driver = driver or PassDriver(options.without, options.also)
     driver.run(passes.SAMPLE_PASSES, program.model, context)
     values = activations_around(context.nodes)
+    # All of the graph, also what the host computes: layers move there while accuracy is sought.
+    options.observers.check([str(value.name) for value in activations_around(program.model.graph)])
     unknown = [value for value in values if str(value.name) not in context.ranges]
     with stage("calibrate"):
         found = calibrate(program.model, unknown, context.stats, context.samples, options.observers)
