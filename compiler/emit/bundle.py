@@ -117,7 +117,7 @@ def _refuse(path: Path, place: Path, force: bool, sources: Iterable[Path]) -> No
         except FileNotFoundError:
             return
     with files.writing(path):
-        is_empty = place.is_dir() and not any(place.iterdir())
+        is_empty = folders.is_empty(place)
     manifest = None
     if not is_empty:
         try:
