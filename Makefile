@@ -39,7 +39,7 @@ docs: .venv/installed
 	$(RUN) -m docs.passes > docs/passes.md
 	$(RUN) -m compiler.ops.document > docs/supported-ops.md
 	$(RUN) -m compiler.cli.document > docs/cli.md
-	$(RUN) -m compiler.driver.document > docs/api.md
+	$(RUN) -m docs.api > docs/api.md
 
 clean:
 	rm -rf .venv demo build *.egg-info

@@ -16,6 +16,7 @@ InternalError            E-INTERNAL     our own bug: names the stage, exit code 
 from __future__ import annotations
 
 import unicodedata
+from pathlib import Path
 
 # Unicode categories that a terminal obeys or does not show: control characters, formatting (which
 # can reverse the direction of text), surrogates, line and paragraph separators.
@@ -105,6 +106,13 @@ def first_line(error: BaseException) -> str:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines()]
     return next(filter(None, lines), type(error).__name__)
+
+
+def no_file(path: Path) -> str:
+    """What to say of a path to read from that is no regular file: pipes and devices may not end."""
+    if path.exists():
+        return "a folder, not a regular file" if path.is_dir() else "not a regular file"
+    return "a link that leads to no file" if path.is_symlink() else "no such file"
 
 
 def _escaped(character: str) -> str:

@@ -36,7 +36,7 @@ DATA = (
     "compiler/targets/usb3.toml",
     "compiler/targets/chips/edgetpu.toml",
     "compiler/targets/hosts/pi5.toml",
-    "compiler/view/page.html",
+    "compiler/emit/report.html",
 )
 
 pytestmark = pytest.mark.slow

@@ -206,12 +206,20 @@ def _run_imported(model: ir.Model, samples: Samples, progress: Callable[[], None
             try:
                 results.append(reference.run(sample))
             except Exception as error:
-                hint = "; give samples to calibrate on" if samples.random else ""
-                raise CalibrationError(
-                    f"the float model fails on a sample: {first_line(error)}{hint}"
-                ) from error
+                raise _failure(samples, error) from error
             progress()
     return results
+
+
+def _failure(samples: Samples, error: Exception) -> CalibrationError:
+    """Of a model that onnxruntime loads and that then fails: which of the two is to blame cannot be
+    told."""
+    where = "random data" if samples.random else "a sample"
+    advice = "give samples to calibrate on" if samples.random else "check the samples"
+    return CalibrationError(
+        f"the float model fails on {where}: {first_line(error)}; if values like these cannot be "
+        f"its input, {advice}; else the model itself is broken"
+    )
 
 
 def _branch_advice(model: ir.Model, error: Exception) -> str:

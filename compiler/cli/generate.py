@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from compiler.cli import options as shared
+from compiler.cli.common import notices
 from compiler.cli.session import Session, sampling_of, text_errors
 
 
@@ -33,6 +34,13 @@ def generate(
     """Continue a text with a language model, token by token."""
     sampling = sampling_of(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     session = Session.open(path, devices, threads, sampling)
+    if tokens > session.model.context:
+        notices(
+            [
+                f"--tokens {tokens}: prompt and answer together end at the model's context of "
+                f"{session.model.context}"
+            ]
+        )
     text = sys.stdin.read() if prompt == "-" else prompt
     with text_errors():
         session.answer(session.text.encode(text), tokens, stop or (), stats)

@@ -62,13 +62,16 @@ def counts(text: str) -> list[int]:
     """Of a number, several with commas, or a range such as 1..8."""
     first, dots, last = text.partition("..")
     parts = [first, last] if dots else text.split(",")
-    if not all(part.isdecimal() for part in parts):
+    # Numbers with more digits are refused here, before a range of them is written out.
+    if not all(part.isdecimal() and len(part) < 6 for part in parts):
         raise OptionError(
             f"{text}: write a number, several with commas, or a range such as 1..8", "tpus"
         )
     numbers = [int(part) for part in parts]
     if not dots:
         return numbers
+    if numbers[0] > numbers[1]:
+        raise OptionError(f"{text}: a range goes up, such as {last}..{first}", "tpus")
     return [*range(numbers[0], numbers[1] + 1)]
 
 

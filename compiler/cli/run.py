@@ -19,13 +19,14 @@ from compiler.cli.common import (
     progress_bars,
     wrote,
 )
-from compiler.errors import InputError, OptionError
+from compiler.errors import InputError, OptionError, OutputError
 from compiler.validation import require_choice
 
 if TYPE_CHECKING:
     import numpy as np
 
     from compiler.runtime import Runner
+    from compiler.runtime.inputs import Arrays
 
 
 def run(
@@ -36,7 +37,9 @@ def run(
             "--input", "-i", help=".npz file with an array per input, or .npy file for one input."
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help=".npz file for the outputs.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help=".npz file with an array per output.")
+    ],
     devices: shared.Devices = "auto",
     on_loss: shared.OnLoss = "move",
     threads: shared.Threads = 2,
@@ -44,6 +47,8 @@ def run(
     """Run a bundle on arrays from a file.
 
     They may hold several samples, stacked along the first axis; these go through as a pipeline.
+    An output NAME whose shape differs between samples, as its size depends on their data, is
+    written as an array for each sample: NAME/0, NAME/1, ...
     """
     import numpy as np
 
@@ -52,10 +57,12 @@ def run(
     from compiler.runtime.fleet import ON_LOSS
 
     require_choice("on_loss", on_loss, ON_LOSS)
+    if output.suffix == ".npy":
+        raise OutputError(f"{output}: outputs are written as .npz: name an .npz file")
     bundle = open_bundle(path)
     with device_errors(), Runner(bundle, devices, threads, on_loss) as runner:
         samples = read_samples(source, runner)
-        notices(runner.notices)
+        notices([*runner.notices, *_infinite(samples, runner)])
         with progress_bars() as progress:
             done = progress("running", len(samples))
             results = []
@@ -63,9 +70,7 @@ def run(
                 results.append(result)
                 done()
         names = [entry["name"] for entry in runner.pipeline.outputs]
-    outputs = {}
-    for name in names:
-        outputs[name] = _stack([result[name] for result in results])
+    outputs = _outputs(names, results)
     with files.output(output, [source, *bundle_files(bundle)]) as file:
         np.savez(file, **outputs)  # type: ignore[arg-type]
     console = console_beside(output)
@@ -92,8 +97,47 @@ def read_samples(source: Path, runner: Runner) -> list[dict[str, np.ndarray]]:
         raise InputError(f"{source}: {error}") from error
 
 
+def _infinite(samples: Sequence[Arrays], runner: Runner) -> list[str]:
+    """A note where samples hold infinity, which int8 cannot represent."""
+    import numpy as np
+
+    if all(segment["device"] == "host" for segment in runner.pipeline.segments):
+        return []
+    for sample in samples:
+        for name, array in sample.items():
+            if array.dtype.kind == "f" and np.isinf(array).any():
+                return [
+                    f"input '{name}' holds infinity: where values become int8, it is taken as the "
+                    "largest or the smallest of them"
+                ]
+    return []
+
+
+def _outputs(names: Sequence[str], results: Sequence[Arrays]) -> dict[str, np.ndarray]:
+    """The arrays to write: one for each output, or one for each sample where shapes differ."""
+    outputs = {}
+    for name in names:
+        arrays = [result[name] for result in results]
+        if len({array.shape for array in arrays}) == 1:
+            outputs[name] = _stack(arrays)
+            continue
+        prefix = f"{name}/"
+        while any(other.startswith(prefix) for other in names):
+            prefix += "/"
+        for index, array in enumerate(arrays):
+            outputs[f"{prefix}{index}"] = array
+        notices(
+            [
+                f"output '{name}': its shape differs between samples: written as {prefix}0 to "
+                f"{prefix}{len(arrays) - 1}"
+            ]
+        )
+    return outputs
+
+
 def _stack(results: Sequence[np.ndarray]) -> np.ndarray:
-    """Results as one array: side by side where they have an axis for samples, of length 1."""
+    """Results of one shape as one array: side by side where they have an axis for samples, of
+    length 1."""
     import numpy as np
 
     first = results[0]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from compiler.errors import ModelError, first_line
+from compiler.errors import ModelError, first_line, no_file
 from compiler.ops.rules import OpInfo, TensorInfo
 
 LARGEST = 2 << 30  # bytes of a TFLite file, whose offsets have 32 bits with a sign
@@ -35,7 +35,7 @@ def file_bytes(path: Path) -> bytes:
     """The content of a TFLite file. Raises ModelError for what is no regular file, or larger than
     the format allows."""
     if not path.is_file():
-        raise ModelError(f"{path}: no such file")
+        raise ModelError(f"{path}: {no_file(path)}")
     if path.stat().st_size > LARGEST:
         raise ModelError(f"{path}: larger than {LARGEST >> 30} GiB, which no TFLite file is")
     return path.read_bytes()

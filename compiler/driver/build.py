@@ -18,7 +18,7 @@ from compiler.driver.dump import GraphDump
 from compiler.driver.options import BuildOptions
 from compiler.driver.rewriting import PassDriver
 from compiler.driver.stages import Progress, StageTimer, Timings, silent, stage
-from compiler.emit import bundle
+from compiler.emit import bundle, report
 from compiler.emit import manifest as manifests
 from compiler.graph import activations_around
 from compiler.partition import PartitionOptions, Program, partition
@@ -30,7 +30,6 @@ from compiler.runtime import Bundle
 from compiler.runtime.manifest import Manifest, MeasuredEntry
 from compiler.targets import Target
 from compiler.vendor import onnx_tf
-from compiler.view import page
 from passes import PassContext, SampleContext, fold_constants
 
 # Calibration samples on which `keep_float` and warnings look at single segments.
@@ -97,7 +96,7 @@ def build(
             found = quality.warnings(manifest, program, _few(held_out))
             manifests.enter_quality(manifest, found)
             manifests.write(folder, manifest)
-            page.write(folder, manifest)
+            report.write(folder, manifest)
         quality.require_sqnr(measured, options.min_sqnr)
     note_timings(timings, timer, driver)
     return manifest
@@ -263,6 +262,8 @@ def _calibrated(
     driver = driver or PassDriver(options.without, options.also)
     driver.run(passes.SAMPLE_PASSES, program.model, context)
     values = activations_around(context.nodes)
+    # All of the graph, also what the host computes: layers move there while accuracy is sought.
+    options.observers.check([str(value.name) for value in activations_around(program.model.graph)])
     unknown = [value for value in values if str(value.name) not in context.ranges]
     with stage("calibrate"):
         found = calibrate(program.model, unknown, context.stats, context.samples, options.observers)

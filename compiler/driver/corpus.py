@@ -9,7 +9,7 @@ from pydoc_data.topics import topics
 import numpy as np
 
 from compiler.driver.options import LanguageOptions
-from compiler.errors import CalibrationError, ModelError
+from compiler.errors import CalibrationError, ModelError, no_file
 from compiler.frontends import Source
 from compiler.runtime import confined
 from compiler.runtime.confined import ConfinedError
@@ -79,7 +79,7 @@ def _text(path: Path) -> str:
     try:
         if not path.is_file():
             raise CalibrationError(
-                f"{path}: no such file; language models are calibrated on UTF-8 text"
+                f"{path}: {no_file(path)}; language models are calibrated on UTF-8 text"
             )
         if path.stat().st_size > LARGEST_TEXT:
             limit = LARGEST_TEXT >> 20

@@ -26,7 +26,7 @@ from compiler.driver.corpus import HELD_OUT, calibration_rows
 from compiler.driver.options import ROTATE_STREAM, BuildOptions, LanguageOptions
 from compiler.driver.rewriting import PassDriver
 from compiler.driver.stages import Progress, StageTimer, Timings, silent, stage
-from compiler.emit import bundle
+from compiler.emit import bundle, report
 from compiler.emit import manifest as manifests
 from compiler.errors import OptionError
 from compiler.frontends import Source, decoder, open_source
@@ -41,7 +41,6 @@ from compiler.runtime.bundle import sha256
 from compiler.runtime.language import LanguageModel
 from compiler.runtime.manifest import FileEntry, LanguageEntry, Manifest, ProgramEntry
 from compiler.targets import Target
-from compiler.view import page
 from passes import BALANCE, SampleContext
 
 MEGABYTE = 1 << 20
@@ -109,7 +108,7 @@ def build(
             if warnings:
                 manifests.enter_quality(manifest, {"warnings": warnings})
             manifests.write(folder, manifest)
-            page.write(folder, manifest)
+            report.write(folder, manifest)
     building.note_timings(timings, timer, driver)
     return manifest
 

@@ -116,12 +116,16 @@ def _refuse(path: Path, place: Path, force: bool, sources: Iterable[Path]) -> No
             place.lstat()
         except FileNotFoundError:
             return
-    if not force:
-        raise OutputError(f"{path}: exists already; the option force replaces it")
-    try:
-        manifest = contents.manifest_of(place)
-    except ValueError as error:
-        raise OutputError(f"{path}: is not a bundle that can be replaced: {error}") from error
+    with files.writing(path):
+        is_empty = folders.is_empty(place)
+    manifest = None
+    if not is_empty:
+        try:
+            manifest = contents.manifest_of(place)
+        except ValueError as error:
+            raise OutputError(
+                f"{path}: exists already, and is not a bundle that can be replaced: {error}"
+            ) from error
     if os.path.ismount(place):
         raise OutputError(
             f"{path}: is a mount point, which cannot be replaced: name a folder in it"
@@ -135,6 +139,8 @@ def _refuse(path: Path, place: Path, force: bool, sources: Iterable[Path]) -> No
                 f"{path}: replacing it would delete {source}, which the build reads: move it "
                 "elsewhere"
             )
+    if manifest is None:
+        return
     strange = contents.strangers(place, manifest)
     if strange:
         more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
@@ -142,6 +148,8 @@ def _refuse(path: Path, place: Path, force: bool, sources: Iterable[Path]) -> No
             f"{path}: replacing it would delete '{strange[0]}'{more}, which no build put there: "
             "move it elsewhere"
         )
+    if not force:
+        raise OutputError(f"{path}: exists already; the option force replaces it")
 
 
 def write_segments(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compiler.errors import ModelError
+from compiler.errors import ModelError, no_file
 from compiler.frontends import gguf, huggingface, onnx_export
 from compiler.frontends.architecture import Architecture, Source
 
@@ -26,7 +26,7 @@ def open_source(path: Path) -> Source:
         return _open_folder(path)
     if not path.is_file():
         raise ModelError(
-            f"{path}: no such file; give an .onnx or .gguf file, or a folder with config.json"
+            f"{path}: {no_file(path)}; give an .onnx or .gguf file, or a folder with config.json"
         )
     if path.suffix == ".onnx":
         return onnx_export.read(path)

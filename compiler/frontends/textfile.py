@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from compiler.errors import ModelError
+from compiler.errors import ModelError, no_file
 
 LARGEST_TEXT = 16 << 20  # bytes
 
@@ -15,7 +15,7 @@ def read_text(path: Path) -> str:
     """The text of a small file. Raises ModelError."""
     try:
         if not path.is_file():
-            raise ModelError(f"{path}: no such file")
+            raise ModelError(f"{path}: {no_file(path)}")
         if path.stat().st_size > LARGEST_TEXT:
             raise ModelError(f"{path}: larger than {LARGEST_TEXT >> 20} MiB")
         return path.read_text("utf-8")

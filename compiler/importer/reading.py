@@ -10,7 +10,7 @@ import onnx.version_converter
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
-from compiler.errors import ModelError, first_line
+from compiler.errors import ModelError, first_line, no_file
 from compiler.graph import shape_of
 from compiler.importer import onnxfile, untrusted
 from compiler.importer.checking import check_maps
@@ -45,7 +45,7 @@ def read_file(path: Path) -> ir.Model:
 
 def _read_proto(path: Path) -> onnx.ModelProto:
     if not path.is_file():
-        raise ModelError(f"{path}: no such file; give the path of an .onnx file")
+        raise ModelError(f"{path}: {no_file(path)}; give the path of an .onnx file")
     try:
         proto = onnxfile.load(path, SMALL)
     except (DecodeError, ValueError, UnicodeDecodeError) as error:

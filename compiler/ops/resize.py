@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import DTypeLike
 
 from compiler.graph import (
     DIALECT,
@@ -57,30 +58,36 @@ class _Axis:
     scale: float
 
 
-def onnx_coordinates(mode: str, size: int, new: int, scale: float) -> np.ndarray:
-    """Source coordinate of each of `new` pixels.
+def onnx_coordinates(
+    mode: str, size: int, new: int, scale: float, dtype: DTypeLike = np.float64
+) -> np.ndarray:
+    """Source coordinate of each of `new` pixels, computed in `dtype`.
 
     From ONNX's operator Resize, attribute coordinate_transformation_mode. Raises RefuseError for
     other modes.
     """
-    i = np.arange(new, dtype=np.float64)
+    i = np.arange(new, dtype=dtype)
+    half = i.dtype.type(0.5)
+    step = i.dtype.type(scale)
     if mode == "asymmetric":
-        return i / scale
+        return i / step
     if mode == "align_corners":
         return i * (size - 1) / (new - 1) if new > 1 else i * 0
     if mode == "pytorch_half_pixel" and new == 1:
         return i * 0
     if mode in ("half_pixel", "pytorch_half_pixel"):
-        return (i + 0.5) / scale - 0.5
+        return (i + half) / step - half
     if mode == "half_pixel_symmetric":
-        adjust = new / (scale * size)
-        center = size / 2
-        return center * (1 - adjust) + (i + 0.5) / scale - 0.5
+        adjust = i.dtype.type(new / (scale * size))
+        center = i.dtype.type(size / 2)
+        return center * (1 - adjust) + (i + half) / step - half
     raise RefuseError(f"its coordinate mode is {mode}")
 
 
 def onnx_nearest(mode: str, coordinates: np.ndarray, size: int) -> np.ndarray:
     """The pixel next to each source coordinate, by ONNX's attribute nearest_mode."""
+    # In float32 the halves below would be rounded a second time.
+    coordinates = coordinates.astype(np.float64)
     rounded: np.ndarray = {
         "round_prefer_floor": np.ceil(coordinates - 0.5),
         "round_prefer_ceil": np.floor(coordinates + 0.5),
@@ -97,10 +104,13 @@ def tflite_coordinates(rule: _Rule, size: int, new: int) -> np.ndarray:
     return (i + 0.5) * scale - 0.5 if rule.half_pixel_centers else i * scale
 
 
-def tflite_nearest(rule: _Rule, size: int, new: int) -> np.ndarray:
-    """The pixel that each of `new` pixels is (TensorFlow Lite's resize_nearest_neighbor.h)."""
-    offset = 0.5 if rule.half_pixel_centers else 0.0
-    position = (np.arange(new) + offset) * _tflite_scale(rule, size, new)
+def tflite_nearest(rule: _Rule, size: int, new: int, dtype: DTypeLike = np.float64) -> np.ndarray:
+    """The pixel that each of `new` pixels is, by coordinates computed in `dtype` (TensorFlow Lite's
+    resize_nearest_neighbor.h)."""
+    i = np.arange(new, dtype=dtype)
+    offset = i.dtype.type(0.5 if rule.half_pixel_centers else 0.0)
+    position = (i + offset) * i.dtype.type(_tflite_scale(rule, size, new))
+    position = position.astype(np.float64)
     pixels: np.ndarray = np.floor(position + 0.5 if rule.align_corners else position)
     return pixels.clip(max=size - 1)
 
@@ -125,15 +135,33 @@ def _matching_rule(node: ir.Node) -> _Rule | None:
 
 
 def _is_same(node: ir.Node, rule: _Rule, axis: _Axis) -> bool:
+    if _mode(node) == "nearest":
+        return _takes_same_pixels(node, rule, axis)
     last = axis.size - 1
     wanted = onnx_coordinates(_coordinate_mode(node), axis.size, axis.new, axis.scale)
-    if _mode(node) == "nearest":
-        rounding = attribute_of(node, "nearest_mode", "round_prefer_floor")
-        pixels = onnx_nearest(rounding, wanted, axis.size)
-        return np.array_equal(pixels, tflite_nearest(rule, axis.size, axis.new))
     # Both repeat the pixels at the border beyond it.
     theirs = tflite_coordinates(rule, axis.size, axis.new)
     return bool(np.allclose(np.clip(wanted, 0, last), np.clip(theirs, 0, last), atol=1e-5))
+
+
+def _takes_same_pixels(node: ir.Node, rule: _Rule, axis: _Axis) -> bool:
+    """Whether nearest takes the same pixels by the node, by TFLite, and by the body of Resize2D,
+    whose rounding and scale are the rule's.
+
+    Where a coordinate lies between two pixels, such as 7.5, their formulas may fall to different
+    sides, and each of them elsewhere in float32, which onnxruntime and TFLite compute in, than in
+    float64. So all must agree in both.
+    """
+    size, new = axis.size, axis.new
+    rounding = attribute_of(node, "nearest_mode", "round_prefer_floor")
+    ways = []
+    for dtype in (np.float32, np.float64):
+        wanted = onnx_coordinates(_coordinate_mode(node), size, new, axis.scale, dtype)
+        ways.append(onnx_nearest(rounding, wanted, size))
+        body = onnx_coordinates(rule.coordinates, size, new, new / size, dtype)
+        ways.append(onnx_nearest(rule.rounding, body, size))
+        ways.append(tflite_nearest(rule, size, new, dtype))
+    return all(np.array_equal(ways[0], way) for way in ways)
 
 
 def _mode(node: ir.Node) -> str:
@@ -168,6 +196,8 @@ def lower(node: ir.Node, builder: Builder) -> None:
         raise RefuseError(f"its mode is {mode}; the Edge TPU has nearest and linear")
     if attribute_of(node, "antialias", 0) or attribute_of(node, "exclude_outside", 0):
         raise RefuseError("it smooths or excludes the border; the Edge TPU does not")
+    if attribute_of(node, "keep_aspect_ratio_policy", "stretch") != "stretch":
+        raise RefuseError("its scale follows from its policy for the aspect ratio, not its sizes")
     rule = _matching_rule(node)
     if rule is None:
         coordinates = _coordinate_mode(node)

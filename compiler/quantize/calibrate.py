@@ -4,7 +4,7 @@ observer."""
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,6 +99,16 @@ class Observers:
             else:
                 default = name
         return cls(default, tuple(patterns))
+
+    def check(self, names: Collection[str]) -> None:
+        """Raises OptionError for a pattern that matches none of the activations of these names."""
+        for pattern, observer in self.patterns:
+            if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+                raise OptionError(
+                    f"{pattern}={observer}: no activation has this name; `inspect --netron` "
+                    "writes the graph with all names",
+                    "observers",
+                )
 
     def of(self, name: str) -> str:
         """The observer of the activation of this name."""

@@ -121,8 +121,9 @@ def split_arrays(arrays: Sample, inputs: Sequence[ir.Value], where: str) -> list
     wanted = {str(value.name): value for value in inputs}
     for name in arrays:
         if name not in wanted:
+            known = ", ".join(wanted) or "no inputs"
             raise CalibrationError(
-                f"{where}: array '{name}' is no input of the model; it has {', '.join(wanted)}"
+                f"{where}: array '{name}' is no input of the model; it has {known}"
             )
     counts = {}
     for name, value in wanted.items():

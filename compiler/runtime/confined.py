@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from compiler.errors import first_line
+from compiler.errors import first_line, no_file
 from compiler.runtime.child import load_tokenizer
 
 CHILD = Path(__file__).with_name("child.py")
@@ -68,7 +68,7 @@ def read_definition(path: Path) -> str:
     try:
         # Pipes and devices are no files: to read one may never end.
         if not path.is_file():
-            raise ConfinedError("no such file")
+            raise ConfinedError(no_file(path))
         _check_size(path.stat().st_size)
         return path.read_text("utf-8")
     except OSError as error:

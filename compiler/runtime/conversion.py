@@ -16,7 +16,9 @@ def quantize(array: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
     """
     # One float32 array serves all steps: on a Raspberry Pi memory traffic is most of the cost.
     steps = np.empty(array.shape, np.float32)
-    np.multiply(array, np.float32(1 / scale), out=steps, casting="same_kind")
+    # What overflows here becomes infinity, and saturates below as it should.
+    with np.errstate(over="ignore"):
+        np.multiply(array, np.float32(1 / scale), out=steps, casting="same_kind")
     np.rint(steps, out=steps)
     steps += np.float32(zero_point)
     np.minimum(steps, np.float32(127), out=steps)

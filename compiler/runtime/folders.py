@@ -204,7 +204,8 @@ def replace(made: Path, path: Path) -> None:
     the system has none for that, the old one is set aside first, and `restore` finds it there
     should we be killed before the new one stands. Raises OSError, with all as it was.
     """
-    if not os.path.lexists(path):
+    if not os.path.lexists(path) or is_empty(path):
+        # This takes the place of an empty folder, and fails where something has just come into it.
         os.rename(made, path)
         sync(path.parent)
         return
@@ -219,6 +220,11 @@ def replace(made: Path, path: Path) -> None:
             raise
     sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def is_empty(path: Path) -> bool:
+    """Whether `path` is a folder with nothing in it. Raises OSError where it cannot be read."""
+    return path.is_dir() and not any(path.iterdir())
 
 
 def exchange(one: Path, other: Path) -> bool:

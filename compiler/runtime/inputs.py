@@ -59,7 +59,7 @@ class Inputs:
         """
         for name in arrays:
             if name not in self._inputs:
-                known = ", ".join(sorted(self._inputs))
+                known = ", ".join(sorted(self._inputs)) or "no inputs"
                 raise ValueError(f"array '{name}' is no input of the model; it has {known}")
         values = {}
         for name, expected in self._inputs.items():

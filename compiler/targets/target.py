@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from compiler.errors import OptionError
+from compiler.errors import OptionError, no_file
 
 _FOLDER = Path(__file__).parent
 
@@ -96,12 +96,12 @@ def _read(option: str, name: str, folder: Path) -> dict[str, Any]:
     if not path.is_file():
         shipped = ", ".join(sorted(file.stem for file in folder.glob("*.toml")))
         raise OptionError(
-            f"{name}: no such file; shipped are: {shipped}; or give a .toml file", option
+            f"{name}: {no_file(path)}; shipped are: {shipped}; or give a .toml file", option
         )
     try:
         table = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise OptionError(f"{name}: {error}", option) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise OptionError(f"{name}: cannot be read as TOML: {error}", option) from error
     flat: dict[str, Any] = {}
     sections = []
     for key, value in table.items():

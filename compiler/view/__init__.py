@@ -1,1 +1,1 @@
-"""How plans and results are shown: tables, pages."""
+"""How plans and results are shown: tables, graphs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -222,6 +223,85 @@ def test_bad_models(make: Callable[[Path], Path], words: str, tmp_path: Path, ru
     assert code == 2 and len(lines) == 1 and words in lines[0] and out == ""
     assert "Traceback" not in err and not (tmp_path / "out").exists()
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".out")]
+
+
+def folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def pipe(path: Path) -> Path:
+    os.mkfifo(path)
+    return path
+
+
+def link(path: Path, target: object) -> Path:
+    path.symlink_to(str(target))
+    return path
+
+
+NO_FILES: list[tuple[Callable[[Path], Path], str]] = [
+    (folder, "a folder, not a regular file"),
+    (pipe, "not a regular file"),
+    (lambda path: link(path, "/dev/zero"), "not a regular file"),
+    (lambda path: link(path, path), "a link that leads to no file"),
+    (lambda path: path, "no such file"),
+]
+
+
+@pytest.mark.parametrize(("make", "words"), NO_FILES)
+def test_what_is_no_file(
+    make: Callable[[Path], Path], words: str, tmp_path: Path, run_cli: Cli
+) -> None:
+    code, _, err = run_cli("build", make(tmp_path / "bad.onnx"), "-o", tmp_path / "out")
+    assert code == 2 and f"bad.onnx: {words}; give" in err
+
+
+@pytest.mark.parametrize("option", ["target", "host"])
+def test_deep_toml(option: str, small_model: Path, tmp_path: Path, run_cli: Cli) -> None:
+    deep = tmp_path / "deep.toml"
+    deep.write_text("a = " + "[" * 20_000)
+    code, _, err = run_cli("plan", small_model, f"--{option}", deep)
+    assert code == 2 and f"--{option}" in err and "cannot be read as TOML" in err
+
+
+@pytest.mark.parametrize(
+    ("tpus", "words"), [("5..1", "a range goes up, such as 1..5"), ("1..99999999999", "write a")]
+)
+def test_ranges_of_tpus(tpus: str, words: str, small_model: Path, run_cli: Cli) -> None:
+    code, _, err = run_cli("plan", small_model, "--tpus", tpus)
+    assert code == 2 and words in err
+
+
+def test_a_pattern_for_observers_that_matches_nothing(
+    small_model: Path, tmp_path: Path, run_cli: Cli
+) -> None:
+    build = ("build", small_model, "-o", tmp_path / "out", "--observer")
+    code, _, err = run_cli(*build, "nomatch*=mse")
+    assert code == 2 and "--observer nomatch*=mse: no activation has this name" in err
+    assert not (tmp_path / "out").exists()
+    assert run_cli(*build, "second*=mse")[0] == 0
+
+
+@pytest.mark.parametrize(("is_random", "words"), [(True, "give samples"), (False, "check the")])
+def test_a_model_that_fails_on_samples(
+    is_random: bool, words: str, tmp_path: Path, run_cli: Cli
+) -> None:
+    """Whether its indices or the samples are wrong cannot be told."""
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[1,4] x) => (float[1,4] y)
+    <float[4] table = {1,2,3,4}, float far = {100000}> {
+        m = Mul (x, far) i = Cast <to = 7> (m) y = Gather (table, i)
+    }"""
+    model = save(tmp_path / "m.onnx", onnx.parser.parse_model(text))
+    command: list[object] = ["build", model, "-o", tmp_path / "out"]
+    if not is_random:
+        given = np.ones((4, 1, 4), np.float32)
+        command += ["--calibration", samples(tmp_path / "c.npz", x=given)]
+    code, _, err = run_cli(*command)
+    assert code == 2 and "E-CALIBRATION" in err
+    assert words in err and "else the model itself is broken" in err
 
 
 BAD_CALIBRATION: list[tuple[dict[str, np.ndarray], str]] = [

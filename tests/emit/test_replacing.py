@@ -143,7 +143,27 @@ def test_what_comes_while_we_build_is_not_deleted(output: Path, small_bundle: Pa
         bundle.folder(output.parent / "c", False) as made,
     ):
         (output.parent / "c").mkdir()
+        (output.parent / "c" / "notes.txt").write_text("mine")
+    assert (output.parent / "c" / "notes.txt").read_text() == "mine"
     assert sorted(p.name for p in output.parent.iterdir()) == ["b", "c"]
+
+
+def test_an_empty_folder_is_taken(tmp_path: Path, small_bundle: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir(mode=0o750)
+    with bundle.folder(empty, False) as made:
+        shutil.copytree(small_bundle, made, dirs_exist_ok=True)
+    Bundle.open(empty)
+    assert empty.stat().st_mode & 0o777 == 0o750
+
+
+def test_force_is_only_promised_where_it_helps(output: Path) -> None:
+    with pytest.raises(OutputError, match="exists already; the option force"):
+        bundle.folder(output, False).__enter__()
+    (output / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"notes\.txt") as caught:
+        bundle.folder(output, False).__enter__()
+    assert "the option force" not in str(caught.value)
 
 
 def test_a_link_to_segments_elsewhere_is_not_followed(

@@ -237,6 +237,8 @@ def test_commands(host: Path, tmp_path: Path, run_cli: Cli) -> None:
     code, out, err = run_cli("generate", host, PROMPT, "-n", "8", "--stats")
     assert code == 0 and len(out.split()) > 3 and "tokens/s" in err
     assert run_cli("generate", host, PROMPT, "--temperature", "-1")[0] == 2
+    code, _, err = run_cli("generate", host, PROMPT, "-n", "999999", "--stop", " ")
+    assert code == 0 and "--tokens 999999: prompt and answer together end at" in err
     code, out, _ = run_cli("inspect", host)
     assert code == 0 and "Perplexity" in out
     _, out, _ = run_cli("plan", MODEL, "--context", "128", "--chunk", "32", "--json")

@@ -221,6 +221,7 @@ def test_bad_requests_are_refused_in_one_line(served: Served) -> None:
         (b'{"prompt": "x", "repetition_penalty": -1e999}', "repetition_penalty"),
         (b'{"prompt": "x", "max_tokens": ' + b"9" * 5000 + b"}", "JSON"),
         ({"prompt": "x", "max_tokens": 10**300}, "max_tokens"),
+        ({"prompt": "x", "max_tokens": 1_000_000}, "end at the model's context of"),
         ({"prompt": "x", "max_tokens": 1.5}, "max_tokens"),
         ({"prompt": "x", "max_completion_tokens": -1}, "max_completion_tokens"),
         ({"prompt": "x", "top_k": -(10**30)}, "top_k"),

@@ -12,6 +12,7 @@ from compiler.runtime.batching import Batcher
 from compiler.runtime.server import formats, requests
 from compiler.runtime.server.answer import Answer, start_answer
 from compiler.runtime.server.errors import CLIENT_LEFT, error_body, model_failure, request_errors
+from compiler.runtime.server.fields import Body
 from compiler.runtime.server.formats import ChatFormat, EventWriter, Format, TextFormat
 from compiler.runtime.server.requests import CompletionOptions
 from compiler.runtime.server.status import metric, summary
@@ -62,7 +63,7 @@ class CompletionServer:
         """Answers the last message of a conversation."""
         body = await self.web.read_body(http)
         with request_errors():
-            options = requests.completion_options(body, self.web.limits.tokens)
+            options = self._options(body)
             messages = requests.chat_messages(body)
             size = sum(len(m["role"]) + len(m["content"]) + OVERHEAD for m in messages)
             tokens = await self.web.readers.run(size, self.text.conversation, messages)
@@ -72,11 +73,15 @@ class CompletionServer:
         """Continues a text."""
         body = await self.web.read_body(http)
         with request_errors():
-            options = requests.completion_options(body, self.web.limits.tokens)
+            options = self._options(body)
             prompt = requests.completion_prompt(body, self.batcher.longest_prompt)
             if isinstance(prompt, str):
                 prompt = await self.web.readers.run(len(prompt), self.text.encode, prompt)
         return await self._respond(http, prompt, options, TextFormat())
+
+    def _options(self, body: Body) -> CompletionOptions:
+        context = self.batcher.model.context
+        return requests.completion_options(body, self.web.limits.tokens, context)
 
     async def _respond(
         self, http: HttpRequest, tokens: list[int], options: CompletionOptions, form: Format

@@ -75,8 +75,9 @@ class CompletionOptions:
     include_usage: bool
 
 
-def completion_options(body: Body, most_tokens: int) -> CompletionOptions:
-    """The options of a chat or a completion whose answer may have `most_tokens`."""
+def completion_options(body: Body, most_tokens: int, context: int) -> CompletionOptions:
+    """The options of a chat or a completion whose answer may have `most_tokens`, and ends where the
+    model's context of so many tokens is full."""
     for name in UNSUPPORTED:
         if body.get(name):
             raise ValueError(f"{name}: is not supported")
@@ -84,7 +85,7 @@ def completion_options(body: Body, most_tokens: int) -> CompletionOptions:
         fixed.read(body)
     stops = STOP.read(body)
     return CompletionOptions(
-        limit=_limit(body, most_tokens),
+        limit=_limit(body, most_tokens, context),
         sampling=_sampling(body),
         stops=[stop for stop in stops if stop],
         stream=STREAM.read(body),
@@ -92,12 +93,19 @@ def completion_options(body: Body, most_tokens: int) -> CompletionOptions:
     )
 
 
-def _limit(body: Body, most_tokens: int) -> int:
+def _limit(body: Body, most_tokens: int, context: int) -> int:
     # OpenAI's newer name goes first where a client sends both.
     newer = "max_completion_tokens"
     name = newer if is_given(body, newer) else "max_tokens"
     default = min(DEFAULT_TOKENS, most_tokens)
-    return IntegerField(name, default, least=1, most=most_tokens).read(body)
+    try:
+        return IntegerField(name, default, least=1, most=most_tokens).read(body)
+    except ValueError as error:
+        if context >= most_tokens:
+            raise
+        raise ValueError(
+            f"{error}; prompt and answer together end at the model's context of {context}"
+        ) from error
 
 
 def _sampling(body: Body) -> Sampling:

@@ -1,4 +1,4 @@
-"""Writes docs/api.md from the docstrings: `python -m compiler.driver.document > docs/api.md`."""
+"""Writes docs/api.md from the docstrings: `python -m docs.api > docs/api.md`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import compiler
 
 _HEAD = """# Python API
 
-Generated from the docstrings by `python -m compiler.driver.document`; a test keeps it current.
+Generated from the docstrings by `python -m docs.api`; a test keeps it current.
 
 ```python
 import compiler

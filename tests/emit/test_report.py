@@ -11,9 +11,8 @@ from onnx import TensorProto, helper
 
 from compiler.driver import build as building
 from compiler.driver.options import BuildOptions
-from compiler.emit import manifest
+from compiler.emit import manifest, report
 from compiler.partition import PartitionOptions
-from compiler.view import page as html
 from fixtures import demo
 from tests.conftest import save
 
@@ -45,8 +44,8 @@ def test_the_page_draws_its_plan(width: int, tmp_path: Path) -> None:
     model = demo.generate(tmp_path)[0]
     options = BuildOptions(partitioning=PartitionOptions(tpus=3, objective="throughput"))
     program = building.plan_program(building.read(model, options), options)
-    page = tmp_path / "page.html"
-    page.write_text(html.page(manifest.summary(program, model)), encoding="utf-8")
+    page = tmp_path / "report.html"
+    page.write_text(report.page(manifest.summary(program, model)), encoding="utf-8")
     shown = drawn(page, width)
     segments = program.plan.segments
     assert shown.count('class="segment') == len(segments)
@@ -87,7 +86,7 @@ def test_the_page_says_how_many_values_are_equal(tmp_path: Path) -> None:
 
 def test_names_cannot_break_out_of_the_data() -> None:
     plan = {"model": {"file": "</script><script>alert(1)</script>"}}
-    text = html.page(plan)
+    text = report.page(plan)
     assert "<script>alert" not in text and "\\u003cscript>alert(1)" in text
 
 
@@ -95,6 +94,6 @@ def test_names_cannot_command_the_reader() -> None:
     """Escape sequences, and characters that turn the direction of text, in values and in keys."""
     name = "y\x1b[31m\u202etxt.exe\u2028"
     plan = {"model": {"file": name}, "quality": {"outputs": {name: {"worst": [name]}}}}
-    text = html.page(plan)
+    text = report.page(plan)
     assert not any(character in text for character in ("\x1b", "\\u001b", "\u202e", "\u2028"))
     assert text.count("y\\\\x1b[31m\\\\u202etxt.exe\\\\u2028") == 3
