@@ -70,17 +70,17 @@ def onnx_coordinates(
     half = i.dtype.type(0.5)
     step = i.dtype.type(scale)
     if mode == "asymmetric":
-        return i / step
+        return np.asarray(i / step)
     if mode == "align_corners":
         return i * (size - 1) / (new - 1) if new > 1 else i * 0
     if mode == "pytorch_half_pixel" and new == 1:
         return i * 0
     if mode in ("half_pixel", "pytorch_half_pixel"):
-        return (i + half) / step - half
+        return np.asarray((i + half) / step - half)
     if mode == "half_pixel_symmetric":
         adjust = i.dtype.type(new / (scale * size))
         center = i.dtype.type(size / 2)
-        return center * (1 - adjust) + (i + half) / step - half
+        return np.asarray(center * (1 - adjust) + (i + half) / step - half)
     raise RefuseError(f"its coordinate mode is {mode}")
 
 
