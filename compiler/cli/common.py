@@ -133,7 +133,9 @@ def progress_bars() -> Iterator[Callable[[str, int], Callable[[], None]]]:
         bars.MofNCompleteColumn(),
         bars.TimeElapsedColumn(),
     )
-    with bars.Progress(*columns, console=err, transient=True) as progress:
+    # In a file or a pipe, rich would leave an empty line of them.
+    hidden = not err.is_terminal
+    with bars.Progress(*columns, console=err, transient=True, disable=hidden) as progress:
 
         def announce(stage: str, steps: int) -> Callable[[], None]:
             task = progress.add_task(stage, total=steps)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 from rich.markup import escape
@@ -47,11 +48,10 @@ def run(
     """Run a bundle on arrays from a file.
 
     They may hold several samples, stacked along the first axis; these go through as a pipeline.
+
     An output NAME whose shape differs between samples, as its size depends on their data, is
     written as an array for each sample: NAME/0, NAME/1, ...
     """
-    import numpy as np
-
     from compiler import files
     from compiler.runtime import Runner
     from compiler.runtime.fleet import ON_LOSS
@@ -72,7 +72,7 @@ def run(
         names = [entry["name"] for entry in runner.pipeline.outputs]
     outputs = _outputs(names, results)
     with files.output(output, [source, *bundle_files(bundle)]) as file:
-        np.savez(file, **outputs)  # type: ignore[arg-type]
+        _save(file, outputs)
     console = console_beside(output)
     for name, array in outputs.items():
         console.print(f"{escape(name)}: {list(array.shape)} {array.dtype}", highlight=False)
@@ -133,6 +133,16 @@ def _outputs(names: Sequence[str], results: Sequence[Arrays]) -> dict[str, np.nd
             ]
         )
     return outputs
+
+
+def _save(file: BinaryIO, outputs: Arrays) -> None:
+    """Write an .npz as np.savez does, which fails on an array with the name `file`."""
+    import numpy as np
+
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in outputs.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(array))
 
 
 def _stack(results: Sequence[np.ndarray]) -> np.ndarray:

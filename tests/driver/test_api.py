@@ -17,9 +17,9 @@ import pytest
 import compiler
 import passes
 from compiler.cli import flag_of
-from compiler.driver import document
 from compiler.driver import options as declared
 from compiler.vendor import edgetpu_compiler
+from docs import api as document
 from tests.conftest import Cli, save, small_network
 
 ROOT = Path(__file__).parents[2]
