@@ -122,6 +122,7 @@ def _announce_nothing(stage: str, steps: int) -> Callable[[], None]:
 def progress_bars() -> Iterator[Callable[[str, int], Callable[[], None]]]:
     """A progress bar for each stage, on standard error; nothing where that is no terminal."""
     if not err.is_interactive:
+        # In a file or a pipe, hidden bars would still leave an empty line.
         yield _announce_nothing
         return
     from rich import progress as bars
@@ -133,9 +134,7 @@ def progress_bars() -> Iterator[Callable[[str, int], Callable[[], None]]]:
         bars.MofNCompleteColumn(),
         bars.TimeElapsedColumn(),
     )
-    # In a file or a pipe, rich would leave an empty line of them.
-    hidden = not err.is_terminal
-    with bars.Progress(*columns, console=err, transient=True, disable=hidden) as progress:
+    with bars.Progress(*columns, console=err, transient=True) as progress:
 
         def announce(stage: str, steps: int) -> Callable[[], None]:
             task = progress.add_task(stage, total=steps)

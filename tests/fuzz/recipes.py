@@ -590,6 +590,8 @@ def conv(g: Graph) -> None:
     x = g.of_kind("f", rank + 2)
     tensor = g.open[x]
     channels = tensor.shape[1]
+    if not channels:
+        raise RefusedError("a convolution of no channels")
     kernel = [g.random.choice([1, 2, 3]) for _ in range(rank)]
     groups = g.random.choice([1, 1, channels])
     out = groups * g.random.choice([1, 2, 4])
