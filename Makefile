@@ -40,6 +40,7 @@ docs: .venv/installed
 	$(RUN) -m compiler.ops.document > docs/supported-ops.md
 	$(RUN) -m compiler.cli.document > docs/cli.md
 	$(RUN) -m docs.api > docs/api.md
+	$(RUN) -m compiler.emit.document
 
 clean:
 	rm -rf .venv demo build *.egg-info

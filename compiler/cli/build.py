@@ -131,7 +131,7 @@ def build(
         option(
             "check_passes",
             "--check-passes",
-            help="Run the model after each pass and compare it with the model before.",
+            help="Run the model after each pass; compare it with the imported one and the file.",
         ),
     ] = BuildOptions.check_passes,
     target: shared.Target = BuildOptions.target,

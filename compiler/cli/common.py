@@ -86,12 +86,6 @@ def open_bundle(path: Path) -> Bundle:
         return Bundle.open(path)
 
 
-def bundle_files(bundle: Bundle) -> list[Path]:
-    """The files of a bundle, which no output may replace."""
-    names = ["manifest.json", *(entry["path"] for entry in bundle.files())]
-    return [bundle.path / name for name in names]
-
-
 def write(path: Path, text: str, sources: Sequence[Path] = ()) -> None:
     """Write a file that the user asked for; `sources` are what the command reads. Raises
     OutputError."""

@@ -52,7 +52,7 @@ def _command(name: str, command: Any, types: Mapping[str, Any]) -> str:
         if panel != _FIRST_PANEL:
             lines += [f"**{panel}**", ""]
         lines += ["| option | default | meaning |", "|---|---|---|"]
-        lines += [_row(option, types[option.name]) for option in members]
+        lines += [_row(name, option, types[option.name]) for option in members]
         lines.append("")
     return "\n".join(lines)
 
@@ -66,19 +66,20 @@ def _panels(options: Iterable[Any]) -> dict[str, list[Any]]:
     return {panel: members for panel, members in found.items() if members}
 
 
-def _row(option: Any, kind: Any) -> str:
+def _row(command: str, option: Any, kind: Any) -> str:
     flags = ", ".join(f"`{flag}`" for flag in option.opts)
     is_flag = kind is bool
     if not is_flag:
         name = option.metavar or _VALUES[_scalar(kind)]
         flags = f"{flags} `{_escaped(name)}`"
     default = "" if is_flag else _default(option)
-    help_text = _escaped(option.help or "") + _restriction(str(option.name))
+    help_text = _escaped(option.help or "") + _restriction(command, str(option.name))
     return f"| {flags} | {default} | {help_text} |"
 
 
-def _restriction(field: str) -> str:
-    scope = SCOPES.get(field)
+def _restriction(command: str, field: str) -> str:
+    # Other commands have options of the same name, such as the seed of `generate`.
+    scope = SCOPES.get(field) if command in ("build", "inspect", "plan") else None
     return " For ONNX files." if scope is not None and scope.kinds == ("onnx",) else ""
 
 

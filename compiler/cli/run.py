@@ -12,7 +12,6 @@ from rich.markup import escape
 
 from compiler.cli import options as shared
 from compiler.cli.common import (
-    bundle_files,
     console_beside,
     device_errors,
     notices,
@@ -71,7 +70,7 @@ def run(
                 done()
         names = [entry["name"] for entry in runner.pipeline.outputs]
     outputs = _outputs(names, results)
-    with files.output(output, [source, *bundle_files(bundle)]) as file:
+    with files.output(output, [source, *bundle.paths()]) as file:
         _save(file, outputs)
     console = console_beside(output)
     for name, array in outputs.items():

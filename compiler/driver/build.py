@@ -32,7 +32,7 @@ from compiler.targets import Target
 from compiler.vendor import onnx_tf
 from passes import PassContext, SampleContext, fold_constants
 
-# Calibration samples on which `keep_float` and warnings look at single segments.
+# Samples on which `keep_float` and warnings look at single segments.
 SENSITIVITY_SAMPLES = 4
 
 

@@ -17,7 +17,6 @@ from compiler.emit import manifest as manifests
 from compiler.errors import OptionError, OutputError
 from compiler.graph import reference
 from compiler.partition import Program
-from compiler.runtime import Bundle
 from compiler.runtime.manifest import PlanEntry, QualityEntry
 from compiler.vendor import darwinn
 from compiler.vendor.darwinn import Package
@@ -85,7 +84,7 @@ def inspect(path: Path, options: BuildOptions, progress: Progress = silent) -> I
         return Inspection(path, manifests.summary(program, path), program, [path])
     _require_no_options(path, options)
     found = bundle.load(path)
-    return Inspection(path, found.manifest, None, bundle_files(found))
+    return Inspection(path, found.manifest, None, found.paths())
 
 
 def inspect_compiled(path: Path, options: BuildOptions) -> CompiledFile:
@@ -94,12 +93,6 @@ def inspect_compiled(path: Path, options: BuildOptions) -> CompiledFile:
     _require_no_options(path, options)
     packages, on_cpu = darwinn.read(path)
     return CompiledFile(path, packages, on_cpu)
-
-
-def bundle_files(found: Bundle) -> list[Path]:
-    """The files of a bundle, which no output may replace."""
-    names = ["manifest.json", *(entry["path"] for entry in found.files())]
-    return [found.path / name for name in names]
 
 
 def save_graph(program: Program, path: Path, sources: Sequence[Path] = ()) -> None:

@@ -168,7 +168,7 @@ class BuildOptions:
                   taken are the segments that contribute most to the error for their arithmetic
     without:      names of accuracy steps to leave out, of ACCURACY
     also:         names of optional steps to add, of OPTIONAL
-    check_passes: runs the model after each pass and compares it with the model before
+    check_passes: runs the model after each pass and compares it with the imported model
     seed:         seed of the random data, 0 or more
     force:        replaces an existing bundle
     tool:         edgetpu_compiler, as `find_edgetpu_compiler` gives it; None does not run it

@@ -26,8 +26,8 @@ class PartitionOptions:
     pins:       names of nodes (with * and ?) and the device that each is pinned to
     cuts:       names of nodes behind which a segment ends
     host:       name or file of the host CPU, for predictions
-    seconds:    about how long an x86 core searches. Work is counted, not time, so that the same
-                model has the same plan on every machine
+    seconds:    how much work a search may do, in seconds of an x86 core; a plan takes two to three
+                searches. Work is counted, not time, so that a model has the same plan everywhere
     host_int8:  the host multiplies normalised rows in int8 too, by the weights of the Edge TPU
     kept:       names of nodes that stay on the host for accuracy
     host_bytes: how many bytes of weights a host segment may hold; it ends in front of a norm

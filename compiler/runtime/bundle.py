@@ -91,6 +91,11 @@ class Bundle:
             found |= language["programs"]
         return found
 
+    def paths(self) -> list[Path]:
+        """The manifest and all files, which no output may replace."""
+        names = ["manifest.json", *(entry["path"] for entry in self.files())]
+        return [self.path / name for name in names]
+
     def files(self) -> list[FileEntry]:
         """Every file of the bundle: path, sha256, bytes."""
         return list({entry["path"]: entry for entry in self._files()}.values())

@@ -81,10 +81,6 @@ class LanguageModel:
                 cache[entry["name"]] = Cache.zeros((slots, *row))
         return cache
 
-    @property
-    def cache_bytes(self) -> int:
-        return sum(array.nbytes for array in self._cache.values())
-
     def prefill(self, slot: Slot, tokens: Sequence[int]) -> np.ndarray:
         """Bring the tokens of a whole text into a slot; returns the logits [V] behind the last one.
 
