@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         kind_of,
         measure_host,
         plan,
+        report_page,
         save_graph,
     )
     from compiler.driver.inspect import CompiledFile, Inspection
@@ -69,6 +70,7 @@ __all__ = [
     "kind_of",
     "measure_host",
     "plan",
+    "report_page",
     "save_graph",
 ]
 

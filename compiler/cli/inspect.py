@@ -119,9 +119,7 @@ def _write_graphs(inspection: compiler.Inspection, dot: Path | None, netron: Pat
 
 
 def _write_page(inspection: compiler.Inspection, path: Path) -> None:
-    from compiler.emit import report
-
-    write(path, report.page(inspection.plan), inspection.sources)
+    write(path, compiler.report_page(inspection), inspection.sources)
 
 
 def _is_stdout(*paths: Path | None) -> bool:

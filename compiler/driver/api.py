@@ -20,7 +20,7 @@ from compiler.driver.inspect import CompiledFile, FileKind, Inspection
 from compiler.driver.options import BuildOptions
 from compiler.driver.plan import Forecast
 from compiler.driver.stages import Progress, Timings, silent
-from compiler.emit import compilation
+from compiler.emit import compilation, report
 from compiler.errors import OptionError
 from compiler.partition import PartitionOptions
 from compiler.runtime import Bundle
@@ -186,6 +186,11 @@ def install_onnx_tf(python: str = "python3.11") -> Path:
     """Make the environment that `lowering=("onnx-tf",)` uses, with a Python 3.11; returns its
     folder. Raises ToolchainError."""
     return onnx_tf.install(python)
+
+
+def report_page(inspection: Inspection) -> str:
+    """The plan, and of a bundle its quality, as one HTML page that needs no network."""
+    return report.page(inspection.plan)
 
 
 def save_graph(inspection: Inspection, path: AnyPath) -> None:
