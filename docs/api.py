@@ -42,6 +42,7 @@ _SECTIONS = {
         "kind_of",
         "inspect",
         "Inspection",
+        "report_page",
         "save_graph",
         "inspect_compiled",
         "CompiledFile",
