@@ -1,6 +1,6 @@
 # make demo       installs everything, builds two bundles and runs them
 # make test       linter, types and all tests
-# make test-fast  the tests that build no networks, in about 90 seconds
+# make test-fast  the tests that build no networks, in under two minutes
 # make docs       makes the generated pages of docs/ again
 PYTHON ?= python3
 PYTEST_JOBS ?= 2
