@@ -9,6 +9,18 @@ from compiler.targets import Layer, fits
 from passes.tile_matmul import plan
 from tests.passes.golden import TARGET, leaves_alone, rewrites, weight
 
+# Two halves of the inputs, each a multiple of 4 (the device's); the bias is added once.
+PARTIAL_SUMS = """
+    g (float[1,9000] x) => (float[1,64] y)
+    <int64[1] zero = {0}, int64[1] half = {4500}, int64[1] whole = {9000}, int64[1] one = {1}>
+    {
+        front = Slice (x, zero, half, one)
+        back = Slice (x, half, whole, one)
+        first = edgetpu.FullyConnected (front, w1, b)
+        second = edgetpu.FullyConnected (back, w2, zeros)
+        y = Add (first, second)
+    }"""
+
 
 def test_tiles_of_outputs_are_joined() -> None:
     before = "g (float[1,4096] x) => (float[1,2048] y) { y = edgetpu.FullyConnected (x, w, b) }"
@@ -25,39 +37,24 @@ def test_tiles_of_outputs_are_joined() -> None:
 
 
 def test_partial_sums_are_added_where_one_block_does_not_fit() -> None:
-    """Two halves of the inputs, each a multiple of 4 (the device's); the bias is added once."""
     before = "g (float[1,9000] x) => (float[1,64] y) { y = edgetpu.FullyConnected (x, w, b) }"
-    after = """
-    g (float[1,9000] x) => (float[1,64] y)
-    <int64[1] zero = {0}, int64[1] half = {4500}, int64[1] whole = {9000}, int64[1] one = {1}>
-    {
-        front = Slice (x, zero, half, one)
-        back = Slice (x, half, whole, one)
-        first = edgetpu.FullyConnected (front, w1, b)
-        second = edgetpu.FullyConnected (back, w2, zeros)
-        y = Add (first, second)
-    }"""
     w, b = weight(64, 9000), weight(64)
     constants = {"w1": w[:, :4500], "w2": w[:, 4500:], "b": b, "zeros": np.zeros(64, np.float32)}
-    rewrites("tile_matmul", before, after, weights={"w": w, "b": b}, constants=constants)
+    rewrites("tile_matmul", before, PARTIAL_SUMS, weights={"w": w, "b": b}, constants=constants)
 
 
 def test_a_dense_layer_of_onnx() -> None:
     """Through lowering, where weights stand in columns."""
     before = "g (float[1,9000] x) => (float[1,64] y) { y = Gemm (x, w, b) }"
-    after = """
-    g (float[1,9000] x) => (float[1,64] y)
-    <int64[1] zero = {0}, int64[1] half = {4500}, int64[1] whole = {9000}, int64[1] one = {1}>
-    {
-        front = Slice (x, zero, half, one)
-        back = Slice (x, half, whole, one)
-        first = edgetpu.FullyConnected (front, w1, b)
-        second = edgetpu.FullyConnected (back, w2, zeros)
-        y = Add (first, second)
-    }"""
     w, b = weight(9000, 64), weight(64)
     constants = {"w1": w[:4500].T, "w2": w[4500:].T, "b": b, "zeros": np.zeros(64, np.float32)}
-    rewrites(("lower", "tile_matmul"), before, after, weights={"w": w, "b": b}, constants=constants)
+    rewrites(
+        ("lower", "tile_matmul"),
+        before,
+        PARTIAL_SUMS,
+        weights={"w": w, "b": b},
+        constants=constants,
+    )
 
 
 def test_what_fits_is_not_tiled() -> None:
