@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from ai_edge_litert import schema_py_generated as schema
 
-from compiler.graph import array_of, grid_of
+from compiler.graph import array_of, fresh_name, grid_of
 from compiler.ops import BUILTINS, lookup, operator_of
 from compiler.ops.writer import Writer
 from compiler.quant import Quant, from_range
@@ -163,7 +163,7 @@ class TFLiteWriter(Writer):
         """A tensor, constant where it has `data`, of one scale or of (scales, axis) of its
         channels; returns its index."""
         tensor = schema.TensorT()
-        tensor.name = self._fresh(name)
+        tensor.name = fresh_name(name, self._names, "#")
         tensor.shape = np.asarray(shape, np.int32)
         if data is None:
             # Buffer 0 is empty, by which TFLite knows activations.
@@ -187,16 +187,6 @@ class TFLiteWriter(Writer):
         buffer.data = np.frombuffer(np.ascontiguousarray(data).tobytes(), np.uint8)
         self._buffers.append(buffer)
         return len(self._buffers) - 1
-
-    def _fresh(self, name: str) -> str:
-        """A name that no tensor has yet."""
-        fresh = name
-        number = 0
-        while fresh in self._names:
-            number += 1
-            fresh = f"{name}#{number}"
-        self._names.add(fresh)
-        return fresh
 
 
 def _quantization(scales: np.ndarray, zero_point: int, axis: int) -> Any:

@@ -5,7 +5,7 @@ Operators that ONNX lacks live in the domain `edgetpu`; each is a model-local fu
 says in plain ONNX what it computes (compiler/ops/dialect.py).
 """
 
-from compiler.graph.builder import NCHW, NHWC, Builder, Names, to_nchw, to_nhwc
+from compiler.graph.builder import NCHW, NHWC, Builder, Names, fresh_name, to_nchw, to_nhwc
 from compiler.graph.editing import infer_node, replace_node
 from compiler.graph.keys import (
     BALANCED,
@@ -84,6 +84,7 @@ __all__ = [
     "consumers_of",
     "element_count",
     "float32_nodes",
+    "fresh_name",
     "grid_of",
     "infer_node",
     "input_at",

@@ -15,6 +15,17 @@ from compiler.graph.values import array_of, shape_of
 from compiler.graph.walk import all_activations
 
 
+def fresh_name(hint: str, taken: set[str], joint: str = "_") -> str:
+    """`hint`, or the first of `hint_1`, `hint_2`, ... that is not in `taken`; adds it there."""
+    name = hint
+    number = 0
+    while name in taken:
+        number += 1
+        name = f"{hint}{joint}{number}"
+    taken.add(name)
+    return name
+
+
 class Names:
     """Hands out names that no value and no node of the graph uses yet."""
 
@@ -25,13 +36,7 @@ class Names:
 
     def fresh(self, hint: str) -> str:
         """`hint`, or where that is taken `hint_1`, `hint_2`, ..."""
-        name = hint
-        number = 0
-        while name in self._taken:
-            number += 1
-            name = f"{hint}_{number}"
-        self._taken.add(name)
-        return name
+        return fresh_name(hint, self._taken)
 
 
 class Builder:

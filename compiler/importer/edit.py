@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from compiler.graph import ORIGIN, attribute_of, origin_of
+from compiler.graph import ORIGIN, attribute_of, fresh_name, origin_of
 
 
 class Edit:
@@ -18,7 +18,7 @@ class Edit:
     readers. `taken` are the names of all values of the model; new names are added to it.
     """
 
-    def __init__(self, node: ir.Node, taken: set[str | None]) -> None:
+    def __init__(self, node: ir.Node, taken: set[str]) -> None:
         self.node = node
         self._taken = taken
 
@@ -31,7 +31,7 @@ class Edit:
         """A new node of one output."""
         node = ir.node(op_type, inputs, attributes or {}, num_outputs=1)
         node.metadata_props[ORIGIN] = origin_of(self.node)
-        node.name = self._fresh(f"{self.node.outputs[0].name}/{op_type}")
+        node.name = fresh_name(f"{self.node.outputs[0].name}/{op_type}", self._taken)
         (value,) = node.outputs
         value.name = node.name
         assert self.node.graph is not None
@@ -84,12 +84,3 @@ class Edit:
         value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
         value.shape = ir.Shape(array.shape)
         return value
-
-    def _fresh(self, hint: str) -> str:
-        name = hint
-        number = 0
-        while name in self._taken:
-            number += 1
-            name = f"{hint}_{number}"
-        self._taken.add(name)
-        return name

@@ -122,12 +122,12 @@ def _changed_nodes(model: ir.Model, version: int) -> list[tuple[ir.Node, Adapter
     return changed
 
 
-def _value_names(model: ir.Model) -> set[str | None]:
+def _value_names(model: ir.Model) -> set[str]:
     """Names of all values, those in subgraphs included."""
-    names: set[str | None] = set()
+    names: set[str] = set()
     for graph in model.graphs():
         values = ir.convenience.create_value_mapping(graph).values()
-        names.update(value.name for value in values)
+        names.update(str(value.name) for value in values)
     return names
 
 
