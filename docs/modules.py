@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = (
     "errors",
     "validation",
+    "progress",
     "runtime",
     "planner",
     "targets",

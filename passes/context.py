@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
 from compiler.graph import origin_of
+from compiler.progress import Progress, silent
 from compiler.quantize.calibrate import ChannelStats, Ranges
 from compiler.quantize.products import Product
 from compiler.quantize.samples import Samples
 from compiler.targets import Target
-
-Announce = Callable[[str, int], Callable[[], None]]
-"""announce(stage, steps) says what begins and returns what to call after each of its steps."""
-
-
-def silently(stage: str, steps: int) -> Callable[[], None]:
-    """An Announce that nobody hears."""
-    return lambda: None
 
 
 @dataclass(frozen=True)
@@ -74,7 +67,7 @@ class SampleContext(PassContext):
     """
 
     samples: Samples = field(default_factory=lambda: Samples([]))
-    announce: Announce = silently
+    announce: Progress = silent
     nodes: Sequence[ir.Node] = ()
     products: Sequence[Product] = ()
     ranges: Ranges = field(default_factory=dict)

@@ -19,10 +19,11 @@ from compiler.driver import plan as planning
 from compiler.driver.inspect import CompiledFile, FileKind, Inspection
 from compiler.driver.options import BuildOptions
 from compiler.driver.plan import Forecast
-from compiler.driver.stages import Progress, Timings, silent
+from compiler.driver.stages import Timings
 from compiler.emit import compilation, report
 from compiler.errors import OptionError
 from compiler.partition import PartitionOptions
+from compiler.progress import Progress, silent
 from compiler.runtime import Bundle
 from compiler.targets import Target
 from compiler.vendor import edgetpu_compiler, onnx_tf

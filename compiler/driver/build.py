@@ -17,11 +17,12 @@ from compiler.driver import quality, toolchain
 from compiler.driver.dump import GraphDump
 from compiler.driver.options import BuildOptions
 from compiler.driver.rewriting import PassDriver
-from compiler.driver.stages import Progress, StageTimer, Timings, silent, stage
+from compiler.driver.stages import StageTimer, Timings, stage
 from compiler.emit import bundle, report
 from compiler.emit import manifest as manifests
 from compiler.graph import activations_around
 from compiler.partition import PartitionOptions, Program, partition
+from compiler.progress import Progress, silent
 from compiler.quantize import samples as sampling
 from compiler.quantize.calibrate import Ranges, calibrate
 from compiler.quantize.products import Product, products

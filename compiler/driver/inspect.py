@@ -11,12 +11,12 @@ from typing import Literal, cast
 from compiler import files, frontends
 from compiler.driver import build as building
 from compiler.driver.options import BuildOptions
-from compiler.driver.stages import Progress, silent
 from compiler.emit import bundle
 from compiler.emit import manifest as manifests
 from compiler.errors import OptionError, OutputError
 from compiler.graph import reference
 from compiler.partition import Program
+from compiler.progress import Progress, silent
 from compiler.runtime.manifest import PlanEntry, QualityEntry
 from compiler.vendor import darwinn
 from compiler.vendor.darwinn import Package

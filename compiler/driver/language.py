@@ -25,7 +25,7 @@ from compiler.driver import perplexity, toolchain
 from compiler.driver.corpus import HELD_OUT, calibration_rows
 from compiler.driver.options import ROTATE_STREAM, BuildOptions, LanguageOptions
 from compiler.driver.rewriting import PassDriver
-from compiler.driver.stages import Progress, StageTimer, Timings, silent, stage
+from compiler.driver.stages import StageTimer, Timings, stage
 from compiler.emit import bundle, report
 from compiler.emit import manifest as manifests
 from compiler.errors import OptionError
@@ -34,6 +34,7 @@ from compiler.frontends.decoder import ProgramShape, sample
 from compiler.frontends.rotate import rotate
 from compiler.graph import OPSET
 from compiler.partition import PartitionOptions, Program
+from compiler.progress import Progress, silent
 from compiler.quantize import samples as sampling
 from compiler.quantize.balance import known
 from compiler.quantize.products import Product, products

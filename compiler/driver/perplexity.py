@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compiler.driver.stages import Progress, silent
 from compiler.frontends import Source, decoder
 from compiler.frontends.decoder import ProgramShape, sample
 from compiler.graph.reference import Reference
+from compiler.progress import Progress, silent
 from compiler.runtime.language import LanguageModel
 from compiler.runtime.manifest import MeasuredEntry, PerplexityEntry
 

@@ -10,10 +10,10 @@ from typing import Any
 from compiler.driver import build as building
 from compiler.driver import language
 from compiler.driver.options import BuildOptions
-from compiler.driver.stages import Progress, silent
 from compiler.emit import manifest as manifests
 from compiler.frontends import decoder, open_source
 from compiler.partition import PlacePolicy, Program
+from compiler.progress import Progress, silent
 from compiler.targets import Target
 
 DEFAULT_TPUS = range(1, 9)

@@ -9,18 +9,7 @@ from dataclasses import dataclass, field
 
 from compiler import files
 from compiler.errors import CompilerError, InternalError, ModelError, OutputError
-
-Progress = Callable[[str, int], Callable[[], None]]
-"""progress(stage, steps) announces a stage and returns what to call after each of its steps."""
-
-
-def silent(stage: str, steps: int) -> Callable[[], None]:
-    """The Progress that shows nothing."""
-    return _nothing
-
-
-def _nothing() -> None:
-    pass
+from compiler.progress import Progress, silent
 
 
 @contextmanager

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from compiler.driver.options import BuildOptions
-from compiler.driver.stages import Progress, silent, stage
+from compiler.driver.stages import stage
 from compiler.emit import bundle, compilation
 from compiler.errors import ToolchainError
 from compiler.partition import Program, halved
+from compiler.progress import Progress, silent
 from compiler.quantize.samples import Samples
 from compiler.runtime.manifest import SegmentEntry
 from compiler.vendor import edgetpu_compiler, onnx_tf
