@@ -29,6 +29,7 @@ from compiler.cli.check import check
 from compiler.cli.common import err, out
 from compiler.cli.compile import compile_
 from compiler.cli.doctor import doctor
+from compiler.cli.export import export
 from compiler.cli.generate import generate
 from compiler.cli.inspect import inspect
 from compiler.cli.measure import measure
@@ -57,6 +58,7 @@ _COMMANDS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
             "check": check,
             "plan": plan,
             "compile": compile_,
+            "export": export,
             "measure": measure,
             "toolchain": toolchain,
         },
