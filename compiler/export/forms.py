@@ -195,7 +195,7 @@ def _write(content: _Content, bundle: Bundle, folder: Path, force: bool) -> None
     if not force:
         for name in written:
             if (folder / name).exists():
-                raise OutputError(f"{folder / name}: exists already: --force replaces it")
+                raise OutputError(f"{folder / name}: exists already; the option force replaces it")
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     for name, data in written.items():

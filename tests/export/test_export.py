@@ -409,7 +409,7 @@ def test_what_the_host_computes_in_between_is_named(tmp_path: Path) -> None:
 def test_nothing_is_lost(plain: Bundle, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     compiler.export_bundle(plain, "tflite", tmp_path)
-    with pytest.raises(OutputError, match="exists already: --force"):
+    with pytest.raises(OutputError, match="exists already; the option force"):
         compiler.export_bundle(plain, "tflite", tmp_path)
     compiler.export_bundle(plain, "tflite", tmp_path, force=True)
     assert (tmp_path / "notes.txt").read_text() == "mine"
