@@ -25,12 +25,12 @@ _COMPILED = "_edgetpu"
 class Export:
     """What was exported.
 
-    form:     for whom
+    form:     for whom: "tflite", "frigate", "pycoral" or "libcoral"
     folder:   where the files are
     chain:    the segments, and what stays on the host
     trial:    how the files were run
-    written:  names of the files
     compiled: whether they include what edgetpu_compiler made
+    written:  names of the files
     notes:    what their user has to know, a sentence each
     """
 

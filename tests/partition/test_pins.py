@@ -68,5 +68,5 @@ def test_the_closest_names_are_given(tmp_path: Path) -> None:
     path = network(tmp_path / "m.onnx")
     with pytest.raises(OptionError, match="closest are 'block2/conv'"):
         planned(path, {"block2/cnv": "host"})
-    with pytest.raises(OptionError, match="closest are .*'block1/norm'"):
+    with pytest.raises(OptionError, match=r"closest are .*'block1/norm'"):
         planned(path, {"norm": "host"})
