@@ -30,6 +30,9 @@ def build(
         Path | None,
         typer.Option("--output", "-o", help="The bundle's folder. Default: MODEL.bundle."),
     ] = None,
+    outputs: shared.Outputs = None,
+    input: shared.Input = BuildOptions.input,
+    layout: shared.Layout = None,
     dims: shared.Dims = None,
     shapes: shared.Shapes = None,
     values: shared.Values = None,
@@ -46,21 +49,35 @@ def build(
             "out to verify the bundle.",
         ),
     ] = None,
-    mean: Annotated[
-        str,
-        option(
-            "mean", help="Subtracted from images, whose values are in [0, 1]: 0.485,0.456,0.406."
-        ),
-    ] = "0",
-    std: Annotated[
-        str, option("std", help="Images are then divided by it: 0.229,0.224,0.225.")
-    ] = "1",
+    mean: shared.Mean = None,
+    std: shared.Std = None,
     size: Annotated[
         str | None,
         option(
             "size",
             metavar="HEIGHT,WIDTH",
             help="Images are resized to this, then their centre is cut out to the input's size.",
+        ),
+    ] = None,
+    fit: Annotated[
+        str | None,
+        option(
+            "fit",
+            metavar="stretch|letterbox|crop",
+            help="How images of another shape are fitted: stretched (default), whole with grey "
+            "around them (default for Ultralytics' exports), or their middle alone.",
+        ),
+    ] = None,
+    colours: Annotated[
+        str | None,
+        option("colours", metavar="RGB|BGR", help="The order of an image's channels."),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        option(
+            "labels",
+            help="Names of classes, one in each line. Default: those that the file, or "
+            "config.json beside it, has.",
         ),
     ] = None,
     observers: Annotated[
@@ -187,12 +204,20 @@ def build(
     from compiler.view.timings import show_timings
 
     image = compiler.ImageOptions(
-        parse.floats("mean", mean), parse.floats("std", std), parse.size(size)
+        mean=parse.floats("mean", mean),
+        std=parse.floats("std", std),
+        size=parse.size(size),
+        fit=fit,  # type: ignore[arg-type]  # it checks itself
+        colours=colours,  # type: ignore[arg-type]
     )
     tool = None
     if edgetpu_compiler != "none":
         tool = compiler.find_edgetpu_compiler(edgetpu_compiler, docker, timeout)
     options = BuildOptions(
+        outputs=parse.names(outputs),
+        input=input,  # type: ignore[arg-type]
+        layout=layout,  # type: ignore[arg-type]
+        labels=labels,
         dims=parse.dims(dims),
         shapes=parse.shapes(shapes),
         values=parse.values(values),

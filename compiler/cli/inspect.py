@@ -37,6 +37,11 @@ def inspect(
         Path | None,
         typer.Option("--netron", help="Write the rewritten graph as ONNX for Netron (ONNX files)."),
     ] = None,
+    outputs: shared.Outputs = None,
+    input: shared.Input = BuildOptions.input,
+    layout: shared.Layout = None,
+    mean: shared.Mean = None,
+    std: shared.Std = None,
     dims: shared.Dims = None,
     shapes: shared.Shapes = None,
     values: shared.Values = None,
@@ -53,7 +58,12 @@ def inspect(
     For each node on the host it says why it is there.
     Of a compiled *_edgetpu.tflite file, show its executables and what is cached and streamed.
     """
+    image = compiler.ImageOptions(parse.floats("mean", mean), parse.floats("std", std))
     options = BuildOptions(
+        outputs=parse.names(outputs),
+        input=input,  # type: ignore[arg-type]  # it checks itself
+        layout=layout,  # type: ignore[arg-type]
+        image=image,
         dims=parse.dims(dims),
         shapes=parse.shapes(shapes),
         values=parse.values(values),

@@ -28,6 +28,11 @@ def plan(
         ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+    outputs: shared.Outputs = None,
+    input: shared.Input = BuildOptions.input,
+    layout: shared.Layout = None,
+    mean: shared.Mean = None,
+    std: shared.Std = None,
     dims: shared.Dims = None,
     shapes: shared.Shapes = None,
     values: shared.Values = None,
@@ -46,7 +51,12 @@ def plan(
     """
     from compiler.view.plan import show_forecasts
 
+    image = compiler.ImageOptions(parse.floats("mean", mean), parse.floats("std", std))
     options = BuildOptions(
+        outputs=parse.names(outputs),
+        input=input,  # type: ignore[arg-type]  # it checks itself
+        layout=layout,  # type: ignore[arg-type]
+        image=image,
         dims=parse.dims(dims),
         shapes=parse.shapes(shapes),
         values=parse.values(values),
