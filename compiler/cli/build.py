@@ -10,7 +10,7 @@ import typer
 import compiler
 from compiler.cli import options as shared
 from compiler.cli import parse
-from compiler.cli.common import err, log_to, out, progress_bars, wrote
+from compiler.cli.common import TAKEN, err, log_to, out, progress_bars, wrote
 from compiler.cli.options import option
 from compiler.driver.options import ACCURACY, OPTIONAL, BuildOptions, LanguageOptions
 from compiler.errors import one_line
@@ -245,6 +245,7 @@ def build(
     if verbose:
         log_to(err)
     measured = compiler.Timings()
+    log_to(err, TAKEN)
     with progress_bars() as progress:
         bundle = compiler.build(model, options, output, progress=progress, timings=measured)
     _show(bundle)
@@ -255,6 +256,7 @@ def build(
 def _show(bundle: compiler.Bundle) -> None:
     from compiler.view.compiled import show_compilation
     from compiler.view.language import show_language
+    from compiler.view.pictures import show_picture
     from compiler.view.plan import show_plan
     from compiler.view.quality import show_baseline, show_quality, show_warnings
 
@@ -265,6 +267,8 @@ def _show(bundle: compiler.Bundle) -> None:
         hint = f"; `generate {one_line(str(bundle.path))} PROMPT` continues a text"
     else:
         show_plan(out, manifest)
+        if "vision" in manifest:
+            show_picture(out, manifest["vision"]["picture"], manifest["inputs"])
         show_quality(out, manifest["quality"])
         show_baseline(out, manifest["quality"])
     show_compilation(out, manifest)

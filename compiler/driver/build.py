@@ -21,7 +21,8 @@ from compiler.driver.rewriting import PassDriver
 from compiler.driver.stages import StageTimer, Timings, stage
 from compiler.emit import bundle, report, vision
 from compiler.emit import manifest as manifests
-from compiler.graph import activations_around, quantized_around
+from compiler.graph import activations_around, consumers_of, quantized_around
+from compiler.ops import Moves, operator_of
 from compiler.partition import PartitionOptions, Program, partition
 from compiler.progress import Progress, silent
 from compiler.quantize import samples as sampling
@@ -243,8 +244,25 @@ def quantize(
 ) -> Program:
     """Give a scale to every activation that a TPU segment touches, by what samples show."""
     chosen = list(balanced(program).values())
-    context = _sample_context(program, samples, progress, products=chosen)
+    known = _picture_ranges(program, options)
+    context = _sample_context(program, samples, progress, products=chosen, ranges=known)
     return _calibrated(program, context, options, driver)
+
+
+def _picture_ranges(program: Program, options: BuildOptions) -> Ranges:
+    """The range of the picture that goes in, where it is known, for all that only moves it."""
+    known = picture.known_range(program.model, options)
+    if known is None:
+        return {}
+    found: Ranges = {}
+    waiting = list(program.model.graph.inputs)
+    while waiting:
+        value = waiting.pop()
+        found[str(value.name)] = known
+        for reader in consumers_of(value):
+            if operator_of(reader).moves >= Moves.ELEMENTS:
+                waiting += reader.outputs
+    return found
 
 
 def balanced(program: Program) -> dict[str, Product]:

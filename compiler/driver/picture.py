@@ -42,6 +42,8 @@ def settle(model: ir.Model, options: BuildOptions) -> None:
             given = options.input if name == "input" else options.layout
             raise OptionError(f"{given}: {_no_picture(model)}", name)
         return
+    for line in facts.told:
+        metadata.logger.info("taken from %s", line)
     entry = _entry(value, options, facts)
     form = _form(value, entry, options)
     pixels.take(model, form)
@@ -56,7 +58,26 @@ def settle(model: ir.Model, options: BuildOptions) -> None:
 def of(model: ir.Model) -> PictureEntry | None:
     """How pictures go into an imported model; None where nothing says that they do."""
     found: PictureEntry | None = model.meta.get(META)
-    return found
+    form = pixels.of(model)
+    if found is None or form is None or form.dtype == "float32":
+        return found
+    # What passes did not fold was in the scale already.
+    return {**found, "normalised": model.meta.get(pixels.NORMALISED, "scale")}
+
+
+def known_range(model: ir.Model, options: BuildOptions) -> tuple[float, float] | None:
+    """The lowest and highest value of an input that takes pictures as floats, where all its
+    channels have the same mean and std; None where it takes anything else."""
+    entry = of(model)
+    if entry is None or model.graph.inputs[0].dtype != ir.DataType.FLOAT:
+        return None
+    if not sampling.holds_pictures(options.calibration_path):
+        return None
+    if len(set(entry["mean"])) > 1 or len(set(entry["std"])) > 1:
+        return None
+    mean, std = entry["mean"][0], entry["std"][0]
+    ends = sorted([(0 - mean) / std, (255 - mean) / std])
+    return ends[0], ends[1]
 
 
 def form_of(model: ir.Model) -> sampling.Form:

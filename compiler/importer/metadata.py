@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import ast
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import onnx_ir as ir
 
@@ -24,6 +25,8 @@ Fit = Literal["stretch", "letterbox", "crop"]
 
 # Where an imported model keeps its `Facts`.
 META = "edgetpu.facts"
+# Says what was taken from where, for who listens.
+logger = logging.getLogger("compiler.taken")
 # Longer texts are no lists of labels or sizes.
 _MOST_CHARACTERS = 1 << 20
 _MOST_LABELS = 1 << 16
@@ -229,11 +232,11 @@ def _pair(value: Any) -> tuple[int, int] | None:
     return value[0], value[1]
 
 
-def _is_side(value: Any) -> bool:
+def _is_side(value: Any) -> TypeGuard[int]:
     return type(value) is int and 0 < value <= _MOST_SIDE
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return type(value) in (int, float) and math.isfinite(value)
 
 

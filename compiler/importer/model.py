@@ -88,6 +88,8 @@ def _hints(model: ir.Model, facts: Facts, reading: Reading) -> Hints:
     if all(value.shape is not None and value.shape.is_static() for value in inputs):
         return {}
     asked = reading.hints(inputs) if reading.hints is not None else {}
+    for name, shape in asked.items():
+        metadata.logger.info("taken from the calibration samples: '%s' %s", name, list(shape))
     return {**facts.hints(inputs), **asked}
 
 

@@ -175,8 +175,8 @@ def zero_pixel(pixels: PixelInput) -> int:
 
 def _step(pixels: PixelInput) -> float:
     """What a step of one pixel is worth: 1 / std where all channels have the same, else 1."""
-    stds = set(pixels.std)
-    return float(np.float32(1 / stds.pop())) if len(stds) == 1 else 1.0
+    sizes = {abs(number) for number in pixels.std}
+    return float(np.float32(1 / sizes.pop())) if len(sizes) == 1 else 1.0
 
 
 def _dequantized(builder: Builder, value: ir.Value, pixels: PixelInput) -> ir.Value:
@@ -197,7 +197,7 @@ def _normalised(builder: Builder, value: ir.Value, pixels: PixelInput) -> ir.Val
     factor = 1 / (std * _step(pixels))
     shift = (zero_pixel(pixels) - mean) / std
     along = (1, -1, 1, 1) if pixels.file_layout == "NCHW" else (1, 1, 1, -1)
-    if len(set(pixels.std)) > 1:
+    if np.abs(factor - 1).max() > np.finfo(np.float32).eps:
         constant = factor.astype(np.float32).reshape(along)
         value = builder.op("Mul", [value, builder.const(constant, f"{pixels.name}/factor")])
     if np.any(shift):
