@@ -34,14 +34,13 @@ if TYPE_CHECKING:
         save_graph,
     )
     from compiler.driver.inspect import CompiledFile, Inspection
-    from compiler.driver.options import BuildOptions, LanguageOptions
+    from compiler.driver.options import BuildOptions, ImageOptions, LanguageOptions
     from compiler.driver.plan import Forecast, LanguageForecast
     from compiler.driver.stages import Timings
     from compiler.errors import CompilerError, OptionError
     from compiler.export.forms import Export
     from compiler.partition.options import PartitionOptions
     from compiler.quantize.calibrate import Observers
-    from compiler.quantize.samples import ImageOptions
     from compiler.runtime import Bundle, Runner
 
 __version__ = "0.1.0"
@@ -86,7 +85,7 @@ _DEFINED_IN = {
     "CompilerError": "compiler.errors",
     "Export": "compiler.export.forms",
     "Forecast": "compiler.driver.plan",
-    "ImageOptions": "compiler.quantize.samples",
+    "ImageOptions": "compiler.driver.options",
     "Inspection": "compiler.driver.inspect",
     "LanguageForecast": "compiler.driver.plan",
     "LanguageOptions": "compiler.driver.options",

@@ -17,6 +17,7 @@ from passes import (
     fold_affine,
     fold_constants,
     fold_flatten,
+    fold_pixels,
     keep_gates,
     keep_scales,
     keep_spectra,
@@ -131,6 +132,11 @@ PASSES: tuple[Pass[PassContext], ...] = in_order(
         },
     ),
     Pass(
+        "fold_pixels",
+        fold_pixels.run,
+        after={"fold_affine": "a normalisation of the model's own joins that of the pixels"},
+    ),
+    Pass(
         "shuffle_channels",
         shuffle_channels.run,
         after={"fold_constants": "the shapes of both Reshapes must be known"},
@@ -151,6 +157,7 @@ PASSES: tuple[Pass[PassContext], ...] = in_order(
             "keep_gates": "what stays on the host stays in ONNX",
             "keep_spectra": "what stays on the host stays in ONNX",
             "fold_affine": "weights are rearranged here, so they must be final",
+            "fold_pixels": "weights are rearranged here, so they must be final",
             "shuffle_channels": "there is no rule for a Transpose of five dimensions",
             "split_gates": "the layer that it inserts is a Conv of ONNX",
         },

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from compiler.graph import activations_around
+from compiler.graph import quantized_around
 from compiler.quantize.calibrate import observe
 from compiler.quantize.saturate import saturated
 from passes.context import SampleContext
 
 
 def run(model: ir.Model, context: SampleContext) -> None:
-    values = activations_around(context.nodes)
+    values = quantized_around(context.nodes)
     unknown = [value for value in values if str(value.name) not in context.ranges]
     if not unknown:
         return

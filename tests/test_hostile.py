@@ -42,6 +42,7 @@ from compiler.runtime import (
     child,
     confined,
     consistency,
+    pictures,
 )
 from tests.conftest import Cli
 
@@ -225,10 +226,10 @@ def test_bombs_and_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     inputs = [
         ir.Value(name="x", shape=ir.Shape((1, 3, 16, 16)), type=ir.TensorType(ir.DataType.FLOAT))
     ]
-    assert len(samples.load(tmp_path / "c.npz", inputs, samples.ImageOptions())) == 300
+    assert len(samples.load(tmp_path / "c.npz", inputs)) == 300
     path.unlink()
     with pytest.raises(CalibrationError, match=r"c\.npz: holds"):
-        samples.load(tmp_path, inputs, samples.ImageOptions())
+        samples.load(tmp_path, inputs)
     os.mkfifo(tmp_path / "fifo.npy")
     for special in (tmp_path / "fifo.npy", Path("/dev/zero"), tmp_path):
         with pytest.raises(arrays.ArrayError, match="regular file"):
@@ -302,7 +303,7 @@ def test_numbers_of_options(small_model: Path, tmp_path: Path, run_cli: Cli) -> 
     Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / "images" / "a.png")
     build = ("build", small_model, "-o", tmp_path / "b", "--calibration", tmp_path / "images")
     for options, message in (
-        (("--size", "60000,60000"), f"more than {samples.MOST_PIXELS:,} pixels"),
+        (("--size", "60000,60000"), f"more than {pictures.MOST_PIXELS:,} pixels"),
         (("--std", "nan"), "finite"),
         (("--mean", "inf"), "finite"),
         (("--std", "0"), "divided by 0"),
@@ -615,7 +616,7 @@ def test_documented_limits() -> None:
         f"{confined.TEMPLATE_SECONDS:g} seconds, {confined.TEMPLATE_BYTES >> 20} MiB, "
         f"{confined.MOST_ANSWER >> 20} MiB of text",
         f"{arrays.LARGEST >> 30} GiB of arrays",
-        f"images of {samples.MOST_PIXELS:,} pixels",
+        f"images of {pictures.MOST_PIXELS:,} pixels",
         f"| TFLite | {tflite_file.LARGEST >> 30} GiB |",
         f"| manifests | {bundle.MANIFEST_BYTES >> 20} MiB; 64 dimensions of {2**31 - 1:,}; "
         f"inputs of {consistency.INPUT_BYTES >> 30} GiB |",

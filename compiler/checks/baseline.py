@@ -28,9 +28,9 @@ from compiler import importer
 from compiler.checks.distance import distance, nudge
 from compiler.checks.evaluator import evaluated
 from compiler.errors import CalibrationError, CompilerError, InternalError, ModelError, first_line
-from compiler.graph import WIDENED, shape_of
+from compiler.graph import WIDENED
 from compiler.graph.reference import Reference, open_session, session_options
-from compiler.importer import onnxfile, values
+from compiler.importer import cutting, onnxfile, pixels, values
 from compiler.quantize.samples import Sample, Samples
 
 # Kinds of baselines, as the manifest has them.
@@ -82,10 +82,10 @@ def baseline(
     runs neither, CalibrationError where a sample makes the model fail.
     """
     why = ""
-    samples = _with_fixed_inputs(samples, model)
+    given = _as_in_file(samples, model)
     for kind, open_file in _OPENERS.items():
         try:
-            results = _run_file(open_file(path, model), samples, progress)
+            results = _run_file(open_file(path, model), given, progress)
         except Exception as error:  # whatever onnxruntime raises, the next may run
             why = why or _ERROR_PREFIX.sub("", first_line(error))
             continue
@@ -96,16 +96,24 @@ def baseline(
             note = f"onnxruntime does not run the file as it is: {why}"
         return Baseline(kind, results, note)
     results = _run_imported(model, samples, progress)
-    second_opinion = evaluated(path, next(iter(samples)), results[0], TOLERANCE)
+    second_opinion = _second_opinion(path, model, given, results)
     note = f"onnxruntime does not run the file: {why}; {second_opinion}"
     return Baseline(IMPORTED, results, note)
+
+
+def _second_opinion(path: Path, model: ir.Model, given: Samples, results: Sequence[Sample]) -> str:
+    """What ONNX's own evaluator says of the first result; it runs whole files alone."""
+    if cutting.of(model):
+        return "ONNX's own evaluator was not asked, as it does not end files at other tensors"
+    return evaluated(path, next(iter(given)), results[0], TOLERANCE)
 
 
 def outputs(path: Path, model: ir.Model, sample: Sample) -> Sample:
     """What the file gives for one sample; nothing where onnxruntime does not run it."""
     for open_file in _OPENERS.values():
         try:
-            results = _run_file(open_file(path, model), [sample | values.of(model)])
+            given = pixels.as_in_file(model, sample) | values.of(model)
+            results = _run_file(open_file(path, model), [given])
         except Exception:  # whatever onnxruntime raises, the next may run
             continue
         if results is not None:
@@ -123,34 +131,46 @@ def _is_half(model: ir.Model) -> bool:
     return model.metadata_props.get(WIDENED) is not None
 
 
-def _with_fixed_inputs(samples: Samples, model: ir.Model) -> Samples:
-    """Samples for the file, which takes the inputs too whose values are fixed."""
+def _as_in_file(samples: Samples, model: ir.Model) -> Samples:
+    """Samples for the file, which takes floats for pixels, and the inputs too whose values are
+    fixed."""
     fixed = values.of(model)
-    if not fixed:
-        return samples
 
     def completed(load: Callable[[], Sample]) -> Callable[[], Sample]:
-        return lambda: load() | fixed
+        return lambda: pixels.as_in_file(model, load()) | fixed
 
     return Samples([completed(load) for load in samples.loaders], samples.random)
 
 
 def _open_file(path: Path, model: ir.Model) -> ort.InferenceSession:
-    return open_session(path)
+    """The file itself; where the user ended the model elsewhere, with these outputs instead of its
+    own."""
+    outputs = cutting.of(model)
+    if not outputs:
+        return open_session(path)
+    proto = onnxfile.load(path, importer.SMALL)
+    cutting.cut(proto, outputs)
+    return _open_message(proto, path)
 
 
 def _open_with_fixed_shapes(path: Path, model: ir.Model) -> ort.InferenceSession | None:
     """The file with the shapes of the imported inputs, None where it has these already."""
     proto = onnxfile.load(path, importer.SMALL)
-    shapes = {str(value.name): shape_of(value) for value in model.graph.inputs}
+    outputs = cutting.of(model)
+    if outputs:
+        cutting.cut(proto, outputs)
+    shapes = pixels.file_shapes(model)
     has_changed = False
     for value in proto.graph.input:
         shape = shapes.get(value.name)
         if shape is not None and _declared_shape(value) != shape:
             has_changed = True
             _declare_shape(value, shape)
-    if not has_changed:
-        return None
+    return _open_message(proto, path) if has_changed else None
+
+
+def _open_message(proto: onnx.ModelProto, path: Path) -> ort.InferenceSession:
+    """A message made from the file `path`, which its weights are still in."""
     options = session_options()
     options.add_session_config_entry(_FOLDER_KEY, str(path.resolve().parent))
     return open_session(proto.SerializeToString(), options)
@@ -244,10 +264,11 @@ def _check_import(
     Returns what there is to say of a file in float16, the import of which computes in float32.
     """
     few = list(islice(samples, CHECKED))
+    given = [pixels.as_in_file(model, sample) | values.of(model) for sample in few]
     is_half = _is_half(model)
     suspects = _too_far(model, few, wanted, is_half)
     if suspects:
-        amplified = _amplified_rounding(path, model, few, wanted, open_file)
+        amplified = _amplified_rounding(path, model, given, wanted, open_file)
         suspects = {name: off for name, off in suspects.items() if off > MOST * amplified[name]}
     if not suspects:
         return ""
@@ -257,7 +278,7 @@ def _check_import(
     if is_half and not is_other_form:
         # Where the same import without wider types agrees, float16 itself makes the difference.
         unwidened = _imported_in_half(path, model)
-        if not _too_far(unwidened, few, wanted, is_half):
+        if not _too_far(unwidened, given, wanted, is_half):
             return f"the file's float16 takes output '{name}' far from what float32 gives, {how}"
     raise InternalError(
         "import", f"output '{name}' is not what onnxruntime gives for the file as it is ({how})"
@@ -265,8 +286,10 @@ def _check_import(
 
 
 def _imported_in_half(path: Path, model: ir.Model) -> ir.Model:
-    shapes = {str(value.name): shape_of(value) for value in model.graph.inputs}
-    return importer.load(path, None, shapes, values.texts_of(model), widen=False)
+    shapes = pixels.file_shapes(model)
+    fixed = values.texts_of(model)
+    reading = importer.Reading(cutting.of(model), widen=False)
+    return importer.load(path, None, shapes, fixed, reading)
 
 
 def _amplified_rounding(

@@ -10,7 +10,7 @@ import typer
 import compiler
 from compiler.cli import options as shared
 from compiler.cli import parse
-from compiler.cli.common import err, log_to, out, progress_bars, wrote
+from compiler.cli.common import TAKEN, err, log_to, out, progress_bars, wrote
 from compiler.cli.options import option
 from compiler.driver.options import ACCURACY, OPTIONAL, BuildOptions, LanguageOptions
 
@@ -29,6 +29,9 @@ def build(
         Path | None,
         typer.Option("--output", "-o", help="The bundle's folder. Default: MODEL.bundle."),
     ] = None,
+    outputs: shared.Outputs = None,
+    input: shared.Input = BuildOptions.input,
+    layout: shared.Layout = None,
     dims: shared.Dims = None,
     shapes: shared.Shapes = None,
     values: shared.Values = None,
@@ -45,21 +48,35 @@ def build(
             "out to verify the bundle.",
         ),
     ] = None,
-    mean: Annotated[
-        str,
-        option(
-            "mean", help="Subtracted from images, whose values are in [0, 1]: 0.485,0.456,0.406."
-        ),
-    ] = "0",
-    std: Annotated[
-        str, option("std", help="Images are then divided by it: 0.229,0.224,0.225.")
-    ] = "1",
+    mean: shared.Mean = None,
+    std: shared.Std = None,
     size: Annotated[
         str | None,
         option(
             "size",
             metavar="HEIGHT,WIDTH",
             help="Images are resized to this, then their centre is cut out to the input's size.",
+        ),
+    ] = None,
+    fit: Annotated[
+        str | None,
+        option(
+            "fit",
+            metavar="stretch|letterbox|crop",
+            help="How images of another shape are fitted: stretched (default), whole with grey "
+            "around them (default for Ultralytics' exports), or their middle alone.",
+        ),
+    ] = None,
+    colours: Annotated[
+        str | None,
+        option("colours", metavar="RGB|BGR", help="The order of an image's channels."),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        option(
+            "labels",
+            help="Names of classes, one in each line. Default: those that the file, or "
+            "config.json beside it, has.",
         ),
     ] = None,
     observers: Annotated[
@@ -186,12 +203,20 @@ def build(
     from compiler.view.timings import show_timings
 
     image = compiler.ImageOptions(
-        parse.floats("mean", mean), parse.floats("std", std), parse.size(size)
+        mean=parse.floats("mean", mean),
+        std=parse.floats("std", std),
+        size=parse.size(size),
+        fit=fit,  # type: ignore[arg-type]  # it checks itself
+        colours=colours,  # type: ignore[arg-type]
     )
     tool = None
     if edgetpu_compiler != "none":
         tool = compiler.find_edgetpu_compiler(edgetpu_compiler, docker, timeout)
     options = BuildOptions(
+        outputs=parse.names(outputs),
+        input=input,  # type: ignore[arg-type]
+        layout=layout,  # type: ignore[arg-type]
+        labels=labels,
         dims=parse.dims(dims),
         shapes=parse.shapes(shapes),
         values=parse.values(values),
@@ -221,6 +246,7 @@ def build(
     if verbose:
         log_to(err)
     measured = compiler.Timings()
+    log_to(err, TAKEN)
     with progress_bars() as progress:
         bundle = compiler.build(model, options, output, progress=progress, timings=measured)
     _show(bundle)
@@ -232,6 +258,7 @@ def _show(bundle: compiler.Bundle) -> None:
     from compiler.view.compiled import show_compilation
     from compiler.view.language import show_language
     from compiler.view.next_steps import show_next
+    from compiler.view.pictures import show_picture
     from compiler.view.plan import show_plan
     from compiler.view.quality import show_baseline, show_quality, show_warnings
 
@@ -240,6 +267,8 @@ def _show(bundle: compiler.Bundle) -> None:
         show_language(out, manifest)
     else:
         show_plan(out, manifest)
+        if "vision" in manifest:
+            show_picture(out, manifest["vision"]["picture"], manifest["inputs"])
         show_quality(out, manifest["quality"])
         show_baseline(out, manifest["quality"])
     show_compilation(out, manifest)

@@ -61,11 +61,15 @@ class _ConsoleHandler(logging.Handler):
         self._console.print(f"[dim]{text}[/]", highlight=False, soft_wrap=True)
 
 
-def log_to(console: Console) -> None:
-    """Print what the compiler logs of its passes."""
-    logger = logging.getLogger("compiler.driver")
+def log_to(console: Console, name: str = "compiler.driver") -> None:
+    """Print what the compiler logs, by default of its passes."""
+    logger = logging.getLogger(name)
     logger.setLevel(logging.INFO)
     logger.handlers = [_ConsoleHandler(console)]
+
+
+# The logger that says what was taken from metadata beside the model.
+TAKEN = "compiler.taken"
 
 
 def notices(texts: Sequence[str]) -> None:

@@ -11,7 +11,16 @@ import typer
 import compiler
 from compiler.cli import options as shared
 from compiler.cli import parse
-from compiler.cli.common import out, print_json, progress_bars, write, wrote
+from compiler.cli.common import (
+    TAKEN,
+    err,
+    log_to,
+    out,
+    print_json,
+    progress_bars,
+    write,
+    wrote,
+)
 from compiler.driver.options import BuildOptions
 from compiler.errors import OptionError, one_line
 
@@ -37,6 +46,11 @@ def inspect(
         Path | None,
         typer.Option("--netron", help="Write the rewritten graph as ONNX for Netron (ONNX files)."),
     ] = None,
+    outputs: shared.Outputs = None,
+    input: shared.Input = BuildOptions.input,
+    layout: shared.Layout = None,
+    mean: shared.Mean = None,
+    std: shared.Std = None,
     dims: shared.Dims = None,
     shapes: shared.Shapes = None,
     values: shared.Values = None,
@@ -53,7 +67,12 @@ def inspect(
     For each node on the host it says why it is there.
     Of a compiled *_edgetpu.tflite file, show its executables and what is cached and streamed.
     """
+    image = compiler.ImageOptions(parse.floats("mean", mean), parse.floats("std", std))
     options = BuildOptions(
+        outputs=parse.names(outputs),
+        input=input,  # type: ignore[arg-type]  # it checks itself
+        layout=layout,  # type: ignore[arg-type]
+        image=image,
         dims=parse.dims(dims),
         shapes=parse.shapes(shapes),
         values=parse.values(values),
@@ -66,6 +85,7 @@ def inspect(
     if kind == "tflite":
         _show_compiled(compiler.inspect_compiled(path, options), json)
         return
+    log_to(err, TAKEN)
     with progress_bars() as progress:
         inspection = compiler.inspect(path, options, progress=progress)
     _write_graphs(inspection, dot, netron)
@@ -81,6 +101,7 @@ def inspect(
 
 def _show(inspection: compiler.Inspection) -> None:
     from compiler.view.language import show_language
+    from compiler.view.pictures import show_picture
     from compiler.view.plan import show_plan
     from compiler.view.quality import show_baseline, show_quality, show_warnings
 
@@ -89,6 +110,8 @@ def _show(inspection: compiler.Inspection) -> None:
         show_language(out, plan)
     else:
         show_plan(out, plan)
+        if inspection.picture is not None:
+            show_picture(out, inspection.picture, plan["inputs"])
     quality = inspection.quality
     if quality is None:
         return

@@ -29,6 +29,46 @@ def option(field: str, *flags: str, **settings: Any) -> Any:
     return typer.Option(*flags, rich_help_panel=PANELS[SCOPES[field].group], **settings)
 
 
+Outputs = Annotated[
+    str | None,
+    option(
+        "outputs",
+        metavar="A,B",
+        help="End the model at these tensors, by their names in the file. Default: at its outputs.",
+    ),
+]
+Input = Annotated[
+    str,
+    option(
+        "input",
+        metavar="float32|uint8|int8",
+        help="What the bundle takes: what the file takes, or pixels as uint8 or int8 (pixel - 128),"
+        " which the Edge TPU normalises by --mean and --std.",
+    ),
+]
+Layout = Annotated[
+    str | None,
+    option(
+        "layout",
+        metavar="nchw|nhwc",
+        help="The order of axes of the image that goes in. Default: the file's; of pixels nhwc.",
+    ),
+]
+Mean = Annotated[
+    str | None,
+    option(
+        "mean",
+        help="Subtracted from images, whose values are in [0, 1]: 0.485,0.456,0.406. Default: what "
+        "the model's metadata say, else 0.",
+    ),
+]
+Std = Annotated[
+    str | None,
+    option(
+        "std",
+        help="Images are then divided by it: 0.229,0.224,0.225. Default: likewise, else 1.",
+    ),
+]
 Dims = Annotated[
     list[str] | None,
     option(

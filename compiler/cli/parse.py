@@ -75,8 +75,15 @@ def counts(text: str) -> list[int]:
     return [*range(numbers[0], numbers[1] + 1)]
 
 
-def floats(option: str, text: str) -> tuple[float, ...]:
+def names(text: str | None) -> tuple[str, ...]:
+    """Of names separated by commas."""
+    return () if text is None else tuple(text.split(","))
+
+
+def floats(option: str, text: str | None) -> tuple[float, ...] | None:
     """Of numbers separated by commas."""
+    if text is None:
+        return None
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:

@@ -11,7 +11,7 @@ import typer
 import compiler
 from compiler.cli import options as shared
 from compiler.cli import parse
-from compiler.cli.common import out, print_json, progress_bars
+from compiler.cli.common import TAKEN, err, log_to, out, print_json, progress_bars
 from compiler.cli.options import option
 from compiler.driver.options import BuildOptions, LanguageOptions
 
@@ -28,6 +28,11 @@ def plan(
         ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+    outputs: shared.Outputs = None,
+    input: shared.Input = BuildOptions.input,
+    layout: shared.Layout = None,
+    mean: shared.Mean = None,
+    std: shared.Std = None,
     dims: shared.Dims = None,
     shapes: shared.Shapes = None,
     values: shared.Values = None,
@@ -46,7 +51,12 @@ def plan(
     """
     from compiler.view.plan import show_forecasts
 
+    image = compiler.ImageOptions(parse.floats("mean", mean), parse.floats("std", std))
     options = BuildOptions(
+        outputs=parse.names(outputs),
+        input=input,  # type: ignore[arg-type]  # it checks itself
+        layout=layout,  # type: ignore[arg-type]
+        image=image,
         dims=parse.dims(dims),
         shapes=parse.shapes(shapes),
         values=parse.values(values),
@@ -55,6 +65,7 @@ def plan(
         language=LanguageOptions(context, chunk),
     )
     counts = [] if tpus is None else parse.counts(tpus)
+    log_to(err, TAKEN)
     with progress_bars() as progress:
         rows = compiler.plan(model, options, counts, progress=progress)
     if json:

@@ -96,6 +96,9 @@ class Draft(Writer):
             return self._keep(TensorInfo(name, tuple(shape), "int8"))
         return self._keep(TensorInfo(name, tuple(shape), str(data.dtype), constant=True))
 
+    def _add_uint8(self, name: str, shape: Sequence[int], quant: Quant) -> int:
+        return self._keep(TensorInfo(name, tuple(shape), "uint8"))
+
     def _keep(self, info: TensorInfo) -> int:
         self._infos.append(info)
         return len(self._infos) - 1

@@ -35,7 +35,8 @@ def refusal(node: ir.Node, target: Target) -> str | None:
         return node.metadata_props.get(LOWERING_REASON, unknown)
     if not activations_of(node):
         return "it reads constants only"
-    for value in [*activations_of(node), *node.outputs]:
+    read = [] if operator.reads_bytes else activations_of(node)
+    for value in [*read, *node.outputs]:
         reason = _tensor_refusal(value)
         if reason is not None:
             return reason

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,15 +14,16 @@ from compiler import files, importer
 from compiler.checks import agreement, sensitivity, verify
 from compiler.checks.baseline import Baseline, baseline
 from compiler.checks.pass_checks import Checker
-from compiler.driver import quality, toolchain
+from compiler.driver import picture, quality, toolchain
 from compiler.driver.dump import GraphDump
 from compiler.driver.options import BuildOptions
 from compiler.driver.rewriting import PassDriver
 from compiler.driver.stages import StageTimer, Timings, stage
-from compiler.emit import bundle, report
+from compiler.emit import bundle, report, vision
 from compiler.emit import manifest as manifests
-from compiler.graph import activations_around
+from compiler.graph import activations_around, consumers_of, quantized_around
 from compiler.graph.lineage import Lineage
+from compiler.ops import Moves, operator_of
 from compiler.partition import PartitionOptions, Program, partition
 from compiler.progress import Progress, silent
 from compiler.quantize import samples as sampling
@@ -57,8 +59,9 @@ def build(
     with bundle.folder(output, options.force, options.sources(path)) as folder:
         model = read(path, options, progress)
         importer.check_weights(model.graph)
+        labels = picture.labels_of(model, options)
         samples = sampling.load(
-            options.calibration_path, model.graph.inputs, options.image, options.seed
+            options.calibration_path, model.graph.inputs, picture.form_of(model), options.seed
         )
         calibration, held_out = samples.split()
         expected = run_float_model(path, model, held_out, progress)
@@ -87,6 +90,10 @@ def build(
             manifests.enter_baseline(calibrated, expected.kind, expected.note)
             plan = manifests.plan_entry(program, path, written.entries[""])
             manifest = manifests.assembled(plan, calibrated)
+            entry = picture.of(model)
+            if entry is not None:
+                seen = vision.entry(entry, labels, expected.results)
+                manifest["vision"] = seen
             if options.tokenizer_path is not None:
                 manifest["tokenizer"] = bundle.copy_tokenizer(options.tokenizer_path, folder)
             manifests.write(folder, manifest)
@@ -108,7 +115,16 @@ def read(path: Path, options: BuildOptions, progress: Progress = silent) -> ir.M
     """The model in `path`, checked and normalised."""
     with stage("import"):
         progress("reading the model", 1)
-        model = importer.load(path, options.dims, options.shapes, options.values)
+        model = importer.load(
+            path,
+            options.dims,
+            options.shapes,
+            options.values,
+            importer.Reading(
+                options.outputs, partial(sampling.shapes_in, options.calibration_path)
+            ),
+        )
+        picture.settle(model, options)
         if options.values:
             # Branches that are never taken go at once: onnxruntime crashes on some whose condition
             # is constant.
@@ -231,8 +247,25 @@ def quantize(
 ) -> Program:
     """Give a scale to every activation that a TPU segment touches, by what samples show."""
     chosen = list(balanced(program).values())
-    context = _sample_context(program, samples, progress, products=chosen)
+    known = _picture_ranges(program, options)
+    context = _sample_context(program, samples, progress, products=chosen, ranges=known)
     return _calibrated(program, context, options, driver)
+
+
+def _picture_ranges(program: Program, options: BuildOptions) -> Ranges:
+    """The range of the picture that goes in, where it is known, for all that only moves it."""
+    known = picture.known_range(program.model, options)
+    if known is None:
+        return {}
+    found: Ranges = {}
+    waiting = list(program.model.graph.inputs)
+    while waiting:
+        value = waiting.pop()
+        found[str(value.name)] = known
+        for reader in consumers_of(value):
+            if operator_of(reader).moves >= Moves.ELEMENTS:
+                waiting += reader.outputs
+    return found
 
 
 def balanced(program: Program) -> dict[str, Product]:
@@ -265,7 +298,7 @@ def _calibrated(
     """Run the passes that look at samples, then choose scales by the ranges that they leave."""
     driver = driver or PassDriver(options.without, options.also)
     driver.run(passes.SAMPLE_PASSES, program.model, context)
-    values = activations_around(context.nodes)
+    values = quantized_around(context.nodes)
     # All of the graph, also what the host computes: layers move there while accuracy is sought.
     options.observers.check([str(value.name) for value in activations_around(program.model.graph)])
     unknown = [value for value in values if str(value.name) not in context.ranges]

@@ -10,6 +10,7 @@ from typing import Literal, cast
 
 from compiler import files, frontends
 from compiler.driver import build as building
+from compiler.driver import picture
 from compiler.driver.options import BuildOptions
 from compiler.emit import bundle
 from compiler.emit import manifest as manifests
@@ -17,7 +18,7 @@ from compiler.errors import OptionError, OutputError
 from compiler.graph import reference
 from compiler.partition import Program
 from compiler.progress import Progress, silent
-from compiler.runtime.manifest import PlanEntry, QualityEntry
+from compiler.runtime.manifest import PictureEntry, PlanEntry, QualityEntry, VisionEntry
 from compiler.vendor import darwinn
 from compiler.vendor.darwinn import Package
 
@@ -39,6 +40,14 @@ class Inspection:
     plan: PlanEntry
     program: Program | None
     sources: Sequence[Path]
+
+    @property
+    def picture(self) -> PictureEntry | None:
+        """How pictures go in; None where nothing says that they do."""
+        if self.program is not None:
+            return picture.of(self.program.model)
+        seen = cast(Mapping[str, VisionEntry], self.plan).get("vision")
+        return None if seen is None else seen["picture"]
 
     @property
     def quality(self) -> QualityEntry | None:

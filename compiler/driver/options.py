@@ -5,6 +5,7 @@ This module imports nothing heavy, so that the command line can show its help at
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -16,10 +17,13 @@ from compiler.validation import require_choice, require_count, require_number
 if TYPE_CHECKING:
     from compiler.partition.options import PartitionOptions
     from compiler.quantize.calibrate import Observers
-    from compiler.quantize.samples import ImageOptions
     from compiler.vendor.edgetpu_compiler import Tool
 
 ModelKind = Literal["onnx", "language"]
+InputType = Literal["float32", "uint8", "int8"]
+LayoutName = Literal["nchw", "nhwc"]
+Fit = Literal["stretch", "letterbox", "crop"]
+Colours = Literal["RGB", "BGR"]
 Group = Literal["model", "calibration", "accuracy", "plan", "language", "toolchain"]
 
 # Passes that only serve accuracy, which `without` leaves out; the records in passes/ say so too.
@@ -43,6 +47,10 @@ ROTATE_STREAM = "rotate_stream"
 ACCURACY_VIEWS = ("report",)
 LOWERINGS = (("direct",), ("onnx-tf",), ("onnx-tf", "direct"))
 MOST_SLOTS = 64
+INPUTS: tuple[InputType, ...] = ("float32", "uint8", "int8")
+LAYOUTS: tuple[LayoutName, ...] = ("nchw", "nhwc")
+FITS: tuple[Fit, ...] = ("stretch", "letterbox", "crop")
+COLOURS: tuple[Colours, ...] = ("RGB", "BGR")
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,9 @@ _LANGUAGE: tuple[ModelKind, ...] = ("language",)
 # Every option by the name of its field, those of ImageOptions, PartitionOptions and LanguageOptions
 # too. The command line takes its headings from here, and `suited_to` what it refuses.
 SCOPES: Mapping[str, Scope] = {
+    "outputs": Scope("model", _ONNX),
+    "input": Scope("model", _ONNX),
+    "layout": Scope("model", _ONNX),
     "dims": Scope("model", _ONNX),
     "shapes": Scope("model", _ONNX),
     "values": Scope("model", _ONNX),
@@ -67,6 +78,9 @@ SCOPES: Mapping[str, Scope] = {
     "mean": Scope("calibration", _ONNX),
     "std": Scope("calibration", _ONNX),
     "size": Scope("calibration", _ONNX),
+    "fit": Scope("calibration", _ONNX),
+    "colours": Scope("calibration", _ONNX),
+    "labels": Scope("calibration", _ONNX),
     "observers": Scope("calibration", _ONNX),
     "seed": Scope("calibration", _ONNX),
     "tokenizer": Scope("calibration", _ONNX),
@@ -105,16 +119,47 @@ def _default_partitioning() -> PartitionOptions:
     return PartitionOptions()
 
 
-def _default_image() -> ImageOptions:
-    from compiler.quantize.samples import ImageOptions
-
-    return ImageOptions()
-
-
 def _default_observers() -> Observers:
     from compiler.quantize.calibrate import Observers
 
     return Observers()
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """How a picture becomes what the model's file takes; None takes what the file's metadata say,
+    else the default.
+
+    mean:    subtracted from pixels, which are in [0, 1]; by default 0
+    std:     what they are divided by then; by default 1
+    size:    (height, width) that pictures are resized to before their middle is cut out to the
+             input's size; by default that size
+    fit:     "stretch" (default), "letterbox" or "crop": how a picture of another shape is fitted
+    colours: "RGB" (default) or "BGR"
+
+    Raises OptionError for numbers that are not finite, and for a std of 0.
+    """
+
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    size: tuple[int, int] | None = None
+    fit: Fit | None = None
+    colours: Colours | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            numbers = getattr(self, name)
+            if numbers is None:
+                continue
+            if len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)):
+                given = ",".join(map(str, numbers))
+                raise OptionError(f"{given}: give 1 or 3 finite numbers", name)
+        if self.std is not None and 0 in self.std:
+            raise OptionError("0: images cannot be divided by 0", "std")
+        if self.fit is not None:
+            require_choice("fit", self.fit, FITS)
+        if self.colours is not None:
+            require_choice("colours", self.colours, COLOURS)
 
 
 @dataclass(frozen=True)
@@ -148,6 +193,11 @@ class LanguageOptions:
 class BuildOptions:
     """What a user may choose of a build.
 
+    outputs:      tensors that the model ends at, by their names in the file; by default its own
+    input:        "uint8" or "int8" (pixel - 128) lets the model take pixels, which the Edge TPU
+                  normalises by the mean and std of `image`; "float32" takes what the file takes
+    layout:       "nchw" or "nhwc" of the picture that goes in; by default that of the file, and of
+                  pixels "nhwc"
     dims:         fixes dynamic dimensions, by name: {"batch": 1}
     shapes:       fixes the shapes of inputs, by name: {"x": (1, 3, 224, 224)}
     values:       fixes what inputs hold, by name, as text: {"rate": "16000"}; branches that depend
@@ -159,6 +209,7 @@ class BuildOptions:
                   shape, stacked along the first axis. None takes random data for ONNX files, so
                   that accuracy means nothing, and Python's manual for language models
     image:        how images become arrays
+    labels:       a file with the name of a class in each line
     observers:    how ranges of activations are chosen from the samples
     min_sqnr:     the build fails where an output has a lower signal-to-noise ratio, in dB; outputs
                   of indices, booleans or text need 90% equal values, beside one of numbers
@@ -180,13 +231,17 @@ class BuildOptions:
     of targets and hosts that cannot be read; its `option` is the field's name.
     """
 
+    outputs: tuple[str, ...] = ()
+    input: InputType = "float32"
+    layout: LayoutName | None = None
     dims: Mapping[str, int] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     values: Mapping[str, str] = field(default_factory=dict)
     target: str = "usb3"
     partitioning: PartitionOptions = field(default_factory=_default_partitioning)
     calibration: Path | str | None = None
-    image: ImageOptions = field(default_factory=_default_image)
+    image: ImageOptions = field(default_factory=ImageOptions)
+    labels: Path | str | None = None
     observers: Observers = field(default_factory=_default_observers)
     min_sqnr: float | None = None
     accuracy: Literal["report"] | None = None
@@ -206,6 +261,7 @@ class BuildOptions:
         # Any collection of names will do.
         object.__setattr__(self, "without", frozenset(self.without))
         object.__setattr__(self, "also", frozenset(self.also))
+        object.__setattr__(self, "outputs", tuple(self.outputs))
         self._check_model()
         self._check_calibration()
         self._check_steps()
@@ -213,6 +269,10 @@ class BuildOptions:
             known = "; ".join(",".join(names) for names in LOWERINGS)
             given = ",".join(self.lowering)
             raise OptionError(f"{given}: choose from {known}", "lowering")
+        if self.input != "float32" and self.lowering[0] != "direct":
+            raise OptionError(
+                f"{self.input}: onnx-tf takes floats: set lowering to direct", "input"
+            )
 
     @property
     def calibration_path(self) -> Path | None:
@@ -223,12 +283,16 @@ class BuildOptions:
         return None if self.tokenizer is None else Path(self.tokenizer)
 
     @property
+    def labels_path(self) -> Path | None:
+        return None if self.labels is None else Path(self.labels)
+
+    @property
     def dump_folder(self) -> Path | None:
         return None if self.dump_passes is None else Path(self.dump_passes)
 
     def sources(self, model: Path) -> list[Path]:
         """Files and folders that a build of `model` may read, which its output must not replace."""
-        given = (self.calibration_path, self.tokenizer_path)
+        given = (self.calibration_path, self.tokenizer_path, self.labels_path)
         named = [path for path in given if path is not None]
         return [model, *named, Path(self.target), Path(self.partitioning.host)]
 
@@ -249,6 +313,13 @@ class BuildOptions:
     def _check_model(self) -> None:
         from compiler.targets import Target
 
+        for name in self.outputs:
+            _require_name("outputs", name)
+            if self.outputs.count(name) > 1:
+                raise OptionError(f"{name}: is named twice", "outputs")
+        require_choice("input", self.input, INPUTS)
+        if self.layout is not None:
+            require_choice("layout", self.layout, LAYOUTS)
         for name, size in self.dims.items():
             require_count("dims", size, 1)
             _require_name("dims", name)

@@ -16,6 +16,8 @@ import onnx_ir as ir
 
 from compiler.errors import InternalError
 from compiler.graph import consumers_of, operator_name, origin_of
+from compiler.importer import pixels
+from compiler.importer.pixels import PixelInput
 from compiler.ops import Moves, operator_of
 from compiler.partition import Program, Segment
 from compiler.quant import Quant
@@ -137,7 +139,7 @@ def program_entry(program: Program, segments: Sequence[SegmentEntry]) -> Program
         for value in graph.outputs
     ]
     return {
-        "inputs": [input_entry(value) for value in graph.inputs],
+        "inputs": [input_entry(value, pixels.of(program.model)) for value in graph.inputs],
         "outputs": outputs,
         "prediction": prediction_entry(program),
         "segments": list(segments),
@@ -272,9 +274,11 @@ def tensor_entry(
     return entry
 
 
-def input_entry(value: ir.Value) -> TensorEntry:
+def input_entry(value: ir.Value, form: PixelInput | None = None) -> TensorEntry:
     """What a model takes; `nan` where the model itself looks for NaN there."""
     entry = tensor_entry(value, {}, False)
+    if form is not None and form.name == value.name and form.layout == "NHWC":
+        entry["layout"] = "NHWC"
     if _looks_for_nan(value):
         entry["nan"] = True
     return entry

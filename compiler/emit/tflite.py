@@ -40,7 +40,9 @@ def write(
     """
     writer = TFLiteWriter(quants, means)
     for value in inputs:
-        writer.tensor(value)
+        # Pixels are written with the operator that reads them, which has their scale.
+        if value.dtype == ir.DataType.FLOAT:
+            writer.tensor(value)
     for node in nodes:
         operator = lookup(node)
         assert operator is not None and operator.emit is not None
@@ -184,6 +186,11 @@ class TFLiteWriter(Writer):
             tensor.quantization = _quantization(scales, 0, axis)
         self._tensors.append(tensor)
         return len(self._tensors) - 1
+
+    def _add_uint8(self, name: str, shape: Sequence[int], quant: Quant) -> int:
+        index = self._add(name, shape, None, quant)
+        self._tensors[index].type = schema.TensorType.UINT8
+        return index
 
     def _buffer(self, data: np.ndarray) -> int:
         """The index of a new buffer with the bytes of an array."""

@@ -50,6 +50,7 @@ from compiler.graph.walk import (
     only_consumer,
     produced_by,
     producer_of,
+    quantized_around,
     values_read,
 )
 
@@ -102,6 +103,7 @@ __all__ = [
     "produced_by",
     "producer_of",
     "product_of",
+    "quantized_around",
     "replace_node",
     "rewrite_until_stable",
     "rows_of",

@@ -37,6 +37,12 @@ def activations_around(nodes: Iterable[ir.Node]) -> list[ir.Value]:
     return list(found)
 
 
+def quantized_around(nodes: Iterable[ir.Node]) -> list[ir.Value]:
+    """The activations around nodes on the Edge TPU that get a scale: all but pixels, which come in
+    8 bits."""
+    return [value for value in activations_around(nodes) if value.dtype == ir.DataType.FLOAT]
+
+
 def all_activations(graph: ir.Graph) -> Iterator[ir.Value]:
     """Every activation of a graph: its inputs, then node outputs in order."""
     yield from graph.inputs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -15,12 +15,18 @@ MOST_DIMENSIONS = 64
 MOST_ELEMENTS = 1 << 31
 
 _INTEGERS = {"INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"}
+# By input, sizes of its axes as something beside the options tells them; None for what is not told.
+Hints = Mapping[str, Sequence[int | None]]
+
 # Types that numpy has itself.
 _INPUT_TYPES = {"FLOAT", "FLOAT16", "DOUBLE", "BOOL"} | _INTEGERS
 
 
-def fix_inputs(model: ir.Model, dims: Mapping[str, int], shapes: Mapping[str, Shape]) -> None:
-    """Make all inputs static: `shapes` replaces whole shapes, `dims` symbolic dimensions by name.
+def fix_inputs(
+    model: ir.Model, dims: Mapping[str, int], shapes: Mapping[str, Shape], hints: Hints
+) -> None:
+    """Make all inputs static: `shapes` replaces whole shapes, `dims` symbolic dimensions by name,
+    and `hints` fills in what is open then.
 
     Shapes of all other tensors are forgotten, as they may contradict the fixed ones; shape
     inference finds them anew. Raises OptionError for names that the model does not have,
@@ -33,7 +39,7 @@ def fix_inputs(model: ir.Model, dims: Mapping[str, int], shapes: Mapping[str, Sh
         _check_dims_exist(inputs.values(), dims)
     missing: list[str] = []
     for value in inputs.values():
-        missing += _fix_dims(value, dims)
+        missing += _fix_dims(value, dims, hints.get(str(value.name), ()))
     if missing:
         wanted = " ".join(dict.fromkeys(missing))
         raise ModelError(
@@ -77,12 +83,17 @@ def _check_dims_exist(inputs: Iterable[ir.Value], dims: Mapping[str, int]) -> No
             raise OptionError(f"{name}: the model has no such dimension; it has {has}", "dims")
 
 
-def _fix_dims(value: ir.Value, dims: Mapping[str, int]) -> list[str]:
+def _fix_dims(value: ir.Value, dims: Mapping[str, int], hint: Sequence[int | None]) -> list[str]:
     """Fix the dimensions of an input; returns the options that would fix what is still open."""
     whole_shape = f"--shape {value.name}=..."
     if value.shape is None:
-        return [whole_shape]
+        if not hint or None in hint:
+            return [whole_shape]
+        value.shape = ir.Shape(list(hint))
     fixed = [_fixed(dim, dims) for dim in value.shape]
+    if len(hint) == len(fixed):
+        pairs = zip(fixed, hint, strict=True)
+        fixed = [dim if isinstance(dim, int) or size is None else size for dim, size in pairs]
     value.shape = ir.Shape(fixed)
     missing = []
     for axis, dim in enumerate(fixed):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
@@ -10,9 +11,10 @@ from onnx_ir.passes import common
 
 from compiler.errors import ModelError, first_line
 from compiler.graph import HOST_REASON, IR_VERSION, is_current, key_of
-from compiler.importer import checking, upgrade
+from compiler.importer import checking, cutting, metadata, upgrade
 from compiler.importer import values as fixed_values
-from compiler.importer.inputs import fix_inputs
+from compiler.importer.inputs import Hints, fix_inputs
+from compiler.importer.metadata import Facts
 from compiler.importer.names import name_nodes
 from compiler.importer.reading import read_file
 from compiler.importer.widen import widen_halves
@@ -23,41 +25,72 @@ _SIMPLIFIED = "SimplifiedLayerNormalization"
 _SIMPLIFIED_KEY = ("com.microsoft", _SIMPLIFIED)
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How a file is read, beside what its inputs are.
+
+    outputs: tensors that the model ends at, instead of at its own outputs
+    hints:   asked for the sizes of inputs that options leave open, before what the file's metadata
+             tell
+    widen:   float16 becomes float32
+    """
+
+    outputs: Sequence[str] = ()
+    hints: Callable[[Sequence[ir.Value]], Hints] | None = None
+    widen: bool = True
+
+
+AS_IT_IS = Reading()
+
+
 def load(
     path: Path,
     dims: Mapping[str, int] | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     values: Mapping[str, str] | None = None,
-    *,
-    widen: bool = True,
+    reading: Reading = AS_IT_IS,
 ) -> ir.Model:
     """Read, check and normalise the model in `path`.
 
     `dims` fixes symbolic dimensions by name, `shapes` whole inputs by name, and `values` what
-    inputs hold: one number, or one for each element, separated by commas. Without `widen`,
-    float16 stays. Raises ModelError for a file that is broken, unsafe or still dynamic, and
-    OptionError for names that the model does not have.
+    inputs hold: one number, or one for each element, separated by commas. Raises ModelError for a
+    file that is broken, unsafe or still dynamic, and OptionError for names that the model does not
+    have.
     """
     dims = dims or {}
     shapes = shapes or {}
     values = values or {}
-    model = read_file(path)
+    model = read_file(path, reading.outputs)
+    facts = metadata.read(model, path)
     checking.check_defined(model.graph)
     _rename(model, ("", _SIMPLIFIED), _SIMPLIFIED_KEY)
     _normalise(model, path)
     checking.check_inference(model.graph)
     fixed_values.fix(model, values, shapes)
     remaining_shapes = {name: shape for name, shape in shapes.items() if name not in values}
-    fix_inputs(model, dims, remaining_shapes)
+    fix_inputs(model, dims, remaining_shapes, _hints(model, facts, reading))
     _upgrade(model)
     # From opset 23 on, ONNX has the operator itself under another name.
     standard = "RMSNormalization" if is_current(model) else _SIMPLIFIED
     _rename(model, _SIMPLIFIED_KEY, ("", standard))
-    if widen:
+    if reading.widen:
         widen_halves(model)
     name_nodes(model.graph)
     model.ir_version = max(model.ir_version or 0, IR_VERSION)
+    model.meta[cutting.META] = tuple(reading.outputs)
+    model.meta[metadata.META] = facts
     return model
+
+
+def _hints(model: ir.Model, facts: Facts, reading: Reading) -> Hints:
+    """The sizes of inputs as the caller and the file's metadata tell them, where any is open."""
+    inputs = model.graph.inputs
+    if all(value.shape is not None and value.shape.is_static() for value in inputs):
+        return {}
+    asked = reading.hints(inputs) if reading.hints is not None else {}
+    for name, shape in asked.items():
+        metadata.logger.info("taken from the calibration samples: '%s' %s", name, list(shape))
+    return {**facts.hints(inputs), **asked}
 
 
 def _normalise(model: ir.Model, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -12,7 +13,7 @@ from google.protobuf.message import DecodeError
 
 from compiler.errors import ModelError, first_line, no_file
 from compiler.graph import shape_of
-from compiler.importer import foreign, onnxfile, untrusted
+from compiler.importer import cutting, foreign, onnxfile, untrusted
 from compiler.importer.checking import check_maps
 
 # The oldest opset that onnxruntime runs. ONNX's converter raises some older models to it.
@@ -21,14 +22,17 @@ OLDEST_OPSET = 7
 SMALL = 4096
 
 
-def read_file(path: Path) -> ir.Model:
-    """The model in a file, its external weights checked and mapped.
+def read_file(path: Path, outputs: Sequence[str] = ()) -> ir.Model:
+    """The model in a file, its external weights checked and mapped; it ends at the tensors
+    `outputs`, where any are named.
 
     Raises ModelError for a file that is missing, damaged, unsafe, or of an opset that is not
-    supported.
+    supported, OptionError for a name that is no tensor of the model.
     """
     proto = _read_proto(path)
     untrusted.check(proto, path)
+    if outputs:
+        cutting.cut(proto, outputs)
     check_maps(proto.graph)
     proto = _supported_opset(proto, path)
     if proto.graph.sparse_initializer:

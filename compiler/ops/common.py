@@ -154,6 +154,7 @@ class Operator:
     moves:    how far it only hands on what it reads
     normalises_rows: it divides each row by a size that is computed from the row
     reads_nan: it gives NaN a meaning of its own
+    reads_bytes: its input is int8 or uint8 before any quantization, as pixels are
 
     Elsewhere:
 
@@ -181,6 +182,7 @@ class Operator:
     moves: Moves = Moves.NOTHING
     normalises_rows: bool = False
     reads_nan: bool = False
+    reads_bytes: bool = False
     host_bytes: Callable[[ir.Node], int] = bytes_of_all
     stand_in: str | None = None
 

@@ -64,6 +64,10 @@ class Writer(ABC):
         """A tensor: an activation where `data` is None. `channels` are scales per channel and their
         axis."""
 
+    @abstractmethod
+    def _add_uint8(self, name: str, shape: Sequence[int], quant: Quant) -> int:
+        """An activation of uint8, as pixels come in."""
+
     def tensor(self, value: ir.Value | None) -> int:
         """Index of an activation, which is added where it is not there yet."""
         assert value is not None and not is_constant(value), value
@@ -76,6 +80,19 @@ class Writer(ABC):
     def alias(self, value: ir.Value, same: ir.Value | None) -> None:
         """`value` is the very tensor that `same` is."""
         self._indices[value] = self.tensor(same)
+
+    def pixels(self, x: ir.Value, y: ir.Value) -> None:
+        """`x`, an input of 8 bits, as the activation `y`: int8 is that very tensor, uint8 is
+        shifted by 128."""
+        quant = self.quant(y)
+        if x.dtype == ir.DataType.INT8:
+            self._indices[x] = self._add(str(x.name), shape_of(x), None, quant)
+            self._indices[y] = self._indices[x]
+            return
+        shifted = Quant(quant.scale, quant.zero_point + 128)
+        index = self._add_uint8(str(x.name), shape_of(x), shifted)
+        self._indices[x] = index
+        self.add("QUANTIZE", 1, [index], [self.tensor(y)], {})
 
     def scratch(self, like: ir.Value) -> int:
         """A tensor between two operators that write one node."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,32 +10,31 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from compiler.errors import CalibrationError, first_line
+from compiler.errors import CalibrationError
 from compiler.graph import attribute_of, consumers_of, is_constant, key_of, shape_of
+from compiler.importer.inputs import Hints
+from compiler.importer.pixels import PixelInput
 from compiler.ops import Moves, operator_of
-from compiler.runtime import arrays
+from compiler.runtime import arrays, pictures
 from compiler.runtime.arrays import ArrayError
 from compiler.runtime.inputs import stacked
+from compiler.runtime.manifest import PictureEntry
+from compiler.runtime.pictures import PictureError
 
 Sample = dict[str, np.ndarray]
 Loader = Callable[[], Sample]
 
-IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
-FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 ARRAYS = (".npz", ".npy")
-# Pixels of an image, also after resizing: in Pillow 4 bytes each.
-MOST_PIXELS = 64_000_000
 RANDOM_SAMPLES = 8
 
 
 @dataclass(frozen=True)
-class ImageOptions:
-    """How an image becomes an array: resized to `size` (height, width), its centre cut out to the
-    input's size, scaled to [0, 1], then (x - mean) / std."""
+class Form:
+    """How samples become what a model takes: pictures by `picture`, arrays of its file's own input
+    by `pixels`."""
 
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
-    size: tuple[int, int] | None = None
+    picture: PictureEntry | None = None
+    pixels: PixelInput | None = None
 
 
 @dataclass(frozen=True)
@@ -66,34 +64,101 @@ class Samples:
 
 
 def load(
-    path: Path | None, inputs: Sequence[ir.Value], options: ImageOptions, seed: int = 0
+    path: Path | None, inputs: Sequence[ir.Value], form: Form | None = None, seed: int = 0
 ) -> Samples:
     """Samples for the inputs of a model.
 
-    `path` is a file of arrays, or a folder of these or of images; where it is None, the data are
-    random. Raises CalibrationError with what does not fit and what would.
+    `path` is a file of arrays, or a folder of these or of pictures, which need `form.picture`;
+    where it is None, the data are random. Raises CalibrationError with what does not fit and what
+    would.
     """
+    form = form or Form()
     if path is None:
-        loaders = [partial(random_sample, inputs, seed + i) for i in range(RANDOM_SAMPLES)]
+        loaders = [
+            partial(random_sample, inputs, seed + i, form.pixels) for i in range(RANDOM_SAMPLES)
+        ]
         return Samples(loaders, random=True)
+    saved = _files_of(path, ARRAYS)
+    if saved:
+        return Samples(_from_files(saved, inputs, form.pixels))
+    images = _files_of(path, pictures.SUFFIXES)
+    if not images:
+        raise CalibrationError(f"{path}: holds no .npz, .npy or image files")
+    if form.picture is None:
+        raise CalibrationError(
+            f"{path}: pictures need a model of one input of 1 or 3 channels: use .npz files"
+        )
+    (value,) = inputs
+    return Samples([partial(_picture_sample, image, value, form.picture) for image in images])
+
+
+def holds_pictures(path: Path | None) -> bool:
+    """Whether samples in `path` are pictures."""
+    if path is None or not path.is_dir() or _files_of(path, ARRAYS):
+        return False
+    return bool(_files_of(path, pictures.SUFFIXES))
+
+
+def shapes_in(path: Path | None, inputs: Sequence[ir.Value]) -> Hints:
+    """The shapes that the arrays of the first file in `path` say of inputs. What cannot be read is
+    told when the samples are."""
+    try:
+        files = _files_of(path, ARRAYS) if path is not None else []
+        loaded = arrays.read(files[0]) if files else {}
+    except (ArrayError, CalibrationError):
+        return {}
+    if isinstance(loaded, np.ndarray):
+        loaded = {str(inputs[0].name): loaded} if len(inputs) == 1 else {}
+    hints = {}
+    for value in inputs:
+        array = loaded.get(str(value.name))
+        hint = None if array is None else _sample_shape(array, value)
+        if hint is not None:
+            hints[str(value.name)] = hint
+    return hints
+
+
+def _sample_shape(array: np.ndarray, value: ir.Value) -> tuple[int, ...] | None:
+    """The shape of a sample of `value` in an array, which may hold several; None where it does not
+    go with the dimensions that are fixed."""
+    if value.shape is None:
+        return None
+    rank = len(value.shape)
+    if array.ndim == rank + 1:
+        found = array.shape[1:]
+    elif array.ndim == rank and rank:
+        found = (1, *array.shape[1:])
+    else:
+        return None
+    known = [dim if isinstance(dim, int) and dim >= 0 else None for dim in value.shape]
+    if _goes_with(found, known):
+        return found
+    # Pixels come with their channels last, also for a file that has them first.
+    first = (found[0], found[-1], *found[1:-1])
+    return first if rank == 4 and _goes_with(first, known) else None
+
+
+def _goes_with(shape: Sequence[int], known: Sequence[int | None]) -> bool:
+    pairs = zip(shape, known, strict=True)
+    return all(wanted in (None, size) for size, wanted in pairs)
+
+
+def _files_of(path: Path, suffixes: Collection[str]) -> list[Path]:
+    """The file `path`, or files in the folder `path`, with one of these suffixes. Raises
+    CalibrationError where nothing is there."""
     if not path.exists():
         raise CalibrationError(f"{path}: no such file or folder")
     if path.is_file():
-        return Samples(_from_files([path], inputs))
+        return [path]
     if not path.is_dir():
         raise CalibrationError(f"{path}: neither a file nor a folder")
     files = sorted(file for file in path.iterdir() if file.is_file())
-    saved = [file for file in files if file.suffix in ARRAYS]
-    if saved:
-        return Samples(_from_files(saved, inputs))
-    images = [file for file in files if file.suffix.lower() in IMAGES]
-    if not images:
-        raise CalibrationError(f"{path}: holds no .npz, .npy or image files")
-    value = _image_input(path, inputs)
-    return Samples([partial(_image_sample, image, value, options) for image in images])
+    return [file for file in files if file.suffix.lower() in suffixes]
 
 
-def _from_files(paths: Sequence[Path], inputs: Sequence[ir.Value]) -> list[Loader]:
+def _from_files(
+    paths: Sequence[Path], inputs: Sequence[ir.Value], pixels: PixelInput | None
+) -> list[Loader]:
     """The samples of files, which together hold no more bytes than one may."""
     room = arrays.largest()
     loaders: list[Loader] = []
@@ -112,8 +177,29 @@ def _from_files(paths: Sequence[Path], inputs: Sequence[ir.Value]) -> list[Loade
                 )
             loaded = {str(inputs[0].name): loaded}
         room -= sum(array.nbytes for array in loaded.values())
+        if pixels is not None:
+            _take_pixels(loaded, inputs, pixels, str(path))
         loaders += split_arrays(loaded, inputs, str(path))
     return loaders
+
+
+def _take_pixels(
+    arrays: Sample, inputs: Sequence[ir.Value], pixels: PixelInput, where: str
+) -> None:
+    """Turn arrays as the model's file takes them into the pixels that the model takes."""
+    array = arrays.get(pixels.name)
+    (value,) = (value for value in inputs if value.name == pixels.name)
+    if array is None or array.dtype.kind != "f" or not array.size:
+        return
+    order = pixels.file_order(shape_of(value))
+    samples = stacked(array, order)
+    if samples is None:
+        return
+    try:
+        made = [pixels.from_file(sample) for sample in samples]
+    except ValueError as error:
+        raise CalibrationError(f"{where}: array '{pixels.name}': {error}") from error
+    arrays[pixels.name] = np.stack(made)
 
 
 def split_arrays(arrays: Sample, inputs: Sequence[ir.Value], where: str) -> list[Loader]:
@@ -167,101 +253,28 @@ def _dtype_of(value: ir.Value) -> np.dtype:
     return np.dtype(value.dtype.numpy())
 
 
-def _image_input(path: Path, inputs: Sequence[ir.Value]) -> ir.Value:
-    if len(inputs) == 1:
-        value = inputs[0]
-        if len(shape_of(value)) == 4 and value.dtype == ir.DataType.FLOAT:
-            return value
-    raise CalibrationError(
-        f"{path}: images need a model with one float image input: use .npz files"
-    )
-
-
-def _image_sample(path: Path, value: ir.Value, options: ImageOptions) -> Sample:
-    return {str(value.name): _image(path, value, options)}
-
-
-def _image(path: Path, value: ir.Value, options: ImageOptions) -> np.ndarray:
-    """An image as the input takes it: [1, C, H, W], or [1, H, W, C] where that has the channels."""
-    shape = shape_of(value)
-    is_nhwc = shape[-1] in (1, 3) and shape[1] not in (1, 3)
-    if is_nhwc:
-        _, height, width, channels = shape
-    else:
-        _, channels, height, width = shape
-    tall, wide = options.size or (height, width)
-    _check_image_options(options, channels, (tall, wide), (height, width))
-    if channels not in (1, 3):
-        raise CalibrationError(
-            f"{path}: the model takes {channels} channels, images have 1 or 3: use .npz files"
-        )
-    pixels = _pixels(path, tall, wide, channels)
-    top = (tall - height) // 2
-    left = (wide - width) // 2
-    centre = pixels[top : top + height, left : left + width]
-    mean = np.array(options.mean, np.float32)
-    std = np.array(options.std, np.float32)
-    scaled = (centre - mean) / std
-    ordered = scaled if is_nhwc else scaled.transpose(2, 0, 1)
-    return np.ascontiguousarray(ordered)[None].astype(np.float32)
-
-
-def _check_image_options(
-    options: ImageOptions, channels: int, size: tuple[int, int], inner: tuple[int, int]
-) -> None:
-    """Raises CalibrationError for options that do not fit an input of (height, width) `inner`."""
-    tall, wide = size
-    height, width = inner
-    if tall < height or wide < width:
-        raise CalibrationError(
-            f"{tall},{wide}: smaller than the input of the model, {height},{width}", "size"
-        )
-    if tall * wide > MOST_PIXELS:
-        raise CalibrationError(f"{tall},{wide}: more than {MOST_PIXELS:,} pixels", "size")
-    if channels not in (1, 3):
-        return
-    for name, numbers in (("mean", options.mean), ("std", options.std)):
-        if len(numbers) not in (1, channels) or not np.isfinite(numbers).all():
-            given = ",".join(map(str, numbers))
-            raise CalibrationError(f"{given}: give 1 or {channels} finite numbers", name)
-    if 0 in options.std:
-        raise CalibrationError("0: images cannot be divided by 0", "std")
-
-
-def _pixels(path: Path, tall: int, wide: int, channels: int) -> np.ndarray:
-    """An image [tall, wide, channels] in [0, 1]."""
-    from PIL import Image
-
+def _picture_sample(path: Path, value: ir.Value, entry: PictureEntry) -> Sample:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is lower
-            file = Image.open(path, formats=FORMATS)
-        with file:
-            if file.width * file.height > MOST_PIXELS:
-                raise CalibrationError(
-                    f"{path}: {file.width} x {file.height} pixels; at most {MOST_PIXELS:,} are "
-                    "read: make it smaller"
-                )
-            coloured = file.convert("L" if channels == 1 else "RGB")
-            image = coloured.resize((wide, tall), Image.Resampling.BILINEAR)
-    except CalibrationError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise CalibrationError(
-            f"{path}: more than {MOST_PIXELS:,} pixels are not read: make it smaller"
-        ) from error
-    except Exception as error:  # decoders fail in too many ways to list
-        raise CalibrationError(
-            f"{path}: not an image that can be read ({first_line(error)})"
-        ) from error
-    return np.asarray(image, np.float32).reshape(tall, wide, channels) / np.float32(255)
+        image = pictures.read(path)
+    except PictureError as error:
+        raise CalibrationError(f"{path}: {error}") from error
+    return {str(value.name): pictures.prepare(image, entry, _dtype_of(value)).array}
 
 
-def random_sample(inputs: Sequence[ir.Value], seed: int) -> Sample:
+def random_sample(
+    inputs: Sequence[ir.Value], seed: int, pixels: PixelInput | None = None
+) -> Sample:
     """Standard normal floats; integers within the table that they index, else ones (a mask that
-    hides nothing)."""
+    hides nothing); any pixels."""
     rng = np.random.default_rng(seed)
-    return {str(value.name): _random_array(value, rng) for value in inputs}
+    found = {str(value.name): _random_array(value, rng) for value in inputs}
+    if pixels is not None and pixels.dtype != "float32":
+        limits = np.iinfo(pixels.dtype)
+        shape = found[pixels.name].shape
+        found[pixels.name] = rng.integers(
+            limits.min, limits.max, shape, pixels.dtype, endpoint=True
+        )
+    return found
 
 
 def _random_array(value: ir.Value, rng: np.random.Generator) -> np.ndarray:

@@ -238,6 +238,13 @@ class PictureEntry(TypedDict):
     ]
     mean: Annotated[list[float], Limits(least=1, most=3), "of all channels, or of each"]
     std: Annotated[list[float], Limits(least=1, most=3), "likewise; none is 0"]
+    normalised: NotRequired[
+        Annotated[
+            Literal["scale", "convolution", "layer"],
+            "of an input of 8 bits: what takes up the mean and deviation that the source model "
+            "wants: the scale of the input, the weights of what reads it, or a layer in front",
+        ]
+    ]
 
 
 @final

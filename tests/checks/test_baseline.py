@@ -62,9 +62,7 @@ def quality(path: Path, **options: Any) -> dict[str, Any]:
 
 def compared(path: Path, **options: Any) -> baseline.Baseline:
     imported = building.read(path, BuildOptions(**options))
-    return baseline.baseline(
-        path, imported, sampling.load(None, imported.graph.inputs, sampling.ImageOptions())
-    )
+    return baseline.baseline(path, imported, sampling.load(None, imported.graph.inputs))
 
 
 def test_a_file_of_dynamic_shapes_is_compared_as_it_is(tmp_path: Path) -> None:

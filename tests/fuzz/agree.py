@@ -176,7 +176,7 @@ def _rounded_agree(
     if not low:
         return Outcome("agrees")
     imported = building.read(path, options)
-    loaded = sampling.load(options.calibration, imported.graph.inputs, options.image, 0)
+    loaded = sampling.load(options.calibration, imported.graph.inputs)
     program = building.quantize(
         building.plan_program(imported, options), loaded.split()[0], options
     )

@@ -48,7 +48,7 @@ def check(model: onnx.ModelProto, folder: Path) -> tuple[float, float]:
     assert first == _bytes(folder / "bundle"), "two builds differ"
 
     imported = building.read(path, options)
-    samples = sampling.load(options.calibration, imported.graph.inputs, options.image, 0)
+    samples = sampling.load(options.calibration, imported.graph.inputs)
     calibration, _ = samples.split()
     # So many that luck in one of them, where errors of rounding cancel, does not count.
     held_out = [{"x": row[None]} for row in x[8:]]
