@@ -13,6 +13,7 @@ from passes import (
     cancel_reshapes,
     cancel_transposes,
     correct_biases,
+    divide_reshapes,
     equalise,
     fold_affine,
     fold_constants,
@@ -238,6 +239,14 @@ PASSES: tuple[Pass[PassContext], ...] = in_order(
         keep_tails.run,
         kind="accuracy",
         after={"tile_matmul": "the join of a layer's tiles stays with its layer"},
+    ),
+    Pass(
+        "divide_reshapes",
+        divide_reshapes.run,
+        after={
+            "cancel_reshapes": "a Reshape that is not needed is not worth parts",
+            "keep_tails": "a line that the host joins is made there",
+        },
     ),
     Pass(
         "separate",

@@ -4,14 +4,19 @@
 
 Layout is data flow: lowering puts each operator between two Transposes, and what is left over is a
 Transpose node that someone has to execute. They sink through operators that let them pass
-(`Operator.permute`), one by one, and join with those that they meet. At the end, what was left in
-front of a graph input's normalisation goes in front of all of it, and what moves no element becomes
-a Reshape.
+(`Operator.permute`), one by one, and join with those that they meet. They also pass a Reshape that
+joins or divides axes which are neighbours on both sides:
+
+    Reshape(Transpose(x [1, H, W, C]) [1, C, H, W]) [1, C, H * W]   ->   Transpose(Reshape(x))
+
+At the end, what was left in front of a graph input's normalisation goes in front of all of it, and
+what moves no element becomes a Reshape.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -39,7 +44,7 @@ Permutation = tuple[int, ...]
 
 
 def run(model: ir.Model, context: PassContext) -> None:
-    for node in rewrite_until_stable(model, lambda node, b: _merge(node, b) or _sink(node, b)):
+    for node in rewrite_until_stable(model, _rewrite):
         context.matched(node)
     names = Names(model.graph)
     for node in _transposes(model):
@@ -52,6 +57,10 @@ def run(model: ir.Model, context: PassContext) -> None:
             assert source is not None
             b.replace(b.reshape(source, shape_of(node.outputs[0])))
             context.matched(node)
+
+
+def _rewrite(node: ir.Node, b: Builder) -> bool:
+    return _merge(node, b) or _sink(node, b) or _sink_through_reshape(node, b)
 
 
 def _transposes(model: ir.Model) -> list[ir.Node]:
@@ -115,6 +124,69 @@ def _sink(node: ir.Node, b: Builder) -> bool:
     operator.permute(node, perm, b)
     _transpose_outputs(node, perm, b)
     return True
+
+
+def _sink_through_reshape(node: ir.Node, b: Builder) -> bool:
+    """Let a Transpose pass a Reshape, where the axes that this joins or divides stay neighbours."""
+    if key_of(node) != ("", "Reshape"):
+        return False
+    before = produced_by(node.inputs[0], "Transpose")
+    if before is None or not _may_be_on_tpu(before.inputs[0]):
+        return False
+    source = before.inputs[0]
+    assert source is not None
+    perm = permutation(before)
+    result = shape_of(node.outputs[0])
+    groups = _groups(shape_of(before.outputs[0]), result)
+    if groups is None:
+        return False
+    # The groups in the order that their axes have in front of the Transpose; an axis of one may
+    # be anywhere.
+    shape = shape_of(source)
+    groups.sort(
+        key=lambda group: max(perm[axis] * (shape[perm[axis]] > 1) for axis in group.before)
+    )
+    moved = [perm[axis] for group in groups for axis in group.before]
+    if not _keeps_order(moved, shape):
+        return False
+    axes = [axis for group in groups for axis in group.after]
+    reshaped = b.reshape(source, [result[axis] for axis in axes])
+    b.replace(b.transpose(reshaped, _inverse(axes)))
+    return True
+
+
+class _Group(NamedTuple):
+    """Axes next to each other that a Reshape makes of others with as many elements."""
+
+    before: list[int]
+    after: list[int]
+
+
+def _groups(before: Sequence[int], after: Sequence[int]) -> list[_Group] | None:
+    """What a Reshape makes of which axes, in the smallest groups.
+
+    None where a shape has no elements, or no axes to tell.
+    """
+    if 0 in before or not before or not after:
+        return None
+    groups: list[_Group] = []
+    left = list(range(len(before)))
+    right = list(range(len(after)))
+    while left and right:
+        group = _Group([left.pop(0)], [right.pop(0)])
+        here, there = before[group.before[0]], after[group.after[0]]
+        while here != there:
+            if here < there:
+                group.before.append(left.pop(0))
+                here *= before[group.before[-1]]
+            else:
+                group.after.append(right.pop(0))
+                there *= after[group.after[-1]]
+        groups.append(group)
+    # What is left on one side has one element.
+    groups[-1].before.extend(left)
+    groups[-1].after.extend(right)
+    return groups
 
 
 def _passing(node: ir.Node) -> Permutation | None:

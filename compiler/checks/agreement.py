@@ -7,6 +7,7 @@ leaves a doubt nothing is said: agreement on something that is not there would b
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 import onnx_ir as ir
@@ -24,7 +25,8 @@ from compiler.checks.readings import (
 )
 from compiler.graph import Shape, is_constant
 from compiler.ops import Moves, operator_of
-from compiler.runtime.detections import Head
+from compiler.runtime.detections import Head, entry_of
+from compiler.runtime.manifest import HeadEntry
 from compiler.runtime.recognition import recognise
 
 # Sizes of ImageNet's label sets: one score for each is a classifier, whatever it is called.
@@ -42,6 +44,15 @@ LEAST_READ = 3
 _BELOW_ZERO = 1e-4
 _ABOVE_ONE = 1e-3
 _SUM_TOLERANCE = 1e-2
+
+
+class TaskEntry(TypedDict):
+    """What outputs say, as `VisionEntry` in compiler/runtime/manifest.py has it."""
+
+    task: Literal["classify", "detect"] | None
+    scores: NotRequired[str]
+    softmax: NotRequired[bool]
+    head: NotRequired[HeadEntry]
 
 
 def readings(
@@ -85,6 +96,26 @@ def known_channels(read: Sequence[Reading]) -> dict[str, Channels]:
         elif isinstance(reading, Classes):
             found[reading.output] = Channels(reading.axis)
     return found
+
+
+def task(read: Sequence[Reading], results: Sequence[Arrays]) -> TaskEntry:
+    """What a model of pictures tells, for the part `vision` of its manifest.
+
+    `read` is what `readings` finds in `results`. A classifier is one by a single output of a score
+    for each class.
+    """
+    heads = [reading.head for reading in read if isinstance(reading, Boxes)]
+    if heads:
+        return {"task": "detect", "head": entry_of(heads[0])}
+    scores = [reading for reading in read if isinstance(reading, Classes)]
+    if len(scores) != 1 or len(read) != 1:
+        return {"task": None}
+    (name, axis) = (scores[0].output, scores[0].axis)
+    arrays = [result[name] for result in results]
+    if arrays[0].ndim != 2 or len(arrays[0]) != 1:
+        return {"task": None}
+    are_logits = not all(_are_probabilities_of_one(array, axis) for array in arrays)
+    return {"task": "classify", "scores": name, "softmax": are_logits}
 
 
 def scored(graph: ir.Graph) -> dict[str, int]:
@@ -157,6 +188,11 @@ def _is_distribution(array: np.ndarray, axis: int) -> bool:
         return False
     sums = values.sum(axis=axis)
     return bool(np.abs(sums - 1).max(initial=0) < _SUM_TOLERANCE)
+
+
+def _are_probabilities_of_one(array: np.ndarray, axis: int) -> bool:
+    """Whether each row is probabilities that sum up to one; their logarithms are logits."""
+    return bool(array.min(initial=0) >= -_BELOW_ZERO) and _is_distribution(array, axis)
 
 
 def _blank_symbol(arrays: Sequence[np.ndarray]) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from compiler.graph import Builder, attribute_of, axis_of, consumers_of, element_count, shape_of
-from compiler.ops.common import Operator, Refusal, Scales
+from compiler.ops.common import Operator, Refusal, Scales, permute_axis
 from compiler.ops.rules import Builtin, OpInfo, Rule, rows_of
 from compiler.ops.writer import Writer
 from compiler.targets import Target
@@ -87,4 +87,6 @@ _RULES = (
 
 BUILTINS = (Builtin("SOFTMAX", 2, _RULES),)
 
-OPERATORS = (Operator("Softmax", lower=lower, refuse=refuse, scales=scales, emit=emit),)
+OPERATORS = (
+    Operator("Softmax", lower=lower, refuse=refuse, scales=scales, emit=emit, permute=permute_axis),
+)

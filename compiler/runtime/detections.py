@@ -5,6 +5,7 @@
 | YOLOv8, v9, v11 | [1, 4 + C, N]: centre, width, height in pixels; scores of C classes |
 | YOLOv5, v7, YOLOX | [1, N, 5 + C]: the same with objectness in front of the scores |
 | YOLOX without decoding | [1, N, 5 + C]: offsets in cells, logarithms of sizes in cells |
+| YOLOv8, v9, v11, raw | distributions of four distances [1, N, 4 * bins] beside logits [1, N, C] |
 | PicoDet | for each stride scores [1, n, C] and distributions of four distances [1, n, 4 * bins] |
 | SSD, or after suppression | corners [N, 4] or [1, N, 4] beside scores [N], [1, N] or [1, N, C], \
 and labels, if any |
@@ -20,6 +21,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from compiler.runtime.manifest import HeadEntry
+
 Arrays = Mapping[str, np.ndarray]
 Size = tuple[int, int]
 """(height, width) of a detector's image, in pixels."""
@@ -31,6 +34,8 @@ OVERLAP = 0.45
 MOST_CANDIDATES = 2000
 # exp of it still is far from the largest float64, and no box has e^20 cells.
 _LARGEST_LOGARITHM = 20
+# exp of it is finite; the scores of all lower logits are zero as well.
+_LEAST_LOGIT = -500
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,30 @@ class Yolo:
 
 
 @dataclass(frozen=True)
+class Distances:
+    """The raw heads of YOLOv8, v9 and v11, as they leave the Edge TPU: distributions of the
+    distances from the middle of a cell to the four sides of its box, and logits of classes."""
+
+    boxes: str
+    scores: str
+    strides: tuple[int, ...]
+    size: Size
+
+    axis = 2
+    splits = ()
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return self.boxes, self.scores
+
+    def candidates(self, arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
+        """(boxes [N, 4], scores [N, C])."""
+        logits = arrays[self.scores][0].astype(np.float64)
+        scores = 1 / (1 + np.exp(-np.maximum(logits, _LEAST_LOGIT)))
+        return _around_cells(arrays[self.boxes][0], self.strides, self.size), scores
+
+
+@dataclass(frozen=True)
 class PicoDet:
     """A pair of outputs for each stride: scores, and distributions of the distances from the middle
     of a cell to the four sides of its box."""
@@ -122,15 +151,20 @@ class PicoDet:
         """(boxes [N, 4], scores [N, C])."""
         scores = _joined(self.scores, arrays)
         logits = _joined(self.distances, arrays)
-        logits = logits.reshape(len(logits), 4, -1)
-        # The distance is the mean of a distribution over 0, 1, 2, ... strides.
-        weights = np.exp(logits - logits.max(axis=2, keepdims=True))
-        weights /= weights.sum(axis=2, keepdims=True)
-        bins = np.arange(logits.shape[2])
-        middles, strides = cells(self.size, self.strides, 0.5)
-        distances = (weights @ bins) * strides
-        boxes = np.concatenate([middles - distances[:, :2], middles + distances[:, 2:]], axis=1)
-        return boxes, scores
+        return _around_cells(logits, self.strides, self.size), scores
+
+
+def _around_cells(logits: np.ndarray, strides: Sequence[int], size: Size) -> np.ndarray:
+    """Boxes [N, 4] whose sides lie around the middles of cells, by distributions [N, 4 * bins] of
+    their distances."""
+    logits = logits.astype(np.float64).reshape(len(logits), 4, -1)
+    # The distance is the mean of a distribution over 0, 1, 2, ... strides.
+    weights = np.exp(logits - logits.max(axis=2, keepdims=True))
+    weights /= weights.sum(axis=2, keepdims=True)
+    middles, widths = cells(size, strides, 0.5)
+    distances = (weights @ np.arange(logits.shape[2])) * widths
+    boxes = [middles - distances[:, :2], middles + distances[:, 2:]]
+    return np.concatenate(boxes, axis=1)
 
 
 def _joined(names: Sequence[str], arrays: Arrays) -> np.ndarray:
@@ -184,7 +218,53 @@ def _score_table(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return table
 
 
-Head = Yolo | PicoDet | Corners
+Head = Yolo | Distances | PicoDet | Corners
+
+
+def head_of(entry: HeadEntry, size: Size) -> Head:
+    """The head that a manifest describes, over an image of `size`."""
+    if entry["kind"] == "yolo":
+        strides = tuple(entry["strides"])
+        return Yolo(entry["output"], entry["rows"], entry["objectness"], strides, size)
+    if entry["kind"] == "distances":
+        return Distances(entry["boxes"], entry["scores"], tuple(entry["strides"]), size)
+    if entry["kind"] == "picodet":
+        scores, distances = tuple(entry["scores"]), tuple(entry["distances"])
+        return PicoDet(scores, distances, tuple(entry["strides"]), size)
+    return Corners(entry["boxes"], entry["scores"], entry["labels"], entry["background"])
+
+
+def entry_of(head: Head) -> HeadEntry:
+    """What a manifest says of a head: `head_of` makes the same head of it."""
+    if isinstance(head, Yolo):
+        return {
+            "kind": "yolo",
+            "output": head.output,
+            "rows": head.rows,
+            "objectness": head.objectness,
+            "strides": list(head.cells),
+        }
+    if isinstance(head, Distances):
+        return {
+            "kind": "distances",
+            "boxes": head.boxes,
+            "scores": head.scores,
+            "strides": list(head.strides),
+        }
+    if isinstance(head, PicoDet):
+        return {
+            "kind": "picodet",
+            "scores": list(head.scores),
+            "distances": list(head.distances),
+            "strides": list(head.strides),
+        }
+    return {
+        "kind": "corners",
+        "boxes": head.boxes,
+        "scores": head.scores,
+        "labels": head.labels,
+        "background": head.background,
+    }
 
 
 def detect(

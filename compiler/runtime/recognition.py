@@ -10,7 +10,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from compiler.runtime.detections import Arrays, Corners, Head, PicoDet, Size, Yolo, cell_count
+from compiler.runtime.detections import (
+    Arrays,
+    Corners,
+    Distances,
+    Head,
+    PicoDet,
+    Size,
+    Yolo,
+    cell_count,
+)
 
 # An output's arrays, one for each image.
 Images = Sequence[np.ndarray]
@@ -25,6 +34,9 @@ _NEARLY_ALL = 0.99
 # Offsets and logarithms of sizes are a few cells.
 _FEW_CELLS = 20
 _LEAST_BINS = 4  # of a distribution of distances
+_YOLO_BINS = 16  # those of YOLOv8, v9 and v11
+# Nearly all cells show nothing of a class: the share of positive logits is less than this.
+_FEW_POSITIVE = 0.1
 
 
 def recognise(results: Sequence[Arrays], size: Size) -> Head | None:
@@ -40,7 +52,7 @@ def recognise(results: Sequence[Arrays], size: Size) -> Head | None:
     if len(outputs) == 1:
         ((name, images),) = outputs.items()
         return _yolo(name, images, size)
-    return _pico_det(outputs, size) or _corners(outputs, results[0])
+    return _distances(outputs, size) or _pico_det(outputs, size) or _corners(outputs, results[0])
 
 
 def _yolo(name: str, images: Images, size: Size) -> Yolo | None:
@@ -106,6 +118,25 @@ def _are_in_cells(values: np.ndarray) -> bool:
     # Boxes smaller than a cell have negative logarithms.
     smallest_size = values[:, 2:4].min()
     return bool(largest < _FEW_CELLS and smallest_size < 0)
+
+
+def _distances(outputs: Mapping[str, Images], size: Size) -> Distances | None:
+    """Of two outputs [1, N, channels], the one with 4 * 16 bins is that of boxes."""
+    shapes = {name: images[0].shape for name, images in outputs.items()}
+    if len(shapes) != 2 or any(len(shape) != 3 or shape[0] != 1 for shape in shapes.values()):
+        return None
+    boxes = [name for name, shape in shapes.items() if shape[2] == 4 * _YOLO_BINS]
+    counts = {shape[1] for shape in shapes.values()}
+    if len(boxes) != 1 or len(counts) != 1:
+        return None  # with as many classes, both look alike
+    (scores,) = (name for name in shapes if name != boxes[0])
+    grid = _grids(size).get(counts.pop())
+    if grid is None or grid.anchors != 1:
+        return None
+    positive = np.mean([np.mean(array > 0) for array in outputs[scores]])
+    if positive >= _FEW_POSITIVE or _all_probabilities(outputs[scores]):
+        return None
+    return Distances(boxes[0], scores, grid.strides, size)
 
 
 def _pico_det(outputs: Mapping[str, Images], size: Size) -> PicoDet | None:

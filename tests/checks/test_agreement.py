@@ -11,7 +11,7 @@ from compiler.checks import agreement
 from compiler.checks import readings as reading_kinds
 from compiler.checks.agreement import readings
 from compiler.checks.readings import Boxes, Classes, Mask, Text
-from compiler.runtime.detections import Detections, Yolo
+from compiler.runtime.detections import Detections, Yolo, head_of
 from tests.runtime.test_detections import CELLS, head_output
 
 PICTURE = {"x": np.zeros((1, 3, 64, 64), np.float32)}
@@ -73,6 +73,32 @@ def test_the_layer_that_gives_the_scores() -> None:
         z = Relu (flat)
     }"""
     assert agreement.scored(ir.from_onnx_text(text).graph) == {"y": 6}
+
+
+@pytest.mark.parametrize(
+    ("array", "told"),
+    [
+        (softmax(RNG.standard_normal((1, 10))), {"softmax": False}),
+        (np.log(softmax(RNG.standard_normal((1, 10)))), {"softmax": True}),
+        (softmax(RNG.standard_normal((1, 10, 1, 1)).reshape(1, 10))[..., None, None], None),
+        (softmax(RNG.standard_normal((2, 10))), None),
+    ],
+)
+def test_the_task_of_a_classifier(array: np.ndarray, told: dict[str, bool] | None) -> None:
+    """One row of scores is a classifier's, as probabilities or not."""
+    outputs = [{"y": array}] * 2
+    found = agreement.task(kinds(outputs), outputs)
+    if told is None:
+        assert found == {"task": None}
+    else:
+        assert found == {"task": "classify", "scores": "y", **told}
+
+
+def test_the_task_of_a_detector() -> None:
+    outputs = [{"out": head_output(False, False)}]
+    found = agreement.task(kinds(outputs), outputs)
+    assert found["task"] == "detect"
+    assert head_of(found["head"], (64, 64)) == Yolo("out", False, False, size=(64, 64))
 
 
 def test_a_path_collapses() -> None:

@@ -86,7 +86,8 @@ def test_boxes_and_scores_each_have_steps_of_their_own(one_layer: bool, tmp_path
     pipeline = Pipeline(Bundle.open(tmp_path / "b"))
     assert [s["device"] for s in pipeline.segments] == ["host", "tpu", "host"]
     scales = sorted(t["scale"] for t in pipeline.segments[1]["outputs"])
-    assert len(scales) == 2 and scales[0] == 1 / 256
+    # Distances are fine, logits are not.
+    assert len(scales) == 2 and scales[1] > 10 * scales[0]
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     wants = [session.run(None, {"x": sample[None]})[0] for sample in samples]
     gots = [pipeline.run({"x": sample[None]})["y"] for sample in samples]

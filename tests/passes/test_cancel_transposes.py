@@ -50,6 +50,7 @@ PASSING = {
     "joined channels": Passing(
         "r = Concat <axis = -3> (t, t)", "m = Concat <axis = 3> (p, p)", "[1,4,3,4]"
     ),
+    "softmax": Passing("r = Softmax <axis = 1> (t)", "m = Softmax <axis = 3> (p)"),
     "mean": Passing(
         "r = ReduceMean (t, c)",
         "m = ReduceMean (p, c)",
@@ -185,8 +186,8 @@ def test_transposes_that_move_nothing_do_not_sink_for_ever() -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        # Softmax is over one axis, and the Edge TPU has it over the last only.
-        f"p = {POOL} (x) t = Transpose <perm = [0, 3, 1, 2]> (p) y = Softmax <axis = 1> (t)",
+        # A Reshape that puts elements of axes together that were apart.
+        f"p = {POOL} (x) t = Transpose <perm = [0, 3, 1, 2]> (p) y = Reshape (t, joined)",
         # The host made it, and for the host it stays: nothing is gained on the Edge TPU.
         "p = Erf (x) t = Transpose <perm = [0, 3, 1, 2]> (p) y = Relu (t)",
         # The other side comes out of no Transpose, and to permute it would cost one.
@@ -195,7 +196,40 @@ def test_transposes_that_move_nothing_do_not_sink_for_ever() -> None:
 )
 def test_where_it_stays(body: str) -> None:
     inputs = "float[1,4,3,2] x, float[1,2,4,3] z" if "z)" in body else "float[1,4,3,2] x"
-    leaves_alone("cancel_transposes", f"g ({inputs}) => (float[1,2,4,3] y) {{ {body} }}")
+    shape, constants = "1,2,4,3", ""
+    if "joined" in body:
+        shape, constants = "1,8,3", "<int64[3] joined = {1, 8, 3}>"
+    leaves_alone(
+        "cancel_transposes", f"g ({inputs}) => (float[{shape}] y) {constants} {{ {body} }}"
+    )
+
+
+RESHAPES = {
+    "rows of an image": ("1,2,12", "1,12,2", (0, 2, 1)),
+    "channels in groups": ("1,1,2,4,3", "1,4,3,1,2", (0, 3, 4, 1, 2)),
+    "without the batch": ("2,12", "12,2", (1, 0)),
+    "an axis of one behind": ("1,2,12,1", "1,12,1,2", (0, 3, 1, 2)),
+}
+
+
+@pytest.mark.parametrize("name", RESHAPES)
+def test_a_reshape_of_neighbours_lets_it_pass(name: str) -> None:
+    """Of an image [1, 4, 3, 2] that was turned to channels first, [1, 2, 4, 3]."""
+    shape, inner, perm = RESHAPES[name]
+    rank = len(perm)
+    before = f"""
+    g (float[1,4,3,2] x) => (float[{shape}] y) <int64[{rank}] s = {{{shape}}}> {{
+        p = {POOL} (x)
+        t = Transpose <perm = [0, 3, 1, 2]> (p)
+        y = Reshape (t, s)
+    }}"""
+    after = f"""
+    g (float[1,4,3,2] x) => (float[{shape}] y) <int64[{rank}] s = {{{inner}}}> {{
+        p = {POOL} (x)
+        r = Reshape (p, s)
+        y = Transpose <perm = {list(perm)}> (r)
+    }}"""
+    rewrites("cancel_transposes", before, after)
 
 
 def test_transposes_cancel_between_convolutions() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from compiler.graph import HOST_REASON
-from passes.keep_tails import JOIN, TABLE
+from passes.keep_tails import JOIN, PROBABILITIES, TABLE
 from tests.passes.golden import Arrays, run_passes, weight
 
 LOWERED = ("lower", "cancel_transposes", "keep_tails")
@@ -36,7 +36,8 @@ def test_joins_that_only_leave() -> None:
     text = text.replace("l = Slice (k, zero, most, one)", "").replace(
         "Identity (l)", "Identity (k)"
     )
-    assert kept(text.replace("[1,112] y", "[1,384] y"), w=layer) == {"j": JOIN, "y": JOIN}
+    wanted = {"s": PROBABILITIES, "j": JOIN, "y": JOIN}
+    assert kept(text.replace("[1,112] y", "[1,384] y"), w=layer) == wanted
 
 
 def test_joins_that_a_layer_reads_are_not() -> None:
@@ -72,3 +73,68 @@ def test_arithmetic_with_tables_that_leaves() -> None:
     }"""
     tables = {"cells": weight(1, 2, 16), "strides": np.repeat(np.float32([8, 16]), 8)[None]}
     assert kept(text, w=weight(2, 2, 1, 1), **tables) == {"d": TABLE, "c": TABLE, "y": TABLE}
+
+
+LEVELS = """
+    g (float[1,4,4,4] a, float[1,4,2,2] b) => (float[1,7,20] y)
+    <int64[3] wide = {{1, 4, -1}}, int64[3] narrow = {{1, 3, -1}}> {{
+        d = Conv (a, w)  e = Conv (b, w)  p = Conv (a, v)  q = Conv (b, v)
+        dr = Reshape (d, wide)  er = Reshape (e, wide)
+        pr = Reshape (p, narrow)  qr = Reshape (q, narrow)
+        boxes = Concat <axis = 2> (dr, er)
+        {0}
+        j = Concat <axis = 1> (boxes, s)
+        y = Identity (j)
+    }}"""
+WEIGHTS = {"w": weight(4, 4, 1, 1), "v": weight(3, 4, 1, 1)}
+
+
+def test_levels_are_joined_on_the_edge_tpu_and_their_logits_leave() -> None:
+    """Rows of boxes, and rows of scores: what joins both stays with the Sigmoid on the host."""
+    text = LEVELS.format("l = Concat <axis = 2> (pr, qr) s = Sigmoid (l)")
+    assert kept(text, **WEIGHTS) == {"s": PROBABILITIES, "y": JOIN}
+
+
+def test_levels_of_probabilities_are_joined_on_the_host() -> None:
+    text = LEVELS.format("ps = Sigmoid (pr) qs = Sigmoid (qr) s = Concat <axis = 2> (ps, qs)")
+    wanted = {"ps": PROBABILITIES, "qs": PROBABILITIES, "s": JOIN, "y": JOIN}
+    assert kept(text, **WEIGHTS) == wanted
+
+
+def test_a_probability_that_leaves_by_itself_is_of_the_edge_tpu() -> None:
+    text = """
+    g (float[1,4,4,4] a) => (float[1,4,16] y) <int64[3] flat = {1, 4, 16}> {
+        b = Conv (a, w)
+        s = Sigmoid (b)
+        y = Reshape (s, flat)
+    }"""
+    assert kept(text, w=weight(4, 4, 1, 1)) == {}
+
+
+def test_the_mean_of_a_distribution_and_what_is_computed_of_it() -> None:
+    """Four distances of 8 bins for each cell become the corners, middle and size of a box."""
+    text = """
+    g (float[1,4,4,4] a) => (float[1,4,16] y)
+    <int64[4] bins = {1, 4, 8, 16}, int64[3] sides = {1, 4, 16}, int64[2] two = {2, 2},
+     float half = {0.5}> {
+        b = Conv (a, w)
+        r = Reshape (b, bins)
+        t = Transpose <perm = [0, 2, 1, 3]> (r)
+        s = Softmax <axis = 1> (t)
+        m = Conv (s, places)
+        d = Reshape (m, sides)
+        near, far = Split <axis = 1> (d, two)
+        low = Sub (cells, near)
+        high = Add (cells, far)
+        sum = Add (low, high)
+        middle = Mul (sum, half)
+        extent = Sub (high, low)
+        y = Concat <axis = 1> (middle, extent)
+    }"""
+    places = np.arange(8, dtype=np.float32).reshape(1, 8, 1, 1)
+    tables = {"places": places, "cells": weight(1, 2, 16)}
+    found = kept(text, w=weight(32, 4, 1, 1), **tables)
+    on_tables = dict.fromkeys(("low", "high", "sum", "middle", "extent"), TABLE)
+    assert found.pop("m", TABLE) == TABLE
+    assert {name: found[name] for name in on_tables} == on_tables
+    assert PROBABILITIES in found.values() or "s" not in found

@@ -8,9 +8,13 @@ import pytest
 from compiler.runtime.detections import (
     Corners,
     Detections,
+    Distances,
+    Head,
     PicoDet,
     Yolo,
     detect,
+    entry_of,
+    head_of,
     overlaps,
     suppressed,
 )
@@ -63,6 +67,54 @@ def test_yolox_without_decoding() -> None:
     assert head == Yolo("out", True, True, (8, 16, 32), SIZE)
     (box,) = detect(head, {"out": values}).boxes
     assert box == pytest.approx([40 - 8, 20 - 16, 40 + 8, 20 + 16], abs=1e-4)
+
+
+def raw_heads() -> dict[str, np.ndarray]:
+    """All weight of a distribution on bins 1, 2, 3 and 4 of the cell of stride 16 in row 1, column
+    2, whose logit of class 1 is 1; all other logits are -6."""
+    arrays = {
+        "boxes": np.zeros((1, CELLS, 64), np.float32),
+        "scores": np.full((1, CELLS, 3), -6, np.float32),
+    }
+    cell = 64 + 4 + 2
+    arrays["scores"][0, cell, 1] = 1
+    for side, bin_ in enumerate((1, 2, 3, 4)):
+        arrays["boxes"][0, cell, 16 * side + bin_] = 50
+    return arrays
+
+
+def test_distances() -> None:
+    arrays = raw_heads()
+    head = recognise([arrays], SIZE)
+    assert head == Distances("boxes", "scores", (8, 16, 32), SIZE)
+    found = detect(head, arrays)
+    assert found.boxes[0] == pytest.approx([40 - 16, 24 - 32, 40 + 48, 24 + 64])
+    assert found.scores == pytest.approx([1 / (1 + np.exp(-1))])
+    assert found.classes.tolist() == [1]
+
+
+def test_raw_heads_of_unsure_meaning_are_not_recognised() -> None:
+    arrays = raw_heads()
+    as_many_classes = np.full((1, CELLS, 64), -6, np.float32)
+    assert recognise([arrays | {"scores": as_many_classes}], SIZE) is None
+    features = -arrays["scores"]
+    assert recognise([arrays | {"scores": features}], SIZE) is None
+    assert recognise([{name: array[:, 1:] for name, array in arrays.items()}], SIZE) is None
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        Yolo("y", rows=True, objectness=True, cells=(8, 16, 32), size=SIZE),
+        Yolo("y", rows=False, objectness=False, size=SIZE),
+        Distances("b", "s", (8, 16, 32), SIZE),
+        PicoDet(("s8", "s16"), ("d8", "d16"), (8, 16), SIZE),
+        Corners("b", "s", "l"),
+        Corners("b", "s", background=True),
+    ],
+)
+def test_a_manifest_holds_all_of_a_head(head: Head) -> None:
+    assert head_of(entry_of(head), SIZE) == head
 
 
 def test_pico_det() -> None:
