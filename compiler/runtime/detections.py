@@ -20,6 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from compiler.runtime.manifest import HeadEntry
+
 Arrays = Mapping[str, np.ndarray]
 Size = tuple[int, int]
 """(height, width) of a detector's image, in pixels."""
@@ -185,6 +187,22 @@ def _score_table(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 Head = Yolo | PicoDet | Corners
+
+
+def head_of(entry: HeadEntry, size: Size) -> Head:
+    """The head that a manifest describes, over an image of `size`. Raises ValueError for a kind
+    that is not read."""
+    if entry["kind"] == "yolo":
+        return Yolo(
+            entry["output"], entry["rows"], entry["objectness"], tuple(entry["strides"]), size
+        )
+    if entry["kind"] == "picodet":
+        return PicoDet(
+            tuple(entry["scores"]), tuple(entry["distances"]), tuple(entry["strides"]), size
+        )
+    if entry["kind"] == "corners":
+        return Corners(entry["boxes"], entry["scores"], entry["labels"], entry["background"])
+    raise ValueError(f"heads of kind '{entry['kind']}' are not read")
 
 
 def detect(

@@ -20,6 +20,9 @@ from compiler.runtime.manifest import PictureEntry
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    # A picture, the path of its file, or the bytes of one.
+    Source = Image | Path | str | bytes
+
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 # Pixels of a picture, also after resizing: in Pillow 4 bytes each.
