@@ -62,7 +62,7 @@ class Prepared:
 def read(source: Path | bytes) -> Image:
     """The picture in a file or in a file's bytes, upright (by its EXIF orientation). Raises
     PictureError for what is too large or not a PNG, JPEG, BMP or WebP."""
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     where = source if isinstance(source, Path) else io.BytesIO(source)
     try:
@@ -84,6 +84,8 @@ def read(source: Path | bytes) -> Image:
         raise PictureError(
             f"more than {MOST_PIXELS:,} pixels are not read: make it smaller"
         ) from error
+    except UnidentifiedImageError as error:
+        raise PictureError(f"not an image that can be read ({' or '.join(_FORMATS)})") from error
     except Exception as error:  # decoders fail in too many ways to list
         raise PictureError(f"not an image that can be read ({first_line(error)})") from error
 
