@@ -147,3 +147,21 @@ def _normalised(pixels: np.ndarray, entry: PictureEntry, dtype: np.dtype) -> np.
     limits = np.iinfo(dtype)
     rounded: np.ndarray = np.clip(np.rint(values), limits.min, limits.max).astype(dtype)
     return rounded
+
+
+def restored(array: np.ndarray, entry: PictureEntry) -> Image:
+    """The picture that `prepare` made an array [1, C, H, W] or [1, H, W, C] of, in the size of the
+    array."""
+    from PIL import Image
+
+    values = array[0].astype(np.float32)
+    if entry["layout"] == "NCHW":
+        values = values.transpose(1, 2, 0)
+    mean = np.array(entry["mean"], np.float32)
+    std = np.array(entry["std"], np.float32)
+    pixels = np.clip(np.rint(values * std + mean), 0, 255).astype(np.uint8)
+    if entry["colours"] == "BGR":
+        pixels = pixels[:, :, ::-1]
+    if entry["colours"] == "L":
+        pixels = pixels[:, :, 0]
+    return Image.fromarray(np.ascontiguousarray(pixels))

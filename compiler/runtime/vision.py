@@ -97,6 +97,15 @@ class Vision:
         """What the model runs on."""
         return {self._picture["input"]: prepared.array}
 
+    def takes(self, inputs: Arrays) -> bool:
+        """Whether there is an array for the picture."""
+        return self._picture["input"] in inputs
+
+    def reads(self, outputs: Arrays) -> bool:
+        """Whether the outputs that the task needs are there."""
+        needed = self._head.outputs if self._head is not None else (self._entry.get("scores"),)
+        return all(name in outputs for name in needed)
+
     def looks(
         self, sources: Iterable[Source], stream: Stream
     ) -> Iterator[tuple[Prepared, Mapping[str, np.ndarray]]]:
