@@ -96,7 +96,9 @@ def vision_of(runner: Runner, shown: Shown) -> Vision:
         raise InputError(f"{runner.bundle.path}: {error}") from error
     if vision.task is None:
         if shown.save is not None:
-            raise OptionError("the bundle does not say what its outputs mean: --output", "save")
+            raise OptionError(
+                "nothing can be drawn: the bundle does not say what its outputs mean", "save"
+            )
         notices(
             [
                 "the bundle does not say what its outputs mean: here are their largest values; "
