@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from compiler.quantize.calibrate import Observers
     from compiler.quantize.samples import ImageOptions
     from compiler.runtime import Bundle, Runner
+    from compiler.runtime.vision import Prediction
 
 __version__ = "0.1.0"
 
@@ -58,6 +59,7 @@ __all__ = [
     "Observers",
     "OptionError",
     "PartitionOptions",
+    "Prediction",
     "Runner",
     "Timings",
     "build",
@@ -88,6 +90,7 @@ _DEFINED_IN = {
     "Observers": "compiler.quantize.calibrate",
     "OptionError": "compiler.errors",
     "PartitionOptions": "compiler.partition.options",
+    "Prediction": "compiler.runtime.vision",
     "Runner": "compiler.runtime",
     "Timings": "compiler.driver.stages",
 }

@@ -36,10 +36,10 @@ class VisionError(ValueError):
 class Prediction:
     """A class of a picture, or an object in it.
 
-    label  the name of the class; its number where the bundle has no names
-    index  the number of the class
-    score  from 0 to 1
-    box    of an object: left, top, right, bottom in pixels of the upright picture
+    label: the name of the class; its number where the bundle has no names
+    index: the number of the class
+    score: from 0 to 1
+    box:   of an object: left, top, right, bottom in pixels of the upright picture
     """
 
     label: str
@@ -131,8 +131,8 @@ class Vision:
     ) -> list[Prediction]:
         """What the outputs say of a picture, best first.
 
-        least  objects that score at least this; by default 0.25
-        most   so many; by default the five best classes, and all objects
+        least: what scores at least this; by default 0.25 for objects, 0 for classes
+        most:  so many; by default the five best classes, and all objects
 
         Raises VisionError where the task is None, and for outputs that do not fit the head.
         """
@@ -181,7 +181,8 @@ class Vision:
         return pixels
 
     def _label(self, index: int) -> str:
-        return self.labels[index] if index < len(self.labels) else str(index)
+        name = self.labels[index] if index < len(self.labels) else ""
+        return name or str(index)
 
 
 def as_json(task: str, size: tuple[int, int], predictions: Sequence[Prediction]) -> dict[str, Any]:
