@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from compiler.partition.options import PartitionOptions
     from compiler.quantize.calibrate import Observers
     from compiler.runtime import Bundle, Runner
+    from compiler.runtime.vision import Prediction
 
 __version__ = "0.1.0"
 
@@ -60,6 +61,7 @@ __all__ = [
     "Observers",
     "OptionError",
     "PartitionOptions",
+    "Prediction",
     "Runner",
     "Timings",
     "build",
@@ -92,6 +94,7 @@ _DEFINED_IN = {
     "Observers": "compiler.quantize.calibrate",
     "OptionError": "compiler.errors",
     "PartitionOptions": "compiler.partition.options",
+    "Prediction": "compiler.runtime.vision",
     "Runner": "compiler.runtime",
     "Timings": "compiler.driver.stages",
 }

@@ -47,7 +47,7 @@ _SECTIONS = {
         "inspect_compiled",
         "CompiledFile",
     ),
-    "Running": ("Bundle", "Runner"),
+    "Running": ("Bundle", "Runner", "Prediction"),
     "Exporting": ("export_bundle", "Export"),
     "Tools": ("find_edgetpu_compiler", "compile_bundle", "install_onnx_tf", "measure_host"),
     "Errors": ("CompilerError", "OptionError"),

@@ -18,6 +18,7 @@ from compiler.driver import build as building
 from compiler.driver import language
 from compiler.driver.options import BuildOptions, LanguageOptions
 from compiler.partition import PartitionOptions
+from tests import eyes
 
 
 def save(path: Path, proto: onnx.ModelProto) -> Path:
@@ -156,3 +157,15 @@ def run_cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         return code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def detector_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A detector of colours (tests/eyes.py). Copy it to change it."""
+    return eyes.build(tmp_path_factory.mktemp("detector"), eyes.detector(), eyes.DETECT)
+
+
+@pytest.fixture(scope="session")
+def classifier_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier of colours (tests/eyes.py). Copy it to change it."""
+    return eyes.build(tmp_path_factory.mktemp("classifier"), eyes.classifier(), eyes.CLASSIFY)

@@ -23,6 +23,7 @@ from compiler.runtime.schema import SCHEMA
 from docs import api as api_document
 from docs import modules
 from passes import PASSES, SAMPLE_PASSES
+from tests import eyes
 from tests.conftest import Cli, save, small_network
 
 ROOT = Path(__file__).parent.parent
@@ -89,6 +90,11 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         pixels = rng.integers(0, 256, (20, 24, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / "photos" / f"{index}.png")
     np.savez(tmp_path / "x.npz", image=rng.random((2, 3, 16, 16), np.float32))
+
+    made = tmp_path / "made"
+    made.mkdir()
+    eyes.build(made, eyes.detector(), eyes.DETECT).rename(tmp_path / "yolo.bundle")
+    eyes.street().save(tmp_path / "photo.jpg")
 
     shutil.copy(ROOT / "fixtures" / "language.gguf", tmp_path / "smollm2.gguf")
     reader = gguf.GGUFReader(tmp_path / "smollm2.gguf", "r+")

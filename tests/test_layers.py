@@ -18,8 +18,11 @@ RUNTIME_MAY_IMPORT = {"numpy", "onnxruntime", "compiler"}
 MAY_ALSO_IMPORT = {
     "child.py": {"tokenizers", "jinja2"},
     "cluster.py": {"ray"},
+    "drawing.py": {"PIL"},
+    "frigate.py": {"PIL", "zmq"},
     "pictures.py": {"PIL"},
     "server": {"starlette"},
+    "server/forms.py": {"python_multipart"},
     "server/protocol.py": {"h11", "uvicorn"},
 }
 MODULES = {module_name(path): path for path in source_files()}

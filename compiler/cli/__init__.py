@@ -63,8 +63,8 @@ _COMMANDS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
             "toolchain": toolchain,
         },
     ),
-    "device": ("onnxruntime", {"run": run, "bench": bench, "doctor": doctor}),
-    "text": ("tokenizers", {"generate": generate, "chat": chat, "serve": serve}),
+    "device": ("onnxruntime", {"run": run, "bench": bench, "doctor": doctor, "serve": serve}),
+    "text": ("tokenizers", {"generate": generate, "chat": chat}),
 }
 
 

@@ -133,7 +133,11 @@ def progress_bars() -> Iterator[Callable[[str, int], Callable[[], None]]]:
         bars.MofNCompleteColumn(),
         bars.TimeElapsedColumn(),
     )
-    with bars.Progress(*columns, console=err, transient=True) as progress:
+    # What is printed goes above the bars where both are on a terminal, else to where it should.
+    shares_terminal = out.is_terminal
+    with bars.Progress(
+        *columns, console=err, transient=True, redirect_stdout=shares_terminal
+    ) as progress:
 
         def announce(stage: str, steps: int) -> Callable[[], None]:
             task = progress.add_task(stage, total=steps)

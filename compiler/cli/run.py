@@ -19,6 +19,8 @@ from compiler.cli.common import (
     progress_bars,
     wrote,
 )
+from compiler.cli.pictures import Shown, check_save, pictures_at
+from compiler.cli.pictures import results as picture_results
 from compiler.errors import InputError, OptionError, OutputError
 from compiler.validation import require_choice
 
@@ -31,51 +33,125 @@ if TYPE_CHECKING:
 
 def run(
     path: shared.BundlePath,
+    pictures: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[PICTURE]", help="A picture, or a folder of pictures or of a video's frames."
+        ),
+    ] = None,
     source: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "--input", "-i", help=".npz file with an array per input, or .npy file for one input."
         ),
-    ],
+    ] = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help=".npz file with an array per output.")
-    ],
+        Path | None, typer.Option("--output", "-o", help=".npz file with an array per output.")
+    ] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            help="Draw boxes or classes into a copy of the picture; a folder for a folder's."
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object for each picture, in a line.")
+    ] = False,
+    min_score: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Leave out what scores less. Default: 0.25 for objects, 0 for classes.",
+        ),
+    ] = None,
     devices: shared.Devices = "auto",
     on_loss: shared.OnLoss = "move",
     threads: shared.Threads = 2,
 ) -> None:
-    """Run a bundle on arrays from a file.
+    """Run a bundle on pictures, or on arrays from a file.
 
-    They may hold several samples, stacked along the first axis; these go through as a pipeline.
+    A classifier's five best classes are printed, or a detector's boxes in pixels of the picture.
+
+    Arrays may hold several samples, stacked along the first axis. These go through as a pipeline,
+    as the pictures of a folder do.
 
     An output NAME whose shape differs between samples, as its size depends on their data, is
     written as an array for each sample: NAME/0, NAME/1, ...
     """
-    from compiler import files
     from compiler.runtime import Runner
     from compiler.runtime.fleet import ON_LOSS
 
     require_choice("on_loss", on_loss, ON_LOSS)
-    if output.suffix == ".npy":
+    if output is not None and output.suffix == ".npy":
         raise OutputError(f"{output}: outputs are written as .npz: name an .npz file")
+    shown = Shown(min_score, as_json, save)
+    if source is None:
+        if pictures is None:
+            raise OptionError("run: give a picture, or arrays with --input and --output")
+        files = pictures_at(pictures)
+        if save is not None:
+            check_save(save, pictures)
+    elif pictures is not None or shown != Shown():
+        raise OptionError("run: --input takes arrays, which go to --output: give no picture")
+    elif output is None:
+        raise OptionError("run: --input needs --output FILE.npz")
     bundle = open_bundle(path)
     with device_errors(), Runner(bundle, devices, threads, on_loss) as runner:
-        samples = read_samples(source, runner)
-        notices([*runner.notices, *_infinite(samples, runner)])
-        with progress_bars() as progress:
-            done = progress("running", len(samples))
-            results = []
-            for result in runner.stream(samples):
-                results.append(result)
-                done()
-        names = [entry["name"] for entry in runner.pipeline.outputs]
-    outputs = _outputs(names, results)
-    with files.output(output, [source, *bundle.paths()]) as file:
-        _save(file, outputs)
+        if source is not None and output is not None:
+            _run_arrays(runner, source, output)
+        elif pictures is not None:
+            notices(runner.notices)
+            _run_pictures(runner, files, pictures, shown, output)
+
+
+def _run_arrays(runner: Runner, source: Path, output: Path) -> None:
+    """Run the samples of a file and write what comes out."""
+    samples = read_samples(source, runner)
+    notices([*runner.notices, *_infinite(samples, runner)])
+    with progress_bars() as progress:
+        done = progress("running", len(samples))
+        results = []
+        for result in runner.stream(samples):
+            results.append(result)
+            done()
+    outputs = _write(runner, results, output, [source])
     console = console_beside(output)
     for name, array in outputs.items():
         console.print(f"{escape(name)}: {list(array.shape)} {array.dtype}", highlight=False)
     wrote(output)
+
+
+def _run_pictures(
+    runner: Runner, files: Sequence[Path], source: Path, shown: Shown, output: Path | None
+) -> None:
+    """Run pictures and tell what is seen; keep and write outputs only where that is asked for."""
+    kept = []
+    with progress_bars() as progress:
+        done = progress("running", len(files))
+        for result in picture_results(runner, files, source, shown):
+            if output is not None:
+                kept.append(result)
+            done()
+    if output is not None:
+        _write(runner, kept, output, files)
+    for path in (shown.save, output):
+        # Standard output is for JSON alone.
+        if path is not None and not shown.as_json:
+            wrote(path)
+
+
+def _write(
+    runner: Runner, results: Sequence[Arrays], output: Path, sources: Sequence[Path]
+) -> dict[str, np.ndarray]:
+    """Write an array for each output; returns them."""
+    from compiler import files
+
+    names = [entry["name"] for entry in runner.pipeline.outputs]
+    outputs = _outputs(names, results)
+    with files.output(output, [*sources, *runner.bundle.paths()]) as file:
+        _save(file, outputs)
+    return outputs
 
 
 def read_samples(source: Path, runner: Runner) -> list[dict[str, np.ndarray]]:

@@ -12,22 +12,36 @@ from rich.markup import escape
 
 from compiler.cli import options as shared
 from compiler.cli.common import device_errors, notices, open_bundle, out
-from compiler.errors import OptionError
+from compiler.errors import BundleError, OptionError
 
 if TYPE_CHECKING:
     import uvicorn
 
     from compiler.runtime import Bundle
-    from compiler.runtime.server import CompletionServer, EmbeddingServer, Web
+    from compiler.runtime.server import Web
+    from compiler.runtime.server.endpoints import Server
 
 KEY_VARIABLE = "CORAL_BUNDLE_API_KEY"
+# Bytes of a request: of text, and of a picture as cameras write it.
+_TEXT_BYTES = 1 << 20
+_PICTURE_BYTES = 16 << 20
+# What serving takes, by the extra that installs it.
+_PACKAGES = {
+    "text": ("tokenizers", "starlette", "uvicorn"),
+    "vision": ("PIL", "python_multipart", "starlette", "uvicorn"),
+    "frigate": ("PIL", "zmq"),
+}
+# ZeroMQ endpoints that only this machine can reach.
+_LOCAL_ENDPOINTS = ("ipc://", "tcp://127.0.0.1:", "tcp://localhost:", "tcp://[::1]:")
 
 
 def serve(
     path: Annotated[
         Path,
         typer.Argument(
-            metavar="BUNDLE", help="A language model's bundle, or an encoder's with a tokenizer."
+            metavar="BUNDLE",
+            help="The bundle of a language model, an encoder with its tokenizer, a classifier or a "
+            "detector.",
         ),
     ],
     address: Annotated[
@@ -58,31 +72,56 @@ def serve(
         ),
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")] = 4096,
-    max_body: Annotated[int, typer.Option(min=1024, help="Bytes of a request at most.")] = 1 << 20,
+    max_body: Annotated[
+        int | None,
+        typer.Option(
+            min=1024, help="Bytes of a request at most. Default: 1 MiB; 16 MiB for pictures."
+        ),
+    ] = None,
     max_texts: Annotated[
         int, typer.Option(min=1, help="Texts of a request for embeddings at most.")
     ] = 2048,
+    zmq: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ENDPOINT",
+            help="Serve Frigate's ZMQ detector there instead of HTTP: ipc:///tmp/cache/detector or "
+            "tcp://127.0.0.1:5555.",
+        ),
+    ] = None,
     devices: shared.Devices = "auto",
     threads: shared.Threads = 2,
 ) -> None:
-    """Serve a language model or an encoder over HTTP, as OpenAI's API does.
+    """Serve a bundle over HTTP.
 
-    An encoder is a bundle that was built with --tokenizer.
+    A language model or an encoder is served as by OpenAI's API. An encoder is a bundle that was
+    built with --tokenizer.
+
+    A classifier or a detector takes pictures: POST one to /v1/vision/classify or /v1/vision/detect.
+    A detector also answers clients of DeepStack at /v1/vision/detection, and with --zmq Frigate.
     """
+    bundle = open_bundle(path)
+    if zmq is not None:
+        _serve_frigate(bundle, zmq, max_body or _PICTURE_BYTES, devices, threads)
+        return
+    takes_pictures = "vision" in bundle.manifest
+    _require_packages("vision" if takes_pictures else "text")
     from compiler.runtime.server import Access, Limits, Web
 
     # The command line takes an empty variable for none; it must not leave the server open.
     key = os.environ.get(KEY_VARIABLE) if api_key is None else api_key
-    limits = Limits(max_body, max_tokens, texts=max_texts, waiting=waiting)
+    body_bytes = max_body or (_PICTURE_BYTES if takes_pictures else _TEXT_BYTES)
+    limits = Limits(body_bytes, max_tokens, texts=max_texts, waiting=waiting)
     try:
         access = Access.of(address, allow_host or (), allow_origin or ())
         web = Web(path.name.removesuffix(".bundle"), key, limits, access)
     except ValueError as error:
         raise OptionError(f"serve: {error}") from error
-    bundle = open_bundle(path)
     with device_errors():
         if "language" in bundle.manifest:
             server, purpose = _language_server(web, bundle, devices, threads, slots)
+        elif takes_pictures:
+            server, purpose = _vision_server(web, bundle, devices, threads)
         else:
             server, purpose = _embedding_server(web, bundle, devices, threads)
     _listen(server, address, port, f"Serving {escape(web.name)} on", purpose)
@@ -90,7 +129,7 @@ def serve(
 
 def _language_server(
     web: Web, bundle: Bundle, devices: str, threads: int, slots: int | None
-) -> tuple[CompletionServer | EmbeddingServer, str]:
+) -> tuple[Server, str]:
     from compiler.runtime.batching import Batcher
     from compiler.runtime.language import LanguageModel
     from compiler.runtime.server import CompletionServer
@@ -103,9 +142,7 @@ def _language_server(
     return CompletionServer(web, Text(bundle), batcher), f"with {len(model.slots)} slots"
 
 
-def _embedding_server(
-    web: Web, bundle: Bundle, devices: str, threads: int
-) -> tuple[CompletionServer | EmbeddingServer, str]:
+def _embedding_server(web: Web, bundle: Bundle, devices: str, threads: int) -> tuple[Server, str]:
     from compiler.runtime.embedding import Embedder
     from compiler.runtime.server import EmbeddingServer
 
@@ -114,9 +151,65 @@ def _embedding_server(
     return EmbeddingServer(web, embedder), "for embeddings"
 
 
-def _listen(
-    server: CompletionServer | EmbeddingServer, address: str, port: int, greeting: str, purpose: str
+def _vision_server(web: Web, bundle: Bundle, devices: str, threads: int) -> tuple[Server, str]:
+    from compiler.runtime import Runner
+    from compiler.runtime.server import VisionServer
+    from compiler.runtime.vision import VisionError
+
+    runner = Runner(bundle, devices, threads)
+    notices(runner.notices)
+    try:
+        server = VisionServer(web, runner)
+    except VisionError as error:
+        runner.close()
+        raise BundleError(f"{bundle.path}: {error}") from error
+    return server, "for pictures"
+
+
+def _serve_frigate(
+    bundle: Bundle, endpoint: str, most_bytes: int, devices: str, threads: int
 ) -> None:
+    """Serve Frigate's ZMQ detector until interrupted."""
+    import asyncio
+
+    from compiler.runtime import Runner
+    from compiler.runtime.frigate import FrigateDetector, listen
+    from compiler.runtime.vision import VisionError
+
+    _require_packages("frigate")
+    if not endpoint.startswith(_LOCAL_ENDPOINTS):
+        notices([f"--zmq {endpoint}: has no key, and other machines may reach it"])
+
+    def ready(address: str) -> None:
+        out.print(
+            f"Serving {escape(bundle.path.name)} on {escape(address)} for Frigate; Ctrl-C ends it.",
+            soft_wrap=True,
+        )
+
+    with device_errors(), Runner(bundle, devices, threads) as runner:
+        notices(runner.notices)
+        try:
+            detector = FrigateDetector(runner, lambda text: notices([text]))
+            asyncio.run(listen(endpoint, detector, most_bytes, runner.depth, ready))
+        except VisionError as error:
+            raise BundleError(f"{bundle.path}: {error}") from error
+        except OSError as error:
+            reason = error.strerror or error
+            raise OptionError(f"--zmq {endpoint}: cannot be listened on: {reason}") from error
+
+
+def _require_packages(extra: str) -> None:
+    """Raises OptionError where a package of an extra is not installed."""
+    from importlib.util import find_spec
+
+    for package in _PACKAGES[extra]:
+        if find_spec(package) is None:
+            raise OptionError(
+                f"serve: {package} is not installed here: pip install 'coral-bundle[{extra}]'"
+            )
+
+
+def _listen(server: Server, address: str, port: int, greeting: str, purpose: str) -> None:
     import uvicorn
 
     from compiler.runtime.server import application

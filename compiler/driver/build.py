@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 import passes
 from compiler import files, importer
-from compiler.checks import agreement, sensitivity, verify
+from compiler.checks import agreement, sensitivity, sights, verify
 from compiler.checks.baseline import Baseline, baseline
 from compiler.checks.pass_checks import Checker
 from compiler.driver import picture, quality, toolchain
@@ -105,7 +105,7 @@ def build(
             found = quality.warnings(manifest, program, _few(held_out))
             manifests.enter_quality(manifest, found)
             manifests.write(folder, manifest)
-            report.write(folder, manifest)
+            report.write(folder, manifest, sights.sights(bundle.load(folder, check=False), truth))
         quality.require_sqnr(measured, options.min_sqnr)
     note_timings(timings, timer, driver)
     return manifest

@@ -7,9 +7,11 @@ this project.
         outputs = runner.run({"images": image})
 
 Bundle         a bundle on disk, its files compared with their digests
-Runner         runs a bundle on Edge TPUs and the CPU: run, stream, run_async, stream_async
+Runner         runs a bundle on Edge TPUs and the CPU: run, stream, run_async, stream_async; on
+               pictures: look, watch
 Pipeline       runs a bundle segment by segment
 Device         what segments run on: EdgeTpu, Simulated, or one of your own
+Prediction     in compiler.runtime.vision: a class of a picture, or an object in it
 LanguageModel  in compiler.runtime.language: prefill, decode, generate
 
 RuntimeBundleError  the bundle is damaged, edited, of another version, or was replaced while in use

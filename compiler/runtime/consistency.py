@@ -7,14 +7,18 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from compiler.runtime.detections import head_of
 from compiler.runtime.manifest import (
     LanguageEntry,
     Manifest,
+    PictureEntry,
     ProgramEntry,
     SegmentEntry,
     TensorEntry,
+    VisionEntry,
     fixed_shape,
 )
+from compiler.runtime.pictures import MOST_PIXELS
 
 # Bytes of an input of a program, and of a tensor of a language model's cache.
 INPUT_BYTES = 4 << 30
@@ -41,6 +45,10 @@ def _complaints(manifest: Manifest) -> Iterator[str]:
         yield from _cache(program, language is not None)
     if language is not None:
         yield from language_complaints(manifest, language)
+    vision = manifest.get("vision")
+    if vision is not None:
+        yield from _picture(manifest, vision["picture"])
+        yield from _task(manifest, vision)
 
 
 def _inputs(program: ProgramEntry) -> Iterator[str]:
@@ -121,3 +129,45 @@ def language_complaints(program: ProgramEntry, language: LanguageEntry) -> Itera
         special.append(tokenizer["begin"])
     if max(special, default=0) >= size:
         yield f"token {max(special)} is none of {size}"
+
+
+def _picture(manifest: Manifest, picture: PictureEntry) -> Iterator[str]:
+    """A picture becomes exactly what its input takes."""
+    channels = 1 if picture["colours"] == "L" else 3
+    height, width = picture["size"]
+    wanted = (1, height, width, channels)
+    if picture["layout"] == "NCHW":
+        wanted = (1, channels, height, width)
+    name = picture["input"]
+    shapes = {tensor["name"]: fixed_shape(tensor) for tensor in manifest["inputs"]}
+    if name not in shapes:
+        yield f"pictures are for '{name}', which is no input"
+    elif shapes[name] != wanted:
+        yield f"pictures of {list(wanted)} are for '{name}' {list(shapes[name])}"
+    if math.prod(picture.get("resize", [])) > MOST_PIXELS:
+        yield f"pictures are resized to more than {MOST_PIXELS:,} pixels"
+    for key in ("mean", "std"):
+        if len(picture[key]) not in (1, channels):
+            yield f"the {key} of pictures has {len(picture[key])} numbers for {channels} channels"
+    if 0 in picture["std"]:
+        yield "the std of pictures is 0"
+
+
+def _task(manifest: Manifest, vision: VisionEntry) -> Iterator[str]:
+    """What a task reads is there."""
+    names: tuple[str, ...] = ()
+    if vision["task"] == "classify":
+        if "scores" not in vision:
+            yield "a classifier has no scores"
+            return
+        names = (vision["scores"],)
+    elif vision["task"] == "detect":
+        if "head" not in vision:
+            yield "a detector has no head"
+            return
+        height, width = vision["picture"]["size"]
+        names = head_of(vision["head"], (height, width)).outputs
+    outputs = {tensor["name"] for tensor in manifest["outputs"]}
+    for name in names:
+        if name not in outputs:
+            yield f"its {vision['task']} task reads '{name}', which is no output"

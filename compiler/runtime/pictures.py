@@ -20,6 +20,9 @@ from compiler.runtime.manifest import PictureEntry
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    # A picture, the path of its file, or the bytes of one.
+    Source = Image | Path | str | bytes
+
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 # Pixels of a picture, also after resizing: in Pillow 4 bytes each.
@@ -59,7 +62,7 @@ class Prepared:
 def read(source: Path | bytes) -> Image:
     """The picture in a file or in a file's bytes, upright (by its EXIF orientation). Raises
     PictureError for what is too large or not a PNG, JPEG, BMP or WebP."""
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     where = source if isinstance(source, Path) else io.BytesIO(source)
     try:
@@ -81,6 +84,8 @@ def read(source: Path | bytes) -> Image:
         raise PictureError(
             f"more than {MOST_PIXELS:,} pixels are not read: make it smaller"
         ) from error
+    except UnidentifiedImageError as error:
+        raise PictureError(f"not an image that can be read ({' or '.join(_FORMATS)})") from error
     except Exception as error:  # decoders fail in too many ways to list
         raise PictureError(f"not an image that can be read ({first_line(error)})") from error
 
@@ -142,3 +147,21 @@ def _normalised(pixels: np.ndarray, entry: PictureEntry, dtype: np.dtype) -> np.
     limits = np.iinfo(dtype)
     rounded: np.ndarray = np.clip(np.rint(values), limits.min, limits.max).astype(dtype)
     return rounded
+
+
+def restored(array: np.ndarray, entry: PictureEntry) -> Image:
+    """The picture that `prepare` made an array [1, C, H, W] or [1, H, W, C] of, in the size of the
+    array."""
+    from PIL import Image
+
+    values = array[0].astype(np.float32)
+    if entry["layout"] == "NCHW":
+        values = values.transpose(1, 2, 0)
+    mean = np.array(entry["mean"], np.float32)
+    std = np.array(entry["std"], np.float32)
+    pixels = np.clip(np.rint(values * std + mean), 0, 255).astype(np.uint8)
+    if entry["colours"] == "BGR":
+        pixels = pixels[:, :, ::-1]
+    if entry["colours"] == "L":
+        pixels = pixels[:, :, 0]
+    return Image.fromarray(np.ascontiguousarray(pixels))

@@ -8,6 +8,7 @@ next, and results come as fast as the busiest device works on its part of one re
 from __future__ import annotations
 
 import asyncio
+import functools
 import heapq
 import os
 import threading
@@ -15,6 +16,7 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +25,10 @@ from compiler.runtime.devices import Device
 from compiler.runtime.fleet import Fleet
 from compiler.runtime.inputs import Arrays
 from compiler.runtime.pipeline import Pipeline, SegmentError
+from compiler.runtime.vision import Prediction, Vision
+
+if TYPE_CHECKING:
+    from compiler.runtime.pictures import Source
 
 Results = dict[str, np.ndarray]
 
@@ -96,6 +102,30 @@ class Runner:
         """
         self._check_open()
         return self.pipeline.run(inputs)
+
+    @functools.cached_property
+    def vision(self) -> Vision:
+        """How pictures become inputs, and outputs predictions. Raises VisionError where the bundle
+        does not say."""
+        return Vision(self.bundle.manifest)
+
+    def look(self, picture: Source, least: float | None = None) -> list[Prediction]:
+        """What a classifier or a detector says of a picture: a Pillow image, the path of a file, or
+        a file's bytes. Best first, objects that score `least` or more.
+
+        Raises PictureError for what is no picture, VisionError for a bundle that does not say how
+        pictures become inputs or what its outputs mean, and what `run` raises.
+        """
+        prepared = self.vision.prepare(picture)
+        outputs = self.run(self.vision.inputs(prepared))
+        return self.vision.read(outputs, prepared, least)
+
+    def watch(
+        self, pictures: Iterable[Source], least: float | None = None
+    ) -> Iterator[list[Prediction]]:
+        """As `look`, for many pictures or the frames of a video, at the rate of `stream`."""
+        for prepared, outputs in self.vision.looks(pictures, self.stream):
+            yield self.vision.read(outputs, prepared, least)
 
     def submit(self, inputs: Arrays) -> Future[Results]:
         """Send a sample into the pipeline; the future gets its outputs, or SegmentError or

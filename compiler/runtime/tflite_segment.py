@@ -3,13 +3,26 @@ installed."""
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import functools
 import importlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 _MODULES = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter", "tensorflow.lite")
+_STDERR = 2
+# A TFLite file of one operator, Relu of one number.
+_SMALLEST_MODEL = base64.b64decode(
+    "GAAAAFRGTDMAAA4AFAAQAAwACAAAAAQADgAAABAAAAAcAAAAtAAAAAMAAAABAAAACAAAAAQABAAEAAAAAQAAABAAAAAMABQA"
+    "EAAMAAgABAAMAAAAEAAAADwAAABAAAAARAAAAAEAAAAQAAAAAAAKAAwAAAAIAAQACgAAAAgAAAAMAAAAAQAAAAEAAAABAAAA"
+    "AAAAAAEAAAABAAAAAQAAAAAAAAACAAAAIAAAAAQAAADu////BAAAAAEAAAABAAAAAAAGAAgABAAGAAAABAAAAAEAAAABAAAA"
+    "AQAAABAAAAAMAAwACwAAAAAABAAMAAAAEwAAAAAAABM="
+)
 
 
 def interpreter_module() -> Any:
@@ -22,6 +35,35 @@ def interpreter_module() -> Any:
     raise ImportError(
         "no TFLite interpreter: install one of ai-edge-litert, tflite-runtime, tensorflow"
     )
+
+
+@functools.cache
+def _greet() -> None:
+    """Let TFLite write its one line about XNNPACK, which tells users nothing, to nowhere.
+
+    It comes with the first model of a process, and no setting keeps it away. So the first model is
+    one that cannot fail, and errors of all others are still seen.
+    """
+    with _without_stderr(), contextlib.suppress(Exception):
+        interpreter_module().Interpreter(model_content=_SMALLEST_MODEL).allocate_tensors()
+
+
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Let what libraries write to standard error go nowhere."""
+    try:
+        kept = os.dup(_STDERR)
+    except OSError:  # it is closed: nothing can be seen
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, _STDERR)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        os.dup2(kept, _STDERR)
+        os.close(kept)
 
 
 def load_delegate(library: str, options: dict[str, str]) -> Any:
@@ -39,6 +81,7 @@ class TFLiteSegment:
     """
 
     def __init__(self, path: Path, threads: int, delegate: Any = None) -> None:
+        _greet()
         delegates = None if delegate is None else [delegate]
         self._interpreter = interpreter_module().Interpreter(
             model_path=str(path), num_threads=threads, experimental_delegates=delegates

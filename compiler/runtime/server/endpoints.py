@@ -1,7 +1,7 @@
 """All endpoints, and the application that they make.
 
-To add one, write its handler in completions.py, embeddings.py or status.py, declare the fields of
-its body in requests.py, and list it here.
+To add one, write its handler in completions.py, embeddings.py, vision.py or status.py, declare the
+fields of its body in requests.py, and list it here; where its body is no JSON, in BODY_TYPES too.
 """
 
 from __future__ import annotations
@@ -19,12 +19,25 @@ from starlette.routing import Route
 from compiler.runtime.server.completions import CompletionServer
 from compiler.runtime.server.embeddings import EmbeddingServer
 from compiler.runtime.server.errors import answer_http_error, answer_own_error
+from compiler.runtime.server.forms import FORM_TYPE
 from compiler.runtime.server.guard import Access, Guard
 from compiler.runtime.server.status import StatusEndpoints
+from compiler.runtime.server.vision import VisionServer
+
+Server = CompletionServer | EmbeddingServer | VisionServer
+
+# None of them can a page send to another origin without asking first.
+_PICTURES = frozenset(
+    {"image/png", "image/jpeg", "image/bmp", "image/webp", "application/octet-stream"}
+)
+DEEPSTACK = "/v1/vision/detection"
+DETECT = "/v1/vision/detect"
+CLASSIFY = "/v1/vision/classify"
+BODY_TYPES = {DEEPSTACK: frozenset({FORM_TYPE}), DETECT: _PICTURES, CLASSIFY: _PICTURES}
 
 
-def endpoints(server: CompletionServer | EmbeddingServer) -> list[Route]:
-    """The endpoints of a language model or of an encoder."""
+def endpoints(server: Server) -> list[Route]:
+    """The endpoints of a language model, an encoder, a classifier or a detector."""
     routes: list[Route] = []
     if isinstance(server, CompletionServer):
         routes += [
@@ -35,6 +48,15 @@ def endpoints(server: CompletionServer | EmbeddingServer) -> list[Route]:
         routes += [
             Route("/v1/embeddings", server.embed, methods=["POST"]),
         ]
+    if isinstance(server, VisionServer) and server.task == "classify":
+        routes += [
+            Route(CLASSIFY, server.look, methods=["POST"]),
+        ]
+    if isinstance(server, VisionServer) and server.task == "detect":
+        routes += [
+            Route(DETECT, server.look, methods=["POST"]),
+            Route(DEEPSTACK, server.deepstack, methods=["POST"]),
+        ]
     status = StatusEndpoints(server)
     routes += [
         Route("/v1/models", status.models),
@@ -44,7 +66,7 @@ def endpoints(server: CompletionServer | EmbeddingServer) -> list[Route]:
     return routes
 
 
-def application(server: CompletionServer | EmbeddingServer) -> Starlette:
+def application(server: Server) -> Starlette:
     """The ASGI application of a server; the server is closed when it shuts down."""
 
     @asynccontextmanager
@@ -63,7 +85,7 @@ def application(server: CompletionServer | EmbeddingServer) -> Starlette:
 
 def _middleware(access: Access) -> list[Middleware]:
     # The guard comes first: what it refuses gets no CORS headers either.
-    middleware = [Middleware(Guard, access=access)]
+    middleware = [Middleware(Guard, access=access, types=BODY_TYPES)]
     if access.origins:
         cors = Middleware(
             CORSMiddleware,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from starlette.responses import JSONResponse
@@ -25,6 +25,9 @@ _HOST = re.compile(r"(?:\[(?P<ipv6>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]+))(?::[0-
 _ORIGIN = re.compile(r"https?://(?P<host>[^/?#@\s]+)")
 
 Headers = dict[str, list[str]]
+# The types of bodies that a POST may have, by path.
+Types = Mapping[str, frozenset[str]]
+JSON = frozenset({"application/json"})
 
 
 @dataclass(frozen=True)
@@ -116,11 +119,13 @@ def _is_address(name: str) -> bool:
 
 
 class Guard:
-    """Refuses requests by their head, in front of an ASGI application."""
+    """Refuses requests by their head, in front of an ASGI application. A POST is JSON, but for the
+    paths of `types`."""
 
-    def __init__(self, app: ASGIApp, access: Access) -> None:
+    def __init__(self, app: ASGIApp, access: Access, types: Types) -> None:
         self._app = app
         self._access = access
+        self._types = types
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = self._refusal(scope) if scope["type"] == "http" else None
@@ -139,7 +144,7 @@ class Guard:
             _framing_refusal(scope, headers)
             or self._host_refusal(headers)
             or self._origin_refusal(headers)
-            or _content_refusal(scope, headers)
+            or self._content_refusal(scope, headers)
         )
 
     def _host_refusal(self, headers: Headers) -> Refusal | None:
@@ -160,6 +165,18 @@ class Guard:
         message = "pages of another origin may not ask; who runs this server can allow origins"
         return Refusal(403, message)
 
+    def _content_refusal(self, scope: Scope, headers: Headers) -> Refusal | None:
+        """Refuses what a page can send to other origins without asking first. Forms with files are
+        such, where they are taken: what keeps pages away there is the Origin header."""
+        if scope["method"] != "POST":
+            return None
+        allowed = self._types.get(scope["path"], JSON)
+        given = headers.get("content-type", [])
+        types = [value.partition(";")[0].strip().lower() for value in given]
+        if len(types) == 1 and types[0] in allowed:
+            return None
+        return Refusal(415, f"the Content-Type must be {' or '.join(sorted(allowed))}")
+
 
 def _headers(scope: Scope) -> Headers:
     """The values of each header, by its name in lower case."""
@@ -178,14 +195,3 @@ def _framing_refusal(scope: Scope, headers: Headers) -> Refusal | None:
         return None
     message = "Content-Length beside Transfer-Encoding, or Transfer-Encoding in HTTP/1.0"
     return Refusal(400, message)
-
-
-def _content_refusal(scope: Scope, headers: Headers) -> Refusal | None:
-    """Refuses what a page can send to other origins without asking first."""
-    if scope["method"] != "POST":
-        return None
-    given = headers.get("content-type", [])
-    types = [value.partition(";")[0].strip().lower() for value in given]
-    if types == ["application/json"]:
-        return None
-    return Refusal(415, "the Content-Type must be application/json")

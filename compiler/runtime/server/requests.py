@@ -54,6 +54,7 @@ UNSUPPORTED = (
     "echo",
 )
 
+MOST_PREDICTIONS = 1000
 ENCODING_FORMAT = ChoiceField("encoding_format", default="float", choices=("float", "base64"))
 
 
@@ -190,3 +191,27 @@ def embedding_inputs(body: Body, most_texts: int) -> list[str]:
     if not texts:
         raise ValueError(f"input: a text, or a list of up to {most_texts} texts")
     return texts
+
+
+def min_confidence(given: str | None) -> float | None:
+    """The least score that a client of pictures asks for; None where it does not say."""
+    if given is None:
+        return None
+    try:
+        value = float(given)
+    except ValueError as error:
+        raise ValueError("Invalid value for min_confidence") from error
+    # NaN lies in no range. The words are DeepStack's.
+    if not 0 <= value <= 1:
+        reason = "cannot be greater than 1" if value > 1 else "must be from 0 to 1"
+        raise ValueError(f"min_confidence {reason}")
+    return value
+
+
+def most_predictions(given: str | None) -> int | None:
+    """How many classes or objects a client asks for; None where it does not say."""
+    if given is None:
+        return None
+    if not given.isascii() or not given.isdigit() or not 1 <= int(given[:6]) <= MOST_PREDICTIONS:
+        raise ValueError(f"top: a whole number from 1 to {MOST_PREDICTIONS}")
+    return int(given[:6])

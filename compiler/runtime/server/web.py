@@ -28,7 +28,7 @@ class Limits:
     tokens:       tokens of an answer
     body_seconds: how long a body may take to come
     texts:        texts of a request for embeddings
-    waiting:      requests that may wait: long texts to be read, and embeddings to be made
+    waiting:      requests that may wait: long texts to be read, embeddings to be made, pictures
     """
 
     body_bytes: int = 1 << 20
@@ -61,12 +61,15 @@ class Web:
             raise ValueError("the API key must be printable ASCII without spaces, and not empty")
         self.readers = TextReaders(self.limits.waiting)
 
-    def authorize(self, http: HttpRequest) -> None:
-        """Refuses a request without the API key, where there is one."""
+    def authorize(self, http: HttpRequest, key: str | None = None) -> None:
+        """Refuses a request without the API key, where there is one. `key` is what a form gives;
+        without it the key stands in the header."""
         if self.key is None:
             return
         given = http.headers.get("authorization", "").encode()
         wanted = f"Bearer {self.key}".encode()
+        if key is not None:
+            given, wanted = key.encode(), self.key.encode()
         # In constant time: how long it takes tells nothing about the key.
         if not hmac.compare_digest(given, wanted):
             message = "the API key is missing or wrong"
@@ -75,11 +78,12 @@ class Web:
     async def read_body(self, http: HttpRequest) -> dict[str, Any]:
         """The JSON object of a request that may be made. Refuses what is too large or too slow."""
         self.authorize(http)
-        data = await self._receive(http)
+        data = await self.receive(http)
         with request_errors():
             return await self.readers.run(len(data), parse_body, data)
 
-    async def _receive(self, http: HttpRequest) -> bytes:
+    async def receive(self, http: HttpRequest) -> bytes:
+        """The body of a request. Refuses what is too large or too slow."""
         data = bytearray()
         try:
             async with asyncio.timeout(self.limits.body_seconds):
