@@ -19,7 +19,8 @@ from flatbuffers.table import Table
 from compiler.device.tflite_file import file_bytes, op_name, tflite_file, unpacked
 from compiler.errors import ModelError
 
-_CUSTOM = "edgetpu-custom-op"
+_NAME = "edgetpu-custom-op"
+CUSTOM = f"CUSTOM:{_NAME}"  # what the operators of compiled files are called
 _KINDS = ("stand-alone", "caching", "execution")
 _DESCRIPTOR = 1  # of the union AnyHint
 _OUTFEED = 1  # of the enum Direction
@@ -71,28 +72,59 @@ def read(path: Path) -> tuple[list[Package], Counter[str]]:
         for subgraph in model.subgraphs:
             for operator in subgraph.operators:
                 name = op_name(model.operatorCodes[operator.opcodeIndex])
-                if name == f"CUSTOM:{_CUSTOM}":
+                if name == CUSTOM:
                     packages.append(package(bytes(operator.customOptions)))
                 else:
                     on_cpu[name] += 1
     if not packages:
-        raise ModelError(
-            f"{path}: not compiled for the Edge TPU: it has no {_CUSTOM}; `check` takes plain files"
-        )
+        raise not_compiled(path)
     return packages, on_cpu
+
+
+def not_compiled(path: Path) -> ModelError:
+    """What to say of a plain file where a compiled one is needed."""
+    return ModelError(
+        f"{path}: not compiled for the Edge TPU: it has no {_NAME}; `check` takes plain files"
+    )
 
 
 def package(options: bytes) -> Package:
     """The package in the options of a custom operator, found by its file identifier."""
-    # A flatbuffer's identifier follows the 4 bytes of its root's offset.
-    mark = options.index(b"DWN1")
-    root = _root(options[mark - 4 :])
-    executables = _root(_bytes(root, 1))
+    root = _package(options)
     return Package(
         compiler=_text(root, 4),
         min_runtime=_number(root, 0, types.Int32Flags),
-        executables=tuple(_executable(_root(data)) for data in _byte_strings(executables, 0)),
+        executables=tuple(_executable(table) for table in _executables(root)),
     )
+
+
+def parameters(options: bytes) -> list[bytes]:
+    """The parameters of each executable of a custom operator that has any."""
+    blobs = [_bytes(table, 6) for table in _executables(_package(options))]
+    return [blob for blob in blobs if blob]
+
+
+def numerics(options: bytes) -> dict[str, tuple[float, int]]:
+    """(scale, zero point) by name of what the executables of a custom operator take and give. Zero
+    points are those of uint8."""
+    found = {}
+    for table in _executables(_package(options)):
+        for layer in (*_tables(table, 8), *_tables(table, 9)):
+            constants = _table(layer, 5)
+            if constants is not None:
+                scale = _real(constants, 1)
+                found[_text(layer, 0)] = scale, _number(constants, 0, types.Int32Flags)
+    return found
+
+
+def _package(options: bytes) -> Table:
+    # A flatbuffer's identifier follows the 4 bytes of its root's offset.
+    mark = options.index(b"DWN1")
+    return _root(options[mark - 4 :])
+
+
+def _executables(root: Table) -> list[Table]:
+    return [_root(data) for data in _byte_strings(_root(_bytes(root, 1)), 0)]
 
 
 def _executable(table: Table) -> Executable:
@@ -143,6 +175,11 @@ def _at(table: Table, field: int) -> int:
 def _number(table: Table, field: int, flags: Any) -> int:
     place = _at(table, field)
     return int(table.Get(flags, place)) if place else 0
+
+
+def _real(table: Table, field: int) -> float:
+    place = _at(table, field)
+    return float(table.Get(types.Float32Flags, place)) if place else 0.0
 
 
 def _table(table: Table, field: int) -> Table | None:
