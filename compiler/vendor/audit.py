@@ -20,8 +20,9 @@ from compiler.device.tflite_file import file_bytes, tflite_file, unpacked
 from compiler.errors import ModelError
 from compiler.vendor import constants, darwinn
 from compiler.vendor.constants import Graph, Layer, text
-from compiler.vendor.differences import describe, distance
-from compiler.vendor.parameters import Pool, layouts
+from compiler.vendor.darwinn import StoredPackage
+from compiler.vendor.differences import Comparison
+from compiler.vendor.parameters import Pool, all_vectors, layouts, usual_vectors
 
 Status = Literal["equal", "differs", "not judged"]
 
@@ -29,12 +30,21 @@ _ALIGNMENT = 16  # bytes; a layer begins at a multiple
 _NEAR = 0.5  # share of weights that may differ in what is still taken for the same layer
 _TOLD = 3  # complaints of one kind that are spelled out
 
-# Operators that brought no parameters of their own in any public pair. Others, such as SOFTMAX,
-# bring tables whose content is not known.
-WITHOUT_TABLES = frozenset(
-    ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "ADD", "SUB", "MUL", "PAD", "RESHAPE")
-    + ("AVERAGE_POOL_2D", "MAX_POOL_2D", "RESIZE_BILINEAR")
-)
+# Operators that brought no parameters of their own in any public pair. Others, such as SOFTMAX or
+# MUL of two activations, may bring tables whose content is not known.
+_WITHOUT_TABLES = {
+    "ADD",
+    "AVERAGE_POOL_2D",
+    "CONV_2D",
+    "DEPTHWISE_CONV_2D",
+    "FULLY_CONNECTED",
+    "MAX_POOL_2D",
+    "MEAN",
+    "PAD",
+    "RESHAPE",
+    "RESIZE_BILINEAR",
+    "SUB",
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,7 @@ class Audit:
 
     @property
     def status(self) -> Status:
-        """"equal" only where every layer was found."""
+        """ "equal" only where every layer was found."""
         found = {layer.status for layer in self.layers}
         if self.complaints or "differs" in found:
             return "differs"
@@ -84,26 +94,22 @@ def audit(compiled: Path, plain: Path) -> Audit:
     with tflite_file(compiled, "a compiled TFLite model"):
         made = Graph.of(unpacked(file_bytes(compiled)))
         options = [bytes(o.customOptions) for name, o in made.operators if name == darwinn.CUSTOM]
-        blobs = [blob for package in options for blob in darwinn.parameters(package)]
-        numerics = [darwinn.numerics(package) for package in options]
-    if not options:
+        packages = [darwinn.stored(package) for package in options]
+    if not packages:
         raise darwinn.not_compiled(compiled)
-    return _compare(source, layers, made, blobs, numerics)
+    return _compare(source, layers, made, packages)
 
 
 def _compare(
-    source: Graph,
-    layers: Sequence[Layer],
-    made: Graph,
-    blobs: Sequence[bytes],
-    numerics: Sequence[dict[str, tuple[float, int]]],
+    source: Graph, layers: Sequence[Layer], made: Graph, packages: Sequence[StoredPackage]
 ) -> Audit:
     on_cpu = {text(made.outputs(o)[0].name): o for n, o in made.operators if n != darwinn.CUSTOM}
     mapped = [layer for layer in layers if layer.name not in on_cpu]
-    stored = _Stored(blobs)
+    blobs = [blob for package in packages for blob in package.parameters]
+    stored = _Stored(blobs, packages[0].min_runtime)
     verdicts = _judge(mapped, stored)
     verdicts += _judge_on_cpu(source, layers, made, on_cpu)
-    complaints = [*_tensors(source, made), *_numerics(source, numerics)]
+    complaints = [*_tensors(source, made), *_numerics(source, packages)]
     unread = stored.unread()
     owners = _owners(source, mapped, on_cpu)
     is_found = all(verdict.status == "equal" for verdict in verdicts)
@@ -116,8 +122,9 @@ def _compare(
 class _Stored:
     """The parameters of a compiled file, and which of them no layer has claimed yet."""
 
-    def __init__(self, blobs: Sequence[bytes]) -> None:
+    def __init__(self, blobs: Sequence[bytes], min_runtime: int) -> None:
         self.blobs = blobs
+        self.min_runtime = min_runtime
         # (blob, first byte, end)
         self.free = [(index, 0, len(blob)) for index, blob in enumerate(blobs)]
 
@@ -185,7 +192,8 @@ def _size(layer: Layer) -> int:
 def _is_found(layer: Layer, stored: _Stored) -> bool:
     assert layer.parameters is not None
     pool = Pool(layer.parameters)
-    for layout in layouts(layer.parameters, pool):
+    vectors = usual_vectors(layer.parameters, stored.min_runtime)
+    for layout in layouts(layer.parameters, pool, [vectors]):
         place = stored.find(pool.bytes[layout].tobytes())
         if place is not None:
             stored.claim(*place, place[1] + len(layout))
@@ -199,18 +207,17 @@ def _explain(layer: Layer, stored: _Stored) -> Verdict:
     pool = Pool(layer.parameters)
     best = _NEAR
     found = None
-    for layout in layouts(layer.parameters, pool, every=True):
+    for layout in layouts(layer.parameters, pool, all_vectors(layer.parameters)):
         for blob, place in stored.room(len(layout)):
             content = stored.bytes(blob, place, len(layout))
-            off = distance(pool, layout, content)
-            if off < best:
-                best = off
-                found = blob, place, layout
+            comparison = Comparison(layer, pool, layout, content)
+            if comparison.distance < best:
+                best = comparison.distance
+                found = blob, place, comparison
     if found is not None:
-        blob, place, layout = found
-        stored.claim(blob, place, place + len(layout))
-        content = stored.bytes(blob, place, len(layout))
-        return _verdict(layer, "differs", describe(layer, pool, layout, content))
+        blob, place, comparison = found
+        stored.claim(blob, place, place + len(comparison.layout))
+        return _verdict(layer, "differs", comparison.describe())
     if layer.parameters.kind in ("channels", "elements"):
         # How these are stored was seen in few files only.
         return _verdict(layer, "not judged", "its constants were not found")
@@ -284,7 +291,7 @@ def _spell(kind: tuple[Any, ...]) -> str:
     return words
 
 
-def _numerics(source: Graph, packages: Sequence[dict[str, tuple[float, int]]]) -> list[str]:
+def _numerics(source: Graph, packages: Sequence[StoredPackage]) -> list[str]:
     """Scales and zero points that the executables give to tensors otherwise than the plain file."""
     quantized = {}
     for tensor in source.tensors:
@@ -294,7 +301,7 @@ def _numerics(source: Graph, packages: Sequence[dict[str, tuple[float, int]]]) -
             quantized[text(tensor.name)] = scales[0], zero_points[0] + raised
     complaints = []
     for package in packages:
-        for name, numbers in package.items():
+        for name, numbers in package.numerics.items():
             if name in quantized and numbers != quantized[name]:
                 scale, zero_point = numbers
                 own_scale, own_zero_point = quantized[name]
@@ -316,6 +323,6 @@ def _owners(source: Graph, mapped: Sequence[Layer], on_cpu: Iterable[str]) -> bo
         return True
     cpu = set(on_cpu)
     for name, operator in source.operators:
-        if name not in WITHOUT_TABLES and text(source.outputs(operator)[0].name) not in cpu:
+        if name not in _WITHOUT_TABLES and text(source.outputs(operator)[0].name) not in cpu:
             return True
     return False

@@ -138,7 +138,7 @@ def _layer(graph: Graph, name: str, operator: Any) -> Parameters:
         np.broadcast_to(effective, (outputs,)),
         zero_points,
         len(scales) > 1,
-        (16, 4),
+        4 if name == "CONV_2D" and outputs == 1 else 16,
     )
 
 
@@ -178,13 +178,12 @@ def _elementwise(graph: Graph, name: str, operator: Any) -> tuple[Parameters | N
     real = _scale(constant) * values
     if name == "MUL":
         return _of_channels(scales=(_scale(x) * real) * (np.float32(1) / _scale(y))), ""
-    summands = np.rint((-real if name == "SUB" else real) / _scale(x)).astype(np.int32)
+    steps = values * (_scale(constant) / _scale(x))
+    summands = np.rint(-steps if name == "SUB" else steps).astype(np.int32)
     return _of_channels(biases=np.broadcast_to(summands, (channels,))), ""
 
 
-def _of_channels(
-    biases: np.ndarray | None = None, scales: np.ndarray | None = None
-) -> Parameters:
+def _of_channels(biases: np.ndarray | None = None, scales: np.ndarray | None = None) -> Parameters:
     none = np.empty(0)
     weights = np.empty(0, np.uint8)
     biases = none if biases is None else biases

@@ -63,6 +63,20 @@ class Package:
         return sum(part.parameters for part in self.executables if part.kind != "caching")
 
 
+@dataclass(frozen=True)
+class StoredPackage:
+    """What a package holds for the device.
+
+    min_runtime: the oldest runtime that takes it
+    parameters:  of each executable that has any
+    numerics:    (scale, zero point of uint8) by name of what the executables take and give
+    """
+
+    min_runtime: int
+    parameters: tuple[bytes, ...]
+    numerics: dict[str, tuple[float, int]]
+
+
 def read(path: Path) -> tuple[list[Package], Counter[str]]:
     """(packages, operators left on the CPU) of a compiled file. Raises ModelError for any other."""
     packages: list[Package] = []
@@ -98,23 +112,20 @@ def package(options: bytes) -> Package:
     )
 
 
-def parameters(options: bytes) -> list[bytes]:
-    """The parameters of each executable of a custom operator that has any."""
-    blobs = [_bytes(table, 6) for table in _executables(_package(options))]
-    return [blob for blob in blobs if blob]
-
-
-def numerics(options: bytes) -> dict[str, tuple[float, int]]:
-    """(scale, zero point) by name of what the executables of a custom operator take and give. Zero
-    points are those of uint8."""
-    found = {}
-    for table in _executables(_package(options)):
+def stored(options: bytes) -> StoredPackage:
+    """What the package of a custom operator holds for the device."""
+    root = _package(options)
+    parameters = []
+    numerics = {}
+    for table in _executables(root):
+        if _length(table, 6):
+            parameters.append(_bytes(table, 6))
         for layer in (*_tables(table, 8), *_tables(table, 9)):
             constants = _table(layer, 5)
             if constants is not None:
-                scale = _real(constants, 1)
-                found[_text(layer, 0)] = scale, _number(constants, 0, types.Int32Flags)
-    return found
+                zero_point = _number(constants, 0, types.Int32Flags)
+                numerics[_text(layer, 0)] = _real(constants, 1), zero_point
+    return StoredPackage(_number(root, 0, types.Int32Flags), tuple(parameters), numerics)
 
 
 def _package(options: bytes) -> Table:

@@ -1,6 +1,8 @@
-"""Says how the stored bytes of a layer differ from those of its plain file."""
+"""Says how the stored bytes of a layer differ from those that its plain file gives."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,66 +13,70 @@ _BYTES: dict[Part, int] = {"weights": 1, "biases": 4, "scales": 4, "zero points"
 _TYPES: dict[Part, str] = {"biases": "<i4", "scales": "<f4", "zero points": "<u4"}
 
 
-def distance(pool: Pool, layout: np.ndarray, content: np.ndarray) -> float:
-    """Share of weights that differ between a layer and the bytes `content`; of one without weights,
-    share of bytes."""
-    is_off = pool.bytes[layout] != content
-    is_weight = layout < len(pool.parts["weights"])
-    return float(np.mean(is_off[is_weight] if is_weight.any() else is_off))
+@dataclass(frozen=True)
+class Comparison:
+    """A layer of a plain file beside `content`, bytes of a compiled file, taken to be stored by
+    `layout`, positions in `pool`."""
 
+    layer: Layer
+    pool: Pool
+    layout: np.ndarray
+    content: np.ndarray
 
-def describe(layer: Layer, pool: Pool, layout: np.ndarray, content: np.ndarray) -> str:
-    """What differs between a layer and the bytes `content`, part by part, with the first number."""
-    texts = []
-    for part, own in pool.parts.items():
-        elements = _differing(pool, part, layout, content)
-        count = len(own) // _BYTES[part]
-        if len(elements):
-            first = _first(layer, pool, part, int(elements[0]), layout, content)
-            texts.append(f"{len(elements)} of {count} {part} differ{first}")
-        elif _is_left_out(pool, part, layout):
-            texts.append(f"it has no {part}")
-    return "; ".join(texts)
+    @property
+    def distance(self) -> float:
+        """Share of the weights that differ; of the bytes where there are no weights."""
+        is_weight = self.layout < len(self.pool.parts["weights"])
+        return float(np.mean(self._is_off[is_weight] if is_weight.any() else self._is_off))
 
+    def describe(self) -> str:
+        """What differs, part by part, with the first number of each."""
+        can_miss = {"biases"} | ({"scales"} if self.pool.parameters.per_channel else set())
+        texts = []
+        for part, own in self.pool.parts.items():
+            elements = self._differing(part)
+            count = len(own) // _BYTES[part]
+            if part == "padding" and len(elements):
+                texts.append("what fills it up differs")
+            elif len(elements):
+                first = self._first(part, int(elements[0]))
+                texts.append(f"{len(elements)} of {count} {part} differ, first {first}")
+            elif part in can_miss and self._is_left_out(part):
+                texts.append(f"it has no {part}")
+        return "; ".join(texts)
 
-def _differing(pool: Pool, part: Part, layout: np.ndarray, content: np.ndarray) -> np.ndarray:
-    """Elements of a part that differ, in their order."""
-    start = pool.starts[part]
-    is_own = (layout >= start) & (layout < start + len(pool.parts[part]))
-    positions = layout[is_own & (pool.bytes[layout] != content)] - start
-    return np.unique(positions // _BYTES[part])
+    @property
+    def _is_off(self) -> np.ndarray:
+        return self.pool.bytes[self.layout] != self.content
 
+    def _is_of(self, part: Part) -> np.ndarray:
+        start = self.pool.starts[part]
+        return (self.layout >= start) & (self.layout < start + len(self.pool.parts[part]))
 
-def _is_left_out(pool: Pool, part: Part, layout: np.ndarray) -> bool:
-    """Whether a layout leaves out a vector that is not zero."""
-    if part not in ("biases", "scales") or not np.any(pool.parts[part]):
-        return False
-    start = pool.starts[part]
-    return not np.any((layout >= start) & (layout < start + len(pool.parts[part])))
+    def _differing(self, part: Part) -> np.ndarray:
+        """Elements of a part that differ, in their order."""
+        positions = self.layout[self._is_of(part) & self._is_off]
+        return np.unique((positions - self.pool.starts[part]) // _BYTES[part])
 
+    def _is_left_out(self, part: Part) -> bool:
+        """Whether a layout leaves out a vector that is not zero."""
+        return bool(np.any(self.pool.parts[part])) and not np.any(self._is_of(part))
 
-def _first(
-    layer: Layer,
-    pool: Pool,
-    part: Part,
-    element: int,
-    layout: np.ndarray,
-    content: np.ndarray,
-) -> str:
-    """Where the first element that differs stands, and what it is in both files."""
-    if part == "padding":
-        return ""
-    size = _BYTES[part]
-    start = pool.starts[part] + size * element
-    own = pool.bytes[start : start + size]
-    order = [int(np.flatnonzero(layout == start + byte)[0]) for byte in range(size)]
-    there = content[order]
-    if part == "weights":
-        values = [str(int(value) - layer.zero) for value in (there[0], own[0])]
-        return f", first at {_where(layer, element)}: {values[0]}, not {values[1]}"
-    numbers = [np.frombuffer(raw.tobytes(), _TYPES[part])[0] for raw in (there, own)]
-    values = [f"{number:.7g}" if part == "scales" else str(number) for number in numbers]
-    return f", first of output {element}: {values[0]}, not {values[1]}"
+    def _first(self, part: Part, element: int) -> str:
+        """Where an element stands, and what it is in both files."""
+        size = _BYTES[part]
+        start = self.pool.starts[part] + size * element
+        own = self.pool.bytes[start : start + size]
+        order = [int(np.flatnonzero(self.layout == start + byte)[0]) for byte in range(size)]
+        there = self.content[order]
+        if part == "weights":
+            zero = self.layer.zero
+            place = _where(self.layer, element)
+            return f"of {place}: {int(there[0]) - zero}, not {int(own[0]) - zero}"
+        is_real = part == "scales"
+        numbers = [np.frombuffer(raw.tobytes(), _TYPES[part])[0] for raw in (there, own)]
+        values = [f"{number:.7g}" if is_real else str(number) for number in numbers]
+        return f"of output {element}: {values[0]}, not {values[1]}"
 
 
 def _where(layer: Layer, element: int) -> str:

@@ -7,7 +7,7 @@ those of int8 and their zero points are raised by 128.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +20,7 @@ Part = Literal["weights", "biases", "scales", "zero points", "padding"]
 
 _BLOCK = 64  # outputs that are stored together
 _LANES = 4  # channels that are stored side by side
+_LEAVES_OUT_ZEROS = 12  # runtime from which on biases are not stored that are all zero
 _ROW = 64  # bytes that constants of four channels take
 _WORD = np.arange(4)
 
@@ -37,7 +38,7 @@ class Parameters:
                  output; of MUL the factors
     zero_points: uint8 [outputs], of the weights
     per_channel: whether each output has its own scale
-    widths:      outputs to which a single output is filled up
+    narrowest:   outputs to a multiple of which less than a block of them are filled up
     """
 
     kind: Kind
@@ -46,7 +47,7 @@ class Parameters:
     scales: np.ndarray
     zero_points: np.ndarray
     per_channel: bool = False
-    widths: tuple[int, ...] = ()
+    narrowest: int = 16
 
     @property
     def outputs(self) -> int:
@@ -60,6 +61,7 @@ class Pool:
     """
 
     def __init__(self, parameters: Parameters) -> None:
+        self.parameters = parameters
         zero_words = parameters.zero_points.astype("<u4")
         self.parts: dict[Part, np.ndarray] = {
             "weights": parameters.weights.reshape(-1),
@@ -90,61 +92,64 @@ class Pool:
 
 
 @dataclass(frozen=True)
+class Vectors:
+    """Whether scales and biases stand before the weights of each block."""
+
+    has_scales: bool
+    has_biases: bool
+
+
+@dataclass(frozen=True)
 class _Form:
     """What the compiler chooses for a layer: how many outputs make a block, which vectors stand
     before the weights, how many groups of four inputs stand together, and whether outputs up to
     the next multiple of four are filled with the zero point or, by early versions, with zeros."""
 
     width: int
-    has_scales: bool
-    has_biases: bool
+    vectors: Vectors
     groups: int
     fills: bool
 
 
-def layouts(parameters: Parameters, pool: Pool, every: bool = False) -> Iterator[np.ndarray]:
-    """All ways in which the compiler may have stored a layer, as positions in its pool, the
-    longest first.
-
-    Vectors that it leaves out only where they say nothing are missing in some; `every` leaves them
-    out at any rate, so as to read what a differing layer holds.
-    """
+def layouts(parameters: Parameters, pool: Pool, vectors: Sequence[Vectors]) -> Iterator[np.ndarray]:
+    """All ways in which the compiler may have stored a layer with one of `vectors` in front, as
+    positions in its pool."""
     if parameters.kind == "elements":
         yield np.arange(parameters.weights.size)
         return
     if parameters.kind == "channels":
         yield _channels(parameters, pool)
         return
-    for has_scales, has_biases in _prefixes(parameters, every):
+    for front in vectors:
         if parameters.kind == "depthwise":
-            yield _depthwise(parameters, pool, has_scales, has_biases)
+            yield _depthwise(parameters, pool, front)
             continue
-        for form in _forms(parameters, has_scales, has_biases):
+        for form in _forms(parameters, front):
             yield _dense(parameters, pool, form)
 
 
-def _prefixes(parameters: Parameters, every: bool) -> list[tuple[bool, bool]]:
-    """Whether scales and biases are stored."""
-    scales = [True, False] if parameters.per_channel else [False]
-    biases = [True, False]
-    if parameters.per_channel and not every and np.any(parameters.scales != parameters.scales[0]):
-        scales = [True]
-    if not every and np.any(parameters.biases):
-        biases = [True]
+def usual_vectors(parameters: Parameters, min_runtime: int) -> Vectors:
+    """The vectors that the compiler stores of a layer, for runtimes from `min_runtime` on."""
+    has_scales = bool(np.any(parameters.scales != parameters.scales[:1]))
+    has_biases = bool(np.any(parameters.biases)) or min_runtime < _LEAVES_OUT_ZEROS
+    return Vectors(parameters.per_channel and has_scales, has_biases)
+
+
+def all_vectors(parameters: Parameters) -> list[Vectors]:
+    """What may stand in front of another layer of the same shape."""
     found = []
-    for has_biases in biases:
-        found += [(has_scales, has_biases) for has_scales in scales]
+    for has_scales in [True, False] if parameters.per_channel else [False]:
+        found += [Vectors(has_scales, has_biases) for has_biases in (True, False)]
     return found
 
 
-def _forms(parameters: Parameters, has_scales: bool, has_biases: bool) -> Iterator[_Form]:
+def _forms(parameters: Parameters, vectors: Vectors) -> Iterator[_Form]:
     outputs, taps, inputs = parameters.weights.shape
-    width = _BLOCK if outputs > _BLOCK else up(outputs, 16)
+    width = _BLOCK if outputs > _BLOCK else up(outputs, parameters.narrowest)
     fillings = [True, False] if outputs % _LANES else [True]
-    for stored in parameters.widths if outputs == 1 else (width,):
-        for groups in _group_counts(taps, up(inputs, _LANES) // _LANES):
-            for fills in fillings:
-                yield _Form(stored, has_scales, has_biases, groups, fills)
+    for groups in _group_counts(taps, up(inputs, _LANES) // _LANES):
+        for fills in fillings:
+            yield _Form(width, vectors, groups, fills)
 
 
 def _group_counts(taps: int, groups: int) -> list[int]:
@@ -164,7 +169,7 @@ def _dense(parameters: Parameters, pool: Pool, form: _Form) -> np.ndarray:
     count = up(inputs, _LANES) // _LANES // form.groups
     stored = stored.reshape(-1, form.width, taps, count, form.groups, _LANES)
     stored = stored.transpose(0, 3, 2, 4, 1, 5).reshape(len(stored), -1)
-    prefix = _prefix(parameters, pool, lanes.reshape(-1, form.width), form)
+    prefix = _prefix(parameters, pool, lanes.reshape(-1, form.width), form.vectors)
     return np.concatenate([prefix, stored], axis=1).reshape(-1)
 
 
@@ -182,9 +187,7 @@ def _dense_weights(
     return stored
 
 
-def _depthwise(
-    parameters: Parameters, pool: Pool, has_scales: bool, has_biases: bool
-) -> np.ndarray:
+def _depthwise(parameters: Parameters, pool: Pool, vectors: Vectors) -> np.ndarray:
     """Four channels after four; each tap is a matrix of four outputs and four inputs, whose
     diagonal has the weights."""
     channels, taps = parameters.weights.shape
@@ -195,28 +198,27 @@ def _depthwise(
     own = np.arange(parameters.weights.size).reshape(channels, taps)
     stored[real, :, real % _LANES] = pool.starts["weights"] + own
     stored = stored.reshape(-1, _LANES, taps, _LANES).transpose(0, 2, 1, 3)
-    form = _Form(_LANES, has_scales, has_biases, 1, True)
-    prefix = _prefix(parameters, pool, lanes.reshape(-1, _LANES), form)
+    prefix = _prefix(parameters, pool, lanes.reshape(-1, _LANES), vectors)
     return np.concatenate([prefix, stored.reshape(len(prefix), -1)], axis=1).reshape(-1)
 
 
-def _prefix(parameters: Parameters, pool: Pool, lanes: np.ndarray, form: _Form) -> np.ndarray:
+def _prefix(parameters: Parameters, pool: Pool, lanes: np.ndarray, vectors: Vectors) -> np.ndarray:
     """Positions [blocks, bytes] of the vectors before the weights of each block of `lanes`
     [blocks, outputs]."""
     outputs = parameters.outputs
     is_real = (lanes < outputs)[..., None]
     is_filled = (lanes < up(outputs, _LANES))[..., None]
     beyond = pool.zero if outputs <= _BLOCK else pool.one
-    vectors = []
-    if form.has_scales:
+    found = []
+    if vectors.has_scales:
         filling = np.where(is_filled, pool.first_scale, beyond) + _WORD
-        vectors.append(np.where(is_real, pool.word("scales", lanes), filling))
-    if form.has_biases:
-        vectors.append(np.where(is_real, pool.word("biases", lanes), pool.zero + _WORD))
+        found.append(np.where(is_real, pool.word("scales", lanes), filling))
+    if vectors.has_biases:
+        found.append(np.where(is_real, pool.word("biases", lanes), pool.zero + _WORD))
     if parameters.per_channel:
         filling = np.where(is_filled, pool.last_zero_point, pool.zero) + _WORD
-        vectors.append(np.where(is_real, pool.word("zero points", lanes), filling))
-    blocks = [vector.reshape(len(lanes), -1) for vector in vectors]
+        found.append(np.where(is_real, pool.word("zero points", lanes), filling))
+    blocks = [vector.reshape(len(lanes), -1) for vector in found]
     return np.concatenate(blocks, axis=1) if blocks else np.empty((len(lanes), 0), np.int64)
 
 
