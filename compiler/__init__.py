@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from compiler.driver.api import (
         CheckedOperator,
+        audit,
         build,
         check,
         compile_bundle,
@@ -41,10 +42,12 @@ if TYPE_CHECKING:
     from compiler.quantize.calibrate import Observers
     from compiler.quantize.samples import ImageOptions
     from compiler.runtime import Bundle, Runner
+    from compiler.vendor.audit import Audit
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Audit",
     "BuildOptions",
     "Bundle",
     "CheckedOperator",
@@ -60,6 +63,7 @@ __all__ = [
     "PartitionOptions",
     "Runner",
     "Timings",
+    "audit",
     "build",
     "check",
     "compile_bundle",
@@ -76,6 +80,7 @@ __all__ = [
 
 # The modules that define them.
 _DEFINED_IN = {
+    "Audit": "compiler.vendor.audit",
     "BuildOptions": "compiler.driver.options",
     "Bundle": "compiler.runtime",
     "CompiledFile": "compiler.driver.inspect",

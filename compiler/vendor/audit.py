@@ -80,6 +80,17 @@ class Audit:
             return "differs"
         return "not judged" if "not judged" in found else "equal"
 
+    @property
+    def first_difference(self) -> str:
+        """The first layer that differs, else the first complaint; empty where there is none."""
+        differing = self.of("differs")
+        if not differing:
+            return next(iter(self.complaints), "")
+        layer = differing[0]
+        text = f"{layer.operator} {layer.name!r} (operator {layer.index}): {layer.detail}"
+        more = len(differing) - 1
+        return f"{text}; and {more} more layers" if more else text
+
     def of(self, status: Status) -> list[Verdict]:
         return [layer for layer in self.layers if layer.status == status]
 
@@ -205,7 +216,7 @@ def _explain(layer: Layer, stored: _Stored) -> Verdict:
     """What differs of a layer, where something like it is stored."""
     assert layer.parameters is not None
     pool = Pool(layer.parameters)
-    best = _NEAR
+    best = _NEAR, 0
     found = None
     for layout in layouts(layer.parameters, pool, all_vectors(layer.parameters)):
         for blob, place in stored.room(len(layout)):

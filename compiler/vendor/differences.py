@@ -24,10 +24,13 @@ class Comparison:
     content: np.ndarray
 
     @property
-    def distance(self) -> float:
-        """Share of the weights that differ; of the bytes where there are no weights."""
+    def distance(self) -> tuple[float, int]:
+        """Share of the weights that differ, or of the bytes where there are no weights; how many
+        bytes differ at all."""
+        is_off = self._is_off
         is_weight = self.layout < len(self.pool.parts["weights"])
-        return float(np.mean(self._is_off[is_weight] if is_weight.any() else self._is_off))
+        share = np.mean(is_off[is_weight] if is_weight.any() else is_off)
+        return float(share), int(np.count_nonzero(is_off))
 
     def describe(self) -> str:
         """What differs, part by part, with the first number of each."""
