@@ -29,27 +29,56 @@ def blob(model: Any, operators: list[Any]) -> bytes:
 def stored(model: Any, operator: Any, builtin: int) -> bytes:
     """The parameters of one operator; nothing of those that are not known to have any."""
     graph = model.subgraphs[0]
+    if builtin in (_BUILTINS.MUL, _BUILTINS.ADD):
+        return _channels(model, operator, builtin)
     if builtin not in (_BUILTINS.CONV_2D, _BUILTINS.DEPTHWISE_CONV_2D, _BUILTINS.FULLY_CONNECTED):
         return b""
-    x, w, b = (graph.tensors[index] for index in operator.inputs)
+    x, w, *rest = operator.inputs
+    x, w = graph.tensors[x], graph.tensors[w]
     y = graph.tensors[operator.outputs[0]]
     raw = model.buffers[w.buffer].data
     if raw is None or len(raw) == 0:
         return b""
     weights = (np.asarray(raw, np.uint8).view(np.int8).astype(int) + 128).reshape(w.shape)
-    biases = np.asarray(model.buffers[b.buffer].data, np.uint8).view("<i4")
+    is_depthwise = builtin == _BUILTINS.DEPTHWISE_CONV_2D
+    biases = np.zeros(weights.shape[-1 if is_depthwise else 0], "<i4")
+    if rest and rest[0] >= 0:
+        raw = model.buffers[graph.tensors[rest[0]].buffer].data
+        biases = np.asarray(raw, np.uint8).view("<i4")
     scales = np.asarray(w.quantization.scale, np.float32)
     factor = np.float32(1) / np.float32(y.quantization.scale[0])
     factors = (np.float32(x.quantization.scale[0]) * scales) * factor
     vectors = _vectors(factors, biases)
-    if builtin == _BUILTINS.DEPTHWISE_CONV_2D and x.shape[-1] > 1:
+    if is_depthwise and x.shape[-1] > 1:
         return _depthwise(weights[0], vectors)
-    if builtin == _BUILTINS.DEPTHWISE_CONV_2D:
+    if is_depthwise:
         weights = np.moveaxis(weights, -1, 0).transpose(0, 2, 3, 1)
     if builtin == _BUILTINS.FULLY_CONNECTED:
         weights = weights[:, None, None, :]
     narrowest = 4 if builtin == _BUILTINS.CONV_2D and len(weights) == 1 else 16
     return _dense(weights, vectors, narrowest)
+
+
+def _channels(model: Any, operator: Any, builtin: int) -> bytes:
+    """Factors or summands of each channel: four numbers in each 64 bytes."""
+    tensors = [model.subgraphs[0].tensors[index] for index in operator.inputs]
+    tensors.sort(key=lambda tensor: model.buffers[tensor.buffer].data is not None)
+    x, constant = tensors
+    y = model.subgraphs[0].tensors[operator.outputs[0]]
+    raw = model.buffers[constant.buffer].data
+    if raw is None or len(raw) != y.shape[-1]:
+        return b""
+    steps = np.asarray(raw, np.uint8).view(np.int8) - constant.quantization.zeroPoint[0]
+    values = steps.astype(np.float32) * np.float32(constant.quantization.scale[0])
+    if builtin == _BUILTINS.ADD:
+        values = np.rint(values / np.float32(x.quantization.scale[0])).astype("<i4")
+    else:
+        factor = np.float32(1) / np.float32(y.quantization.scale[0])
+        values = (values * np.float32(x.quantization.scale[0])) * factor
+    found = b""
+    for first in range(0, len(values), 4):
+        found += values[first : first + 4].tobytes().ljust(64, b"\0")
+    return found
 
 
 def _vectors(factors: np.ndarray, biases: np.ndarray) -> list[tuple[np.ndarray, str]]:
