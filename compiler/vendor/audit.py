@@ -22,7 +22,7 @@ from compiler.vendor import constants, darwinn
 from compiler.vendor.constants import Graph, Layer, text
 from compiler.vendor.darwinn import StoredPackage
 from compiler.vendor.differences import Comparison
-from compiler.vendor.parameters import Pool, all_vectors, layouts, usual_vectors
+from compiler.vendor.parameters import Parameters, Pool, all_vectors, front, layouts, usual_vectors
 
 Status = Literal["equal", "differs", "not judged"]
 
@@ -141,6 +141,8 @@ class _Stored:
 
     def find(self, needle: bytes) -> tuple[int, int] | None:
         """(blob, position) of bytes that no layer has claimed."""
+        if not needle:
+            return 0, 0
         for blob, start, end in self.free:
             place = self.blobs[blob].find(needle, start, end)
             while place > 0 and place % _ALIGNMENT:
@@ -187,8 +189,12 @@ def _judge(layers: Sequence[Layer], stored: _Stored) -> list[Verdict]:
     for layer in sorted(layers, key=_size, reverse=True):
         if layer.parameters is None:
             verdicts.append(_verdict(layer, "not judged", layer.reason))
-        elif _is_found(layer, stored):
+        elif _is_found(layer.parameters, stored):
             verdicts.append(_verdict(layer, "equal", "on the Edge TPU"))
+        elif layer.behind is not None and _is_found(layer.behind, stored):
+            verdicts.append(
+                _verdict(layer, "equal", "on the Edge TPU, with the QUANTIZE behind it")
+            )
         else:
             missing.append(layer)
     for layer in sorted(missing, key=lambda layer: layer.index):
@@ -200,11 +206,14 @@ def _size(layer: Layer) -> int:
     return 0 if layer.parameters is None else layer.parameters.weights.size
 
 
-def _is_found(layer: Layer, stored: _Stored) -> bool:
-    assert layer.parameters is not None
-    pool = Pool(layer.parameters)
-    vectors = usual_vectors(layer.parameters, stored.min_runtime)
-    for layout in layouts(layer.parameters, pool, [vectors]):
+def _is_found(parameters: Parameters, stored: _Stored) -> bool:
+    """Whether a layer's parameters are there, which it then claims."""
+    pool = Pool(parameters)
+    vectors = usual_vectors(parameters, stored.min_runtime)
+    for layout in layouts(parameters, pool, [vectors]):
+        start = pool.bytes[layout[: front(parameters, vectors)]]
+        if stored.find(start.tobytes()) is None:
+            return False  # whatever stands behind
         place = stored.find(pool.bytes[layout].tobytes())
         if place is not None:
             stored.claim(*place, place[1] + len(layout))
@@ -218,7 +227,8 @@ def _explain(layer: Layer, stored: _Stored) -> Verdict:
     pool = Pool(layer.parameters)
     best = _NEAR, 0
     found = None
-    for layout in layouts(layer.parameters, pool, all_vectors(layer.parameters)):
+    vectors = all_vectors(layer.parameters)
+    for layout in layouts(layer.parameters, pool, vectors, even=True):
         for blob, place in stored.room(len(layout)):
             content = stored.bytes(blob, place, len(layout))
             comparison = Comparison(layer, pool, layout, content)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,8 @@ class Layer:
     index:      its place in the file
     name:       of its first output
     parameters: what the device stores of it; None where that is not known, for `reason`
+    behind:     what it would store if the layer gave what a QUANTIZE makes of its output; None
+                where no such operator is its only reader
     kernel:     height and width of its filters
     zero:       what the bytes of its weights are raised by
     """
@@ -75,6 +77,7 @@ class Layer:
     name: str
     parameters: Parameters | None
     reason: str = ""
+    behind: Parameters | None = None
     kernel: tuple[int, int] = (1, 1)
     zero: int = 0
 
@@ -93,17 +96,49 @@ def layers(graph: Graph) -> Iterator[Layer]:
         parameters, reason, kernel = None, _UNKNOWN.format(name), (1, 1)
         x, *others = graph.inputs(operator)
         is_quantized = all(t.type in _BYTES for t in (x, *graph.outputs(operator)))
+        behind = None
         if name in _LAYERS and is_quantized and graph.constant(others[0]) is not None:
-            parameters = _layer(graph, name, operator)
+            if not _is_grouped(name, x, others[0]):
+                parameters = _layer(graph, name, operator)
+                behind = _behind(graph, parameters, operator)
             if name != "FULLY_CONNECTED":
                 kernel = int(others[0].shape[1]), int(others[0].shape[2])
         elif name in ("ADD", "SUB", "MUL") and is_quantized:
             parameters, reason = _elementwise(graph, name, operator)
-        yield Layer(index, name, output, parameters, reason, kernel, zero)
+        yield Layer(index, name, output, parameters, reason, behind, kernel, zero)
 
 
 def text(name: Any) -> str:
     return name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
+
+
+def _is_grouped(name: str, x: Any, filters: Any) -> bool:
+    """Whether an output of a convolution reads some of the channels only, and is not the only one
+    that reads its channel. No compiled file at hand has such layers."""
+    channels = int(x.shape[-1])
+    if name == "DEPTHWISE_CONV_2D":
+        return channels not in (1, int(filters.shape[-1]))
+    return name == "CONV_2D" and channels != int(filters.shape[-1])
+
+
+def _behind(graph: Graph, parameters: Parameters, operator: Any) -> Parameters | None:
+    """The parameters of a layer that gives its output at the scale of a QUANTIZE behind it."""
+    own = int(operator.outputs[0])
+    readers = [(name, reader) for name, reader in graph.operators if own in reader.inputs]
+    if len(readers) != 1 or readers[0][0] != "QUANTIZE":
+        return None
+    y = graph.outputs(readers[0][1])[0]
+    if y.type not in _BYTES:
+        return None
+    x, filters, *_ = graph.inputs(operator)
+    return replace(parameters, scales=_effective(x, filters, y, parameters.outputs))
+
+
+def _effective(x: Any, filters: Any, y: Any, outputs: int) -> np.ndarray:
+    """The scales [outputs] from products of input and weights to the output, rounded to float32 at
+    each step as the compiler does."""
+    scales = np.asarray(filters.quantization.scale, np.float32)
+    return np.broadcast_to((_scale(x) * scales) * (np.float32(1) / _scale(y)), (outputs,))
 
 
 def _layer(graph: Graph, name: str, operator: Any) -> Parameters:
@@ -118,9 +153,6 @@ def _layer(graph: Graph, name: str, operator: Any) -> Parameters:
         biases = data.view("<i4")
     if len(biases) != outputs:
         raise ValueError(f"{name} {text(y.name)} has {len(biases)} biases of {outputs} outputs")
-    scales = np.asarray(filters.quantization.scale, np.float32)
-    # Rounded to float32 at each step, as the compiler does.
-    effective = (_scale(x) * scales) * (np.float32(1) / _scale(y))
     zero_points = np.broadcast_to(_zero_points(filters), (outputs,))
     kind: Kind = "dense"
     if not is_depthwise:
@@ -135,9 +167,9 @@ def _layer(graph: Graph, name: str, operator: Any) -> Parameters:
         kind,
         weights,
         biases,
-        np.broadcast_to(effective, (outputs,)),
+        _effective(x, filters, y, outputs),
         zero_points,
-        len(scales) > 1,
+        len(filters.quantization.scale) > 1,
         4 if name == "CONV_2D" and outputs == 1 else 16,
     )
 

@@ -7,6 +7,7 @@ those of int8 and their zero points are raised by 128.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -111,9 +112,11 @@ class _Form:
     fills: bool
 
 
-def layouts(parameters: Parameters, pool: Pool, vectors: Sequence[Vectors]) -> Iterator[np.ndarray]:
+def layouts(
+    parameters: Parameters, pool: Pool, vectors: Sequence[Vectors], even: bool = False
+) -> Iterator[np.ndarray]:
     """All ways in which the compiler may have stored a layer with one of `vectors` in front, as
-    positions in its pool."""
+    positions in its pool; with `even` only those that divide its inputs into equal parts."""
     if parameters.kind == "elements":
         yield np.arange(parameters.weights.size)
         return
@@ -124,7 +127,7 @@ def layouts(parameters: Parameters, pool: Pool, vectors: Sequence[Vectors]) -> I
         if parameters.kind == "depthwise":
             yield _depthwise(parameters, pool, front)
             continue
-        for form in _forms(parameters, front):
+        for form in _forms(parameters, front, even):
             yield _dense(parameters, pool, form)
 
 
@@ -135,6 +138,20 @@ def usual_vectors(parameters: Parameters, min_runtime: int) -> Vectors:
     return Vectors(parameters.per_channel and has_scales, has_biases)
 
 
+def front(parameters: Parameters, vectors: Vectors) -> int:
+    """Bytes in front of the weights of the first block."""
+    words = vectors.has_scales + vectors.has_biases + parameters.per_channel
+    if parameters.kind == "depthwise":
+        return 4 * words * _LANES
+    return 4 * words * _width(parameters) if parameters.kind == "dense" else 0
+
+
+def _width(parameters: Parameters) -> int:
+    """Outputs in a block of a dense layer."""
+    outputs = parameters.outputs
+    return _BLOCK if outputs > _BLOCK else up(outputs, parameters.narrowest)
+
+
 def all_vectors(parameters: Parameters) -> list[Vectors]:
     """What may stand in front of another layer of the same shape."""
     found = []
@@ -143,11 +160,12 @@ def all_vectors(parameters: Parameters) -> list[Vectors]:
     return found
 
 
-def _forms(parameters: Parameters, vectors: Vectors) -> Iterator[_Form]:
+def _forms(parameters: Parameters, vectors: Vectors, even: bool) -> Iterator[_Form]:
     outputs, taps, inputs = parameters.weights.shape
-    width = _BLOCK if outputs > _BLOCK else up(outputs, parameters.narrowest)
+    width = _width(parameters)
     fillings = [True, False] if outputs % _LANES else [True]
-    for groups in _group_counts(taps, up(inputs, _LANES) // _LANES):
+    counts = _group_counts(taps, up(inputs, _LANES) // _LANES)
+    for groups in counts if even else itertools.chain(counts, _uneven_counts(counts)):
         for fills in fillings:
             yield _Form(width, vectors, groups, fills)
 
@@ -161,16 +179,22 @@ def _group_counts(taps: int, groups: int) -> list[int]:
     return [groups, *divisors]
 
 
+def _uneven_counts(counts: Sequence[int]) -> list[int]:
+    """The other numbers of groups that may stand together. None was seen yet."""
+    return [count for count in range(1, counts[0]) if len(counts) > 1 and count not in counts]
+
+
 def _dense(parameters: Parameters, pool: Pool, form: _Form) -> np.ndarray:
     outputs, taps, inputs = parameters.weights.shape
     lanes = np.arange(up(outputs, form.width))
     stored = _dense_weights(parameters, pool, form, lanes)
-    # [block, output, tap, groups, group, input] -> [block, groups, tap, group, output, input]
-    count = up(inputs, _LANES) // _LANES // form.groups
-    stored = stored.reshape(-1, form.width, taps, count, form.groups, _LANES)
-    stored = stored.transpose(0, 3, 2, 4, 1, 5).reshape(len(stored), -1)
-    prefix = _prefix(parameters, pool, lanes.reshape(-1, form.width), form.vectors)
-    return np.concatenate([prefix, stored], axis=1).reshape(-1)
+    stored = stored.reshape(-1, form.width, taps, up(inputs, _LANES) // _LANES, _LANES)
+    parts = [_prefix(parameters, pool, lanes.reshape(-1, form.width), form.vectors)]
+    for first in range(0, stored.shape[3], form.groups):
+        part = stored[:, :, :, first : first + form.groups]
+        # [block, output, tap, group, input] -> [block, tap, group, output, input]
+        parts.append(part.transpose(0, 2, 3, 1, 4).reshape(len(stored), -1))
+    return np.concatenate(parts, axis=1).reshape(-1)
 
 
 def _dense_weights(

@@ -3,6 +3,7 @@ ours lays out that stands for edgetpu_compiler."""
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import subprocess
@@ -270,6 +271,37 @@ def test_layers_on_the_cpu_are_compared_too(
     buffer.data = buffer.data ^ 1
     (differing,) = audit(written(model, tmp_path / "t.tflite"), plain).of("differs")
     assert differing.detail == "left on the CPU with other constants"
+
+
+def test_a_layer_may_give_the_scale_of_a_quantize_behind_it(plain: Path, tmp_path: Path) -> None:
+    compiled = compiled_by_standin(plain, tmp_path)
+    model = unpacked(file_bytes(plain))
+    _insert_quantize(model, 2.0)
+    apart = written(model, tmp_path / "apart.tflite")
+    found = audit(compiled, apart)
+    assert found.status == "equal"
+    assert "on the Edge TPU, with the QUANTIZE behind it" in [v.detail for v in found.layers]
+    assert audit(compiled_by_standin(apart, tmp_path), apart).status == "equal"
+
+
+def _insert_quantize(model: Any, factor: float) -> None:
+    """Let the first layer give a tensor of its own, at another scale, and a QUANTIZE the former."""
+    graph = model.subgraphs[0]
+    layer = _first(Graph.of(model), "CONV_2D")
+    (given,) = layer.outputs
+    tensor = copy.deepcopy(graph.tensors[given])
+    tensor.name = "apart"
+    tensor.quantization.scale = tensor.quantization.scale * np.float32(factor)
+    graph.tensors.append(tensor)
+    layer.outputs = np.asarray([len(graph.tensors) - 1], np.int32)
+    quantize = schema.OperatorT()
+    quantize.opcodeIndex = len(model.operatorCodes)
+    quantize.inputs, quantize.outputs = layer.outputs, np.asarray([given], np.int32)
+    code = schema.OperatorCodeT()
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.QUANTIZE
+    model.operatorCodes.append(code)
+    place = next(i for i, operator in enumerate(graph.operators) if operator is layer)
+    graph.operators.insert(place + 1, quantize)
 
 
 def test_what_is_stored_in_an_unknown_way_is_not_judged(plain: Path, tmp_path: Path) -> None:
