@@ -155,6 +155,7 @@ def _layer(graph: Graph, name: str, operator: Any) -> Parameters:
         raise ValueError(f"{name} {text(y.name)} has {len(biases)} biases of {outputs} outputs")
     zero_points = np.broadcast_to(_zero_points(filters), (outputs,))
     kind: Kind = "dense"
+    weights: np.ndarray
     if not is_depthwise:
         weights = values.reshape(outputs, _taps(shape, x), -1)
     elif int(x.shape[-1]) == 1 and outputs > 1:

@@ -50,7 +50,8 @@ class Comparison:
 
     @property
     def _is_off(self) -> np.ndarray:
-        return self.pool.bytes[self.layout] != self.content
+        is_off: np.ndarray = self.pool.bytes[self.layout] != self.content
+        return is_off
 
     def _is_of(self, part: Part) -> np.ndarray:
         start = self.pool.starts[part]

@@ -221,9 +221,9 @@ def _depthwise(parameters: Parameters, pool: Pool, vectors: Vectors) -> np.ndarr
     real = lanes[:channels]
     own = np.arange(parameters.weights.size).reshape(channels, taps)
     stored[real, :, real % _LANES] = pool.starts["weights"] + own
-    stored = stored.reshape(-1, _LANES, taps, _LANES).transpose(0, 2, 1, 3)
+    matrices = stored.reshape(-1, _LANES, taps, _LANES).transpose(0, 2, 1, 3)
     prefix = _prefix(parameters, pool, lanes.reshape(-1, _LANES), vectors)
-    return np.concatenate([prefix, stored.reshape(len(prefix), -1)], axis=1).reshape(-1)
+    return np.concatenate([prefix, matrices.reshape(len(prefix), -1)], axis=1).reshape(-1)
 
 
 def _prefix(parameters: Parameters, pool: Pool, lanes: np.ndarray, vectors: Vectors) -> np.ndarray:
