@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from compiler.driver.api import (
         CheckedOperator,
+        audit,
         build,
         check,
         compile_bundle,
@@ -43,10 +44,12 @@ if TYPE_CHECKING:
     from compiler.quantize.calibrate import Observers
     from compiler.runtime import Bundle, Runner
     from compiler.runtime.vision import Prediction
+    from compiler.vendor.audit import Audit
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Audit",
     "BuildOptions",
     "Bundle",
     "CheckedOperator",
@@ -64,6 +67,7 @@ __all__ = [
     "Prediction",
     "Runner",
     "Timings",
+    "audit",
     "build",
     "check",
     "compile_bundle",
@@ -81,6 +85,7 @@ __all__ = [
 
 # The modules that define them.
 _DEFINED_IN = {
+    "Audit": "compiler.vendor.audit",
     "BuildOptions": "compiler.driver.options",
     "Bundle": "compiler.runtime",
     "CompiledFile": "compiler.driver.inspect",

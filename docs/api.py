@@ -45,6 +45,8 @@ _SECTIONS = {
         "report_page",
         "save_graph",
         "inspect_compiled",
+        "audit",
+        "Audit",
         "CompiledFile",
     ),
     "Running": ("Bundle", "Runner", "Prediction"),

@@ -71,7 +71,13 @@ def encoder(folder: Path) -> Path:
 
 
 @pytest.fixture
-def kitchen(tmp_path: Path, edgetpu_compiler: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def kitchen(
+    tmp_path: Path,
+    edgetpu_compiler: Path,
+    small_bundle: Path,
+    compiled_segment: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
     rng = np.random.default_rng(0)
     save(tmp_path / "mobilenet.onnx", convolutions(False))
     save(tmp_path / "qat.onnx", convolutions(True))
@@ -84,6 +90,8 @@ def kitchen(tmp_path: Path, edgetpu_compiler: Path, monkeypatch: pytest.MonkeyPa
     library = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, "a"))
     library.save(str(tmp_path / "tokenizer.json"))
     shutil.copy(ROOT / "fixtures" / "language.gguf", tmp_path / "smollm2.gguf")
+    shutil.copy(small_bundle / "segments" / "01.tflite", tmp_path / "detector.tflite")
+    (tmp_path / "detector_edgetpu.tflite").write_bytes(compiled_segment)
     (target,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
     (tmp_path / "slow.toml").write_text(target)
     monkeypatch.chdir(tmp_path)

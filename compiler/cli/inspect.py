@@ -46,6 +46,15 @@ def inspect(
         Path | None,
         typer.Option("--netron", help="Write the rewritten graph as ONNX for Netron (ONNX files)."),
     ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            "--against",
+            metavar="TFLITE",
+            help="Of a compiled file, compare weights, biases and scales of each layer with those "
+            "of this plain .tflite file. Exit code 1 unless all of them are equal.",
+        ),
+    ] = None,
     outputs: shared.Outputs = None,
     input: shared.Input = BuildOptions.input,
     layout: shared.Layout = None,
@@ -65,7 +74,8 @@ def inspect(
     """Show the segments of a bundle, or those that an ONNX file would get.
 
     For each node on the host it says why it is there.
-    Of a compiled *_edgetpu.tflite file, show its executables and what is cached and streamed.
+    Of a compiled *_edgetpu.tflite file, show its executables and what is cached and streamed;
+    with --against, whether it was made of a plain file.
     """
     image = compiler.ImageOptions(parse.floats("mean", mean), parse.floats("std", std))
     options = BuildOptions(
@@ -82,6 +92,11 @@ def inspect(
     kind = compiler.kind_of(path)
     if (kind != "onnx" and (dot or netron)) or (kind == "tflite" and html):
         raise OptionError(f"{path}: --dot and --netron take .onnx files, --html those and bundles")
+    if against is not None:
+        if kind != "tflite":
+            raise OptionError(f"{path}: --against takes .tflite files that were compiled")
+        _audit(path, against, options, json)
+        return
     if kind == "tflite":
         _show_compiled(compiler.inspect_compiled(path, options), json)
         return
@@ -129,6 +144,18 @@ def _show_compiled(compiled: compiler.CompiledFile, as_json: bool) -> None:
         print_json({"packages": packages, "on_cpu": compiled.on_cpu})
     else:
         show_compiled(out, compiled.path.name, compiled.packages, compiled.on_cpu)
+
+
+def _audit(path: Path, against: Path, options: BuildOptions, as_json: bool) -> None:
+    from compiler.view.audit import show_audit
+
+    found = compiler.audit(path, against, options)
+    if as_json:
+        print_json({"status": found.status, **asdict(found)})
+    else:
+        show_audit(out, path.name, against.name, found)
+    if found.status != "equal":
+        raise typer.Exit(1)
 
 
 def _write_graphs(inspection: compiler.Inspection, dot: Path | None, netron: Path | None) -> None:

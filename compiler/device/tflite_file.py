@@ -22,14 +22,11 @@ _DTYPES = {v: k.lower() for k, v in vars(schema.TensorType).items() if not k.sta
 def read_operators(path: Path) -> list[OpInfo]:
     """The operators of the main subgraph of a TFLite file. Raises ModelError for other files."""
     with tflite_file(path, "a TFLite model"):
-        data = file_bytes(path)
-        if data[4:8] != b"TFL3":
-            if path.suffix == ".onnx":
-                raise ModelError(
-                    f"{path}: an ONNX file: `inspect` says which of its operators an Edge TPU takes"
-                )
-            raise ValueError("it has no TFL3 mark")
-        model = unpacked(data)
+        if path.suffix == ".onnx":
+            raise ModelError(
+                f"{path}: an ONNX file: `inspect` says which of its operators an Edge TPU takes"
+            )
+        model = unpacked(file_bytes(path))
         graph = model.subgraphs[0]
         infos = [_tensor(t, index, model.buffers) for index, t in enumerate(graph.tensors)]
         return [_operator(o, model.operatorCodes, infos) for o in graph.operators]
@@ -46,7 +43,9 @@ def file_bytes(path: Path) -> bytes:
 
 
 def unpacked(data: bytes) -> Any:
-    """The model of a TFLite file as the schema's objects."""
+    """The model of a TFLite file as the schema's objects. Raises ValueError for other files."""
+    if data[4:8] != b"TFL3":
+        raise ValueError("it has no TFL3 mark")
     return schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
 
 

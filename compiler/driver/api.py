@@ -29,6 +29,7 @@ from compiler.progress import Progress, silent
 from compiler.runtime import Bundle
 from compiler.targets import Target
 from compiler.vendor import edgetpu_compiler, onnx_tf
+from compiler.vendor.audit import Audit
 from compiler.vendor.edgetpu_compiler import Tool
 
 AnyPath = str | Path
@@ -147,6 +148,22 @@ def inspect_compiled(path: AnyPath, options: BuildOptions | None = None) -> Comp
     Raises ModelError for a file that it did not write.
     """
     return inspecting.inspect_compiled(Path(path), options or BuildOptions())
+
+
+def audit(path: AnyPath, against: AnyPath, options: BuildOptions | None = None) -> Audit:
+    """Whether what edgetpu_compiler wrote holds the parameters of the file that it compiled.
+
+    path:    the compiled file
+    against: the plain .tflite file
+
+    Compares weights, biases, effective scales and zero points of each layer, and the scales of
+    inputs and outputs. Instructions are not read. `status` of what is returned is "equal" where
+    every layer was found, "differs", or "not judged" where some are stored in a way that is not
+    known.
+
+    Raises ModelError for files that are not of these kinds.
+    """
+    return inspecting.audit(Path(path), Path(against), options or BuildOptions())
 
 
 def kind_of(path: AnyPath) -> FileKind:

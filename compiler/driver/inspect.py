@@ -19,7 +19,9 @@ from compiler.graph import reference
 from compiler.partition import Program
 from compiler.progress import Progress, silent
 from compiler.runtime.manifest import PictureEntry, PlanEntry, QualityEntry, VisionEntry
+from compiler.vendor import audit as auditing
 from compiler.vendor import darwinn
+from compiler.vendor.audit import Audit
 from compiler.vendor.darwinn import Package
 
 FileKind = Literal["onnx", "language", "bundle", "tflite"]
@@ -102,6 +104,13 @@ def inspect_compiled(path: Path, options: BuildOptions) -> CompiledFile:
     _require_no_options(path, options)
     packages, on_cpu = darwinn.read(path)
     return CompiledFile(path, packages, on_cpu)
+
+
+def audit(path: Path, against: Path, options: BuildOptions) -> Audit:
+    """Compare the parameters of a compiled file with those of a plain one. Raises ModelError for
+    what is neither."""
+    _require_no_options(path, options)
+    return auditing.audit(path, against)
 
 
 def save_graph(program: Program, path: Path, sources: Sequence[Path] = ()) -> None:

@@ -10,14 +10,19 @@ from pathlib import Path
 from compiler import files
 from compiler.emit import bundle, contents
 from compiler.emit import manifest as manifests
+from compiler.errors import ToolchainError
 from compiler.runtime import folders
 from compiler.runtime.bundle import sha256
 from compiler.runtime.manifest import FileEntry, Manifest, SegmentEntry
+from compiler.vendor.audit import Audit, audit
 from compiler.vendor.edgetpu_compiler import Compiled, Outcome, Refused, Session, Tool, groups
 
 
 def enter(segments: Iterable[SegmentEntry], outcomes: Mapping[Path, Outcome], folder: Path) -> None:
-    """Put compiled files beside the segments' own and say in their entries what came of them."""
+    """Put compiled files beside the segments' own and say in their entries what came of them.
+
+    Raises ToolchainError for one whose parameters are not those of its segment.
+    """
     for segment in segments:
         if segment["tpu"] is None:
             continue
@@ -25,8 +30,22 @@ def enter(segments: Iterable[SegmentEntry], outcomes: Mapping[Path, Outcome], fo
         if isinstance(outcome, Refused):
             manifests.enter_refused(segment, outcome)
         else:
+            found = _audit(segment, outcome, folder)
             file = _copy(segment, outcome, folder)
-            manifests.enter_compiled(segment, file, outcome)
+            manifests.enter_compiled(segment, file, outcome, found)
+
+
+def _audit(segment: SegmentEntry, outcome: Compiled, folder: Path) -> Audit:
+    """Compare a compiled file with the segment's own. Raises ToolchainError where they differ."""
+    path = segment["files"][0]["path"]
+    found = audit(outcome.file, folder / path)
+    if found.status == "differs":
+        raise ToolchainError(
+            f"segment {segment['index']} ({path}): what edgetpu_compiler gave is not made of it: "
+            f"{found.first_difference}; compile once more, and use another version or image of the "
+            "compiler if that stays"
+        )
+    return found
 
 
 def _copy(segment: SegmentEntry, outcome: Compiled, folder: Path) -> FileEntry:

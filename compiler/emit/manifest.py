@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
@@ -35,6 +36,7 @@ from compiler.runtime.manifest import (
     Manifest,
     MeasuredEntry,
     ModelEntry,
+    NotJudgedEntry,
     ObserverName,
     OperatorEntry,
     PlanEntry,
@@ -47,6 +49,7 @@ from compiler.runtime.manifest import (
     TensorEntry,
 )
 from compiler.targets import Target
+from compiler.vendor.audit import Audit
 from compiler.vendor.edgetpu_compiler import Compiled, Refused
 from compiler.vendor.onnx_tf import ConvertedSegment
 
@@ -327,8 +330,10 @@ def enter_refused(segment: SegmentEntry, refused: Refused) -> None:
         )
 
 
-def enter_compiled(segment: SegmentEntry, file: FileEntry, compiled: Compiled) -> None:
-    """Say of a segment what edgetpu_compiler made of it, in `file`."""
+def enter_compiled(
+    segment: SegmentEntry, file: FileEntry, compiled: Compiled, audit: Audit
+) -> None:
+    """Say of a segment what edgetpu_compiler made of it, in `file`, and what its audit found."""
     on_cpu: list[CpuOperatorEntry] = []
     mapped = 0
     for row in compiled.rows:
@@ -343,9 +348,19 @@ def enter_compiled(segment: SegmentEntry, file: FileEntry, compiled: Compiled) -
         "streamed_bytes": compiled.streamed,
         "mapped": mapped,
         "on_cpu": on_cpu,
+        "audited": audit.status == "equal",
+        "not_judged": _not_judged(audit),
     }
     segment["files"] = [segment["files"][0], file]
     segment["compiled"] = entry
+
+
+def _not_judged(audit: Audit) -> list[NotJudgedEntry]:
+    counts = Counter((layer.operator, layer.detail) for layer in audit.of("not judged"))
+    found: list[NotJudgedEntry] = []
+    for (operator, reason), count in counts.items():
+        found.append({"operator": operator, "count": count, "reason": reason})
+    return found
 
 
 def forget_compiled(segment: SegmentEntry) -> None:

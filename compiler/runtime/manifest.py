@@ -123,6 +123,14 @@ class CpuOperatorEntry(TypedDict):
     status: Annotated[str, "why, in the compiler's words"]
 
 
+class NotJudgedEntry(TypedDict):
+    """Operators whose constants in a compiled file cannot be compared with the segment's own."""
+
+    operator: Annotated[str, "their kind, as TFLite calls it"]
+    count: Annotated[Positive, "how many"]
+    reason: Annotated[str, "why not"]
+
+
 class CompiledEntry(TypedDict):
     """What edgetpu_compiler made of a segment."""
 
@@ -132,6 +140,15 @@ class CompiledEntry(TypedDict):
     streamed_bytes: Annotated[Count, "parameters that are sent at each run, as the file says"]
     mapped: Annotated[Count, "how many operators run on the Edge TPU"]
     on_cpu: Annotated[list[CpuOperatorEntry], "the operators that do not"]
+    audited: Annotated[
+        bool,
+        "whether weights, biases, effective scales and zero points of every layer were found in "
+        "the compiled file as they are in the segment's own",
+    ]
+    not_judged: Annotated[
+        list[NotJudgedEntry],
+        "the operators whose constants cannot be compared, and why; empty where it is audited",
+    ]
 
 
 class PlannedSegmentEntry(TypedDict):

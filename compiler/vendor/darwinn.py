@@ -19,7 +19,8 @@ from flatbuffers.table import Table
 from compiler.device.tflite_file import file_bytes, op_name, tflite_file, unpacked
 from compiler.errors import ModelError
 
-_CUSTOM = "edgetpu-custom-op"
+_NAME = "edgetpu-custom-op"
+CUSTOM = f"CUSTOM:{_NAME}"  # what the operators of compiled files are called
 _KINDS = ("stand-alone", "caching", "execution")
 _DESCRIPTOR = 1  # of the union AnyHint
 _OUTFEED = 1  # of the enum Direction
@@ -62,6 +63,20 @@ class Package:
         return sum(part.parameters for part in self.executables if part.kind != "caching")
 
 
+@dataclass(frozen=True)
+class StoredPackage:
+    """What a package holds for the device.
+
+    min_runtime: the oldest runtime that takes it
+    parameters:  of each executable that has any
+    numerics:    (scale, zero point of uint8) by name of what the executables take and give
+    """
+
+    min_runtime: int
+    parameters: tuple[bytes, ...]
+    numerics: dict[str, tuple[float, int]]
+
+
 def read(path: Path) -> tuple[list[Package], Counter[str]]:
     """(packages, operators left on the CPU) of a compiled file. Raises ModelError for any other."""
     packages: list[Package] = []
@@ -71,28 +86,56 @@ def read(path: Path) -> tuple[list[Package], Counter[str]]:
         for subgraph in model.subgraphs:
             for operator in subgraph.operators:
                 name = op_name(model.operatorCodes[operator.opcodeIndex])
-                if name == f"CUSTOM:{_CUSTOM}":
+                if name == CUSTOM:
                     packages.append(package(bytes(operator.customOptions)))
                 else:
                     on_cpu[name] += 1
     if not packages:
-        raise ModelError(
-            f"{path}: not compiled for the Edge TPU: it has no {_CUSTOM}; `check` takes plain files"
-        )
+        raise not_compiled(path)
     return packages, on_cpu
+
+
+def not_compiled(path: Path) -> ModelError:
+    """What to say of a plain file where a compiled one is needed."""
+    return ModelError(
+        f"{path}: not compiled for the Edge TPU: it has no {_NAME}; `check` takes plain files"
+    )
 
 
 def package(options: bytes) -> Package:
     """The package in the options of a custom operator, found by its file identifier."""
-    # A flatbuffer's identifier follows the 4 bytes of its root's offset.
-    mark = options.index(b"DWN1")
-    root = _root(options[mark - 4 :])
-    executables = _root(_bytes(root, 1))
+    root = _package(options)
     return Package(
         compiler=_text(root, 4),
         min_runtime=_number(root, 0, types.Int32Flags),
-        executables=tuple(_executable(_root(data)) for data in _byte_strings(executables, 0)),
+        executables=tuple(_executable(table) for table in _executables(root)),
     )
+
+
+def stored(options: bytes) -> StoredPackage:
+    """What the package of a custom operator holds for the device."""
+    root = _package(options)
+    parameters = []
+    numerics = {}
+    for table in _executables(root):
+        if _length(table, 6):
+            parameters.append(_bytes(table, 6))
+        for layer in (*_tables(table, 8), *_tables(table, 9)):
+            constants = _table(layer, 5)
+            if constants is not None:
+                zero_point = _number(constants, 0, types.Int32Flags)
+                numerics[_text(layer, 0)] = _real(constants, 1), zero_point
+    return StoredPackage(_number(root, 0, types.Int32Flags), tuple(parameters), numerics)
+
+
+def _package(options: bytes) -> Table:
+    # A flatbuffer's identifier follows the 4 bytes of its root's offset.
+    mark = options.index(b"DWN1")
+    return _root(options[mark - 4 :])
+
+
+def _executables(root: Table) -> list[Table]:
+    return [_root(data) for data in _byte_strings(_root(_bytes(root, 1)), 0)]
 
 
 def _executable(table: Table) -> Executable:
@@ -143,6 +186,11 @@ def _at(table: Table, field: int) -> int:
 def _number(table: Table, field: int, flags: Any) -> int:
     place = _at(table, field)
     return int(table.Get(flags, place)) if place else 0
+
+
+def _real(table: Table, field: int) -> float:
+    place = _at(table, field)
+    return float(table.Get(types.Float32Flags, place)) if place else 0.0
 
 
 def _table(table: Table, field: int) -> Table | None:

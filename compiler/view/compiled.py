@@ -39,6 +39,12 @@ def show_compilation(console: Console, manifest: Json) -> None:
         f"edgetpu_compiler {versions} took {len(compiled)} of {len(named)} segments.",
         highlight=False,
     )
+    audited = sum(entry["audited"] for entry in compiled)
+    console.print(
+        f"The parameters of {audited} of {len(compiled)} compiled segments are those of their "
+        "plain files.",
+        highlight=False,
+    )
     for name, segment in named:
         for text in _remarks(segment):
             console.print(f"[yellow]{name}[/] {escape(text)}", highlight=False, soft_wrap=True)
@@ -100,6 +106,8 @@ def _remarks(segment: Json) -> Iterator[str]:
         return
     for row in compiled["on_cpu"]:
         yield f"{row['count']} {row['operator']} left on the CPU: {row['status']}"
+    for row in compiled["not_judged"]:
+        yield f"{row['count']} {row['operator']} could not be compared: {row['reason']}"
     planned, streamed = segment["streamed_bytes"], compiled["streamed_bytes"]
     if streamed > planned + _UNPLANNED:
         yield f"streams {size(streamed)} at each run, planned were {size(planned) or 'none'}"

@@ -493,21 +493,27 @@ def test_compile_keeps_what_is_not_the_bundles(
 
 def test_compile_killed_at_any_call(
     output: Path,
-    compiled_segment: bytes,
+    edgetpu_compiler: Path,
     tmp_path: Path,
     temporary: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The bundle is whole each time, with or without what was compiled; the next compilation leaves
     nothing else."""
-    made = tmp_path / "01_edgetpu.tflite"
-    made.write_bytes(compiled_segment)
+    groups = toolchain.groups([Bundle.open(output).manifest["segments"]], output)
+    with toolchain.Session(toolchain.Tool((str(edgetpu_compiler),))) as session:
+        for file, outcome in session.compile(groups).items():
+            assert isinstance(outcome, toolchain.Compiled)
+            shutil.copyfile(outcome.file, tmp_path / file.name)
 
     def compiled(
         _: object, groups: list[list[Path]], *__: object
     ) -> dict[Path, toolchain.Compiled]:
         files_of_all = itertools.chain.from_iterable(groups)
-        return {file: toolchain.Compiled(made, "16.0", 1, 0, ()) for file in files_of_all}
+        return {
+            file: toolchain.Compiled(tmp_path / file.name, "16.0", 1, 0, ())
+            for file in files_of_all
+        }
 
     monkeypatch.setattr(toolchain.Session, "compile", compiled)
 

@@ -4,13 +4,15 @@ It replaces the operators of a model by one edgetpu-custom-op with a package tha
 cached and streamed. STANDIN_COMPILER says what goes wrong: "crash:CONV_2D" aborts on models that
 have this operator, "timeout:OP" never ends, "large:OP" fails for its activations, "cpu:OP" leaves
 these operators on the CPU, "together" refuses several at once, "stream" caches nothing, "silent"
-dies without a word.
+dies without a word, "swap" exchanges what it made of the first two, "flip:N" changes byte N of the
+parameters.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import time
 import zlib
@@ -18,8 +20,8 @@ from collections import Counter
 from pathlib import Path
 
 import flatbuffers
-import numpy as np
 from ai_edge_litert import schema_py_generated as schema
+from layout import blob  # beside this program
 
 VERSION = "16.0.384591198"
 NAMES = {
@@ -73,8 +75,18 @@ def main() -> int:
     token = zlib.crc32(b"".join(path.read_bytes() for path in options.models))
     for path, model in zip(options.models, models, strict=True):
         compiled(path, model, options.out_dir, trouble, token)
+    if kind == "swap":
+        swap([options.out_dir / f"{path.stem}_edgetpu.tflite" for path in options.models[:2]])
     print("Compilation child process completed within timeout period.\nCompilation succeeded! ")
     return 0
+
+
+def swap(files: list[Path]) -> None:
+    if len(files) == 2:
+        aside = files[0].with_suffix(".aside")
+        shutil.move(files[0], aside)
+        shutil.move(files[1], files[0])
+        shutil.move(aside, files[1])
 
 
 def names(model: schema.ModelT) -> list[str]:
@@ -87,8 +99,12 @@ def compiled(path: Path, model: schema.ModelT, out: Path, trouble: str, token: i
     kept, streams = trouble.partition("cpu:")[2], trouble == "stream"
     graph, found = model.subgraphs[0], names(model)
     behind = found.index(kept) if kept in found else len(found)
-    size = sum(np.size(b.data) for b in model.buffers if b.data is not None)
     mapped, left = graph.operators[:behind], graph.operators[behind:]
+    parameters = bytearray(blob(model, mapped))
+    flipped = trouble.partition("flip:")[2]
+    if flipped and int(flipped) < len(parameters):
+        parameters[int(flipped)] ^= 1
+    size = len(parameters)
     if mapped:
         operator = schema.OperatorT()
         operator.opcodeIndex = len(model.operatorCodes)
@@ -96,7 +112,7 @@ def compiled(path: Path, model: schema.ModelT, out: Path, trouble: str, token: i
         later = {int(t) for o in left for t in o.inputs} | {int(t) for t in graph.outputs}
         operator.inputs = [int(t) for t in graph.inputs]
         operator.outputs = [t for t in made if t in later]
-        operator.customOptions = list(package(size, streams, token))
+        operator.customOptions = list(package(bytes(parameters), streams, token))
         graph.operators = [operator, *left]
         code = schema.OperatorCodeT()
         code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.CUSTOM
@@ -132,11 +148,13 @@ def compiled(path: Path, model: schema.ModelT, out: Path, trouble: str, token: i
         print(f"Number of operations that will run on CPU: {len(left)}")
 
 
-def package(size: int, streams: bool, token: int) -> bytes:
+def package(parameters: bytes, streams: bool, token: int) -> bytes:
     """A DarwiNN package with one executable that caches its parameters and one that runs
     (executable.fbs)."""
     kinds = [2] if streams else [1, 2]  # PARAMETER_CACHING, EXECUTION_ONLY
-    executables = [executable(kind, size if kind == kinds[0] else 0, token) for kind in kinds]
+    executables = []
+    for kind in kinds:
+        executables.append(executable(kind, parameters if kind == kinds[0] else b"", token))
     builder = flatbuffers.Builder()
     offsets = [builder.CreateByteVector(data) for data in executables]
     builder.StartVector(4, len(offsets), 4)
@@ -157,9 +175,9 @@ def package(size: int, streams: bool, token: int) -> bytes:
     return bytes(builder.Output())
 
 
-def executable(kind: int, size: int, token: int) -> bytes:
+def executable(kind: int, content: bytes, token: int) -> bytes:
     builder = flatbuffers.Builder()
-    parameters = builder.CreateByteVector(bytes(size))
+    parameters = builder.CreateByteVector(content)
     builder.StartObject(15)
     builder.PrependUOffsetTRelativeSlot(6, parameters, 0)
     builder.PrependInt16Slot(13, kind, 0)

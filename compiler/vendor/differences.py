@@ -1,0 +1,97 @@
+"""Says how the stored bytes of a layer differ from those that its plain file gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from compiler.vendor.constants import Layer
+from compiler.vendor.parameters import Part, Pool
+
+_BYTES: dict[Part, int] = {"weights": 1, "biases": 4, "scales": 4, "zero points": 4, "padding": 1}
+_TYPES: dict[Part, str] = {"biases": "<i4", "scales": "<f4", "zero points": "<u4"}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A layer of a plain file beside `content`, bytes of a compiled file, taken to be stored by
+    `layout`, positions in `pool`."""
+
+    layer: Layer
+    pool: Pool
+    layout: np.ndarray
+    content: np.ndarray
+
+    @property
+    def distance(self) -> tuple[float, int]:
+        """Share of the weights that differ, or of the bytes where there are no weights; how many
+        bytes differ at all."""
+        is_off = self._is_off
+        is_weight = self.layout < len(self.pool.parts["weights"])
+        share = np.mean(is_off[is_weight] if is_weight.any() else is_off)
+        return float(share), int(np.count_nonzero(is_off))
+
+    def describe(self) -> str:
+        """What differs, part by part, with the first number of each."""
+        can_miss = {"biases"} | ({"scales"} if self.pool.parameters.per_channel else set())
+        texts = []
+        for part, own in self.pool.parts.items():
+            elements = self._differing(part)
+            count = len(own) // _BYTES[part]
+            if part == "padding" and len(elements):
+                texts.append("what fills it up differs")
+            elif len(elements):
+                first = self._first(part, int(elements[0]))
+                texts.append(f"{len(elements)} of {count} {part} differ, first {first}")
+            elif part in can_miss and self._is_left_out(part):
+                texts.append(f"it has no {part}")
+        return "; ".join(texts)
+
+    @property
+    def _is_off(self) -> np.ndarray:
+        is_off: np.ndarray = self.pool.bytes[self.layout] != self.content
+        return is_off
+
+    def _is_of(self, part: Part) -> np.ndarray:
+        start = self.pool.starts[part]
+        return (self.layout >= start) & (self.layout < start + len(self.pool.parts[part]))
+
+    def _differing(self, part: Part) -> np.ndarray:
+        """Elements of a part that differ, in their order."""
+        positions = self.layout[self._is_of(part) & self._is_off]
+        return np.unique((positions - self.pool.starts[part]) // _BYTES[part])
+
+    def _is_left_out(self, part: Part) -> bool:
+        """Whether a layout leaves out a vector that is not zero."""
+        return bool(np.any(self.pool.parts[part])) and not np.any(self._is_of(part))
+
+    def _first(self, part: Part, element: int) -> str:
+        """Where an element stands, and what it is in both files."""
+        size = _BYTES[part]
+        start = self.pool.starts[part] + size * element
+        own = self.pool.bytes[start : start + size]
+        order = [int(np.flatnonzero(self.layout == start + byte)[0]) for byte in range(size)]
+        there = self.content[order]
+        if part == "weights":
+            zero = self.layer.zero
+            place = _where(self.layer, element)
+            return f"of {place}: {int(there[0]) - zero}, not {int(own[0]) - zero}"
+        is_real = part == "scales"
+        numbers = [np.frombuffer(raw.tobytes(), _TYPES[part])[0] for raw in (there, own)]
+        values = [f"{number:.7g}" if is_real else str(number) for number in numbers]
+        return f"of output {element}: {values[0]}, not {values[1]}"
+
+
+def _where(layer: Layer, element: int) -> str:
+    """The place of a weight."""
+    assert layer.parameters is not None
+    shape = layer.parameters.weights.shape
+    if len(shape) == 1:
+        return f"element {element}"
+    output, tap, *inputs = np.unravel_index(element, shape)
+    if layer.operator == "FULLY_CONNECTED":
+        return f"output {output}, input {tap * shape[2] + inputs[0]}"
+    y, x = divmod(int(tap), layer.kernel[1])
+    place = f"output {output}, y {y}, x {x}"
+    return f"{place}, input {inputs[0]}" if inputs else place
