@@ -7,7 +7,6 @@ leaves a doubt nothing is said: agreement on something that is not there would b
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 import onnx_ir as ir
@@ -26,7 +25,7 @@ from compiler.checks.readings import (
 from compiler.graph import Shape, is_constant
 from compiler.ops import Moves, operator_of
 from compiler.runtime.detections import Head, entry_of
-from compiler.runtime.manifest import HeadEntry
+from compiler.runtime.manifest import TaskEntry
 from compiler.runtime.recognition import recognise
 
 # Sizes of ImageNet's label sets: one score for each is a classifier, whatever it is called.
@@ -44,15 +43,6 @@ LEAST_READ = 3
 _BELOW_ZERO = 1e-4
 _ABOVE_ONE = 1e-3
 _SUM_TOLERANCE = 1e-2
-
-
-class TaskEntry(TypedDict):
-    """What outputs say, as `VisionEntry` in compiler/runtime/manifest.py has it."""
-
-    task: Literal["classify", "detect"] | None
-    scores: NotRequired[str]
-    softmax: NotRequired[bool]
-    head: NotRequired[HeadEntry]
 
 
 def readings(

@@ -69,6 +69,7 @@ def build(
         # passes replace.
         layers = agreement.scored(model.graph)
         rounded = agreement.rounded(model.graph)
+        truth = verify.HeldOut(list(held_out), expected.results, layers, rounded)
 
         driver = pass_driver(model, options, path)
         rewritten = rewrite(model, options, progress, driver)
@@ -92,18 +93,18 @@ def build(
             manifest = manifests.assembled(plan, calibrated)
             entry = picture.of(model)
             if entry is not None:
-                seen = vision.entry(entry, labels, expected.results)
-                manifest["vision"] = seen
+                found = agreement.readings(layers, truth.expected, truth.samples)
+                told = agreement.task(found, truth.expected)
+                manifest["vision"] = vision.entry(entry, labels, told)
             if options.tokenizer_path is not None:
                 manifest["tokenizer"] = bundle.copy_tokenizer(options.tokenizer_path, folder)
             manifests.write(folder, manifest)
 
-        truth = verify.HeldOut(list(held_out), expected.results, layers, rounded)
         with stage("verify"):
             measured = _measure_quality(folder, program, truth, options, progress)
             manifests.enter_quality(manifest, measured)
-            found = quality.warnings(manifest, program, _few(held_out))
-            manifests.enter_quality(manifest, found)
+            warned = quality.warnings(manifest, program, _few(held_out))
+            manifests.enter_quality(manifest, warned)
             manifests.write(folder, manifest)
             report.write(folder, manifest, sights.sights(bundle.load(folder, check=False), truth))
         quality.require_sqnr(measured, options.min_sqnr)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from compiler.runtime.manifest import PictureEntry, VisionEntry
+from compiler.runtime.manifest import PictureEntry, TaskEntry, VisionEntry
 
 
-def entry(
-    picture: PictureEntry, labels: Sequence[str], results: Sequence[Mapping[str, Any]]
-) -> VisionEntry:
-    """What the manifest says of a model of pictures. `results` are what the float model gives for
-    held-out samples, which tell what its outputs are."""
-    found: VisionEntry = {"picture": picture, "task": None}
+def entry(picture: PictureEntry, labels: Sequence[str], task: TaskEntry) -> VisionEntry:
+    """What the manifest says of a model of pictures; `task` is what its outputs were recognised
+    as."""
+    found: VisionEntry = {**task, "picture": picture}
     if labels:
         found["labels"] = list(labels)
     return found

@@ -19,7 +19,7 @@ _TYPES = ("F32", "F16", "BF16")
 def read(path: Path) -> dict[str, Weight]:
     """The tensors of a file. Raises ModelError for what is damaged or of another type."""
     try:
-        file = safe_open(path, "numpy")
+        file: Any = safe_open(path, "numpy")
     except (SafetensorError, OSError) as error:
         raise ModelError(
             f"{path}: not a safetensors file, or a truncated one ({first_line(error)})"

@@ -267,22 +267,6 @@ def entry_of(head: Head) -> HeadEntry:
     }
 
 
-def head_of(entry: HeadEntry, size: Size) -> Head:
-    """The head that a manifest describes, over an image of `size`. Raises ValueError for a kind
-    that is not read."""
-    if entry["kind"] == "yolo":
-        return Yolo(
-            entry["output"], entry["rows"], entry["objectness"], tuple(entry["strides"]), size
-        )
-    if entry["kind"] == "picodet":
-        return PicoDet(
-            tuple(entry["scores"]), tuple(entry["distances"]), tuple(entry["strides"]), size
-        )
-    if entry["kind"] == "corners":
-        return Corners(entry["boxes"], entry["scores"], entry["labels"], entry["background"])
-    raise ValueError(f"heads of kind '{entry['kind']}' are not read")
-
-
 def detect(
     head: Head, arrays: Arrays, least: float = LEAST_SCORE, overlap: float = OVERLAP
 ) -> Detections:

@@ -312,17 +312,22 @@ class CornersHeadEntry(TypedDict):
 HeadEntry = YoloHeadEntry | DistancesHeadEntry | PicoDetHeadEntry | CornersHeadEntry
 
 
-class VisionEntry(TypedDict):
-    """What a model of pictures takes and tells."""
+class TaskEntry(TypedDict):
+    """What outputs of a model of pictures tell."""
 
-    picture: Annotated[PictureEntry, "how a picture becomes its input"]
     task: Annotated[
         Literal["classify", "detect"] | None, "what its outputs say; null: not recognised"
     ]
     scores: NotRequired[Annotated[Name, "of classifiers: the output [1, C]"]]
     softmax: NotRequired[Annotated[bool, "of classifiers: whether scores are logits"]]
-    labels: NotRequired[Annotated[list[Name], "names of classes, by index"]]
     head: NotRequired[Annotated[HeadEntry, "of detectors: how boxes are read off the outputs"]]
+
+
+class VisionEntry(TaskEntry):
+    """What a model of pictures takes and tells."""
+
+    picture: Annotated[PictureEntry, "how a picture becomes its input"]
+    labels: NotRequired[Annotated[list[Name], "names of classes, by index"]]
 
 
 class ModelEntry(TypedDict):
