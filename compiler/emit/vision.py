@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from compiler.runtime.manifest import PictureEntry, TaskEntry, VisionEntry
 
@@ -10,7 +11,8 @@ from compiler.runtime.manifest import PictureEntry, TaskEntry, VisionEntry
 def entry(picture: PictureEntry, labels: Sequence[str], task: TaskEntry) -> VisionEntry:
     """What the manifest says of a model of pictures; `task` is what its outputs were recognised
     as."""
-    found: VisionEntry = {**task, "picture": picture}
+    # A type checker cannot know that a task's optional fields are those of the whole.
+    found = cast(VisionEntry, {**task, "picture": picture})
     if labels:
         found["labels"] = list(labels)
     return found
