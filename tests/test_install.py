@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from compiler.runtime import Bundle, Pipeline
 from tests.conftest import save, small_network
@@ -129,3 +130,28 @@ def test_a_bundle_runs_with_the_device_extra_only(
     assert json.loads(bench.stdout)["runs"] == 3
     refused = run(command, "build", "model.onnx", "--target", "usb3", folder=tmp_path, check=False)
     assert refused.returncode == 2 and "coral-bundle[compiler]" in refused.stderr
+
+
+def test_from_an_export_of_ultralytics_to_frigate(wheel: Path, tmp_path: Path) -> None:
+    """In a bare environment, with no option beyond the pictures."""
+    programs = environment(tmp_path / "env", f"{wheel}[compiler]")
+    command = programs / "coral-bundle"
+    shutil.copy(ROOT / "fixtures/exports/ultralytics/yolov8.onnx", tmp_path)
+    (tmp_path / "photos").mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(8):
+        coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3)).astype(np.uint8))
+        coarse.resize((160, 120), Image.Resampling.BICUBIC).save(tmp_path / f"photos/{index}.jpg")
+
+    built = run(command, "build", "yolov8.onnx", "--calibration", "photos", folder=tmp_path)
+    assert "export yolov8.bundle --for frigate" in built.stdout
+    run(command, "export", "yolov8.bundle", "--for", "frigate", "-o", "frigate", folder=tmp_path)
+    labels = (tmp_path / "frigate/labelmap.txt").read_text().split()
+    assert labels[1::2] == ["person", "bicycle", "car", "dog", "cat"]
+    assert (tmp_path / "frigate/yolov8.tflite").is_file()
+    seen = run(
+        command, "run", "yolov8.bundle", "photos/0.jpg", "--save", "seen.png", folder=tmp_path
+    )
+    assert "object" in seen.stdout
+    with Image.open(tmp_path / "seen.png") as drawn:
+        assert drawn.size == (160, 120)
