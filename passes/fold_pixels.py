@@ -116,7 +116,8 @@ def _fold_into(layer: ir.Node, found: _Normalised, b: Builder) -> None:
     scale = _by_channel(found.whole.scale, channels)
     shift = _by_channel(found.whole.shift, channels)
     weights = array_of(weight)
-    through = np.einsum("oc...,c->o", weights.astype(np.float64), shift)
+    taps = weights.reshape(outputs, channels, -1).sum(2, dtype=np.float64)
+    through = taps @ shift
     before = constant_of(bias)
     total = through if before is None else through + before
     along = (1, -1) + (1,) * (weights.ndim - 2)
