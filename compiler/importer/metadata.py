@@ -29,6 +29,7 @@ META = "edgetpu.facts"
 logger = logging.getLogger("compiler.taken")
 # Longer texts are no lists of labels or sizes.
 _MOST_CHARACTERS = 1 << 20
+_MOST_FILE_BYTES = 4 << 20
 _MOST_LABELS = 1 << 16
 _MOST_SIDE = 1 << 14
 _PREPROCESSOR = "preprocessor_config.json"
@@ -149,7 +150,8 @@ def _hugging_face(path: Path) -> Facts:
 def _json(path: Path) -> dict[str, Any]:
     """The object in a file; an empty one where there is none."""
     try:
-        if path.stat().st_size > _MOST_CHARACTERS * 4:
+        # A pipe would block.
+        if not path.is_file() or path.stat().st_size > _MOST_FILE_BYTES:
             return {}
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
