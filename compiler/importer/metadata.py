@@ -47,6 +47,7 @@ class Facts:
     """
 
     size: tuple[int, int] | None = None
+    channels: int = 3
     batch: int = 1
     fit: Fit | None = None
     resize: tuple[int, int] | None = None
@@ -67,7 +68,7 @@ class Facts:
         assert shape is not None
         if shape[3] in (1, 3) and shape[1] not in (1, 3):
             return {str(images[0].name): (self.batch, height, width, None)}
-        return {str(images[0].name): (self.batch, 3, height, width)}
+        return {str(images[0].name): (self.batch, self.channels, height, width)}
 
 
 def read(model: ir.Model, path: Path) -> Facts:
@@ -167,13 +168,13 @@ def _preprocessed(config: Mapping[str, Any]) -> Facts:
         rescale = 1.0
     if not _is_number(rescale) or rescale <= 0:
         rescale = 1 / 255
-    mean: tuple[float, ...] | None = (0.0,)
-    std: tuple[float, ...] | None = (1.0,)
+    mean: tuple[float, ...] | None = (0.0,) * 3
+    std: tuple[float, ...] | None = (1.0,) * 3
     if config.get("do_normalize", True):
         mean = _numbers(config.get("image_mean"))
         std = _numbers(config.get("image_std"))
     if mean is None or std is None or 0 in std:
-        mean, std = None, None
+        mean, std = None, None  # it does not say what it means
     else:
         mean = tuple(round(number / rescale, 6) for number in mean)
         std = tuple(round(number / rescale, 6) for number in std)
@@ -184,6 +185,7 @@ def _preprocessed(config: Mapping[str, Any]) -> Facts:
         told.append(f"mean {_shown(mean)}, std {_shown(std)} of pixels")
     return Facts(
         size=size,
+        channels=1 if mean is not None and len(mean) == 1 else 3,
         fit=fit,
         resize=resize if resize != size else None,
         mean=mean,

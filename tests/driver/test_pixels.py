@@ -184,7 +184,11 @@ def test_layouts(
     bundle = built(path, photos, input=dtype, layout=layout)
     assert bundle.manifest["inputs"][0]["shape"] == shape
     if shape[3] == 3:
-        assert bundle.manifest["segments"][0]["device"] == "tpu"
+        first = bundle.manifest["segments"][0]
+        assert first["device"] == "tpu"
+        if dtype == "uint8":
+            kinds = [operator["operator"] for operator in first["operators"]]
+            assert kinds[:2] == ["edgetpu.Dequantize", "edgetpu.DepthwiseConv2D"]
     assert signal_to_noise(path, bundle) > 30
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from PIL import Image
 
 from compiler import importer
 from compiler.driver import build as building
@@ -17,7 +18,7 @@ from compiler.driver.options import BuildOptions, ImageOptions
 from compiler.errors import ModelError
 from compiler.graph import shape_of
 from compiler.importer import metadata
-from tests.conftest import save, small_network
+from tests.conftest import Cli, save, small_network
 
 # As Ultralytics 8 writes them: every value is Python's text of it.
 ULTRALYTICS = {
@@ -133,7 +134,7 @@ def test_forms_of_sizes(
 @pytest.mark.parametrize(
     ("changes", "mean", "std"),
     [
-        ({"do_normalize": False}, (0,), (255,)),
+        ({"do_normalize": False}, (0,) * 3, (255,) * 3),
         ({"do_rescale": False}, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         ({"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}, (127.5,) * 3, (127.5,) * 3),
         ({"image_std": [0, 0, 0]}, None, None),
@@ -190,6 +191,21 @@ def test_samples_tell_shapes(tmp_path: Path) -> None:
     np.savez(tmp_path / "c.npz", x=np.zeros((5, 4, 24, 32), np.float32))
     with pytest.raises(ModelError, match="some dimensions are not fixed"):
         building.read(path, BuildOptions(calibration=tmp_path / "c.npz"))
+
+
+def test_pictures_come_one_at_a_time(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "photos" / "a.png")
+    path = save(tmp_path / "m.onnx", dynamic(axes=("n", 3, 16, 16)))
+    model = building.read(path, BuildOptions(calibration=tmp_path / "photos"))
+    assert shape_of(model.graph.inputs[0]) == (1, 3, 16, 16)
+
+
+def test_what_is_taken_is_said(tmp_path: Path, run_cli: Cli) -> None:
+    path = save(tmp_path / "m.onnx", dynamic(ULTRALYTICS))
+    code, _, err = run_cli("inspect", path)
+    assert code == 0
+    assert "taken from the file (Ultralytics): imgsz 32 x 48, 2 names, fit letterbox" in err
 
 
 @pytest.mark.parametrize(

@@ -108,3 +108,37 @@ def test_floats_and_constants_of_their_own_stay() -> None:
         y = Conv (m, w)
     }"""
     leaves_alone("fold_pixels", columns, weights={"w": weight(4, 3, 3, 3)})
+
+
+def test_an_image_in_nhwc_is_normalised_behind_its_transpose() -> None:
+    before = """
+    g (uint8[1,6,6,3] x) => (float[1,4,4,4] y)
+    <float scale = {1.0}, uint8 zero = {100}, float[3] factor = {0.5, 0.25, 2}, float half = {0.5}>
+    {
+        d = DequantizeLinear (x, scale, zero)
+        m = Mul (d, factor)
+        a = Add (m, half)
+        t = Transpose <perm = [0, 3, 1, 2]> (a)
+        y = Conv (t, w)
+    }"""
+    after = """
+    g (uint8[1,6,6,3] x) => (float[1,4,4,4] y) <float scale = {1.0}, uint8 zero = {100}> {
+        d = DequantizeLinear (x, scale, zero)
+        turned = Transpose <perm = [0, 3, 1, 2]> (d)
+        y = Conv (turned, folded, bias)
+    }"""
+    w = weight(4, 3, 3, 3)
+    constants = {"folded": w * FACTOR.reshape(1, 3, 1, 1), "bias": 0.5 * w.sum((1, 2, 3))}
+    rewrites("fold_pixels", before, after, weights={"w": w}, constants=constants)
+
+
+def test_one_number_for_channels_that_are_last_stays_where_it_is() -> None:
+    """Whoever reads it: a layer has its channels first."""
+    graph = """
+    g (uint8[1,6,6,3] x) => (float[1,6,6,3] y)
+    <float scale = {1.0}, uint8 zero = {1}, float b = {2}> {
+        d = DequantizeLinear (x, scale, zero)
+        a = Add (d, b)
+        y = Relu (a)
+    }"""
+    leaves_alone("fold_pixels", graph)
