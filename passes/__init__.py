@@ -19,6 +19,7 @@ from passes import (
     fold_constants,
     fold_flatten,
     fold_pixels,
+    join_phases,
     keep_gates,
     keep_scales,
     keep_spectra,
@@ -133,9 +134,17 @@ PASSES: tuple[Pass[PassContext], ...] = in_order(
         },
     ),
     Pass(
+        "join_phases",
+        join_phases.run,
+        after={"fold_constants": "the bounds of slices must be constants"},
+    ),
+    Pass(
         "fold_pixels",
         fold_pixels.run,
-        after={"fold_affine": "a normalisation of the model's own joins that of the pixels"},
+        after={
+            "fold_affine": "a normalisation of the model's own joins that of the pixels",
+            "join_phases": "the convolution must read the image, not its phases",
+        },
     ),
     Pass(
         "shuffle_channels",
@@ -158,6 +167,7 @@ PASSES: tuple[Pass[PassContext], ...] = in_order(
             "keep_gates": "what stays on the host stays in ONNX",
             "keep_spectra": "what stays on the host stays in ONNX",
             "fold_affine": "weights are rearranged here, so they must be final",
+            "join_phases": "the layer that it changes is a Conv of ONNX",
             "fold_pixels": "weights are rearranged here, so they must be final",
             "shuffle_channels": "there is no rule for a Transpose of five dimensions",
             "split_gates": "the layer that it inserts is a Conv of ONNX",

@@ -4,7 +4,8 @@
 
 W' is W times a along the channels, B' is B plus what b gives through W. A convolution that pads
 would see its zeros as another pixel than the mean: with b it takes the normalised image, which a
-depthwise layer of one tap makes on the Edge TPU. So does whatever else reads the image.
+depthwise layer of one tap makes on the Edge TPU. So does whatever else reads the image. An image in
+NHWC, which a Transpose follows, is normalised behind that.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler.graph import (
+    NCHW,
     Builder,
     Names,
     array_of,
@@ -25,12 +27,17 @@ from compiler.graph import (
     is_constant,
     key_of,
     only_consumer,
+    producer_of,
     shape_of,
 )
 from compiler.importer import pixels
+from compiler.ops.transpose import permutation
 from passes.context import PassContext
 from passes.fold_affine import Affine, affine
 from passes.fold_constants import tidy
+
+# How many channels pixels have.
+CHANNELS = (1, 3)
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ class _Normalised:
 def run(model: ir.Model, context: PassContext) -> None:
     names = Names(model.graph)
     for node in list(model.graph):
-        found = _normalised_by(node)
+        found = _normalised_by(node, model, names)
         if found is None:
             continue
         obstacle = _obstacle(found)
@@ -65,8 +72,8 @@ def run(model: ir.Model, context: PassContext) -> None:
     tidy(model)
 
 
-def _normalised_by(node: ir.Node) -> _Normalised | None:
-    """What is made of pixels that `node` dequantizes, where arithmetic follows on it."""
+def _normalised_by(node: ir.Node, model: ir.Model, names: Names) -> _Normalised | None:
+    """What is made of pixels that `node` dequantizes, where arithmetic on channels follows."""
     source = node.inputs[0] if node.inputs else None
     if key_of(node) != ("", "DequantizeLinear") or source is None or not source.is_graph_input():
         return None
@@ -84,7 +91,40 @@ def _normalised_by(node: ir.Node) -> _Normalised | None:
         whole = further.of(whole)
         last = after
     wide = [axis for axis in range(4) if max(whole.scale.shape[axis], whole.shift.shape[axis]) > 1]
-    return _Normalised(whole, last) if wide in ([], [1]) else None
+    found = _Normalised(whole, last)
+    transposes = _transposes_behind(found)
+    if transposes and wide in ([], [3]):
+        return _behind(transposes, found, model, names)
+    has_channels_first = shape_of(whole.x)[1] in CHANNELS
+    return found if wide == [1] or (not wide and has_channels_first) else None
+
+
+def _transposes_behind(found: _Normalised) -> list[ir.Node]:
+    """The Transposes to NCHW that read the image, where nothing else does."""
+    readers = consumers_of(found.image)
+    for reader in readers:
+        if key_of(reader) != ("", "Transpose") or permutation(reader) != NCHW:
+            return []
+    return [] if found.image.is_graph_output() else readers
+
+
+def _behind(
+    transposes: list[ir.Node], found: _Normalised, model: ir.Model, names: Names
+) -> _Normalised:
+    """The same image in NCHW, normalised behind the Transposes."""
+    b = Builder(model, names, found.last)
+    whole = Affine(
+        b.transpose(found.whole.x, NCHW),
+        found.whole.scale.transpose(NCHW),
+        found.whole.shift.transpose(NCHW),
+    )
+    scaled = b.op("Mul", [whole.x, b.const(whole.scale, "pixels/scale")])
+    image = b.op("Add", [scaled, b.const(whole.shift, "pixels/shift")])
+    last = producer_of(image)
+    assert last is not None
+    for transpose in transposes:
+        Builder(model, names, transpose).replace(image)
+    return _Normalised(whole, last)
 
 
 def _obstacle(found: _Normalised) -> str | None:
@@ -116,7 +156,8 @@ def _fold_into(layer: ir.Node, found: _Normalised, b: Builder) -> None:
     scale = _by_channel(found.whole.scale, channels)
     shift = _by_channel(found.whole.shift, channels)
     weights = array_of(weight)
-    through = np.einsum("oc...,c->o", weights.astype(np.float64), shift)
+    taps = weights.reshape(outputs, channels, -1).sum(2, dtype=np.float64)
+    through = taps @ shift
     before = constant_of(bias)
     total = through if before is None else through + before
     along = (1, -1) + (1,) * (weights.ndim - 2)

@@ -108,6 +108,8 @@ def test_commands_of_the_cookbook(kitchen: Path, run_cli: Cli) -> None:
         assert code == 0, f"{command}: {err}"
     assert {p.name for p in kitchen.glob("*.bundle")} == {
         "mobilenet.bundle",
+        "pixels.bundle",
+        "cut.bundle",
         "bert.bundle",
         "smollm2.bundle",
         "qat.bundle",

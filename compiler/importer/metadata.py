@@ -29,6 +29,7 @@ META = "edgetpu.facts"
 logger = logging.getLogger("compiler.taken")
 # Longer texts are no lists of labels or sizes.
 _MOST_CHARACTERS = 1 << 20
+_MOST_FILE_BYTES = 4 << 20
 _MOST_LABELS = 1 << 16
 _MOST_SIDE = 1 << 14
 _PREPROCESSOR = "preprocessor_config.json"
@@ -46,6 +47,7 @@ class Facts:
     """
 
     size: tuple[int, int] | None = None
+    channels: int = 3
     batch: int = 1
     fit: Fit | None = None
     resize: tuple[int, int] | None = None
@@ -66,7 +68,7 @@ class Facts:
         assert shape is not None
         if shape[3] in (1, 3) and shape[1] not in (1, 3):
             return {str(images[0].name): (self.batch, height, width, None)}
-        return {str(images[0].name): (self.batch, 3, height, width)}
+        return {str(images[0].name): (self.batch, self.channels, height, width)}
 
 
 def read(model: ir.Model, path: Path) -> Facts:
@@ -149,7 +151,8 @@ def _hugging_face(path: Path) -> Facts:
 def _json(path: Path) -> dict[str, Any]:
     """The object in a file; an empty one where there is none."""
     try:
-        if path.stat().st_size > _MOST_CHARACTERS * 4:
+        # A pipe would block.
+        if not path.is_file() or path.stat().st_size > _MOST_FILE_BYTES:
             return {}
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -165,13 +168,13 @@ def _preprocessed(config: Mapping[str, Any]) -> Facts:
         rescale = 1.0
     if not _is_number(rescale) or rescale <= 0:
         rescale = 1 / 255
-    mean: tuple[float, ...] | None = (0.0,)
-    std: tuple[float, ...] | None = (1.0,)
+    mean: tuple[float, ...] | None = (0.0,) * 3
+    std: tuple[float, ...] | None = (1.0,) * 3
     if config.get("do_normalize", True):
         mean = _numbers(config.get("image_mean"))
         std = _numbers(config.get("image_std"))
     if mean is None or std is None or 0 in std:
-        mean, std = None, None
+        mean, std = None, None  # it does not say what it means
     else:
         mean = tuple(round(number / rescale, 6) for number in mean)
         std = tuple(round(number / rescale, 6) for number in std)
@@ -182,6 +185,7 @@ def _preprocessed(config: Mapping[str, Any]) -> Facts:
         told.append(f"mean {_shown(mean)}, std {_shown(std)} of pixels")
     return Facts(
         size=size,
+        channels=1 if mean is not None and len(mean) == 1 else 3,
         fit=fit,
         resize=resize if resize != size else None,
         mean=mean,

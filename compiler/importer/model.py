@@ -89,7 +89,8 @@ def _hints(model: ir.Model, facts: Facts, reading: Reading) -> Hints:
         return {}
     asked = reading.hints(inputs) if reading.hints is not None else {}
     for name, shape in asked.items():
-        metadata.logger.info("taken from the calibration samples: '%s' %s", name, list(shape))
+        sizes = ", ".join("?" if size is None else str(size) for size in shape)
+        metadata.logger.info("taken from the calibration samples: '%s' [%s]", name, sizes)
     return {**facts.hints(inputs), **asked}
 
 

@@ -100,8 +100,10 @@ def holds_pictures(path: Path | None) -> bool:
 
 
 def shapes_in(path: Path | None, inputs: Sequence[ir.Value]) -> Hints:
-    """The shapes that the arrays of the first file in `path` say of inputs. What cannot be read is
-    told when the samples are."""
+    """The shapes that samples in `path` say of inputs: pictures that there is one at a time, arrays
+    those of the first file. What cannot be read is told when the samples are."""
+    if holds_pictures(path):
+        return {str(value.name): (1, None, None, None) for value in inputs if _rank(value) == 4}
     try:
         files = _files_of(path, ARRAYS) if path is not None else []
         loaded = arrays.read(files[0]) if files else {}
@@ -121,9 +123,9 @@ def shapes_in(path: Path | None, inputs: Sequence[ir.Value]) -> Hints:
 def _sample_shape(array: np.ndarray, value: ir.Value) -> tuple[int, ...] | None:
     """The shape of a sample of `value` in an array, which may hold several; None where it does not
     go with the dimensions that are fixed."""
-    if value.shape is None:
+    rank = _rank(value)
+    if value.shape is None or rank is None:
         return None
-    rank = len(value.shape)
     if array.ndim == rank + 1:
         found = array.shape[1:]
     elif array.ndim == rank and rank:
@@ -136,6 +138,10 @@ def _sample_shape(array: np.ndarray, value: ir.Value) -> tuple[int, ...] | None:
     # Pixels come with their channels last, also for a file that has them first.
     first = (found[0], found[-1], *found[1:-1])
     return first if rank == 4 and _goes_with(first, known) else None
+
+
+def _rank(value: ir.Value) -> int | None:
+    return None if value.shape is None else len(value.shape)
 
 
 def _goes_with(shape: Sequence[int], known: Sequence[int | None]) -> bool:
