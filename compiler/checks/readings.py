@@ -18,6 +18,8 @@ from compiler.runtime.detections import Detections, Head
 
 Arrays = Mapping[str, np.ndarray]
 
+# A class is near where it is among so many of the largest scores; of fewer classes it says nothing.
+NEAR = 5
 # A pixel belongs to a mask above this probability.
 IN_MASK = 0.5
 # With fewer pixels in all masks of the float model, one pixel more or less would count too much.
@@ -40,23 +42,35 @@ class Classes:
     output: str
     axis: int
     same: int = 0
+    near: int = 0
     rows: int = 0
+    classes: int = 0
 
     def add(self, got: Arrays, want: Arrays, sample: Arrays) -> None:
-        ours = np.asarray(got[self.output]).argmax(axis=self.axis)
+        scores = np.moveaxis(np.asarray(got[self.output]), self.axis, -1)
+        ours = scores.argmax(axis=-1)
         theirs = np.asarray(want[self.output]).argmax(axis=self.axis)
         is_shown = np.ones(theirs.shape, bool)
         mask = sample.get("attention_mask")
         if mask is not None and mask.shape == theirs.shape:
             is_shown = mask != 0
+        # How many classes score more than the float model's.
+        its_score = np.take_along_axis(scores, theirs[..., None], axis=-1)
+        above = (scores > its_score).sum(axis=-1)
         self.same += int(((ours == theirs) & is_shown).sum())
+        self.near += int(((above < NEAR) & is_shown).sum())
         self.rows += int(is_shown.sum())
+        self.classes = scores.shape[-1]
 
     def report(self) -> dict[str, Any]:
-        """`top1_agreement`: the share of rows of the same class."""
+        """`top1_agreement`: the share of rows of the same class; `top5_agreement`: of those where
+        it is one of the bundle's five best."""
         if not self.rows:
             return {}
-        return {"top1_agreement": round(self.same / self.rows, 4)}
+        entry = {"top1_agreement": round(self.same / self.rows, 4)}
+        if self.classes > 2 * NEAR:
+            entry["top5_agreement"] = round(self.near / self.rows, 4)
+        return entry
 
 
 @dataclass
@@ -123,7 +137,7 @@ class Boxes:
         self.truth.append(detections.detect(self.head, want))
 
     def report(self) -> dict[str, Any]:
-        """`recall` and `ap50` are null where the float model finds too little to tell."""
+        """`recall`, `ap50` and `map50` are null where the float model finds too little to tell."""
         total = sum(len(image) for image in self.truth)
         shown = [image.above(detections.LEAST_SCORE) for image in self.found]
         entry: dict[str, Any] = {
@@ -132,12 +146,15 @@ class Boxes:
             "bundle": sum(len(image) for image in shown),
         }
         if total < LEAST_FOUND:
-            return entry | {"recall": None, "ap50": None}
+            return entry | {"recall": None, "ap50": None, "map50": None}
         hits = 0
         for found, truth in zip(shown, self.truth, strict=True):
             hits += int(matches(found, truth).sum())
-        precision = average_precision(self.found, self.truth)
-        return entry | {"recall": round(hits / total, 4), "ap50": round(precision, 4)}
+        return entry | {
+            "recall": round(hits / total, 4),
+            "ap50": round(average_precision(self.found, self.truth), 4),
+            "map50": round(mean_average_precision(self.found, self.truth), 4),
+        }
 
 
 Reading = Classes | Text | Mask | Boxes
@@ -200,3 +217,14 @@ def average_precision(found: Sequence[Detections], truth: Sequence[Detections]) 
     precision = np.maximum.accumulate(precision[::-1])[::-1]
     recall_steps = np.diff(hit_count / total, prepend=0)
     return float((precision * recall_steps).sum())
+
+
+def mean_average_precision(found: Sequence[Detections], truth: Sequence[Detections]) -> float:
+    """The mean of the average precisions of each class that is in the truth."""
+    classes = np.unique(np.concatenate([image.classes for image in truth]))
+    precisions = []
+    for number in classes:
+        own = [image.chosen(np.flatnonzero(image.classes == number)) for image in found]
+        true = [image.chosen(np.flatnonzero(image.classes == number)) for image in truth]
+        precisions.append(average_precision(own, true))
+    return float(np.mean(precisions)) if precisions else 0.0

@@ -100,7 +100,7 @@ def _read_off(entry: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """(what is read off an output and agrees, what does not)."""
     shares: list[tuple[float, str]] = []
     if "top1_agreement" in entry:
-        shares.append((entry["top1_agreement"], classes_text(entry["top1_agreement"])))
+        shares.append((entry["top1_agreement"], classes_text(entry)))
     if "text" in entry:
         text = entry["text"]
         shares.append((text["equal"] / text["lines"], text_text(text)))
@@ -146,7 +146,8 @@ def detections_text(found: Mapping[str, Any]) -> str:
             "in the held-out samples"
         )
     return (
-        f"detections AP@50 {found['ap50']:.2f}, recall {found['recall']:.2f}: "
+        f"detections AP@50 {found['ap50']:.3f}, mean of classes {found['map50']:.3f}, "
+        f"recall {found['recall']:.2f}: "
         f"{found['bundle']} boxes beside {found['float']} of the float model"
     )
 
@@ -155,8 +156,11 @@ def equal_text(entry: Mapping[str, Any]) -> str:
     return f"{entry['equal']:.1%} of its values are the same as in float"
 
 
-def classes_text(found: float) -> str:
-    return f"the same class in {found:.0%}"
+def classes_text(entry: Mapping[str, Any]) -> str:
+    same = f"the same class in {entry['top1_agreement']:.0%}"
+    if "top5_agreement" not in entry:
+        return same
+    return f"{same}, and among the first five in {entry['top5_agreement']:.0%}"
 
 
 def text_text(found: Mapping[str, Any]) -> str:

@@ -6,6 +6,13 @@
 int8 saturates at the ends of its range by itself, so that its steps serve the values that matter:
 the input of a hard swish from -250 to 185 needs its range from -3 on. What only moves values, as a
 Reshape or a Concat does, shares one scale with what it reads, and so the same ends.
+
+A gate gives small negative results just below zero: SiLU -0.278 at the least. A single edge in a
+picture may reach so far beyond all else that one step is more than that, and all those results are
+zero. Then the range ends where they are one step, as long as that is far out.
+
+Logits of which the host makes probabilities are the other way round: few samples show how sure a
+detector can be, and whatever is surer would be cut off. Their range has room for that.
 """
 
 from __future__ import annotations
@@ -16,7 +23,13 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from compiler.graph import activations_around, activations_of, consumers_of, only_consumer
+from compiler.graph import (
+    activations_around,
+    activations_of,
+    consumers_of,
+    key_of,
+    only_consumer,
+)
 from compiler.ops import Moves, operator_of
 from compiler.ops.common import Function
 from compiler.quantize.calibrate import ChannelStats
@@ -29,6 +42,13 @@ SLACK = 0.25
 # many values further down, as far as x was seen.
 _GRID = np.linspace(-64, 0, 64 * 64 + 1)
 _BELOW = 64
+# A range may end short of a value that is so many times as large as the root mean square of all.
+FAR = 8
+# The logit of a probability of 0.993. There is room up to it where most logits are far below and
+# some are not, as where objects are sought in every cell.
+SURE = 5
+_SELDOM = -4
+_SOMETIMES = -2
 EVERYTHING: Ends = (-np.inf, np.inf)
 
 
@@ -45,16 +65,44 @@ def saturated(
     for value in reversed(activations_around(nodes)):
         name = str(value.name)
         readers = consumers_of(value)
-        is_inner = bool(readers) and not value.is_graph_output() and inside.issuperset(readers)
-        if name not in stats or not is_inner:
+        if name not in stats or not readers or value.is_graph_output():
+            continue
+        if _gives_probabilities(value, inside):
+            clipped[name] = _with_room(stats[name])
+            continue
+        if not inside.issuperset(readers):
             continue
         low, high = _ends(value, readers, stats, ends_of)
+        high = min(high, _end_of_product(value, stats))
         ends_of[value] = (low, high)
         seen = stats[name]
         clipped[name] = replace(
             seen, low=np.clip(seen.low, low, high), high=np.clip(seen.high, low, high)
         )
     return clipped
+
+
+def _gives_probabilities(value: ir.Value, inside: set[ir.Node]) -> bool:
+    """Whether the host makes probabilities of a value, changes of its layout aside, and nothing
+    else."""
+    readers = consumers_of(value)
+    if value.is_graph_output() or not readers or inside.intersection(readers):
+        return False
+    for reader in readers:
+        if operator_of(reader).moves >= Moves.ELEMENTS:
+            if not _gives_probabilities(reader.outputs[0], inside):
+                return False
+        elif key_of(reader) != ("", "Sigmoid"):
+            return False
+    return True
+
+
+def _with_room(seen: ChannelStats) -> ChannelStats:
+    """Logits with the range that they may need."""
+    low, high = seen.range
+    if low > _SELDOM or high < _SOMETIMES:
+        return seen
+    return replace(seen, high=np.maximum(seen.high, SURE))
 
 
 def _ends(
@@ -78,8 +126,33 @@ def _ends(
             low, high = result.range
             step = (high - low) / 255
             lowest, _ = stats[str(x.name)].range
-            return _closed(function, SLACK * step, lowest), np.inf
+            return _closed(function, SLACK * step, lowest), _far_end(function, result)
     return EVERYTHING
+
+
+def _end_of_product(y: ir.Value, stats: Mapping[str, ChannelStats]) -> float:
+    """The highest value of y that matters where it is x * gate(x): as high as that of x."""
+    product = y.producer()
+    if product is None:
+        return np.inf
+    for x in activations_of(product):
+        function = _gated(product, x, consumers_of(x))
+        if function is not None:
+            return _far_end(function, stats[str(y.name)])
+    return np.inf
+
+
+def _far_end(function: Function, result: ChannelStats) -> float:
+    """Up to which value x * gate(x) has steps as fine as what it gives below zero; infinity where
+    its steps are finer, or where that is not far out."""
+    depth = -float(function(_GRID).min())
+    low, high = result.range
+    end = 255 * depth + max(low, -depth)
+    size = float(np.sqrt(result.square.mean()))
+    is_open = abs(float(function(np.array(end))) - end) < SLACK * depth
+    if high <= end or end < FAR * size or not is_open:
+        return np.inf
+    return end
 
 
 def _ends_behind(readers: Sequence[ir.Node], ends_of: Mapping[ir.Value, Ends]) -> Ends:

@@ -426,6 +426,13 @@ class OutputQualityEntry(TypedDict):
     top1_agreement: NotRequired[
         Annotated[Share, "of classes: the share of rows with the same largest score"]
     ]
+    top5_agreement: NotRequired[
+        Annotated[
+            Share,
+            "of more than ten classes: the share of rows where the float model's class is among "
+            "the five with the largest scores",
+        ]
+    ]
     mask_iou: NotRequired[
         Annotated[
             Share,
@@ -474,7 +481,14 @@ class DetectionQualityEntry(TypedDict):
     ap50: Annotated[
         float | None,
         Limits(minimum=0, maximum=1),
-        "average precision with the float model's boxes as the truth; null likewise",
+        "average precision with the float model's boxes as the truth, of all classes in one list; "
+        "null likewise",
+    ]
+    map50: Annotated[
+        float | None,
+        Limits(minimum=0, maximum=1),
+        "the mean of the average precisions of each class that the float model finds; null "
+        "likewise",
     ]
 
 

@@ -144,7 +144,7 @@ def _readings(quality: Json) -> Iterator[str]:
 def _readings_of(entry: Json) -> list[str]:
     texts = []
     if "top1_agreement" in entry:
-        texts.append(verdict.classes_text(entry["top1_agreement"]))
+        texts.append(verdict.classes_text(entry))
     if "text" in entry:
         texts.append(verdict.text_text(entry["text"]))
     if "mask_iou" in entry:

@@ -101,6 +101,26 @@ def test_the_task_of_a_detector() -> None:
     assert head_of(found["head"], (64, 64)) == Yolo("out", False, False, size=(64, 64))
 
 
+def test_classes_that_are_nearly_the_best() -> None:
+    """Of twelve classes the wanted one is third, sixth, and first."""
+    want = {"y": softmax(np.eye(12)[[11, 11, 11]] * 9)}
+    (reading,) = kinds([want])
+    scores = np.zeros((3, 12))
+    scores[0, [1, 2, 11]] = 3, 2, 1
+    scores[1, [1, 2, 3, 4, 5, 11]] = 6, 5, 4, 3, 2, 1
+    scores[2, 11] = 1
+    reading.add({"y": scores}, want, PICTURE)
+    assert reading.report() == {"top1_agreement": 0.3333, "top5_agreement": 0.6667}
+
+
+def test_the_mean_over_classes() -> None:
+    """Two of two boxes of one class are found, and none of the only one of another."""
+    truth = [detections((0, 0.9, 0), (50, 0.8, 0), (90, 0.7, 1))]
+    found = [detections((0, 0.9, 0), (50, 0.8, 0))]
+    assert reading_kinds.mean_average_precision(found, truth) == 0.5
+    assert reading_kinds.average_precision(found, truth) == pytest.approx(2 / 3)
+
+
 def test_a_path_collapses() -> None:
     assert reading_kinds.collapsed(np.array([0, 3, 3, 0, 3, 1, 1, 0]), 0) == [3, 3, 1]
     assert reading_kinds.collapsed(np.array([0, 0]), 0) == []
@@ -142,7 +162,7 @@ def test_classes_of_tokens_are_no_text() -> None:
     (reading,) = readings({}, [want], [ids])
     assert reading == Classes("y", 2)
     reading.add(reader([0, 1, 0, 3, 5, 5, 5, 5]), want, ids)
-    assert reading.report() == {"top1_agreement": 0.75}
+    assert reading.report() == {"top1_agreement": 0.75, "top5_agreement": 1.0}
 
 
 def test_masks() -> None:
@@ -198,6 +218,7 @@ def test_detections_of_a_bundle_whose_scores_were_rounded_away() -> None:
         "bundle": 3,
         "recall": 0.5,
         "ap50": 0.5,
+        "map50": 0.5,
     }
 
 
@@ -213,6 +234,7 @@ def test_a_detector_that_finds_nothing_is_not_judged() -> None:
         "bundle": 0,
         "recall": None,
         "ap50": None,
+        "map50": None,
     }
 
 

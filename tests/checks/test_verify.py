@@ -232,6 +232,7 @@ def entry(**figures: object) -> dict[str, Any]:
         ({"cosine": 0.97}, "bad", "cosine 0.9700"),
         ({"top1_agreement": 0.12}, "bad", "the same class in 12%"),
         ({"top1_agreement": 0.9}, None, ""),
+        ({"top1_agreement": 0.8, "top5_agreement": 1.0}, "bad", "among the first five in 100%"),
         ({"text": {"lines": 16, "equal": 9, "character_error": 0.036}}, "bad", "9 of 16 texts"),
         ({"sqnr_db": 13.0, "mask_iou": 0.99}, "bad", "13.0 dB; though masks overlap by 99%"),
         ({"mask_iou": 0.5}, "bad", "masks overlap by 50%"),
@@ -249,9 +250,16 @@ def test_findings(figures: dict[str, Any], kind: str | None, text: str) -> None:
 
 
 def test_lost_detections_are_a_finding() -> None:
-    boxes = {"outputs": ["y"], "float": 100, "bundle": 50, "recall": 0.5, "ap50": 0.52}
+    boxes = {
+        "outputs": ["y"],
+        "float": 100,
+        "bundle": 50,
+        "recall": 0.5,
+        "ap50": 0.52,
+        "map50": 0.4,
+    }
     (found,) = verdict.findings({"outputs": {"y": entry()}, "detections": boxes})
-    assert "AP@50 0.52, recall 0.50" in found["finding"]
+    assert "AP@50 0.520, mean of classes 0.400, recall 0.50" in found["finding"]
 
 
 def test_detections_that_cannot_be_compared_are_a_finding() -> None:

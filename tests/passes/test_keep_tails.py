@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from compiler.device.legality import refusal
 from compiler.graph import HOST_REASON
-from passes.keep_tails import JOIN, PROBABILITIES, TABLE
-from tests.passes.golden import Arrays, run_passes, weight
+from passes.keep_tails import ARITHMETIC, JOIN, PROBABILITIES, TABLE
+from tests.passes.golden import TARGET, Arrays, run_passes, weight
 
 LOWERED = ("lower", "cancel_transposes", "keep_tails")
 
@@ -111,6 +112,28 @@ def test_a_probability_that_leaves_by_itself_is_of_the_edge_tpu() -> None:
     assert kept(text, w=weight(4, 4, 1, 1)) == {}
 
 
+def test_anchors_of_levels_are_joined_on_the_edge_tpu() -> None:
+    """As SSD has them: two boxes in each cell, and a softmax over the classes of each."""
+    text = """
+    g (float[1,4,4,4] a, float[1,4,2,2] b) => (float[1,40,4] y, float[1,40,4] z)
+    <int64[3] four = {1, -1, 4}> {
+        d = Conv (a, w)  e = Conv (b, w)  p = Conv (a, v)  q = Conv (b, v)
+        dt = Transpose <perm = [0, 2, 3, 1]> (d)  et = Transpose <perm = [0, 2, 3, 1]> (e)
+        pt = Transpose <perm = [0, 2, 3, 1]> (p)  qt = Transpose <perm = [0, 2, 3, 1]> (q)
+        dr = Reshape (dt, four)  er = Reshape (et, four)
+        pr = Reshape (pt, four)  qr = Reshape (qt, four)
+        boxes = Concat <axis = 1> (dr, er)
+        classes = Concat <axis = 1> (pr, qr)
+        y = Add (boxes, anchors)
+        s = Softmax <axis = 2> (classes)
+        z = Exp (s)
+    }"""
+    tables = {"w": weight(8, 4, 1, 1), "v": weight(8, 4, 1, 1) * 2, "anchors": weight(1, 40, 4)}
+    found = kept(text, **tables)
+    assert found.pop("s", PROBABILITIES) == PROBABILITIES
+    assert found == {"y": TABLE}
+
+
 def test_the_mean_of_a_distribution_and_what_is_computed_of_it() -> None:
     """Four distances of 8 bins for each cell become the corners, middle and size of a box."""
     text = """
@@ -133,8 +156,11 @@ def test_the_mean_of_a_distribution_and_what_is_computed_of_it() -> None:
     }"""
     places = np.arange(8, dtype=np.float32).reshape(1, 8, 1, 1)
     tables = {"places": places, "cells": weight(1, 2, 16)}
-    found = kept(text, w=weight(32, 4, 1, 1), **tables)
-    on_tables = dict.fromkeys(("low", "high", "sum", "middle", "extent"), TABLE)
-    assert found.pop("m", TABLE) == TABLE
-    assert {name: found[name] for name in on_tables} == on_tables
-    assert PROBABILITIES in found.values() or "s" not in found
+    _, made = run_passes(LOWERED, text, {"w": weight(32, 4, 1, 1), **tables})
+    reasons = made.reasons(HOST_REASON)
+    computed = [node for node in made.model.graph if node.op_type in ("Conv2D", *ARITHMETIC)]
+    on_host = [node for node in computed if reasons.get(str(node.outputs[0].name)) == TABLE]
+    # Only the first layer is left to the Edge TPU.
+    assert computed[1:] == on_host
+    (softmax,) = (node for node in made.model.graph if node.op_type == "Softmax")
+    assert refusal(softmax, TARGET) is not None
