@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 KEY_VARIABLE = "CORAL_BUNDLE_API_KEY"
 # Bytes of a request: of text, and of a picture as cameras write it.
 _TEXT_BYTES = 1 << 20
-_PICTURE_BYTES = 16 << 20
+PICTURE_BYTES = 16 << 20
 # What serving takes, by the extra that installs it.
 _PACKAGES = {
     "text": ("tokenizers", "starlette", "uvicorn"),
@@ -102,7 +102,7 @@ def serve(
     """
     bundle = open_bundle(path)
     if zmq is not None:
-        _serve_frigate(bundle, zmq, max_body or _PICTURE_BYTES, devices, threads)
+        _serve_frigate(bundle, zmq, max_body or PICTURE_BYTES, devices, threads)
         return
     takes_pictures = "vision" in bundle.manifest
     _require_packages("vision" if takes_pictures else "text")
@@ -110,7 +110,7 @@ def serve(
 
     # The command line takes an empty variable for none; it must not leave the server open.
     key = os.environ.get(KEY_VARIABLE) if api_key is None else api_key
-    body_bytes = max_body or (_PICTURE_BYTES if takes_pictures else _TEXT_BYTES)
+    body_bytes = max_body or (PICTURE_BYTES if takes_pictures else _TEXT_BYTES)
     limits = Limits(body_bytes, max_tokens, texts=max_texts, waiting=waiting)
     try:
         access = Access.of(address, allow_host or (), allow_origin or ())

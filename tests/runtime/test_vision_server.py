@@ -19,12 +19,15 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from compiler.cli.serve import PICTURE_BYTES
 from compiler.runtime import Bundle, Runner
+from compiler.runtime.pictures import MOST_PIXELS
 from compiler.runtime.server import Limits, VisionServer, Web, application
 from compiler.runtime.server.endpoints import BODY_TYPES, CLASSIFY, DEEPSTACK, DETECT, endpoints
-from compiler.runtime.server.forms import MOST_PARTS, read_form
+from compiler.runtime.server.forms import MOST_FIELD_BYTES, MOST_PARTS, read_form
 from tests import eyes
 
+ROOT = Path(__file__).parents[2]
 PNG = {"Content-Type": "image/png"}
 KEY = "se-cret"
 
@@ -210,6 +213,16 @@ def test_limits(runner: Runner) -> None:
     Image.new("1", (9000, 9000)).save(huge, "PNG")
     answer = client(runner, body_bytes=1 << 24).post(DETECT, content=huge.getvalue(), headers=PNG)
     assert answer.status_code == 400 and "make it smaller" in answer.text
+
+
+def test_limits_of_pictures_are_documented() -> None:
+    security = (ROOT / "docs" / "security.md").read_text()
+    for limit in (
+        f"| `--max-body` ({PICTURE_BYTES >> 20} MiB), {Limits().body_seconds:g} seconds |",
+        f"| a picture | {MOST_PIXELS:,} pixels;",
+        f"| a form | {MOST_PARTS} parts, texts of {MOST_FIELD_BYTES} bytes |",
+    ):
+        assert limit in security, limit
 
 
 def test_too_many_at_once_are_refused(runner: Runner) -> None:
