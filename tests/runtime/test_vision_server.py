@@ -8,7 +8,9 @@ itself (johnolafenwa/DeepStack, server/server.go, commit eb465e7).
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import io
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from compiler.runtime.server import Limits, VisionServer, Web, application
 from compiler.runtime.server.endpoints import BODY_TYPES, CLASSIFY, DEEPSTACK, DETECT, endpoints
 from compiler.runtime.server.forms import MOST_FIELD_BYTES, MOST_PARTS, read_form
 from tests import eyes
+from tests.conftest import Cli
 
 ROOT = Path(__file__).parents[2]
 PNG = {"Content-Type": "image/png"}
@@ -315,3 +318,39 @@ def test_a_file_of_a_form_comes_back_byte_for_byte() -> None:
     body, content_type = as_requests_sends({"a": "ä"}, {"image": data})
     form = read_form(content_type, body)
     assert form.files == {"image": data} and form.fields == {"a": "ä"}
+
+
+def test_bundles_that_say_nothing_are_not_served(
+    detector_bundle: Path, small_bundle: Path, tmp_path: Path, run_cli: Cli
+) -> None:
+    copy = tmp_path / "copy.bundle"
+    shutil.copytree(detector_bundle, copy)
+    eyes.add_vision(copy, {"picture": eyes.PICTURE, "task": None})
+    code, _, err = run_cli("serve", copy, "--port", 0)
+    assert code == 2 and "does not say what its outputs mean" in err
+    code, _, err = run_cli("serve", small_bundle, "--port", 0)
+    assert code == 2 and "nor a model that was built on pictures" in err
+
+
+@pytest.mark.parametrize(
+    ("package", "arguments", "extra"),
+    [
+        ("python_multipart", [], "vision"),
+        ("zmq", ["--zmq", "ipc:///tmp/none"], "frigate"),
+    ],
+)
+def test_what_is_not_installed_is_named(
+    package: str,
+    arguments: list[str],
+    extra: str,
+    detector_bundle: Path,
+    run_cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == package else found(name)
+    )
+    code, _, err = run_cli("serve", detector_bundle, *arguments)
+    assert code == 2 and f"serve: {package} is not installed here" in err
+    assert f"pip install 'coral-bundle[{extra}]'" in err
