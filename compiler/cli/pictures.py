@@ -130,15 +130,15 @@ def results(
         yield outputs
 
 
-def _destinations(files: Sequence[Path], source: Path, save: Path | None) -> list[Path | None]:
+def _destinations(pictures: Sequence[Path], source: Path, save: Path | None) -> list[Path | None]:
     """Where each picture is drawn. Makes the folder for the pictures of a folder."""
-    from compiler.files import writing
+    from compiler import files
 
     if save is None or not source.is_dir():
-        return [save] * len(files)
-    with writing(save):
+        return [save] * len(pictures)
+    with files.writing(save):
         save.mkdir(parents=True, exist_ok=True)
-    return [save / file.name for file in files]
+    return [save / picture.name for picture in pictures]
 
 
 def _opened(files: Sequence[Path]) -> Iterator[Image]:
