@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from compiler.cli import options as shared
-from compiler.cli.common import device_errors, notices, open_bundle, out
+from compiler.cli.common import device_errors, notices, open_bundle, out, require_packages
 from compiler.errors import BundleError, OptionError
 
 if TYPE_CHECKING:
@@ -25,12 +25,6 @@ KEY_VARIABLE = "CORAL_BUNDLE_API_KEY"
 # Bytes of a request: of text, and of a picture as cameras write it.
 _TEXT_BYTES = 1 << 20
 PICTURE_BYTES = 16 << 20
-# What serving takes, by the extra that installs it.
-_PACKAGES = {
-    "text": ("tokenizers", "starlette", "uvicorn"),
-    "vision": ("PIL", "python_multipart", "starlette", "uvicorn"),
-    "frigate": ("PIL", "zmq"),
-}
 # ZeroMQ endpoints that only this machine can reach.
 _LOCAL_ENDPOINTS = ("ipc://", "tcp://127.0.0.1:", "tcp://localhost:", "tcp://[::1]:")
 
@@ -105,7 +99,7 @@ def serve(
         _serve_frigate(bundle, zmq, max_body or PICTURE_BYTES, devices, threads)
         return
     takes_pictures = "vision" in bundle.manifest
-    _require_packages("vision" if takes_pictures else "text")
+    require_packages("serve", "vision" if takes_pictures else "text")
     from compiler.runtime.server import Access, Limits, Web
 
     # The command line takes an empty variable for none; it must not leave the server open.
@@ -176,7 +170,7 @@ def _serve_frigate(
     from compiler.runtime.frigate import FrigateDetector, listen
     from compiler.runtime.vision import VisionError
 
-    _require_packages("frigate")
+    require_packages("serve", "frigate")
     if not endpoint.startswith(_LOCAL_ENDPOINTS):
         notices([f"--zmq {endpoint}: has no key, and other machines may reach it"])
 
@@ -196,17 +190,6 @@ def _serve_frigate(
         except OSError as error:
             reason = error.strerror or error
             raise OptionError(f"--zmq {endpoint}: cannot be listened on: {reason}") from error
-
-
-def _require_packages(extra: str) -> None:
-    """Raises OptionError where a package of an extra is not installed."""
-    from importlib.util import find_spec
-
-    for package in _PACKAGES[extra]:
-        if find_spec(package) is None:
-            raise OptionError(
-                f"serve: {package} is not installed here: pip install 'coral-bundle[{extra}]'"
-            )
 
 
 def _listen(server: Server, address: str, port: int, greeting: str, purpose: str) -> None:
