@@ -15,6 +15,7 @@ from onnx import helper, numpy_helper
 from PIL import Image
 
 from fixtures.networks import Net, transformer
+from tests import eyes
 from tests.conftest import Cli, save
 
 ROOT = Path(__file__).parent.parent
@@ -86,6 +87,10 @@ def kitchen(
     for index in range(8):
         pixels = rng.integers(0, 256, (20, 24, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / "photos" / f"{index}.png")
+    (tmp_path / "made").mkdir()
+    eyes.build(tmp_path / "made", eyes.detector(), eyes.DETECT).rename(tmp_path / "yolo.bundle")
+    eyes.street().save(tmp_path / "photo.jpg")
+    shutil.copytree(tmp_path / "photos", tmp_path / "frames")
     encoder(tmp_path)
     library = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, "a"))
     library.save(str(tmp_path / "tokenizer.json"))
@@ -113,4 +118,5 @@ def test_commands_of_the_cookbook(kitchen: Path, run_cli: Cli) -> None:
         "bert.bundle",
         "smollm2.bundle",
         "qat.bundle",
+        "yolo.bundle",
     }

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from compiler.runtime import Bundle, Pipeline
+from tests import eyes
 from tests.conftest import save, small_network
 
 ROOT = Path(__file__).parent.parent
@@ -128,8 +129,33 @@ def test_a_bundle_runs_with_the_device_extra_only(
     assert np.load(tmp_path / "out.npz")["y"].shape == (3, 10)
     bench = run(command, "bench", small_bundle, "--runs", 3, "--json", folder=tmp_path)
     assert json.loads(bench.stdout)["runs"] == 3
-    refused = run(command, "build", "model.onnx", "--target", "usb3", folder=tmp_path, check=False)
-    assert refused.returncode == 2 and "coral-bundle[compiler]" in refused.stderr
+    refusals = {
+        "compiler": ("build", "model.onnx", "--target", "usb3"),
+        "pictures": ("run", small_bundle, "x.npy"),
+        "text": ("serve", small_bundle),
+        "frigate": ("serve", small_bundle, "--zmq", "ipc://x"),
+    }
+    for missing, arguments in refusals.items():
+        refused = run(command, *arguments, folder=tmp_path, check=False)
+        assert refused.returncode == 2 and f"coral-bundle[{missing}]" in refused.stderr
+
+
+def test_pictures_with_their_extras_only(
+    wheel: Path, detector_bundle: Path, tmp_path: Path
+) -> None:
+    """`run` on a picture, and both servers, without the packages of language models."""
+    programs = environment(tmp_path / "env", f"{wheel}[device,vision,frigate]")
+    command = programs / "coral-bundle"
+    eyes.street().save(tmp_path / "street.png")
+    ran = run(command, "run", detector_bundle, "street.png", "--save", "drawn.png", folder=tmp_path)
+    assert "red" in ran.stdout and (tmp_path / "drawn.png").exists()
+    for arguments in (("--port", "0"), ("--zmq", f"ipc://{tmp_path}/socket")):
+        with subprocess.Popen(
+            [command, "serve", detector_bundle, *arguments], stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith("Serving eyes")
+            process.terminate()
 
 
 def test_from_an_export_of_ultralytics_to_frigate(wheel: Path, tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ Sight = dict[str, str]
 
 MOST_SIGHTS = 4
 # Pixels of the longer side.
-_LARGEST = 360
-_QUALITY = 80
+_LARGEST = 300
+_QUALITY = 75
 
 
 def sights(bundle: Bundle, held_out: HeldOut) -> list[Sight]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,6 +29,14 @@ class Terminal(Console):
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
+
+# What commands need besides the runtime, by the extra that installs it.
+_PACKAGES = {
+    "pictures": ("PIL",),
+    "text": ("tokenizers", "starlette", "uvicorn"),
+    "vision": ("PIL", "python_multipart", "starlette", "uvicorn"),
+    "frigate": ("PIL", "zmq"),
+}
 
 out = Terminal()
 err = Terminal(stderr=True)
@@ -80,6 +89,15 @@ def notices(texts: Sequence[str]) -> None:
 
 def print_json(value: Any) -> None:
     print(json.dumps(value, indent=1))
+
+
+def require_packages(command: str, extra: str) -> None:
+    """Raises OptionError where a package that a command needs of an extra is not installed."""
+    for package in _PACKAGES[extra]:
+        if importlib.util.find_spec(package) is None:
+            raise OptionError(
+                f"{command}: {package} is not installed here: pip install 'coral-bundle[{extra}]'"
+            )
 
 
 def open_bundle(path: Path) -> Bundle:

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
-
-from compiler.cli.common import notices, out
-from compiler.errors import InputError, OptionError, OutputError
+from compiler.cli.common import notices
+from compiler.errors import InputError, OptionError, OutputError, one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -132,15 +130,15 @@ def results(
         yield outputs
 
 
-def _destinations(files: Sequence[Path], source: Path, save: Path | None) -> list[Path | None]:
+def _destinations(pictures: Sequence[Path], source: Path, save: Path | None) -> list[Path | None]:
     """Where each picture is drawn. Makes the folder for the pictures of a folder."""
-    from compiler.files import writing
+    from compiler import files
 
     if save is None or not source.is_dir():
-        return [save] * len(files)
-    with writing(save):
+        return [save] * len(pictures)
+    with files.writing(save):
         save.mkdir(parents=True, exist_ok=True)
-    return [save / file.name for file in files]
+    return [save / picture.name for picture in pictures]
 
 
 def _opened(files: Sequence[Path]) -> Iterator[Image]:
@@ -200,7 +198,8 @@ def _tell_values(file: Path, size: tuple[int, int], outputs: Arrays, shown: Show
 
 
 def _line(text: str) -> None:
-    out.print(escape(text), highlight=False, soft_wrap=True)
+    # A console would write over the progress bars, which make way for `print`.
+    print(one_line(text), flush=True)
 
 
 def _draw(file: Path, found: Sequence[Prediction], destination: Path) -> None:

@@ -17,6 +17,7 @@ from compiler.cli.common import (
     notices,
     open_bundle,
     progress_bars,
+    require_packages,
     wrote,
 )
 from compiler.cli.pictures import Shown, check_save, pictures_at
@@ -89,6 +90,7 @@ def run(
     if source is None:
         if pictures is None:
             raise OptionError("run: give a picture, or arrays with --input and --output")
+        require_packages("run", "pictures")
         files = pictures_at(pictures)
         if save is not None:
             check_save(save, pictures)

@@ -35,13 +35,16 @@ def drawn(image: Image, predictions: Sequence[Prediction]) -> Image:
 
     copy = image.convert("RGB")
     pen = ImageDraw.Draw(copy)
-    # The best ones last, above the others.
-    for prediction in reversed([found for found in predictions if found.box is not None]):
-        _draw_box(pen, copy, prediction)
-    classes = [found for found in predictions if found.box is None]
+    # The best ones last, above the others; no label hides a frame.
+    objects = [found for found in reversed(predictions) if found.box is not None]
+    for prediction in objects:
+        _draw_label(pen, copy, prediction)
+    for prediction in objects:
+        _draw_frame(pen, copy, prediction)
     top = 0.0
-    for prediction in classes:
-        _, _, _, top = _draw_text(pen, copy, prediction, (0.0, top))
+    for prediction in predictions:
+        if prediction.box is None:
+            _, _, _, top = _draw_text(pen, copy, prediction, (0.0, top))
     return copy
 
 
@@ -52,12 +55,16 @@ def save(image: Image, file: BinaryIO, path: Path) -> None:
     image.save(file, format_name, **options)
 
 
-def _draw_box(pen: ImageDraw, image: Image, prediction: Prediction) -> None:
+def _draw_frame(pen: ImageDraw, image: Image, prediction: Prediction) -> None:
     assert prediction.box is not None
-    left, top, right, bottom = prediction.box
     width = max(2, round(min(image.size) * _LINE))
-    pen.rectangle((left, top, right, bottom), outline=_colour(prediction.index), width=width)
-    # Above the box, or in it where there is no room.
+    pen.rectangle(prediction.box, outline=_colour(prediction.index), width=width)
+
+
+def _draw_label(pen: ImageDraw, image: Image, prediction: Prediction) -> None:
+    """Above the box, or in it where there is no room."""
+    assert prediction.box is not None
+    left, top, _, _ = prediction.box
     height = _text_size(image) * 1.3
     place = top - height if top >= height else top
     _draw_text(pen, image, prediction, (left, place))

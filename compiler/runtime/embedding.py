@@ -96,7 +96,7 @@ def _tokenizer_path(bundle: Bundle) -> str:
     names = {given["name"] for given in bundle.manifest["inputs"]}
     if entry is None or "input_ids" not in names or not names <= _INPUTS:
         raise RuntimeBundleError(
-            f"{bundle.path}: is neither a language model nor an encoder that was built with its "
-            "tokenizer"
+            f"{bundle.path}: is neither a language model, nor an encoder that was built with its "
+            "tokenizer, nor a model that was built on pictures"
         )
     return str(entry["path"])

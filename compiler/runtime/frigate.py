@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,7 +27,9 @@ COLUMNS = 6
 _HEADER = json.dumps({"shape": [ROWS, COLUMNS], "dtype": "float32"}).encode()
 _READY = json.dumps({"model_available": True, "model_loaded": True}).encode()
 _NOT_SAVED = json.dumps({"model_saved": False, "model_loaded": True}).encode()
-# Different complaints that are told; clients could make up any number.
+# A complaint is told again after so long, so that a detector that fails does not go unnoticed.
+_SECONDS_BETWEEN = 60.0
+# Different complaints that are remembered; clients could make up any number.
 _MOST_COMPLAINTS = 20
 
 Tell = Callable[[str], None]
@@ -39,8 +42,9 @@ class RequestError(ValueError):
 class FrigateDetector:
     """Answers requests with a bundle that detects objects.
 
-    What is wrong with a request goes to `tell`, once for each text; the answer is then that nothing
-    was detected, as Frigate itself takes errors. Raises VisionError for other bundles.
+    What is wrong with a request, or with the bundle, goes to `tell`, each text once a minute; the
+    answer is then that nothing was detected, as Frigate itself takes errors. Raises VisionError for
+    other bundles.
     """
 
     def __init__(self, runner: Runner, tell: Tell) -> None:
@@ -48,7 +52,7 @@ class FrigateDetector:
             raise VisionError("the bundle is no detector whose boxes are recognised")
         self._runner = runner
         self._tell = tell
-        self._told: set[str] = set()
+        self._told: dict[str, float] = {}
 
     async def answer(self, frames: Sequence[bytes]) -> list[bytes]:
         """The frames of an answer to those of a request."""
@@ -74,9 +78,13 @@ class FrigateDetector:
         return rows_of(found, prepared.size)
 
     def _complain(self, text: str) -> None:
-        if text not in self._told and len(self._told) < _MOST_COMPLAINTS:
-            self._told.add(text)
-            self._tell(text)
+        now = time.monotonic()
+        if now - self._told.get(text, -_SECONDS_BETWEEN) < _SECONDS_BETWEEN:
+            return
+        if text not in self._told and len(self._told) == _MOST_COMPLAINTS:
+            del self._told[min(self._told, key=self._told.__getitem__)]
+        self._told[text] = now
+        self._tell(text)
 
 
 def _header(frames: Sequence[bytes]) -> dict[str, Any]:

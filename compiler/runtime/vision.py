@@ -137,7 +137,7 @@ class Vision:
         Raises VisionError where the task is None, and for outputs that do not fit the head.
         """
         if self.task is None:
-            raise VisionError("what the outputs say is not known")
+            raise VisionError("the bundle does not say what its outputs mean")
         if self.task == "classify":
             return self._classes(outputs, least or 0.0, most or MOST_CLASSES)
         found = self._objects(outputs, prepared, LEAST_SCORE if least is None else least)

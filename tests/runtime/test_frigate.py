@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import zmq
 
-from compiler.runtime import Bundle, Runner
+from compiler.runtime import Bundle, Runner, frigate
 from compiler.runtime.frigate import FrigateDetector
 from compiler.runtime.vision import VisionError
 from tests import eyes
@@ -46,10 +46,10 @@ class Asked:
 
     def __init__(self, runner: Runner) -> None:
         self.complaints: list[str] = []
-        self._detector = FrigateDetector(runner, self.complaints.append)
+        self.detector = FrigateDetector(runner, self.complaints.append)
 
     def __call__(self, *frames: bytes) -> list[bytes]:
-        return asyncio.run(self._detector.answer(frames))
+        return asyncio.run(self.detector.answer(frames))
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +103,30 @@ def test_a_bad_request_finds_nothing_and_is_told_once(
         assert not decoded(asked(*frames)).any()
     (told,) = asked.complaints
     assert complaint in told
+
+
+def test_a_bundle_that_fails_is_told_every_minute(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def failing(*_: object) -> None:
+        raise RuntimeError("TPU 0 was lost")
+
+    now = 0.0
+    monkeypatch.setattr(runner, "run_async", failing)
+    monkeypatch.setattr(frigate.time, "monotonic", lambda: now)
+    asked = Asked(runner)
+    for seconds in (0.0, 1.0, 59.0, 61.0, 62.0):
+        now = seconds
+        assert not decoded(asked(*request(frame()))).any()
+    assert asked.complaints == ["TPU 0 was lost"] * 2
+
+
+def test_strangers_cannot_fill_the_memory_with_complaints(runner: Runner) -> None:
+    asked = Asked(runner)
+    for size in range(1, 60):
+        header = {"shape": [1, size, 1, 1], "dtype": "uint8"}
+        asked(json.dumps(header).encode(), bytes(size))
+    assert len(asked.detector._told) == 20
 
 
 def test_other_bundles_are_no_detectors(classifier_bundle: Path) -> None:

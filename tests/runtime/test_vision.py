@@ -126,7 +126,7 @@ def test_bundles_that_cannot_look_say_why(small_bundle: Path, detector_bundle: P
     with pytest.raises(VisionError, match="takes input 'scale_factor' beside a picture"):
         Vision(manifest)
     vision = Vision(manifest_of(detector_bundle) | {"vision": unread()})
-    with pytest.raises(VisionError, match="what the outputs say is not known"):
+    with pytest.raises(VisionError, match="does not say what its outputs mean"):
         vision.read({}, vision.prepare(eyes.street()))
     vision = Vision(manifest_of(detector_bundle, head={**eyes.HEAD, "strides": [eyes.CELL]}))
     with pytest.raises(VisionError, match="not those of its head"):

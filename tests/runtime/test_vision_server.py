@@ -8,7 +8,10 @@ itself (johnolafenwa/DeepStack, server/server.go, commit eb465e7).
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import io
+import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,15 +19,20 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import uvicorn
 from PIL import Image
 from starlette.testclient import TestClient
 
+from compiler.cli.serve import PICTURE_BYTES, _bind
 from compiler.runtime import Bundle, Runner
+from compiler.runtime.pictures import MOST_PIXELS
 from compiler.runtime.server import Limits, VisionServer, Web, application
 from compiler.runtime.server.endpoints import BODY_TYPES, CLASSIFY, DEEPSTACK, DETECT, endpoints
-from compiler.runtime.server.forms import MOST_PARTS, read_form
+from compiler.runtime.server.forms import MOST_FIELD_BYTES, MOST_PARTS, read_form
 from tests import eyes
+from tests.conftest import Cli
 
+ROOT = Path(__file__).parents[2]
 PNG = {"Content-Type": "image/png"}
 KEY = "se-cret"
 
@@ -212,6 +220,16 @@ def test_limits(runner: Runner) -> None:
     assert answer.status_code == 400 and "make it smaller" in answer.text
 
 
+def test_limits_of_pictures_are_documented() -> None:
+    security = (ROOT / "docs" / "security.md").read_text()
+    for limit in (
+        f"| `--max-body` ({PICTURE_BYTES >> 20} MiB), {Limits().body_seconds:g} seconds |",
+        f"| a picture | {MOST_PIXELS:,} pixels;",
+        f"| a form | {MOST_PARTS} parts, texts of {MOST_FIELD_BYTES} bytes |",
+    ):
+        assert limit in security, limit
+
+
 def test_too_many_at_once_are_refused(runner: Runner) -> None:
     server = VisionServer(Web("eyes", limits=Limits(waiting=1)), runner)
     http = TestClient(application(server), base_url="http://localhost")
@@ -302,3 +320,50 @@ def test_a_file_of_a_form_comes_back_byte_for_byte() -> None:
     body, content_type = as_requests_sends({"a": "ä"}, {"image": data})
     form = read_form(content_type, body)
     assert form.files == {"image": data} and form.fields == {"a": "ä"}
+
+
+def test_bundles_that_say_nothing_are_not_served(
+    detector_bundle: Path, small_bundle: Path, tmp_path: Path, run_cli: Cli
+) -> None:
+    copy = tmp_path / "copy.bundle"
+    shutil.copytree(detector_bundle, copy)
+    eyes.add_vision(copy, {"picture": eyes.PICTURE, "task": None})
+    code, _, err = run_cli("serve", copy, "--port", 0)
+    assert code == 2 and "does not say what its outputs mean" in err
+    code, _, err = run_cli("serve", small_bundle, "--port", 0)
+    assert code == 2 and "nor a model that was built on pictures" in err
+
+
+@pytest.mark.parametrize(
+    ("package", "arguments", "extra"),
+    [
+        ("python_multipart", [], "vision"),
+        ("zmq", ["--zmq", "ipc:///tmp/none"], "frigate"),
+    ],
+)
+def test_what_is_not_installed_is_named(
+    package: str,
+    arguments: list[str],
+    extra: str,
+    detector_bundle: Path,
+    run_cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == package else found(name)
+    )
+    code, _, err = run_cli("serve", detector_bundle, *arguments)
+    assert code == 2 and f"serve: {package} is not installed here" in err
+    assert f"pip install 'coral-bundle[{extra}]'" in err
+
+
+def test_answers_do_not_wait_for_acknowledgements() -> None:
+    """Where head and body of an answer are two packets, the second must not wait for the first to
+    be acknowledged, which takes a client 40 ms."""
+    config = uvicorn.Config("none", port=0)
+    listening = _bind(config, "127.0.0.1", 0)
+    with listening, socket.create_connection(listening.getsockname()):
+        connection, _ = listening.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

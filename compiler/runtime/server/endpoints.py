@@ -28,7 +28,7 @@ Server = CompletionServer | EmbeddingServer | VisionServer
 
 # None of them can a page send to another origin without asking first.
 _PICTURES = frozenset(
-    {"image/png", "image/jpeg", "image/bmp", "image/webp", "application/octet-stream"}
+    {"image/png", "image/jpeg", "image/jpg", "image/bmp", "image/webp", "application/octet-stream"}
 )
 DEEPSTACK = "/v1/vision/detection"
 DETECT = "/v1/vision/detect"

@@ -68,7 +68,7 @@ class VisionServer:
         self.runner = runner
         task = runner.vision.task
         if task is None:
-            raise VisionError("what the outputs say is not known")
+            raise VisionError("the bundle does not say what its outputs mean: it cannot be served")
         self.task: str = task
         self.counters = VisionCounters()
         self.active = 0
