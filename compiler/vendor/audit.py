@@ -221,6 +221,12 @@ def _is_found(parameters: Parameters, stored: _Stored) -> bool:
     return False
 
 
+def _is_held(parameters: Parameters, stored: _Stored) -> bool:
+    """Whether the parameters are there, though another layer has claimed them."""
+    everything = _Stored(stored.blobs, stored.min_runtime)
+    return _is_found(parameters, everything)
+
+
 def _explain(layer: Layer, stored: _Stored) -> Verdict:
     """What differs of a layer, where something like it is stored."""
     assert layer.parameters is not None
@@ -239,6 +245,8 @@ def _explain(layer: Layer, stored: _Stored) -> Verdict:
         blob, place, comparison = found
         stored.claim(blob, place, place + len(comparison.layout))
         return _verdict(layer, "differs", comparison.describe())
+    if _is_held(layer.parameters, stored):
+        return _verdict(layer, "equal", "on the Edge TPU, stored once for several layers")
     if layer.parameters.kind in ("channels", "elements"):
         # How these are stored was seen in few files only.
         return _verdict(layer, "not judged", "its constants were not found")

@@ -113,11 +113,13 @@ def text(name: Any) -> str:
 
 
 def _is_grouped(name: str, x: Any, filters: Any) -> bool:
-    """Whether an output of a convolution reads some of the channels only, and is not the only one
-    that reads its channel. No compiled file at hand has such layers."""
+    """Whether each output of a convolution reads some of the channels only, otherwise than one by
+    one. No compiled file at hand has such layers, nor depthwise ones of a single channel and
+    output."""
     channels = int(x.shape[-1])
     if name == "DEPTHWISE_CONV_2D":
-        return channels not in (1, int(filters.shape[-1]))
+        outputs = int(filters.shape[-1])
+        return outputs == 1 or channels not in (1, outputs)
     return name == "CONV_2D" and channels != int(filters.shape[-1])
 
 

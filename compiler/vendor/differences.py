@@ -34,7 +34,7 @@ class Comparison:
 
     def describe(self) -> str:
         """What differs, part by part, with the first number of each."""
-        can_miss = {"biases"} | ({"scales"} if self.pool.parameters.per_channel else set())
+        needed = self._needed()
         texts = []
         for part, own in self.pool.parts.items():
             elements = self._differing(part)
@@ -44,7 +44,7 @@ class Comparison:
             elif len(elements):
                 first = self._first(part, int(elements[0]))
                 texts.append(f"{len(elements)} of {count} {part} differ, first {first}")
-            elif part in can_miss and self._is_left_out(part):
+            elif part in needed and not np.any(self._is_of(part)):
                 texts.append(f"it has no {part}")
         return "; ".join(texts)
 
@@ -62,9 +62,15 @@ class Comparison:
         positions = self.layout[self._is_of(part) & self._is_off]
         return np.unique((positions - self.pool.starts[part]) // _BYTES[part])
 
-    def _is_left_out(self, part: Part) -> bool:
-        """Whether a layout leaves out a vector that is not zero."""
-        return bool(np.any(self.pool.parts[part])) and not np.any(self._is_of(part))
+    def _needed(self) -> set[Part]:
+        """The vectors that say something of the layer, and so are not left out."""
+        parameters = self.pool.parameters
+        needed: set[Part] = set()
+        if np.any(parameters.biases):
+            needed.add("biases")
+        if parameters.per_channel and np.any(parameters.scales != parameters.scales[0]):
+            needed.add("scales")
+        return needed
 
     def _first(self, part: Part, element: int) -> str:
         """Where an element stands, and what it is in both files."""

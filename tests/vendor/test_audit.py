@@ -284,6 +284,26 @@ def test_a_layer_may_give_the_scale_of_a_quantize_behind_it(plain: Path, tmp_pat
     assert audit(compiled_by_standin(apart, tmp_path), apart).status == "equal"
 
 
+def test_twins_may_be_stored_once(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = unpacked(file_bytes(plain))
+    graph = model.subgraphs[0]
+    twin = copy.deepcopy(_first(Graph.of(model), "CONV_2D"))
+    tensor = copy.deepcopy(graph.tensors[twin.outputs[0]])
+    tensor.name = "twin"
+    graph.tensors.append(tensor)
+    twin.outputs = np.asarray([len(graph.tensors) - 1], np.int32)
+    graph.operators.append(twin)
+    twins = written(model, tmp_path / "twins.tflite")
+    apart = audit(compiled_by_standin(twins, tmp_path), twins)
+    assert {layer.detail for layer in apart.layers} == {"on the Edge TPU"}
+    monkeypatch.setenv("STANDIN_COMPILER", "once")
+    once = audit(compiled_by_standin(twins, tmp_path), twins)
+    assert once.status == "equal"
+    assert once.layers[-1].detail == "on the Edge TPU, stored once for several layers"
+
+
 def _insert_quantize(model: Any, factor: float) -> None:
     """Let the first layer give a tensor of its own, at another scale, and a QUANTIZE the former."""
     graph = model.subgraphs[0]
