@@ -50,6 +50,19 @@ class Graph:
         data = None if tensor is None else self.buffers[tensor.buffer].data
         return None if data is None or len(data) == 0 else np.asarray(data, np.uint8)
 
+    def before(self) -> list[int]:
+        """For each operator, those that it depends on: bit i stands for operator i."""
+        makers: dict[int, int] = {}
+        found = []
+        for index, (_, operator) in enumerate(self.operators):
+            behind = 0
+            for tensor in operator.inputs:
+                behind |= makers.get(int(tensor), 0)
+            found.append(behind)
+            for tensor in operator.outputs:
+                makers[int(tensor)] = behind | 1 << index
+        return found
+
     def quantized_constants(self, operator: Any) -> list[Any]:
         """The tensors of int8 or uint8 that an operator reads as constants."""
         found = []

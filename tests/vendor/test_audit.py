@@ -117,6 +117,22 @@ def test_files_of_another_model_are_found() -> None:
 
 
 @needs_pairs
+def test_layers_that_were_exchanged_are_found(tmp_path: Path) -> None:
+    """Two layers of the same form with a single scale: each is in the compiled file, in the place
+    of the other."""
+    compiled, plain = pair("mobilenet_v1_0.25_128_quant")
+    model = unpacked(file_bytes(plain))
+    graph = Graph.of(model)
+    first, second = [o for n, o in graph.operators if n == "CONV_2D"][7:9]
+    for one, other in zip(graph.inputs(first)[1:], graph.inputs(second)[1:], strict=True):
+        assert list(one.shape) == list(other.shape)
+        one.buffer, other.buffer = other.buffer, one.buffer
+    found = audit(compiled, written(model, tmp_path / "exchanged.tflite"))
+    assert found.status == "differs"
+    assert "in front of those of a layer that it depends on" in found.first_difference
+
+
+@needs_pairs
 @pytest.mark.parametrize("name", ["dense_256", "dense_512", "gabor_64x64_p4", "gabor_128x128_p4"])
 def test_the_standin_lays_out_what_the_compiler_does(name: str) -> None:
     compiled, plain = pair(name)
