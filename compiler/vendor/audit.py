@@ -158,7 +158,10 @@ def _judge(layers: Sequence[Layer], stored: Stored) -> list[Verdict]:
 
 
 def _size(layer: Layer) -> int:
-    return 0 if layer.parameters is None else layer.parameters.weights.size
+    parameters = layer.parameters
+    if parameters is None:
+        return 0
+    return parameters.weights.size or parameters.biases.size + parameters.scales.size
 
 
 def _is_found(layer: Layer, parameters: Parameters, stored: Stored) -> bool:

@@ -25,12 +25,17 @@ class Comparison:
 
     @property
     def distance(self) -> tuple[float, int]:
-        """Share of the weights that differ, or of the bytes where there are no weights; how many
-        bytes differ at all."""
+        """Share of the weights that differ, or of the factors or summands of a layer without
+        weights; how many bytes differ at all."""
         is_off = self._is_off
-        is_weight = self.layout < len(self.pool.parts["weights"])
-        share = np.mean(is_off[is_weight] if is_weight.any() else is_off)
-        return float(share), int(np.count_nonzero(is_off))
+        off = int(np.count_nonzero(is_off))
+        parts = self.pool.parts
+        if len(parts["weights"]):
+            is_weight = self.layout < len(parts["weights"])
+            return float(np.mean(is_off[is_weight])), off
+        main: Part = "biases" if len(parts["biases"]) else "scales"
+        count = len(parts[main]) // _BYTES[main]
+        return len(self._differing(main)) / count, off
 
     def describe(self) -> str:
         """What differs, part by part, with the first number of each."""
@@ -85,7 +90,7 @@ class Comparison:
             return f"of {place}: {int(there[0]) - zero}, not {int(own[0]) - zero}"
         is_real = part == "scales"
         numbers = [np.frombuffer(raw.tobytes(), _TYPES[part])[0] for raw in (there, own)]
-        values = [f"{number:.7g}" if is_real else str(number) for number in numbers]
+        values = [f"{number:.9g}" if is_real else str(number) for number in numbers]
         return f"of output {element}: {values[0]}, not {values[1]}"
 
 

@@ -109,6 +109,19 @@ def test_a_flipped_bit_anywhere_is_found(name: str, tmp_path: Path) -> None:
 
 
 @needs_pairs
+def test_factors_and_summands_that_are_stored_otherwise_are_not_judged(tmp_path: Path) -> None:
+    """Too few compiled files have such constants to refuse one for them."""
+    compiled, plain = pair("ASR_Model")
+    streamed, _ = blobs(compiled)
+    content = compiled.read_bytes()
+    other = tmp_path / "other.tflite"
+    other.write_bytes(content.replace(streamed, bytes(len(streamed))))
+    found = audit(other, plain)
+    assert found.status == "not judged"
+    assert Counter(layer.operator for layer in found.of("not judged")) == {"MUL": 2, "ADD": 2}
+
+
+@needs_pairs
 def test_files_of_another_model_are_found() -> None:
     """Both are networks of the same layers: colours of a tracker, sizes of a filter."""
     for one, other in (("gabor_64x64_p4", "gabor_64x64_7k_4o_2s"), ("dense_256", "dense_512")):
