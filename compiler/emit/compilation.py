@@ -10,7 +10,7 @@ from pathlib import Path
 from compiler import files
 from compiler.emit import bundle, contents
 from compiler.emit import manifest as manifests
-from compiler.errors import ToolchainError
+from compiler.errors import ModelError, ToolchainError
 from compiler.runtime import folders
 from compiler.runtime.bundle import sha256
 from compiler.runtime.manifest import FileEntry, Manifest, SegmentEntry
@@ -36,9 +36,16 @@ def enter(segments: Iterable[SegmentEntry], outcomes: Mapping[Path, Outcome], fo
 
 
 def _audit(segment: SegmentEntry, outcome: Compiled, folder: Path) -> Audit:
-    """Compare a compiled file with the segment's own. Raises ToolchainError where they differ."""
+    """Compare a compiled file with the segment's own. Raises ToolchainError where they differ, or
+    the compiled one cannot be read."""
     path = segment["files"][0]["path"]
-    found = audit(outcome.file, folder / path)
+    try:
+        found = audit(outcome.file, folder / path)
+    except ModelError as error:
+        raise ToolchainError(
+            f"segment {segment['index']} ({path}): what edgetpu_compiler gave cannot be read: "
+            f"{error}"
+        ) from error
     if found.status == "differs":
         raise ToolchainError(
             f"segment {segment['index']} ({path}): what edgetpu_compiler gave is not made of it: "

@@ -8,13 +8,12 @@ cannot be compared, such as the scales between layers whose weights have one sca
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
 
 from compiler.device.tflite_file import file_bytes, tflite_file, unpacked
 from compiler.errors import ModelError
@@ -22,13 +21,13 @@ from compiler.vendor import constants, darwinn
 from compiler.vendor.constants import Graph, Layer, text
 from compiler.vendor.darwinn import StoredPackage
 from compiler.vendor.differences import Comparison
+from compiler.vendor.interface import numerics, tensors
 from compiler.vendor.parameters import Parameters, Pool, all_vectors, front, layouts, usual_vectors
+from compiler.vendor.stored import Stored
 
 Status = Literal["equal", "differs", "not judged"]
 
-_ALIGNMENT = 16  # bytes; a layer begins at a multiple
 _NEAR = 0.5  # share of weights that may differ in what is still taken for the same layer
-_TOLD = 3  # complaints of one kind that are spelled out
 
 # Operators that brought no parameters of their own in any public pair. Others, such as SOFTMAX or
 # MUL of two activations, may bring tables whose content is not known.
@@ -97,30 +96,37 @@ class Audit:
 
 def audit(compiled: Path, plain: Path) -> Audit:
     """Compare a compiled file with a plain one. Raises ModelError for what is neither."""
-    with tflite_file(plain, "a TFLite model"):
-        source = Graph.of(unpacked(file_bytes(plain)))
-        layers = list(constants.layers(source))
-    if any(name == darwinn.CUSTOM for name, _ in source.operators):
-        raise ModelError(f"{plain}: is compiled itself: give the plain file that went in")
-    with tflite_file(compiled, "a compiled TFLite model"):
-        made = Graph.of(unpacked(file_bytes(compiled)))
-        options = [bytes(o.customOptions) for name, o in made.operators if name == darwinn.CUSTOM]
-        packages = [darwinn.stored(package) for package in options]
-    if not packages:
-        raise darwinn.not_compiled(compiled)
-    return _compare(source, layers, made, packages)
+    # Scales of broken files may be anything.
+    with np.errstate(all="ignore"):
+        with tflite_file(plain, "a TFLite model"):
+            source = Graph.of(unpacked(file_bytes(plain)))
+            layers = list(constants.layers(source))
+        if any(name == darwinn.CUSTOM for name, _ in source.operators):
+            raise ModelError(f"{plain}: is compiled itself: give the plain file that went in")
+        with tflite_file(compiled, "a compiled TFLite model"):
+            made = Graph.of(unpacked(file_bytes(compiled)))
+            packages = []
+            for name, operator in made.operators:
+                if name == darwinn.CUSTOM:
+                    packages.append(darwinn.stored(bytes(operator.customOptions)))
+            if not packages:
+                raise darwinn.not_compiled(compiled)
+            return _compare(source, layers, made, packages)
 
 
 def _compare(
     source: Graph, layers: Sequence[Layer], made: Graph, packages: Sequence[StoredPackage]
 ) -> Audit:
-    on_cpu = {text(made.outputs(o)[0].name): o for n, o in made.operators if n != darwinn.CUSTOM}
+    on_cpu = {}
+    for name, operator in made.operators:
+        if name != darwinn.CUSTOM:
+            on_cpu[text(made.outputs(operator)[0].name)] = name, operator
     mapped = [layer for layer in layers if layer.name not in on_cpu]
     blobs = [blob for package in packages for blob in package.parameters]
-    stored = _Stored(blobs, packages[0].min_runtime)
-    verdicts = _judge(mapped, stored)
+    stored = Stored(blobs, packages[0].min_runtime)
+    verdicts = _in_order(_judge(mapped, stored), stored, source.before())
     verdicts += _judge_on_cpu(source, layers, made, on_cpu)
-    complaints = [*_tensors(source, made), *_numerics(source, packages)]
+    complaints = [*tensors(source, made), *numerics(source, packages)]
     unread = stored.unread()
     owners = _owners(source, mapped, on_cpu)
     is_found = all(verdict.status == "equal" for verdict in verdicts)
@@ -130,58 +136,7 @@ def _compare(
     return Audit(tuple(verdicts), tuple(complaints), unread if owners else 0)
 
 
-class _Stored:
-    """The parameters of a compiled file, and which of them no layer has claimed yet."""
-
-    def __init__(self, blobs: Sequence[bytes], min_runtime: int) -> None:
-        self.blobs = blobs
-        self.min_runtime = min_runtime
-        # (blob, first byte, end)
-        self.free = [(index, 0, len(blob)) for index, blob in enumerate(blobs)]
-
-    def find(self, needle: bytes) -> tuple[int, int] | None:
-        """(blob, position) of bytes that no layer has claimed."""
-        if not needle:
-            return 0, 0
-        for blob, start, end in self.free:
-            place = self.blobs[blob].find(needle, start, end)
-            while place > 0 and place % _ALIGNMENT:
-                place = self.blobs[blob].find(needle, place + 1, end)
-            if place >= 0:
-                return blob, place
-        return None
-
-    def claim(self, blob: int, start: int, end: int) -> None:
-        free = []
-        for other, first, last in self.free:
-            if other != blob or last <= start or end <= first:
-                free.append((other, first, last))
-                continue
-            if first < start:
-                free.append((other, first, start))
-            if end < last:
-                free.append((other, end, last))
-        self.free = free
-
-    def room(self, size: int) -> Iterator[tuple[int, int]]:
-        """(blob, position) where unclaimed bytes begin that have room for `size`."""
-        for blob, start, end in self.free:
-            place = -(-start // _ALIGNMENT) * _ALIGNMENT
-            if place + size <= end:
-                yield blob, place
-
-    def bytes(self, blob: int, start: int, size: int) -> np.ndarray:
-        return np.frombuffer(self.blobs[blob], np.uint8, size, start)
-
-    def unread(self) -> int:
-        """How many bytes that are not zero no layer has claimed."""
-        count = 0
-        for blob, start, end in self.free:
-            count += int(np.count_nonzero(self.bytes(blob, start, end - start)))
-        return count
-
-
-def _judge(layers: Sequence[Layer], stored: _Stored) -> list[Verdict]:
+def _judge(layers: Sequence[Layer], stored: Stored) -> list[Verdict]:
     """Look for the parameters of mapped layers."""
     verdicts = []
     missing = []
@@ -189,9 +144,9 @@ def _judge(layers: Sequence[Layer], stored: _Stored) -> list[Verdict]:
     for layer in sorted(layers, key=_size, reverse=True):
         if layer.parameters is None:
             verdicts.append(_verdict(layer, "not judged", layer.reason))
-        elif _is_found(layer.parameters, stored):
+        elif _is_found(layer, layer.parameters, stored):
             verdicts.append(_verdict(layer, "equal", "on the Edge TPU"))
-        elif layer.behind is not None and _is_found(layer.behind, stored):
+        elif layer.behind is not None and _is_found(layer, layer.behind, stored):
             verdicts.append(
                 _verdict(layer, "equal", "on the Edge TPU, with the QUANTIZE behind it")
             )
@@ -203,10 +158,13 @@ def _judge(layers: Sequence[Layer], stored: _Stored) -> list[Verdict]:
 
 
 def _size(layer: Layer) -> int:
-    return 0 if layer.parameters is None else layer.parameters.weights.size
+    parameters = layer.parameters
+    if parameters is None:
+        return 0
+    return parameters.weights.size or parameters.biases.size + parameters.scales.size
 
 
-def _is_found(parameters: Parameters, stored: _Stored) -> bool:
+def _is_found(layer: Layer, parameters: Parameters, stored: Stored) -> bool:
     """Whether a layer's parameters are there, which it then claims."""
     pool = Pool(parameters)
     vectors = usual_vectors(parameters, stored.min_runtime)
@@ -214,14 +172,48 @@ def _is_found(parameters: Parameters, stored: _Stored) -> bool:
         start = pool.bytes[layout[: front(parameters, vectors)]]
         if stored.find(start.tobytes()) is None:
             return False  # whatever stands behind
-        place = stored.find(pool.bytes[layout].tobytes())
+        needle = pool.bytes[layout]
+        place = stored.find(needle.tobytes())
         if place is not None:
             stored.claim(*place, place[1] + len(layout))
+            # Bytes that are all the same may stand anywhere.
+            if len(np.unique(needle)) > 1:
+                stored.places[layer.index] = place
             return True
     return False
 
 
-def _explain(layer: Layer, stored: _Stored) -> Verdict:
+def _in_order(verdicts: Sequence[Verdict], stored: Stored, before: Sequence[int]) -> list[Verdict]:
+    """The verdicts, those mended whose layer stands in front of one that it depends on.
+
+    The compiler stores a layer behind all that it depends on, so these have the parameters of
+    others. `before` has the operators that each depends on, as bits.
+    """
+    misplaced = set()
+    later = [0] * len(stored.blobs)
+    for index, (blob, _) in sorted(stored.places.items(), key=_place, reverse=True):
+        if before[index] & later[blob]:
+            misplaced.add(index)
+        later[blob] |= 1 << index
+    found = []
+    detail = "its parameters stand in front of those of a layer that it depends on"
+    for verdict in verdicts:
+        is_misplaced = verdict.index in misplaced
+        found.append(replace(verdict, status="differs", detail=detail) if is_misplaced else verdict)
+    return found
+
+
+def _place(item: tuple[int, tuple[int, int]]) -> tuple[int, int]:
+    return item[1]
+
+
+def _is_held(layer: Layer, parameters: Parameters, stored: Stored) -> bool:
+    """Whether a layer's parameters are there, though another one has claimed them."""
+    everything = Stored(stored.blobs, stored.min_runtime)
+    return _is_found(layer, parameters, everything)
+
+
+def _explain(layer: Layer, stored: Stored) -> Verdict:
     """What differs of a layer, where something like it is stored."""
     assert layer.parameters is not None
     pool = Pool(layer.parameters)
@@ -239,6 +231,8 @@ def _explain(layer: Layer, stored: _Stored) -> Verdict:
         blob, place, comparison = found
         stored.claim(blob, place, place + len(comparison.layout))
         return _verdict(layer, "differs", comparison.describe())
+    if _is_held(layer, layer.parameters, stored):
+        return _verdict(layer, "equal", "on the Edge TPU, stored once for several layers")
     if layer.parameters.kind in ("channels", "elements"):
         # How these are stored was seen in few files only.
         return _verdict(layer, "not judged", "its constants were not found")
@@ -250,7 +244,7 @@ def _verdict(layer: Layer, status: Status, detail: str) -> Verdict:
 
 
 def _judge_on_cpu(
-    source: Graph, layers: Sequence[Layer], made: Graph, on_cpu: dict[str, Any]
+    source: Graph, layers: Sequence[Layer], made: Graph, on_cpu: dict[str, tuple[str, Any]]
 ) -> list[Verdict]:
     """Compare the constants of operators that were left on the CPU, which are in the file as they
     were."""
@@ -258,11 +252,12 @@ def _judge_on_cpu(
     for layer in layers:
         if layer.name not in on_cpu:
             continue
+        name, other = on_cpu[layer.name]
         _, operator = source.operators[layer.index]
         own = [source.constant(tensor) for tensor in source.inputs(operator)]
-        others = [made.constant(tensor) for tensor in made.inputs(on_cpu[layer.name])]
-        is_equal = len(own) == len(others) and all(map(_same, own, others))
-        if is_equal:
+        others = [made.constant(tensor) for tensor in made.inputs(other)]
+        is_same = name == layer.operator and len(own) == len(others)
+        if is_same and all(map(_same, own, others)):
             verdicts.append(_verdict(layer, "equal", "left on the CPU"))
         else:
             verdicts.append(_verdict(layer, "differs", "left on the CPU with other constants"))
@@ -273,69 +268,6 @@ def _same(one: np.ndarray | None, other: np.ndarray | None) -> bool:
     if one is None or other is None:
         return one is other
     return np.array_equal(one, other)
-
-
-def _tensors(source: Graph, made: Graph) -> list[str]:
-    """Tensors of the compiled file that the plain one does not have, or has otherwise."""
-    known: dict[str, list[Any]] = {}
-    for tensor in source.tensors:
-        known.setdefault(text(tensor.name), []).append(_kind(tensor))
-    unknown = []
-    complaints = []
-    for tensor in made.tensors:
-        name = text(tensor.name)
-        if name not in known:
-            unknown.append(f"it has a tensor {name!r}, which the plain file has not")
-        elif _kind(tensor) not in known[name]:
-            was = known[name][0]
-            complaints.append(f"tensor {name!r} is {_spell(_kind(tensor))}, not {_spell(was)}")
-    return _first(unknown, "such tensors") + _first(complaints, "tensors")
-
-
-def _kind(tensor: Any) -> tuple[Any, ...]:
-    """Type, shape, scales and zero points of a tensor."""
-    shape = () if tensor.shape is None else tuple(int(size) for size in tensor.shape)
-    quantization = tensor.quantization
-    if quantization is None or quantization.scale is None:
-        return tensor.type, shape, (), ()
-    scales = tuple(float(scale) for scale in quantization.scale)
-    return tensor.type, shape, scales, tuple(int(zero) for zero in quantization.zeroPoint)
-
-
-def _spell(kind: tuple[Any, ...]) -> str:
-    dtype, shape, scales, zero_points = kind
-    names = {value: name.lower() for name, value in vars(schema.TensorType).items()}
-    sizes = "x".join(map(str, shape))
-    words = f"{names[dtype]} {sizes}"
-    if len(scales) == 1:
-        words += f" of scale {scales[0]:.6g} and zero point {zero_points[0]}"
-    return words
-
-
-def _numerics(source: Graph, packages: Sequence[StoredPackage]) -> list[str]:
-    """Scales and zero points that the executables give to tensors otherwise than the plain file."""
-    quantized = {}
-    for tensor in source.tensors:
-        raised = {schema.TensorType.INT8: 128, schema.TensorType.UINT8: 0}.get(tensor.type)
-        _, _, scales, zero_points = _kind(tensor)
-        if raised is not None and len(scales) == 1:
-            quantized[text(tensor.name)] = scales[0], zero_points[0] + raised
-    complaints = []
-    for package in packages:
-        for name, numbers in package.numerics.items():
-            if name in quantized and numbers != quantized[name]:
-                scale, zero_point = numbers
-                own_scale, own_zero_point = quantized[name]
-                complaints.append(
-                    f"the executable has {name!r} at scale {scale:.6g} and zero point {zero_point} "
-                    f"of uint8, the plain file at {own_scale:.6g} and {own_zero_point}"
-                )
-    return _first(complaints, "tensors of executables")
-
-
-def _first(complaints: Sequence[str], what: str) -> list[str]:
-    more = len(complaints) - _TOLD
-    return [*complaints[:_TOLD], *([f"and so {more} more {what}"] if more > 0 else [])]
 
 
 def _owners(source: Graph, mapped: Sequence[Layer], on_cpu: Iterable[str]) -> bool:

@@ -50,6 +50,19 @@ class Graph:
         data = None if tensor is None else self.buffers[tensor.buffer].data
         return None if data is None or len(data) == 0 else np.asarray(data, np.uint8)
 
+    def before(self) -> list[int]:
+        """For each operator, those that it depends on: bit i stands for operator i."""
+        makers: dict[int, int] = {}
+        found = []
+        for index, (_, operator) in enumerate(self.operators):
+            behind = 0
+            for tensor in operator.inputs:
+                behind |= makers.get(int(tensor), 0)
+            found.append(behind)
+            for tensor in operator.outputs:
+                makers[int(tensor)] = behind | 1 << index
+        return found
+
     def quantized_constants(self, operator: Any) -> list[Any]:
         """The tensors of int8 or uint8 that an operator reads as constants."""
         found = []
@@ -113,11 +126,13 @@ def text(name: Any) -> str:
 
 
 def _is_grouped(name: str, x: Any, filters: Any) -> bool:
-    """Whether an output of a convolution reads some of the channels only, and is not the only one
-    that reads its channel. No compiled file at hand has such layers."""
+    """Whether each output of a convolution reads some of the channels only, otherwise than one by
+    one. No compiled file at hand has such layers, nor depthwise ones of a single channel and
+    output."""
     channels = int(x.shape[-1])
     if name == "DEPTHWISE_CONV_2D":
-        return channels not in (1, int(filters.shape[-1]))
+        outputs = int(filters.shape[-1])
+        return outputs == 1 or channels not in (1, outputs)
     return name == "CONV_2D" and channels != int(filters.shape[-1])
 
 

@@ -25,16 +25,21 @@ class Comparison:
 
     @property
     def distance(self) -> tuple[float, int]:
-        """Share of the weights that differ, or of the bytes where there are no weights; how many
-        bytes differ at all."""
+        """Share of the weights that differ, or of the factors or summands of a layer without
+        weights; how many bytes differ at all."""
         is_off = self._is_off
-        is_weight = self.layout < len(self.pool.parts["weights"])
-        share = np.mean(is_off[is_weight] if is_weight.any() else is_off)
-        return float(share), int(np.count_nonzero(is_off))
+        off = int(np.count_nonzero(is_off))
+        parts = self.pool.parts
+        if len(parts["weights"]):
+            is_weight = self.layout < len(parts["weights"])
+            return float(np.mean(is_off[is_weight])), off
+        main: Part = "biases" if len(parts["biases"]) else "scales"
+        count = len(parts[main]) // _BYTES[main]
+        return len(self._differing(main)) / count, off
 
     def describe(self) -> str:
         """What differs, part by part, with the first number of each."""
-        can_miss = {"biases"} | ({"scales"} if self.pool.parameters.per_channel else set())
+        needed = self._needed()
         texts = []
         for part, own in self.pool.parts.items():
             elements = self._differing(part)
@@ -44,7 +49,7 @@ class Comparison:
             elif len(elements):
                 first = self._first(part, int(elements[0]))
                 texts.append(f"{len(elements)} of {count} {part} differ, first {first}")
-            elif part in can_miss and self._is_left_out(part):
+            elif part in needed and not np.any(self._is_of(part)):
                 texts.append(f"it has no {part}")
         return "; ".join(texts)
 
@@ -62,9 +67,15 @@ class Comparison:
         positions = self.layout[self._is_of(part) & self._is_off]
         return np.unique((positions - self.pool.starts[part]) // _BYTES[part])
 
-    def _is_left_out(self, part: Part) -> bool:
-        """Whether a layout leaves out a vector that is not zero."""
-        return bool(np.any(self.pool.parts[part])) and not np.any(self._is_of(part))
+    def _needed(self) -> set[Part]:
+        """The vectors that say something of the layer, and so are not left out."""
+        parameters = self.pool.parameters
+        needed: set[Part] = set()
+        if np.any(parameters.biases):
+            needed.add("biases")
+        if parameters.per_channel and np.any(parameters.scales != parameters.scales[0]):
+            needed.add("scales")
+        return needed
 
     def _first(self, part: Part, element: int) -> str:
         """Where an element stands, and what it is in both files."""
@@ -79,7 +90,7 @@ class Comparison:
             return f"of {place}: {int(there[0]) - zero}, not {int(own[0]) - zero}"
         is_real = part == "scales"
         numbers = [np.frombuffer(raw.tobytes(), _TYPES[part])[0] for raw in (there, own)]
-        values = [f"{number:.7g}" if is_real else str(number) for number in numbers]
+        values = [f"{number:.9g}" if is_real else str(number) for number in numbers]
         return f"of output {element}: {values[0]}, not {values[1]}"
 
 

@@ -1,7 +1,8 @@
 """How edgetpu_compiler lays out the weights, biases and scales of a layer in a compiled file.
 
-Found by comparing public pairs of plain and compiled files; 3,690 layers of them are reproduced
-byte for byte (tests/vendor/test_audit.py runs those at hand). Weights stand as bytes of uint8:
+Found by comparing public pairs of plain and compiled files. 3,705 of 3,707 layers on the Edge TPU
+in 140 pairs are reproduced byte for byte; the other two are of a file whose plain one is not its
+source (tests/vendor/test_audit.py runs the pairs at hand). Weights stand as bytes of uint8:
 those of int8 and their zero points are raised by 128.
 """
 

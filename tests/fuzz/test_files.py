@@ -22,6 +22,7 @@ from compiler.frontends import open_source
 from compiler.runtime import Bundle, RuntimeBundleError
 from compiler.targets import Target
 from compiler.vendor import darwinn
+from compiler.vendor.audit import audit
 from tests.conftest import small_network
 
 ROOT = Path(__file__).parent.parent.parent
@@ -92,6 +93,27 @@ def test_spoilt_files(
         path.write_bytes(spoilt(data, content, head))
         try:
             read(path)
+        except CompilerError as error:
+            assert error.exit_code == 2 and "\n" not in str(error), repr(error)
+
+
+@pytest.mark.parametrize("spoils_plain", [True, False])
+@settings(**LIMITS, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_spoilt_pairs(
+    spoils_plain: bool, originals: dict[str, bytes], compiled_segment: bytes, data: st.DataObject
+) -> None:
+    """A compiled file and its plain one, either of them spoilt."""
+    contents = {"plain": originals["tflite"], "compiled": compiled_segment}
+    name = "plain" if spoils_plain else "compiled"
+    contents[name] = spoilt(data, contents[name], 20_000)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {}
+        for name, content in contents.items():
+            paths[name] = Path(folder) / f"{name}.tflite"
+            paths[name].write_bytes(content)
+        try:
+            audit(paths["compiled"], paths["plain"])
         except CompilerError as error:
             assert error.exit_code == 2 and "\n" not in str(error), repr(error)
 

@@ -5,7 +5,7 @@ cached and streamed. STANDIN_COMPILER says what goes wrong: "crash:CONV_2D" abor
 have this operator, "timeout:OP" never ends, "large:OP" fails for its activations, "cpu:OP" leaves
 these operators on the CPU, "together" refuses several at once, "stream" caches nothing, "silent"
 dies without a word, "swap" exchanges what it made of the first two, "flip:N" changes byte N of the
-parameters.
+parameters, "once" stores equal layers once.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def compiled(path: Path, model: schema.ModelT, out: Path, trouble: str, token: i
     graph, found = model.subgraphs[0], names(model)
     behind = found.index(kept) if kept in found else len(found)
     mapped, left = graph.operators[:behind], graph.operators[behind:]
-    parameters = bytearray(blob(model, mapped))
+    parameters = bytearray(blob(model, mapped, trouble == "once"))
     flipped = trouble.partition("flip:")[2]
     if flipped and int(flipped) < len(parameters):
         parameters[int(flipped)] ^= 1

@@ -15,13 +15,19 @@ _BUILTINS = schema.BuiltinOperator
 _RUNTIME = 14
 
 
-def blob(model: Any, operators: list[Any]) -> bytes:
-    """The parameters of operators of the main graph, each layer from a multiple of 64 bytes on."""
+def blob(model: Any, operators: list[Any], once: bool = False) -> bytes:
+    """The parameters of operators of the main graph, each layer from a multiple of 64 bytes on,
+    those of equal ones `once`."""
     found = bytearray()
+    known = set()
     for operator in operators:
         code = model.operatorCodes[operator.opcodeIndex]
         builtin = max(code.builtinCode, code.deprecatedBuiltinCode)
-        found += stored(model, operator, builtin)
+        layer = stored(model, operator, builtin)
+        if once and layer in known:
+            continue
+        known.add(layer)
+        found += layer
         found += bytes(-len(found) % 64)
     return bytes(found)
 

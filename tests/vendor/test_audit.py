@@ -109,11 +109,40 @@ def test_a_flipped_bit_anywhere_is_found(name: str, tmp_path: Path) -> None:
 
 
 @needs_pairs
+def test_factors_and_summands_that_are_stored_otherwise_are_not_judged(tmp_path: Path) -> None:
+    """Too few compiled files have such constants to refuse one for them."""
+    compiled, plain = pair("ASR_Model")
+    streamed, _ = blobs(compiled)
+    content = compiled.read_bytes()
+    other = tmp_path / "other.tflite"
+    other.write_bytes(content.replace(streamed, bytes(len(streamed))))
+    found = audit(other, plain)
+    assert found.status == "not judged"
+    assert Counter(layer.operator for layer in found.of("not judged")) == {"MUL": 2, "ADD": 2}
+
+
+@needs_pairs
 def test_files_of_another_model_are_found() -> None:
     """Both are networks of the same layers: colours of a tracker, sizes of a filter."""
     for one, other in (("gabor_64x64_p4", "gabor_64x64_7k_4o_2s"), ("dense_256", "dense_512")):
         assert audit(pair(one)[0], pair(other)[1]).status == "differs"
         assert audit(pair(other)[0], pair(one)[1]).status == "differs"
+
+
+@needs_pairs
+def test_layers_that_were_exchanged_are_found(tmp_path: Path) -> None:
+    """Two layers of the same form with a single scale: each is in the compiled file, in the place
+    of the other."""
+    compiled, plain = pair("mobilenet_v1_0.25_128_quant")
+    model = unpacked(file_bytes(plain))
+    graph = Graph.of(model)
+    first, second = [o for n, o in graph.operators if n == "CONV_2D"][7:9]
+    for one, other in zip(graph.inputs(first)[1:], graph.inputs(second)[1:], strict=True):
+        assert list(one.shape) == list(other.shape)
+        one.buffer, other.buffer = other.buffer, one.buffer
+    found = audit(compiled, written(model, tmp_path / "exchanged.tflite"))
+    assert found.status == "differs"
+    assert "in front of those of a layer that it depends on" in found.first_difference
 
 
 @needs_pairs
@@ -282,6 +311,26 @@ def test_a_layer_may_give_the_scale_of_a_quantize_behind_it(plain: Path, tmp_pat
     assert found.status == "equal"
     assert "on the Edge TPU, with the QUANTIZE behind it" in [v.detail for v in found.layers]
     assert audit(compiled_by_standin(apart, tmp_path), apart).status == "equal"
+
+
+def test_twins_may_be_stored_once(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = unpacked(file_bytes(plain))
+    graph = model.subgraphs[0]
+    twin = copy.deepcopy(_first(Graph.of(model), "CONV_2D"))
+    tensor = copy.deepcopy(graph.tensors[twin.outputs[0]])
+    tensor.name = "twin"
+    graph.tensors.append(tensor)
+    twin.outputs = np.asarray([len(graph.tensors) - 1], np.int32)
+    graph.operators.append(twin)
+    twins = written(model, tmp_path / "twins.tflite")
+    apart = audit(compiled_by_standin(twins, tmp_path), twins)
+    assert {layer.detail for layer in apart.layers} == {"on the Edge TPU"}
+    monkeypatch.setenv("STANDIN_COMPILER", "once")
+    once = audit(compiled_by_standin(twins, tmp_path), twins)
+    assert once.status == "equal"
+    assert once.layers[-1].detail == "on the Edge TPU, stored once for several layers"
 
 
 def _insert_quantize(model: Any, factor: float) -> None:
