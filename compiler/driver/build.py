@@ -115,6 +115,7 @@ def build(
 def read(path: Path, options: BuildOptions, progress: Progress = silent) -> ir.Model:
     """The model in `path`, checked and normalised."""
     with stage("import"):
+        importer.require_file(path)  # before anything is announced
         progress("reading the model", 1)
         model = importer.load(
             path,

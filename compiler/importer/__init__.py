@@ -16,6 +16,15 @@ pixels      inputs in another form than the file's
 from compiler.importer.checking import check_weights
 from compiler.importer.model import Reading, load
 from compiler.importer.names import name_nodes
-from compiler.importer.reading import OLDEST_OPSET, SMALL, read_file
+from compiler.importer.reading import OLDEST_OPSET, SMALL, read_file, require_file
 
-__all__ = ["OLDEST_OPSET", "SMALL", "Reading", "check_weights", "load", "name_nodes", "read_file"]
+__all__ = [
+    "OLDEST_OPSET",
+    "SMALL",
+    "Reading",
+    "check_weights",
+    "load",
+    "name_nodes",
+    "read_file",
+    "require_file",
+]

@@ -47,9 +47,14 @@ def read_file(path: Path, outputs: Sequence[str] = ()) -> ir.Model:
     return model
 
 
-def _read_proto(path: Path) -> onnx.ModelProto:
+def require_file(path: Path) -> None:
+    """Raises ModelError for what is no regular file."""
     if not path.is_file():
         raise ModelError(f"{path}: {no_file(path)}; give the path of an .onnx file")
+
+
+def _read_proto(path: Path) -> onnx.ModelProto:
+    require_file(path)
     try:
         proto = onnxfile.load(path, SMALL)
     except (DecodeError, ValueError, UnicodeDecodeError) as error:

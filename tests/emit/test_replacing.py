@@ -111,9 +111,8 @@ def test_bundles_of_older_versions_are_replaced(
     if version < MANIFEST_VERSION:
         assert replaced(output, small_bundle)
     else:
-        with pytest.raises(
-            OutputError, match=r"manifest version 8 was written by coral-bundle .*: update it"
-        ):
+        wanted = rf"manifest version {version} was written by coral-bundle .*: update it"
+        with pytest.raises(OutputError, match=wanted):
             replaced(output, small_bundle)
 
 

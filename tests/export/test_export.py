@@ -117,7 +117,7 @@ def with_vision(bundle: Bundle, **changes: Any) -> Bundle:
     }
     file = bundle.path / "manifest.json"
     manifest = json.loads(file.read_text())
-    manifest["vision"] = {"picture": picture, "task": "detect", "labels": LABELS} | changes
+    manifest["vision"] = {"picture": picture, "task": None, "labels": LABELS} | changes
     file.write_text(json.dumps(manifest))
     return Bundle.open(bundle.path)
 
