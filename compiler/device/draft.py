@@ -94,7 +94,9 @@ class Draft(Writer):
     ) -> int:
         if data is None:
             return self._keep(TensorInfo(name, tuple(shape), "int8"))
-        return self._keep(TensorInfo(name, tuple(shape), str(data.dtype), constant=True))
+        values = tuple(int(value) for value in data.reshape(-1))
+        info = TensorInfo(name, tuple(shape), str(data.dtype), constant=True, values=values)
+        return self._keep(info)
 
     def _keep(self, info: TensorInfo) -> int:
         self._infos.append(info)
