@@ -249,6 +249,74 @@ def super_resolution() -> list[OpInfo]:
     return sketch.ops
 
 
+def grasping() -> list[OpInfo]:
+    """GG-CNN: three convolutions with strides, three transposed ones, and four results."""
+    sketch = Sketch("uint8")
+    x = sketch.tensor(1, 300, 300, 1)
+    for outputs, kernel, stride in ((32, 9, 3), (16, 5, 2), (8, 3, 2)):
+        x = sketch.conv(x, outputs, (kernel, kernel), stride)
+    for outputs, kernel, stride in ((8, 3, 2), (16, 5, 2), (32, 9, 3)):
+        _, height, width, channels = x.shape
+        filters = sketch.constant(outputs, kernel, kernel, channels)
+        shape = (1, height * stride, width * stride, outputs)
+        x = sketch.each(
+            "RELU", sketch.add("TRANSPOSE_CONV", [sketch.constant(4), filters, x], shape)
+        )
+    for _ in range(4):
+        sketch.conv(x, 1, (2, 2))
+    return sketch.ops
+
+
+def rows_of_dense() -> list[OpInfo]:
+    """A fully-connected layer of several rows."""
+    sketch = Sketch("uint8")
+    filters, bias = sketch.constant(8, 16), sketch.constant(8)
+    sketch.add("FULLY_CONNECTED", [sketch.tensor(4, 16), filters, bias], (4, 8))
+    return sketch.ops
+
+
+def facenet() -> list[OpInfo]:
+    """Inception-ResNet v1 at 160 x 160; the exporter's QUANTIZEs stand in front of joins."""
+    sketch = Sketch()
+    quantized = 33
+
+    def chain(x: TensorInfo, *layers: tuple[int, int, int]) -> TensorInfo:
+        for outputs, height, width in layers:
+            x = sketch.conv(x, outputs, (height, width))
+        return x
+
+    def join(parts: list[TensorInfo]) -> TensorInfo:
+        nonlocal quantized
+        count = min(quantized, len(parts))
+        quantized -= count
+        changed = [sketch.each("QUANTIZE", part) for part in parts[:count]]
+        return sketch.concat([*changed, *parts[count:]])
+
+    def residual(x: TensorInfo, parts: list[TensorInfo]) -> TensorInfo:
+        return sketch.each("ADD", x, sketch.conv(join(parts), x.shape[-1]))
+
+    def halved(x: TensorInfo, outputs: int) -> TensorInfo:
+        return sketch.conv(x, outputs, (3, 3), 2, same=False)
+
+    x = sketch.conv(halved(sketch.tensor(1, 160, 160, 3), 32), 32, (3, 3), same=False)
+    x = sketch.max_pool(sketch.conv(x, 64, (3, 3)), 3, 2, same=False)
+    x = halved(sketch.conv(sketch.conv(x, 80), 192, (3, 3), same=False), 256)
+    for _ in range(5):
+        longest = chain(x, (32, 1, 1), (32, 3, 3), (32, 3, 3))
+        x = residual(x, [chain(x, (32, 1, 1)), chain(x, (32, 1, 1), (32, 3, 3)), longest])
+    parts = [halved(x, 384), halved(chain(x, (192, 1, 1), (192, 3, 3)), 256)]
+    x = join([*parts, sketch.max_pool(x, 3, 2, same=False)])
+    for _ in range(10):
+        x = residual(x, [chain(x, (128, 1, 1)), chain(x, (128, 1, 1), (128, 1, 7), (128, 7, 1))])
+    parts = [halved(chain(x, (256, 1, 1)), 384), halved(chain(x, (256, 1, 1)), 256)]
+    parts.append(halved(chain(x, (256, 1, 1), (256, 3, 3)), 256))
+    x = join([*parts, sketch.max_pool(x, 3, 2, same=False)])
+    for _ in range(6):
+        x = residual(x, [chain(x, (192, 1, 1)), chain(x, (192, 1, 1), (192, 1, 3), (192, 3, 1))])
+    sketch.dense(sketch.add("MEAN", [x], (1, x.shape[-1])), 128)
+    return sketch.ops
+
+
 def _prelu(sketch: Sketch, x: TensorInfo) -> TensorInfo:
     return sketch.each("PRELU", x, sketch.constant(1, 1, x.shape[-1]))
 
@@ -286,4 +354,8 @@ _MODELS: dict[str, Callable[..., list[OpInfo]]] = {
     r"road-signs.*yolov5s-int8_edgetpu": lambda: yolo.yolov5(640),
     r"edgetpu-yolo.*export.md": lambda: yolo.yolov5_with_focus(224),
     r"edge-tpu-tiny-yolo": yolo.tiny_yolov3,
+    r"yolov3-tiny leaky": lambda: yolo.tiny_yolov3(leaky=True),
+    r"edgetpu-ggcnn": grasping,
+    r"FULLY_CONNECTED, non-2D": rows_of_dense,
+    r"facenet_keras": facenet,
 }

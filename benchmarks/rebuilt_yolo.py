@@ -201,21 +201,26 @@ def _boxes_of_yolov8(net: _Yolo, x: TensorInfo) -> tuple[TensorInfo, TensorInfo]
     return middles, sizes
 
 
-def tiny_yolov3(size: int = 416) -> list[OpInfo]:
-    """With ReLU in its layers; two levels that leave by themselves."""
+def tiny_yolov3(size: int = 416, leaky: bool = False) -> list[OpInfo]:
+    """Two levels that leave by themselves; its layers end in ReLU, or in operators of their own."""
     net = Sketch()
+
+    def layer(x: TensorInfo, outputs: int, kernel: int) -> TensorInfo:
+        x = net.conv(x, outputs, (kernel, kernel))
+        return net.each("LEAKY_RELU", x) if leaky else x
+
     x = net.change_type("QUANTIZE", net.tensor(1, size, size, 3, dtype="uint8"), "int8")
-    x = net.conv(x, 16, (3, 3))
+    x = layer(x, 16, 3)
     for outputs in (32, 64, 128, 256):
-        x = net.conv(net.max_pool(x, 2, 2), outputs, (3, 3))
+        x = layer(net.max_pool(x, 2, 2), outputs, 3)
     fine = x
-    x = net.conv(net.max_pool(x, 2, 2), 512, (3, 3))
-    x = net.conv(net.max_pool(x, 2, 1), 1024, (3, 3))
-    top = net.conv(x, 256)
-    coarse = net.conv(net.conv(top, 512, (3, 3)), ANCHORS * (CLASSES + 5))
-    x = net.resize(net.conv(top, 128), 2)
+    x = layer(net.max_pool(x, 2, 2), 512, 3)
+    x = layer(net.max_pool(x, 2, 1), 1024, 3)
+    top = layer(x, 256, 1)
+    coarse = net.conv(layer(top, 512, 3), ANCHORS * (CLASSES + 5))
+    x = net.resize(layer(top, 128, 1), 2)
     x = net.concat([net.each("QUANTIZE", x), fine])
-    x = net.conv(net.conv(x, 256, (3, 3)), ANCHORS * (CLASSES + 5))
+    x = net.conv(layer(x, 256, 3), ANCHORS * (CLASSES + 5))
     for level in (coarse, x):
         net.change_type("QUANTIZE", level, "uint8")
     return net.ops
