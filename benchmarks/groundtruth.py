@@ -7,7 +7,8 @@ FOLDER holds pairs.json, an array of models with their operators before compilin
 version, inputs, outputs, options) and the counts of operators that the real compiler left on the
 CPU (`cpu_counts`), and, for some of the models, pairs/NAME/model.tflite; and logs.json, an array of
 the compiler's logs with their operator tables. The model of a log is that of its pair, or the file
-MODELS/OWNER/REPOSITORY/PATH, or one that benchmarks/rebuilt.py draws. Every disagreement is
+MODELS/OWNER/REPOSITORY/PATH, or one that benchmarks/rebuilt.py draws. Every file of MODELS beside
+which a compiled one stands (X.tflite, X_edgetpu.tflite) is compared too. Every disagreement is
 printed.
 """
 
@@ -64,6 +65,25 @@ def compared(
     wrong = sum(((ours - real) + (real - ours)).values())
     why = "; ".join(sorted({f"{name}: {reason}" for name, reason in left}))
     return wrong, f"predicted {dict(ours)}, real {dict(real)}; {why}"
+
+
+def files_beside(models: Path) -> tuple[int, int, list[str]]:
+    """(operators that agree, all operators, a line for each file that differs) of all files that
+    have a compiled one beside them."""
+    target = Target.load()
+    agree, total, lines = 0, 0, []
+    for compiled in sorted(models.rglob("*_edgetpu.tflite")):
+        plain = compiled.with_name(compiled.name.replace("_edgetpu.tflite", ".tflite"))
+        if not plain.is_file():
+            continue
+        left = Counter(op.builtin for op in read_operators(compiled))
+        parts = left.pop("CUSTOM:edgetpu-custom-op", 0)
+        ops = read_operators(plain)
+        wrong, line = compared(ops, left, target, "many" if parts > 1 else "one")
+        agree, total = agree + len(ops) - wrong, total + len(ops)
+        if wrong:
+            lines.append(f"{plain.relative_to(models)}: {line}")
+    return agree, total, lines
 
 
 def operators_of_pair(folder: Path, pair: dict[str, Any]) -> list[OpInfo]:
@@ -197,16 +217,21 @@ def stored(folder: Path) -> list[tuple[str, int, int]]:
     return rows
 
 
+def show(what: str, agree: int, total: int, lines: Sequence[str]) -> None:
+    for line in lines:
+        print(line)
+    print(f"{agree} of {total} operators of {what} agree ({agree / total:.2%})")
+
+
 if __name__ == "__main__":
     given = Path(sys.argv[1])
-    agree, total, lines = agreement(given)
-    print(*lines, sep="\n")
-    print(f"{agree} of {total} operators of the pairs agree ({agree / total:.2%})")
-    found = tables(given, Path(sys.argv[2]) if len(sys.argv) > 2 else None)
-    agree, total, lines, without = found
-    print(*lines, sep="\n")
-    print(f"{agree} of {total} operators of the logs agree ({agree / total:.2%})")
+    models = Path(sys.argv[2]) if len(sys.argv) > 2 else None
+    show("the pairs", *agreement(given))
+    *found, without = tables(given, models)
+    show("the logs", *found)
     print("logs whose model is neither at hand nor known:", *without, sep="\n  ")
+    if models is not None:
+        show("other files", *files_beside(models))
     rows = [row for row in stored(Path(sys.argv[1])) if row[2] >= 4096]
     exact = sum(expected == real for _, expected, real in rows)
     worst = max(rows, key=lambda row: abs(row[1] / row[2] - 1))
