@@ -15,13 +15,18 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compiler.device.legality import check, refusal
+from compiler import importer
+from compiler.device.legality import LONE, check, refusal
+from compiler.driver.rewriting import PassDriver
 from compiler.emit import tflite
-from compiler.graph import DIALECT, OPSET, all_activations
+from compiler.graph import DIALECT, OPSET, activations_of, all_activations
 from compiler.ops import dialect, operator_of
 from compiler.quant import Quant
 from compiler.targets import Target
+from fixtures import light
+from passes import PASSES, PassContext
 
+FIXTURES = Path(__file__).parents[2] / "fixtures"
 TARGET = Target.load()
 DRAWS = 40
 Shape = tuple[int, ...]
@@ -242,3 +247,41 @@ def test_one_verdict(kind: Callable[[np.random.Generator], Drawn], tmp_path: Pat
 def _sentence(reason: str | None) -> str | None:
     """What is needed, without the names of tensors."""
     return None if reason is None else reason.partition("; ")[0]
+
+
+def refused_of_written(path: Path, folder: Path) -> tuple[int, list[str]]:
+    """(operators that are written for the nodes of a model that the Edge TPU takes, what `check`
+    says against any)."""
+    model = importer.load(path)
+    PassDriver().run(PASSES, model, PassContext(TARGET))
+    nodes = [node for node in model.graph if refusal(node, TARGET) is None]
+    if not nodes:
+        return 0, []
+    made = {value for node in nodes for value in node.outputs}
+    read = dict.fromkeys(value for node in nodes for value in activations_of(node))
+    quants = {str(value.name): Quant(0.1, 0) for value in all_activations(model.graph)}
+    written = folder / "segment.tflite"
+    inputs = [value for value in read if value not in made]
+    written.write_bytes(tflite.write(nodes, inputs, list(made), quants))
+    rows = check(written, TARGET, "many")
+    reasons = [row["reason"] for row in rows if row["reason"] not in (None, LONE)]
+    return len(rows), [str(reason) for reason in reasons]
+
+
+# Those whose dimensions are fixed.
+EXPORTS = [
+    *(FIXTURES / "exports" / "encoders").glob("*.onnx"),
+    FIXTURES / "exports/fused/model.onnx",
+]
+
+
+@pytest.mark.parametrize("path", sorted(EXPORTS), ids=lambda path: path.stem)
+def test_nothing_is_written_that_check_refuses(path: Path, tmp_path: Path) -> None:
+    assert refused_of_written(path, tmp_path)[1] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["inception_v1", "shufflenet", "squeezenet", "densenet121"])
+def test_nothing_is_written_of_networks_that_check_refuses(name: str, tmp_path: Path) -> None:
+    count, refused = refused_of_written(light.generate(name, tmp_path / "m.onnx"), tmp_path)
+    assert count > 20 and refused == []
