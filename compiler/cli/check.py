@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import Annotated
 
 import typer
 
@@ -12,9 +12,6 @@ import compiler
 from compiler.cli import options as shared
 from compiler.cli.common import out, print_json
 from compiler.driver.options import BuildOptions
-
-if TYPE_CHECKING:
-    from compiler.device.legality import Subgraphs
 
 
 def check(
@@ -33,7 +30,7 @@ def check(
     """Predict which operators of a TFLite file edgetpu_compiler would map, and why not others."""
     from compiler.view.compiled import show_check
 
-    operators = compiler.check(path, target, cast("Subgraphs", subgraphs))
+    operators = compiler.check(path, target, subgraphs)
     if json:
         print_json([asdict(operator) for operator in operators])
     else:

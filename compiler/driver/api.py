@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 from compiler.device import legality
 from compiler.device import measure as measuring
@@ -115,18 +115,16 @@ def plan(
     return planning.language_forecasts(source, options, progress)
 
 
-def check(
-    path: AnyPath, target: str = "usb3", subgraphs: Subgraphs = "one"
-) -> list[CheckedOperator]:
+def check(path: AnyPath, target: str = "usb3", subgraphs: str = "one") -> list[CheckedOperator]:
     """Predict which operators of a quantized TFLite file edgetpu_compiler would map, in order.
 
     target: name or .toml file of the Edge TPU
-    subgraphs: "many" as with edgetpu_compiler's option -a, which maps more than the first part
+    subgraphs: "one", or "many" as with edgetpu_compiler's option -a: more than the first part
 
     Raises ModelError for what is not a TFLite file, OptionError for an unknown target.
     """
     require_choice("subgraphs", subgraphs, get_args(Subgraphs))
-    rows = legality.check(Path(path), Target.load(target), subgraphs)
+    rows = legality.check(Path(path), Target.load(target), cast("Subgraphs", subgraphs))
     found = []
     for row in rows:
         operator, output = str(row["operator"]), str(row["output"])

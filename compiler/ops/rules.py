@@ -88,18 +88,19 @@ class Rule:
 
 def example(
     builtin: str,
-    *tensors: tuple[int, ...] | TensorInfo | None,
+    *tensors: tuple[int, ...] | TensorInfo,
     outputs: int = 1,
     **options: object,
 ) -> OpInfo:
     """An operator of activations, given by their shapes, and other tensors; the last ones, as many
     as `outputs` says, are what it makes."""
-    found: list[TensorInfo | None] = []
-    for index, tensor in enumerate(tensors):
-        is_shape = isinstance(tensor, tuple)
-        found.append(TensorInfo(f"t{index}", tensor, "int8") if is_shape else tensor)
-    made = tuple(tensor for tensor in found[-outputs:] if tensor is not None)
-    return OpInfo(builtin, 1, tuple(found[:-outputs]), made, options)
+    found: list[TensorInfo] = []
+    for index, given in enumerate(tensors):
+        if isinstance(given, tuple):
+            found.append(TensorInfo(f"t{index}", given, "int8"))
+        else:
+            found.append(given)
+    return OpInfo(builtin, 1, tuple(found[:-outputs]), tuple(found[-outputs:]), options)
 
 
 def held(*shape: int, dtype: str = "int8") -> TensorInfo:
