@@ -351,6 +351,7 @@ _MODELS: dict[str, Callable[..., list[OpInfo]]] = {
     r"yolov8s_full_integer_quant_edgetpu_192": lambda: yolo.yolov8(192, 32, requantized=1),
     r"yolov8[ns]_full_integer_quant_edgetpu_(\d+)": yolo.yolov8,
     r"yolov5[ns]-int8_edgetpu_(\d+)": yolo.yolov5,
+    # The log names neither size nor classes: these are the exporter's defaults.
     r"road-signs.*yolov5s-int8_edgetpu": lambda: yolo.yolov5(640),
     r"edgetpu-yolo.*export.md": lambda: yolo.yolov5_with_focus(224),
     r"edge-tpu-tiny-yolo": yolo.tiny_yolov3,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from compiler.ops import BUILTINS, FAMILIES
+from compiler.ops import BUILTINS
 from compiler.ops.rules import COMMON, Rule, judge
 from compiler.targets import Target
 
@@ -44,9 +44,3 @@ def test_size_limits_say_both_ends() -> None:
     assert len(measured) >= 7
     for rule in measured:
         assert "mapped" in rule.needs and ("not" in rule.needs), rule.needs
-
-
-def test_families_declare_what_they_write() -> None:
-    for family in FAMILIES:
-        for builtin in family.BUILTINS:
-            assert BUILTINS[builtin.name] is builtin
