@@ -138,10 +138,11 @@ def _spans_of_split(node: ir.Node) -> list[_Span]:
 
 def _spans_of_slice(node: ir.Node) -> list[_Span]:
     bounds = slicing.ranges(node)
-    if bounds is None:
+    if bounds is None or set(bounds[2]) != {1}:
         return []
+    begins, ends, _ = bounds
     whole = shape_of(node.inputs[0])
-    spans = [_Span(axis, begin, end) for axis, (begin, end) in enumerate(zip(*bounds, strict=True))]
+    spans = [_Span(axis, *span) for axis, span in enumerate(zip(begins, ends, strict=True))]
     cut = [span for span in spans if span.count != whole[span.axis]]
     return cut if len(cut) == 1 and cut[0].count > 0 else []
 

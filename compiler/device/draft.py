@@ -94,7 +94,9 @@ class Draft(Writer):
     ) -> int:
         if data is None:
             return self._keep(TensorInfo(name, tuple(shape), "int8"))
-        return self._keep(TensorInfo(name, tuple(shape), str(data.dtype), constant=True))
+        values = tuple(int(value) for value in data.reshape(-1))
+        info = TensorInfo(name, tuple(shape), str(data.dtype), constant=True, values=values)
+        return self._keep(info)
 
     def _add_uint8(self, name: str, shape: Sequence[int], quant: Quant) -> int:
         return self._keep(TensorInfo(name, tuple(shape), "uint8"))

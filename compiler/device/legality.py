@@ -6,7 +6,9 @@ each is held against the rules of its family (compiler/ops/rules.py).
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import onnx_ir as ir
 
@@ -23,6 +25,12 @@ from compiler.graph import (
 from compiler.ops import BUILTINS, operator_of
 from compiler.ops.rules import OpInfo, first_refusal, judge
 from compiler.targets import Target
+
+# Parts of a file that run on the Edge TPU: the compiler makes one, or many with its option -a.
+Subgraphs = Literal["one", "many"]
+
+FOLLOWS = "it follows an operator that is not mapped; only the first part is"
+LONE = "nothing beside it is mapped; a part of its own that only changes a scale is not"
 
 
 def refusal(node: ir.Node, target: Target) -> str | None:
@@ -59,33 +67,61 @@ def _tensor_refusal(value: ir.Value) -> str | None:
     return None
 
 
-def check(path: Path, target: Target) -> list[dict[str, str | None]]:
+def check(path: Path, target: Target, subgraphs: Subgraphs = "one") -> list[dict[str, str | None]]:
     """Each operator of a TFLite file, in order, with the `reason` why it would stay on the CPU, or
-    None.
+    None. Raises ModelError for what is not a TFLite model."""
+    ops = read_operators(path)
+    rows: list[dict[str, str | None]] = []
+    for op, reason in zip(ops, verdicts(ops, target, subgraphs), strict=True):
+        output = op.outputs[0].name if op.outputs else ""
+        rows.append({"operator": op.builtin, "output": output, "reason": reason})
+    return rows
 
-    The compiler delegates one part only: what follows an operator that it does not take stays on
-    the CPU too, unless nothing before was delegated. Raises ModelError for what is not a TFLite
-    model.
+
+def verdicts(ops: Sequence[OpInfo], target: Target, subgraphs: Subgraphs) -> list[str | None]:
+    """Why each operator of a graph would stay on the CPU, None for those that are mapped.
+
+    The names of tensors tell which operator reads which.
     """
+    reasons = [judge(op, BUILTINS, target) for op in ops]
+    if subgraphs == "one":
+        return list(_of_one_part(ops, reasons))
+    return list(_of_many_parts(ops, reasons))
+
+
+def _of_one_part(ops: Sequence[OpInfo], reasons: Sequence[str | None]) -> Iterator[str | None]:
+    """What follows an operator that is not mapped stays too, unless nothing before was mapped."""
     # Of each tensor so far: True where the part that is delegated made it, False where it comes
     # behind an operator on the CPU that itself comes behind that part.
     delegated: dict[str, bool | None] = {}
-    rows: list[dict[str, str | None]] = []
-    for op in read_operators(path):
-        reason = judge(op, BUILTINS, target)
+    for op, own in zip(ops, reasons, strict=True):
         read = [delegated.get(name) for name in _activations_read(op)]
         follows_cpu = False in read
-        if reason is None and follows_cpu:
-            reason = "it follows an operator that is not mapped; only the first part is"
+        reason = FOLLOWS if own is None and follows_cpu else own
         state: bool | None = None
         if reason is None:
             state = True
         elif True in read or follows_cpu:
             state = False
         delegated |= {tensor.name: state for tensor in op.outputs}
-        output = op.outputs[0].name if op.outputs else ""
-        rows.append({"operator": op.builtin, "output": output, "reason": reason})
-    return rows
+        yield reason
+
+
+def _of_many_parts(ops: Sequence[OpInfo], reasons: Sequence[str | None]) -> Iterator[str | None]:
+    """Every operator that can be is mapped, but for a QUANTIZE among operators that are not (log
+    069 of the public ground truth)."""
+    made: set[str] = set()
+    read: set[str] = set()
+    for op, reason in zip(ops, reasons, strict=True):
+        if reason is None and op.builtin != "QUANTIZE":
+            made |= {tensor.name for tensor in op.outputs}
+            read |= set(_activations_read(op))
+    for op, reason in zip(ops, reasons, strict=True):
+        touches = not made.isdisjoint(_activations_read(op)) or any(
+            tensor.name in read for tensor in op.outputs
+        )
+        is_lone = op.builtin == "QUANTIZE" and reason is None and not touches
+        yield LONE if is_lone else reason
 
 
 def _activations_read(op: OpInfo) -> list[str]:

@@ -13,6 +13,7 @@ from ai_edge_litert import schema_py_generated as schema
 from compiler.errors import ModelError, first_line, no_file
 from compiler.ops.rules import OpInfo, TensorInfo
 
+MOST_INTEGERS = 16  # of a constant whose values are read: larger ones are biases
 LARGEST = 2 << 30  # bytes of a TFLite file, whose offsets have 32 bits with a sign
 
 _NAMES = {v: k for k, v in vars(schema.BuiltinOperator).items() if not k.startswith("_")}
@@ -89,7 +90,18 @@ def _tensor(tensor: Any, index: int, buffers: Sequence[Any]) -> TensorInfo:
     zeros = is_held and bool(np.all(np.asarray(data, np.uint8) == zero_point % 256))
     # Names need not be unique in a file, here they are.
     name = f"{_text(tensor.name)}#{index}"
-    return TensorInfo(name, shape, _DTYPES[tensor.type], is_held, zeros, scales)
+    dtype = _DTYPES[tensor.type]
+    values = _integers(data) if is_held and dtype == "int32" else None
+    is_variable = bool(tensor.isVariable)
+    return TensorInfo(name, shape, dtype, is_held, zeros, scales, values, is_variable)
+
+
+def _integers(data: Any) -> tuple[int, ...] | None:
+    """The values of a small int32 constant, such as axes or a permutation; None of a larger one."""
+    raw = np.asarray(data, np.uint8)
+    if len(raw) > MOST_INTEGERS * 4 or len(raw) % 4:
+        return None
+    return tuple(int(value) for value in raw.view("<i4"))
 
 
 def _text(name: Any) -> str:

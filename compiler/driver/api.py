@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast, get_args
 
 from compiler.device import legality
 from compiler.device import measure as measuring
+from compiler.device.legality import Subgraphs
 from compiler.driver import build as building
 from compiler.driver import inspect as inspecting
 from compiler.driver import language
@@ -28,6 +30,7 @@ from compiler.partition import PartitionOptions
 from compiler.progress import Progress, silent
 from compiler.runtime import Bundle
 from compiler.targets import Target
+from compiler.validation import require_choice
 from compiler.vendor import edgetpu_compiler, onnx_tf
 from compiler.vendor.audit import Audit
 from compiler.vendor.edgetpu_compiler import Tool
@@ -115,14 +118,16 @@ def plan(
     return planning.language_forecasts(source, options, progress)
 
 
-def check(path: AnyPath, target: str = "usb3") -> list[CheckedOperator]:
+def check(path: AnyPath, target: str = "usb3", subgraphs: str = "one") -> list[CheckedOperator]:
     """Predict which operators of a quantized TFLite file edgetpu_compiler would map, in order.
 
     target: name or .toml file of the Edge TPU
+    subgraphs: "one", or "many" as with edgetpu_compiler's option -a: more than the first part
 
     Raises ModelError for what is not a TFLite file, OptionError for an unknown target.
     """
-    rows = legality.check(Path(path), Target.load(target))
+    require_choice("subgraphs", subgraphs, get_args(Subgraphs))
+    rows = legality.check(Path(path), Target.load(target), cast("Subgraphs", subgraphs))
     found = []
     for row in rows:
         operator, output = str(row["operator"]), str(row["output"])

@@ -31,7 +31,7 @@ from compiler.ops.common import (
     same_scale,
 )
 from compiler.ops.elementwise import permute_constants
-from compiler.ops.rules import Builtin, OpInfo, Rule, constant
+from compiler.ops.rules import Builtin, OpInfo, Rule, constant, example, held
 from compiler.ops.writer import Writer
 from compiler.targets import Target
 
@@ -146,12 +146,8 @@ def lower_prelu(node: ir.Node, builder: Builder) -> None:
 
 
 def refuse_prelu(node: ir.Node, target: Target) -> Refusal:
-    slope = node.inputs[1]
-    if not is_constant(slope):
+    if not is_constant(node.inputs[1]):
         return "its slope is computed at run time"
-    shape = shape_of(slope)
-    if max(shape[:-1], default=1) > 1:
-        return f"its slope {list(shape)} varies outside the innermost dimension"
     return None
 
 
@@ -159,7 +155,9 @@ def emit_prelu(node: ir.Node, writer: Writer) -> None:
     x, slope = node.inputs
     array = constant_of(slope)
     assert x is not None and array is not None
-    channels = np.broadcast_to(array.reshape(-1), shape_of(x)[-1:])
+    # Where slopes vary along other axes too, the device's rule refuses what is drafted here.
+    outer = array.shape[:-1] if max(array.shape[:-1], default=1) > 1 else ()
+    channels = np.broadcast_to(array.reshape((*outer, -1)), (*outer, *shape_of(x)[-1:]))
     alpha = writer.quantized_constant(f"{node.name}/slope", channels)
     writer.add("PRELU", 1, [writer.tensor(x), alpha], [writer.tensor(node.outputs[0])])
 
@@ -254,7 +252,17 @@ def _slope(op: OpInfo, target: Target) -> str | None:
     return f"it is {list(slope.shape)}"
 
 
-_INNERMOST = Rule("its slope varies along the innermost dimension only", _slope, "documented")
+def _example(*slopes: int) -> OpInfo:
+    return example("PRELU", (1, 8, 8, 4), held(*slopes), (1, 8, 8, 4))
+
+
+_INNERMOST = Rule(
+    "its slope varies along the innermost dimension only",
+    _slope,
+    "documented",
+    accepts=_example(1, 1, 4),
+    refuses=_example(8, 1, 4),
+)
 
 BUILTINS = (
     Builtin("RELU", 2),
@@ -262,7 +270,7 @@ BUILTINS = (
     Builtin("RELU_N1_TO_1", 2),
     Builtin("LOGISTIC", 2),
     Builtin("TANH", 2),
-    Builtin("PRELU", 1, (constant(1, "slopes"), _INNERMOST)),
+    Builtin("PRELU", 1, (constant(1, "slopes", _example(1, 1, 4)), _INNERMOST)),
 )
 
 

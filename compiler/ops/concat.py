@@ -12,7 +12,6 @@ from compiler.ops.common import (
     ChannelTie,
     Moves,
     Operator,
-    Refusal,
     RefuseError,
     channels,
     permute_axis,
@@ -20,7 +19,15 @@ from compiler.ops.common import (
     same_scale,
 )
 from compiler.ops.elementwise import permute_constants
-from compiler.ops.rules import NO_FUSED_ACTIVATION, Builtin, OpInfo, Rule
+from compiler.ops.rules import (
+    NO_FUSED_ACTIVATION,
+    Builtin,
+    OpInfo,
+    Rule,
+    TensorInfo,
+    example,
+    integers,
+)
 from compiler.ops.writer import Writer
 from compiler.targets import Target
 
@@ -100,12 +107,6 @@ def _slices(builder: Builder, x: ir.Value, axis: int, sizes: Sequence[int]) -> l
     return parts
 
 
-def refuse_split(node: ir.Node, target: Target) -> Refusal:
-    x = node.inputs[0]
-    is_batch = _axis(node, x) == 0 and len(shape_of(x)) > 1
-    return "it splits the batch dimension" if is_batch else None
-
-
 def emit_split(node: ir.Node, writer: Writer) -> None:
     x = node.inputs[0]
     outputs = [writer.tensor(value) for value in node.outputs]
@@ -122,13 +123,57 @@ def _joined_constants(op: OpInfo, target: Target) -> str | None:
     return f"it joins a constant, '{constants[0].name}'"
 
 
+def _joined_rows(op: OpInfo, target: Target) -> str | None:
+    """Channels are joined whatever their number: those of a YOLO at 640 x 640 are 1,638,400."""
+    y = op.outputs[0]
+    axis = axis_of(int(op.options.get("axis", 0)), len(y.shape))
+    is_large = axis != len(y.shape) - 1 and y.elements > target.joined_elements
+    return f"it makes {list(y.shape)} along axis {axis}" if is_large else None
+
+
+def _split_batch(op: OpInfo, target: Target) -> str | None:
+    whole, part = op.inputs[-1], op.outputs[0]
+    assert whole is not None
+    is_batch = len(whole.shape) > 1 and whole.shape[0] > part.shape[0]
+    return f"it splits axis 0 of {list(whole.shape)}" if is_batch else None
+
+
+def _join(part: tuple[int, ...] | TensorInfo, axis: int, *whole: int) -> OpInfo:
+    return example("CONCATENATION", (1, 1, 1), part, whole, axis=axis)
+
+
+def _split(axis: int, whole: tuple[int, ...], *part: int) -> OpInfo:
+    return example("SPLIT", integers(axis), whole, part, part, outputs=2, numSplits=2)
+
+
 _ZEROS = Rule(
-    "a constant among its inputs is all zeros and one of two", _joined_constants, "documented"
+    "a constant among its inputs is all zeros and one of two",
+    _joined_constants,
+    "documented",
+    accepts=_join(TensorInfo("padding", (1, 1, 3), "int8", constant=True, zeros=True), 2, 1, 1, 4),
+    refuses=_join(TensorInfo("numbers", (1, 1, 3), "int8", constant=True), 2, 1, 1, 4),
+)
+_ROWS = Rule(
+    "it joins at most 174,447 elements along any axis but the last (that many were mapped, 262,395 "
+    "were not)",
+    _joined_rows,
+    "measured",
+    accepts=_join((1, 1916, 91), 1, 1, 1917, 91),
+    refuses=_join((1, 3086, 85), 1, 1, 3087, 85),
+    source="ssd_mobilenet_v1_coco of google-coral test_data; yolov5s at 224 x 224 (log 069)",
+)
+_BATCH = Rule(
+    "it does not split the batch dimension",
+    _split_batch,
+    "measured",
+    accepts=_split(1, (1, 64, 32), 1, 32, 32),
+    refuses=_split(0, (2, 64, 32), 1, 64, 32),
+    source="attention of yolo11n compiled at 256 x 256; documented of other operators",
 )
 
 BUILTINS = (
-    Builtin("CONCATENATION", 2, (NO_FUSED_ACTIVATION, _ZEROS)),
-    Builtin("SPLIT", 2),
+    Builtin("CONCATENATION", 2, (NO_FUSED_ACTIVATION, _ZEROS, _ROWS)),
+    Builtin("SPLIT", 2, (_BATCH,)),
 )
 
 OPERATORS = (
@@ -143,7 +188,6 @@ OPERATORS = (
     Operator(
         "Split",
         lower=lower_split,
-        refuse=refuse_split,
         scales=same_scale,
         emit=emit_split,
         permute=permute_axis,

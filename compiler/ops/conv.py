@@ -19,7 +19,7 @@ from compiler.graph import (
     to_nchw,
 )
 from compiler.ops.common import Function, Operator, RefuseError
-from compiler.ops.rules import Builtin, OpInfo, Rule, TensorInfo, Work, constant
+from compiler.ops.rules import Builtin, OpInfo, Rule, TensorInfo, Work, constant, example, held
 from compiler.ops.window import NO_PADS, crop, from_image, to_image, window_of, with_tflite_pads
 from compiler.ops.writer import Writer
 from compiler.targets import Layer, Target
@@ -260,7 +260,8 @@ def _kernel(op: OpInfo, target: Target) -> str | None:
 def _dilation(op: OpInfo, target: Target) -> str | None:
     vertical = op.options.get("dilationHFactor", 1)
     horizontal = op.options.get("dilationWFactor", 1)
-    if vertical == horizontal:
+    if vertical == horizontal or 1 in _filters(op).shape[1:3]:
+        # Along an axis on which the kernel is 1, a dilation means nothing.
         return None
     return f"its dilations are {[vertical, horizontal]}"
 
@@ -320,16 +321,33 @@ def _work(op: OpInfo, own: Layer, image: TensorInfo, target: Target) -> Work:
     return Work("conv", positions * padded, macs)
 
 
+def _example(height: int, width: int, **options: int) -> OpInfo:
+    """A convolution with a kernel of this size."""
+    kernel, biases = held(1, height, width, 4), held(1, dtype="int32")
+    return example("CONV_2D", (1, 64, 64, 4), kernel, biases, (1, 9, 9, 1), **options)
+
+
+_TRANSPOSED = example("TRANSPOSE_CONV", held(4), held(1, 3, 3, 4), (1, 8, 8, 4), (1, 16, 16, 1))
+
 _RULES = (
-    constant(1, "weights"),
-    constant(2, "biases"),
+    constant(1, "weights", _example(3, 3)),
+    constant(2, "biases", _example(3, 3)),
     Rule(
-        "the kernel is at most 16 x 16",
+        "the kernel is at most 16 x 16 (that size was mapped, 64 x 64 was not)",
         _kernel,
         "measured",
-        "LibrEdgeTPU: 16 x 16 compiles, 64 x 64 fails",
+        accepts=_example(16, 16),
+        refuses=_example(64, 64),
+        source="LibrEdgeTPU's hardware notes",
     ),
-    Rule("height and width have the same dilation", _dilation, "documented"),
+    Rule(
+        "height and width have the same dilation, where the kernel is larger than 1 along both",
+        _dilation,
+        "documented",
+        accepts=_example(3, 1, dilationHFactor=2),
+        refuses=_example(3, 3, dilationHFactor=2),
+        source="coral.ai models-intro; a kernel of 3 x 1: edgetpu-tcn (log 005)",
+    ),
 )
 
 BUILTINS = (
@@ -337,7 +355,7 @@ BUILTINS = (
     Builtin(
         "DEPTHWISE_CONV_2D", 3, _RULES, layer_depthwise, work_depthwise, "DepthwiseConv2DOptions"
     ),
-    Builtin("TRANSPOSE_CONV", 3, (constant(1, "weights"),), layer, work_transposed),
+    Builtin("TRANSPOSE_CONV", 3, (constant(1, "weights", _TRANSPOSED),), layer, work_transposed),
 )
 
 OPERATORS = (

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 
 from compiler.ops import BUILTINS, FAMILIES, OPERATORS, Operator
-from compiler.ops.rules import COMMON, Rule
+from compiler.ops.rules import COMMON, OpInfo, Rule, TensorInfo
 
 _HEAD = """# Operators
 
@@ -15,7 +15,10 @@ Generated from the declarations in compiler/ops by `python -m compiler.ops.docum
 it current.
 
 A rule is *documented* by the vendor, *measured* by a named third party or read out of public
-compiled files, or *assumed* by us, on the careful side.
+compiled files, or *assumed* by us, on the careful side. Each has an operator that it accepts and
+one that it refuses, which the tests hold it to. The shapes are those of what an operator computes
+on, and of its result; of a size limit they are the largest that was seen mapped, and the smallest
+that was seen left on the CPU. What lies between is unknown, and refused.
 """
 
 _WRITTEN = (
@@ -32,9 +35,10 @@ def page() -> str:
         "## ONNX operators that the host runs\n",
         _host(),
         "## TFLite operators and the Edge TPU's rules\n",
-        "Every operator:\n",
-        _list(COMMON),
         _tflite(),
+        "## What the Edge TPU asks\n",
+        _rules("every operator", COMMON),
+        *_own_rules(),
     ]
     return "\n".join(parts)
 
@@ -73,21 +77,58 @@ def _host() -> str:
 
 
 def _tflite() -> str:
-    """TFLite operators with their rules."""
+    """TFLite operators with the versions that are known to compile."""
     rows = ["| operator | newest version | rules of its own |", "|---|---|---|"]
     for name in sorted(BUILTINS):
         builtin = BUILTINS[name]
-        rules = "<br>".join(map(_sentence, builtin.rules))
-        rows.append(f"| {name} | {builtin.newest} | {rules} |")
+        rows.append(f"| {name} | {builtin.newest} | {len(builtin.rules) or 'none'} |")
     return _lines(rows)
 
 
-def _list(rules: Iterable[Rule]) -> str:
-    return _lines(f"- {_sentence(rule)}" for rule in rules)
+def _own_rules() -> list[str]:
+    """The tables of rules that one operator or several have of their own."""
+    sharing: dict[tuple[int, ...], list[str]] = {}
+    for name in sorted(BUILTINS):
+        same = tuple(map(id, BUILTINS[name].rules))
+        sharing.setdefault(same, []).append(name)
+    return [
+        _rules(", ".join(names), BUILTINS[names[0]].rules)
+        for same, names in sharing.items()
+        if same
+    ]
 
 
-def _sentence(rule: Rule) -> str:
-    return f"{rule.needs} ({rule.standing}: {rule.source})"
+def _rules(title: str, rules: Iterable[Rule]) -> str:
+    """A table of rules with their examples."""
+    rows = [
+        f"### {title}\n",
+        "| it needs that | accepted | refused | source |",
+        "|---|---|---|---|",
+    ]
+    for rule in rules:
+        accepted, refused = _shapes(rule.accepts), _shapes(rule.refuses)
+        source = f"{rule.standing}: {rule.source}"
+        rows.append(f"| {rule.needs} | {accepted} | {refused} | {source} |")
+    return _lines(rows)
+
+
+def _shapes(op: OpInfo) -> str:
+    """An example in short: the shapes of its tensors, with what else tells it from others."""
+    parts = [_tensor(tensor) for tensor in op.inputs if tensor is not None]
+    made = ", ".join(_tensor(tensor) for tensor in op.outputs)
+    options = [f"{name} {value}" for name, value in op.options.items()]
+    return "; ".join([f"{', '.join(parts)} -> {made}", *options])
+
+
+def _tensor(tensor: TensorInfo) -> str:
+    if tensor.values is not None:
+        return f"constant {list(tensor.values)}"
+    words = ["zeros"] if tensor.zeros else []
+    if tensor.constant and not tensor.zeros:
+        words.append("constant")
+    if tensor.dtype != "int8":
+        words.append(tensor.dtype)
+    return " ".join([*words, str(list(tensor.shape))])
 
 
 def _lines(rows: Iterable[str]) -> str:

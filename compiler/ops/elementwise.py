@@ -25,7 +25,7 @@ from compiler.ops.common import (
     same_channels,
     same_scale,
 )
-from compiler.ops.rules import Builtin, OpInfo, Rule
+from compiler.ops.rules import Builtin, four_dimensions
 from compiler.ops.writer import Writer
 from compiler.targets import Target
 
@@ -140,20 +140,7 @@ def lower_pow(node: ir.Node, builder: Builder) -> None:
     builder.replace(builder.op("Mul", [x, x]))
 
 
-def _dimensions(op: OpInfo, target: Target) -> str | None:
-    ranks = [len(tensor.shape) for tensor in op.inputs if tensor is not None]
-    most = max(ranks)
-    return f"it has {most}" if most > 4 else None
-
-
-_RULES = (
-    Rule(
-        "it has at most four dimensions",
-        _dimensions,
-        "assumed",
-        "TensorFlow Lite broadcasts up to four",
-    ),
-)
+_RULES = (four_dimensions("ADD"),)
 
 BUILTINS = (
     Builtin("ADD", 2, _RULES),

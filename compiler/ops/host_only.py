@@ -10,7 +10,8 @@ import onnx_ir as ir
 
 from compiler.graph import Builder, element_count, shape_of
 from compiler.ops.common import FLOAT_BYTES, Moves, Operator, RefuseError, static_tensors
-from compiler.ops.rules import Builtin
+from compiler.ops.rules import Builtin, OpInfo, Rule, example
+from compiler.targets import Target
 
 # Source of every line: the operator table of coral.ai/docs/edgetpu/models-intro, which lists what
 # is supported.
@@ -57,15 +58,51 @@ def _refused(operator: Operator) -> Operator:
     return replace(operator, lower=lower)
 
 
+def _packed_axis(op: OpInfo, target: Target) -> str | None:
+    axis = op.options.get("axis", 0)
+    return f"it packs along axis {axis}" if axis == 0 else None
+
+
+def _squeezed(op: OpInfo, target: Target) -> str | None:
+    x, y = op.inputs[0], op.outputs[0]
+    assert x is not None
+    removed = len(x.shape) - len(y.shape)
+    is_leading = x.shape[removed:] == y.shape and set(x.shape[:removed]) <= {1}
+    return None if is_leading else f"it makes {list(y.shape)} of {list(x.shape)}"
+
+
+def _pack(axis: int, *packed: int) -> OpInfo:
+    return example("PACK", (8, 4), (8, 4), packed, axis=axis)
+
+
+_PACK_RULES = (
+    Rule(
+        "it does not pack along the batch dimension",
+        _packed_axis,
+        "documented",
+        accepts=_pack(1, 8, 2, 4),
+        refuses=_pack(0, 2, 8, 4),
+    ),
+)
+_SQUEEZE_RULES = (
+    Rule(
+        "it removes leading dimensions only",
+        _squeezed,
+        "documented",
+        accepts=example("SQUEEZE", (1, 5, 10), (5, 10)),
+        refuses=example("SQUEEZE", (5, 1, 10), (5, 10)),
+    ),
+)
+
 # On the Edge TPU's list, but not written by this compiler.
 BUILTINS = (
     Builtin("EXPAND_DIMS", 1),
     Builtin("L2_NORMALIZATION", 2),
-    Builtin("PACK", 2),
+    Builtin("PACK", 2, _PACK_RULES),
     Builtin("RSQRT", 2),
     Builtin("SLICE", 2),
     Builtin("SQUARED_DIFFERENCE", 2),
-    Builtin("SQUEEZE", 1),
+    Builtin("SQUEEZE", 1, _SQUEEZE_RULES),
     Builtin("TILE", 1),
     Builtin("UNIDIRECTIONAL_SEQUENCE_LSTM", 1),
 )

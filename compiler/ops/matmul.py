@@ -26,7 +26,7 @@ from compiler.graph import (
 )
 from compiler.ops.common import Operator, RefuseError
 from compiler.ops.conv import zero_bias
-from compiler.ops.rules import Builtin, OpInfo, Rule, Work, constant, rows_of
+from compiler.ops.rules import Builtin, OpInfo, Rule, Work, constant, example, held, rows_of
 from compiler.ops.writer import Writer
 from compiler.targets import Layer, Target
 from compiler.targets.memory import stored_outputs, up
@@ -156,6 +156,11 @@ def _one_row(op: OpInfo, target: Target) -> str | None:
     return f"it has {rows} rows" if rows != 1 else None
 
 
+def _weights_format(op: OpInfo, target: Target) -> str | None:
+    kind = op.options.get("weightsFormat", 0)
+    return f"format {kind}" if kind else None
+
+
 def layer(op: OpInfo) -> Layer:
     weights = op.inputs[1]
     assert weights is not None
@@ -170,10 +175,22 @@ def work(op: OpInfo, target: Target) -> Work:
     return Work("dense", padded, own.inputs * own.outputs)
 
 
+def _example(rows: int, **options: int) -> OpInfo:
+    biases = held(8, dtype="int32")
+    return example("FULLY_CONNECTED", (rows, 16), held(8, 16), biases, (rows, 8), **options)
+
+
 _RULES = (
-    constant(1, "weights"),
-    constant(2, "biases"),
-    Rule("its output is one row", _one_row, "documented"),
+    constant(1, "weights", _example(1)),
+    constant(2, "biases", _example(1)),
+    Rule("its output is one row", _one_row, "documented", _example(1), _example(2)),
+    Rule(
+        "its weights have the default format",
+        _weights_format,
+        "documented",
+        accepts=_example(1),
+        refuses=_example(1, weightsFormat=1),
+    ),
 )
 
 BUILTINS = (Builtin("FULLY_CONNECTED", 4, _RULES, layer, work),)

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from compiler.graph import Builder, attribute_of, axis_of, input_at, ints_of, scalar_of, shape_of
 from compiler.ops.common import Operator, Refusal, same_channels, same_scale
-from compiler.ops.rules import Builtin
+from compiler.ops.rules import Builtin, OpInfo, Rule, example, four_dimensions, integers
 from compiler.ops.writer import Writer
 from compiler.targets import Target
 
@@ -53,10 +53,6 @@ def refuse(node: ir.Node, target: Target) -> Refusal:
         return "it does not pad with zeros; the Edge TPU has no PADV2"
     if np.min(pads) < 0:
         return "it pads by negative amounts"
-    if any(pads[0]) and len(pads) > 1:
-        return "it pads the batch dimension"
-    if len(pads) > 4:
-        return "it has more than four dimensions"
     return None
 
 
@@ -69,7 +65,26 @@ def emit(node: ir.Node, writer: Writer) -> None:
     )
 
 
-BUILTINS = (Builtin("PAD", 2),)
+def _batch(op: OpInfo, target: Target) -> str | None:
+    x, y = op.inputs[0], op.outputs[0]
+    assert x is not None
+    is_batch = len(x.shape) > 1 and x.shape[0] != y.shape[0]
+    return f"it makes {list(y.shape)} of {list(x.shape)}" if is_batch else None
+
+
+_AMOUNTS = integers(0, 0, 1, 1, 1, 1, 0, 0)
+_RULES = (
+    four_dimensions("PAD", _AMOUNTS),
+    Rule(
+        "it does not pad the batch dimension",
+        _batch,
+        "documented",
+        accepts=example("PAD", (1, 8, 8, 4), _AMOUNTS, (1, 10, 10, 4)),
+        refuses=example("PAD", (1, 8, 4), integers(0, 1, 0, 0, 0, 0), (2, 8, 4)),
+    ),
+)
+
+BUILTINS = (Builtin("PAD", 2, _RULES),)
 
 OPERATORS = (
     Operator(

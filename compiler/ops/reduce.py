@@ -27,7 +27,7 @@ from compiler.ops.common import (
     same_channels,
     same_scale,
 )
-from compiler.ops.rules import Builtin
+from compiler.ops.rules import Builtin, OpInfo, Rule, TensorInfo, constant, example, integers
 from compiler.ops.writer import Writer
 from compiler.targets import Target
 
@@ -94,26 +94,6 @@ def refuse(node: ir.Node, target: Target) -> Refusal:
         return "it reduces nothing"
     if not attribute_of(node, "keepdims", 1):
         return "it drops the reduced dimensions"
-    shape = shape_of(node.inputs[0])
-    if 0 in axes and shape[0] > 1 and len(shape) > 1:
-        return f"it reduces the batch dimension of {list(shape)}"
-    return None
-
-
-def refuse_mean(node: ir.Node, target: Target) -> Refusal:
-    """As other reductions; MEAN has limits of its own."""
-    reason = refuse(node, target)
-    if reason is not None:
-        return reason
-    shape = shape_of(node.inputs[0])
-    axes = axes_of(node)
-    last = len(shape) - 1
-    positions = math.prod(shape[axis] for axis in axes if axis != last)
-    most = target.mean_positions
-    if positions > most:
-        return f"it averages {positions} positions; up to {most} are known to compile"
-    if last in axes and shape[last] % 4:
-        return f"it averages {shape[last]} channels; the Edge TPU needs a multiple of 4"
     return None
 
 
@@ -130,15 +110,86 @@ def emit(node: ir.Node, writer: Writer) -> None:
     )
 
 
+def _reduced(op: OpInfo) -> tuple[TensorInfo, list[int]] | None:
+    """What an operator of TFLite reduces and its axes, not negative; None where these are not
+    known."""
+    x, values = op.inputs[0], op.values_of(1)
+    if x is None or values is None:
+        return None
+    return x, [axis_of(axis, len(x.shape)) for axis in values]
+
+
+def _batch(op: OpInfo, target: Target) -> str | None:
+    found = _reduced(op)
+    if found is None:
+        return None
+    x, axes = found
+    is_batch = 0 in axes and len(x.shape) > 1 and x.shape[0] > 1
+    return f"it reduces axis 0 of {list(x.shape)}" if is_batch else None
+
+
+def _positions(op: OpInfo, target: Target) -> str | None:
+    found = _reduced(op)
+    if found is None:
+        return None
+    x, axes = found
+    last = len(x.shape) - 1
+    count = math.prod(x.shape[axis] for axis in axes if axis != last)
+    return f"it averages {count:,}" if count > target.mean_positions else None
+
+
+def _channels(op: OpInfo, target: Target) -> str | None:
+    found = _reduced(op)
+    if found is None:
+        return None
+    x, axes = found
+    is_odd = len(x.shape) - 1 in axes and x.shape[-1] % 4 != 0
+    return f"it averages {x.shape[-1]} channels" if is_odd else None
+
+
+def _example(builtin: str, shape: tuple[int, ...], *axes: int) -> OpInfo:
+    kept = tuple(1 if axis in axes else size for axis, size in enumerate(shape))
+    return example(builtin, shape, integers(*axes), kept, keepDims=True)
+
+
+_RULES = (
+    constant(1, "axes", _example("SUM", (1, 8, 8, 4), 1, 2)),
+    Rule(
+        "it does not reduce the batch dimension",
+        _batch,
+        "documented",
+        accepts=_example("SUM", (1, 8, 4), 0, 1),
+        refuses=_example("SUM", (2, 8, 4), 0),
+    ),
+)
+_MEAN_RULES = (
+    *_RULES,
+    Rule(
+        "it averages at most 8,192 positions (64 x 128 were mapped, 128 x 256 were not)",
+        _positions,
+        "measured",
+        accepts=_example("MEAN", (1, 64, 128, 8), 1, 2),
+        refuses=_example("MEAN", (1, 128, 256, 8), 1, 2),
+        source="issue 461 of google-coral/edgetpu",
+    ),
+    Rule(
+        "channels that it averages are a multiple of 4",
+        _channels,
+        "documented",
+        accepts=_example("MEAN", (1, 8, 8, 12), 3),
+        refuses=_example("MEAN", (1, 8, 8, 10), 3),
+    ),
+)
+
 BUILTINS = (
-    Builtin("MEAN", 2, table="ReducerOptions"),
-    Builtin("SUM", 2, table="ReducerOptions"),
-    Builtin("REDUCE_MAX", 2, table="ReducerOptions"),
-    Builtin("REDUCE_MIN", 2, table="ReducerOptions"),
+    Builtin("MEAN", 2, _MEAN_RULES, table="ReducerOptions"),
+    Builtin("SUM", 2, _RULES, table="ReducerOptions"),
+    Builtin("REDUCE_MAX", 2, _RULES, table="ReducerOptions"),
+    Builtin("REDUCE_MIN", 2, _RULES, table="ReducerOptions"),
 )
 
 OPERATORS = (
-    Operator("ReduceMean", lower=lower, refuse=refuse_mean, emit=emit, permute=permute, ties=ties),
+    Operator("ReduceMean", lower=lower, refuse=refuse, emit=emit, permute=permute, ties=ties),
     Operator("ReduceSum", lower=lower, refuse=refuse, emit=emit, permute=permute, ties=ties),
     Operator(
         "ReduceMax",

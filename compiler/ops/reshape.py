@@ -25,8 +25,9 @@ from compiler.ops.common import (
     same_channels,
     same_scale,
 )
-from compiler.ops.rules import Builtin
+from compiler.ops.rules import Builtin, OpInfo, Rule, TensorInfo, example
 from compiler.ops.writer import Writer
+from compiler.targets import Target
 
 
 def lower(node: ir.Node, builder: Builder) -> None:
@@ -74,7 +75,62 @@ def emit(node: ir.Node, writer: Writer) -> None:
     writer.add("RESHAPE", 1, inputs, [writer.tensor(y)], {"newShape": list(shape)})
 
 
-BUILTINS = (Builtin("RESHAPE", 1),)
+def _innermost(tensor: TensorInfo) -> tuple[int, ...]:
+    """The three innermost dimensions, which the device computes on."""
+    return (1, 1, 1, *tensor.shape)[-3:]
+
+
+def _is_joined(op: OpInfo) -> bool:
+    """Whether rows of an image become one line, each place with the channels that it had, as the
+    boxes of all cells of a detector do."""
+    x, y = op.inputs[0], op.outputs[0]
+    assert x is not None
+    return _innermost(y)[0] == 1 and x.shape[-1:] == y.shape[-1:]
+
+
+def _joined(op: OpInfo, target: Target) -> str | None:
+    return _too_large(op, target.line_elements) if _is_joined(op) else None
+
+
+def _other(op: OpInfo, target: Target) -> str | None:
+    return None if _is_joined(op) else _too_large(op, target.reshaped_elements)
+
+
+def _too_large(op: OpInfo, most: int) -> str | None:
+    x, y = op.inputs[0], op.outputs[0]
+    assert x is not None
+    if y.elements <= most or _innermost(x) == _innermost(y):
+        return None
+    return f"it makes {list(y.shape)} of {list(x.shape)}"
+
+
+def _example(x: tuple[int, ...], *y: int) -> OpInfo:
+    return example("RESHAPE", x, y)
+
+
+# Only dimensions of 1 in front differ where the three innermost ones stay: nothing moves.
+_RULES = (
+    Rule(
+        "it joins rows into a line of at most 102,000 elements (that many were mapped, 199,920 "
+        "were not)",
+        _joined,
+        "measured",
+        accepts=_example((1, 400, 3, 85), 1, 1200, 85),
+        refuses=_example((1, 3, 784, 85), 1, 2352, 85),
+        source="yolov5n and yolov5s at 160 x 160 and 224 x 224 (logs 069 to 071)",
+    ),
+    Rule(
+        "it gives at most 408,000 elements another shape (that many were mapped, 1,632,000 were "
+        "not)",
+        _other,
+        "measured",
+        accepts=_example((1, 40, 40, 255), 1, 1600, 3, 85),
+        refuses=_example((1, 80, 80, 255), 1, 6400, 3, 85),
+        source="yolov5n compiled at 640 x 640",
+    ),
+)
+
+BUILTINS = (Builtin("RESHAPE", 1, _RULES),)
 
 OPERATORS = (
     Operator("Reshape", lower=lower, scales=same_scale, emit=emit, ties=ties, moves=Moves.VIEW),

@@ -25,7 +25,7 @@ from compiler.graph import (
     to_nhwc,
 )
 from compiler.ops.common import Operator, RefuseError, same_channels, same_scale
-from compiler.ops.rules import Builtin, OpInfo, Rule
+from compiler.ops.rules import Builtin, OpInfo, Rule, example, integers
 from compiler.ops.writer import Writer
 from compiler.targets import Target
 
@@ -236,14 +236,36 @@ def _one_pixel(op: OpInfo, target: Target) -> str | None:
     return f"it is {list(image.shape)}"
 
 
-_PIXELS = Rule(
-    "the image is larger than one pixel",
-    _one_pixel,
-    "measured",
-    "deeplabv3 of google-coral test_data",
+def _elements(op: OpInfo, target: Target) -> str | None:
+    count = max(tensor.elements for tensor in op.activations)
+    is_large = count > target.interpolated_elements
+    return f"its larger image has {count:,}" if is_large else None
+
+
+def _example(x: tuple[int, ...], *y: int) -> OpInfo:
+    return example("RESIZE_BILINEAR", x, integers(*y[1:3]), y)
+
+
+_BILINEAR_RULES = (
+    Rule(
+        "the image is larger than one pixel",
+        _one_pixel,
+        "measured",
+        accepts=_example((1, 24, 24, 24), 1, 48, 48, 24),
+        refuses=_example((1, 1, 1, 256), 1, 33, 33, 256),
+        source="movenet and deeplabv3 of google-coral test_data",
+    ),
+    Rule(
+        "its images have at most 524,288 elements (that many were mapped, 5,000,211 were not)",
+        _elements,
+        "measured",
+        accepts=_example((1, 64, 64, 32), 1, 128, 128, 32),
+        refuses=_example((1, 33, 33, 19), 1, 513, 513, 19),
+        source="issue 31 of google-coral/edgetpu; deeplab cityscapes of google-coral test_data",
+    ),
 )
 
-BUILTINS = (Builtin("RESIZE_BILINEAR", 3, (_PIXELS,)), Builtin("RESIZE_NEAREST_NEIGHBOR", 3))
+BUILTINS = (Builtin("RESIZE_BILINEAR", 3, _BILINEAR_RULES), Builtin("RESIZE_NEAREST_NEIGHBOR", 3))
 
 OPERATORS = (
     Operator("Resize", lower=lower),

@@ -1,4 +1,4 @@
-"""Slice, and Gather of constant neighbours: STRIDED_SLICE with strides of one."""
+"""Slice, and Gather of constant neighbours: STRIDED_SLICE."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from compiler.ops.common import (
     bytes_of_all,
     same_scale,
 )
-from compiler.ops.rules import Builtin
+from compiler.ops.rules import Builtin, OpInfo, Rule, constant, example, integers
 from compiler.ops.writer import Writer
 from compiler.targets import Target
 
 
-def ranges(node: ir.Node) -> tuple[list[int], list[int]] | None:
-    """Begin and end of every dimension, None where they are computed at run time or a step is not
-    one."""
+def ranges(node: ir.Node) -> tuple[list[int], list[int], list[int]] | None:
+    """Begin, end and step of every dimension; None where they are computed at run time or go
+    backwards."""
     if _has_computed_bounds(node):
         return None
     shape = shape_of(node.inputs[0])
@@ -44,15 +44,18 @@ def ranges(node: ir.Node) -> tuple[list[int], list[int]] | None:
     axes = ints_of(input_at(node, 3))
     steps = ints_of(input_at(node, 4))
     assert starts is not None and ends is not None
-    if steps is not None and set(steps) != {1}:
+    steps = steps or [1] * len(starts)
+    if min(steps) < 1:
         return None
     begins = [0] * len(shape)
     stops = list(shape)
-    for start, end, given_axis in zip(starts, ends, axes or range(len(starts)), strict=False):
+    strides = [1] * len(shape)
+    given_axes = axes or range(len(starts))
+    for start, end, step, given_axis in zip(starts, ends, steps, given_axes, strict=False):
         axis = axis_of(given_axis, len(shape))
         # Bounds count from the end where they are negative, and stop at the ends.
-        begins[axis], stops[axis], _ = slice(start, end).indices(shape[axis])
-    return begins, stops
+        begins[axis], stops[axis], strides[axis] = slice(start, end, step).indices(shape[axis])
+    return begins, stops, strides
 
 
 def _has_computed_bounds(node: ir.Node) -> bool:
@@ -76,7 +79,7 @@ def refuse(node: ir.Node, target: Target) -> Refusal:
         return "its bounds are computed at run time"
     if ranges(node) is None:
         steps = ints_of(input_at(node, 4))
-        return f"its steps are {steps}; STRIDED_SLICE on the Edge TPU has steps of one"
+        return f"its steps are {steps}; it goes backwards"
     return None
 
 
@@ -85,15 +88,14 @@ def ties(node: ir.Node) -> list[ChannelTie] | None:
     bounds = ranges(node)
     x = node.inputs[0]
     assert bounds is not None and x is not None
-    begins, ends = bounds
-    return [ChannelTie(x, node.outputs[0], of_a=slice(begins[-1], ends[-1]))]
+    begins, ends, steps = bounds
+    return [ChannelTie(x, node.outputs[0], of_a=slice(begins[-1], ends[-1], steps[-1]))]
 
 
 def emit(node: ir.Node, writer: Writer) -> None:
     bounds = ranges(node)
     assert bounds is not None
-    begins, ends = bounds
-    steps = [1] * len(begins)
+    begins, ends, steps = bounds
     inputs = [
         writer.tensor(node.inputs[0]),
         writer.ints(begins),
@@ -130,7 +132,45 @@ def gathered_bytes(node: ir.Node) -> int:
     return 2 * FLOAT_BYTES * element_count(y) if is_static(y) else bytes_of_all(node)
 
 
-BUILTINS = (Builtin("STRIDED_SLICE", 2),)
+def _steps(op: OpInfo, target: Target) -> str | None:
+    steps = op.values_of(3)
+    is_other = steps is not None and steps[-1] != 1
+    return f"its steps are {list(steps or ())}" if is_other else None
+
+
+def _masks(op: OpInfo, target: Target) -> str | None:
+    given = [name for name in ("ellipsisMask", "newAxisMask") if op.options.get(name, 0)]
+    return f"it has {given[0]}" if given else None
+
+
+def _example(*steps: int, **options: int) -> OpInfo:
+    x = (1, 16, 16, 8)
+    ends = integers(*x)
+    y = tuple(size // step for size, step in zip(x, steps, strict=True))
+    return example("STRIDED_SLICE", x, integers(0, 0, 0, 0), ends, integers(*steps), y, **options)
+
+
+_RULES = (
+    constant(1, "bounds", _example(1, 1, 1, 1)),
+    Rule(
+        "its step is 1 along the innermost dimension (steps of 2 along height and width were "
+        "mapped, along the innermost one they were not)",
+        _steps,
+        "measured",
+        accepts=_example(1, 2, 2, 1),
+        refuses=_example(1, 1, 1, 2),
+        source="the focus layer of yolov5s (log 069); issue 828 of google-coral/edgetpu",
+    ),
+    Rule(
+        "it has neither ellipsis_mask nor new_axis_mask",
+        _masks,
+        "documented",
+        accepts=_example(1, 1, 1, 1),
+        refuses=_example(1, 1, 1, 1, newAxisMask=1),
+    ),
+)
+
+BUILTINS = (Builtin("STRIDED_SLICE", 2, _RULES),)
 
 OPERATORS = (
     Operator(

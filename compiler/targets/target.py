@@ -36,6 +36,13 @@ class Target:
     activation_bytes: int
     # What operators may have.
     softmax_elements: int
+    softmax_row: int
+    softmax_rows_elements: int
+    transposed_elements: int
+    line_elements: int
+    reshaped_elements: int
+    joined_elements: int
+    interpolated_elements: int
     open_dimensions: int
     kernel_size: int
     mean_positions: int

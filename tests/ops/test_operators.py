@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from compiler import ops
+from compiler.device.legality import check
 from fixtures.operators import CASES, Case
-from tests.harness import error_in_steps, lowered, refusals
+from tests.harness import TARGET, error_in_steps, lowered, refusals
 
 LEGAL = [case for case in CASES if case.refused is None]
 REFUSED = [case for case in CASES if case.refused is not None]
@@ -31,6 +32,7 @@ def test_int8_is_within_a_step_of_float(case: Case, seed: int, tmp_path: Path) -
     original, model = lowered(proto, tmp_path)
     assert refusals(model) == []
     assert error_in_steps(original, model, feeds, tmp_path, case.error) <= case.steps
+    assert [row for row in check(tmp_path / "segment.tflite", TARGET) if row["reason"]] == []
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=name)

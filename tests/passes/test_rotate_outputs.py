@@ -65,7 +65,7 @@ def test_between_host_operators_of_a_transformer() -> None:
     """From ONNX through the passes in front."""
     before = """
     g (float[1,6,8] x) => (float[1,6,16] y) {
-        n = Softmax (x)
+        n = Softmax <axis = 1> (x)
         m = MatMul (n, w)
         y = Gelu (m)
     }"""
@@ -74,7 +74,7 @@ def test_between_host_operators_of_a_transformer() -> None:
     <int64[4] image = {1, 1, 6, 8}, int64[2] rows = {6, 16}, int64[4] outputs = {1, 1, 6, 16},
      int64[3] tokens = {1, 6, 16}>
     {
-        n = Softmax (x)
+        n = Softmax <axis = 1> (x)
         pixels = Reshape (n, image)
         mixed = edgetpu.Conv2D <dilations = [1, 1], pads = [0, 0, 0, 0], strides = [1, 1]> (pixels,
              turned, zeros)

@@ -64,7 +64,7 @@ def test_rows_of_a_transformer() -> None:
     """From ONNX through the passes in front, where rows are pixels of an image one pixel high."""
     before = """
     g (float[1,6,8] x) => (float[1,6,16] y) {
-        n = Softmax (x)
+        n = Softmax <axis = 1> (x)
         m = MatMul (n, w)
         y = Gelu (m)
     }"""
