@@ -160,7 +160,9 @@ def test_small_channels_are_told_apart(tmp_path: Path) -> None:
 
 def shown(low: float, high: float) -> ChannelStats:
     ends = np.full((2, 1), low, np.float32), np.full((2, 1), high, np.float32)
-    return ChannelStats(*ends, np.zeros(1, np.float32), np.ones(1, np.float32))
+    # Values spread evenly between the ends.
+    square = np.full(1, (low**2 + low * high + high**2) / 3, np.float32)
+    return ChannelStats(*ends, np.full(1, (low + high) / 2, np.float32), square)
 
 
 @pytest.mark.parametrize(
