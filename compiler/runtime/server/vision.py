@@ -124,20 +124,24 @@ class VisionServer:
         return JSONResponse({"success": True, "predictions": found, "duration": seen.seconds})
 
     async def _look_at_form(self, http: HttpRequest) -> Seen:
-        # With the key in the header, a request without it is not even read.
+        # Where the key is in the header, a wrong one ends the request before its body is read.
         in_header = "authorization" in http.headers
         if in_header:
             self.web.authorize(http)
-        body = await self.web.receive(http)
-        with request_errors():
-            content_type = http.headers.get("content-type", "")
-            form = await self._worker.run(read_form, content_type, body)
+        form = await self._read_form(http)
         if not in_header:
             self.web.authorize(http, form.fields.get("api_key", ""))
         with request_errors():
             least = requests.min_confidence(form.fields.get("min_confidence") or None)
             picture = _picture(form)
         return await self._look(http, picture, DEEPSTACK_CONFIDENCE if least is None else least)
+
+    async def _read_form(self, http: HttpRequest) -> Form:
+        # The body is let go at the end of this function: the form holds a copy of the picture.
+        body = await self.web.receive(http)
+        content_type = http.headers.get("content-type", "")
+        with request_errors():
+            return await self._worker.run(read_form, content_type, body)
 
     async def _look(
         self, http: HttpRequest, picture: bytes, least: float | None, most: int | None = None
