@@ -59,7 +59,7 @@ def readings(
     if head is not None:
         return [Boxes(head)]
     # Text is read from pictures and sound; a model of tokens gives classes for each.
-    reads_numbers = all(array.dtype.kind == "f" for array in samples[0].values())
+    reads_numbers = all(map(_may_be_picture, samples[0].values()))
     picture = _picture_size(samples[0])
     found: list[Reading] = []
     for name in results[0]:
@@ -218,7 +218,7 @@ def _is_probability_map(arrays: Sequence[np.ndarray], picture: tuple[int, int] |
 
 def _picture_size(sample: Arrays) -> tuple[int, int] | None:
     """(height, width) of the only input that is a picture, NCHW or NHWC."""
-    shapes = [a.shape for a in sample.values() if a.ndim == 4 and a.dtype.kind in "fu"]
+    shapes = [a.shape for a in sample.values() if a.ndim == 4 and _may_be_picture(a)]
     if len(shapes) != 1:
         return None
     _, second, third, last = shapes[0]
@@ -227,6 +227,11 @@ def _picture_size(sample: Arrays) -> tuple[int, int] | None:
     if last in (1, 3):
         return second, third
     return None
+
+
+def _may_be_picture(array: np.ndarray) -> bool:
+    """Whether an array holds floats or pixels of 8 bits; tokens have more bits."""
+    return array.dtype.kind == "f" or array.dtype in (np.uint8, np.int8)
 
 
 def _detection_head(results: Sequence[Arrays], samples: Sequence[Arrays]) -> Head | None:

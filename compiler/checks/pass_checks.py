@@ -18,6 +18,7 @@ from compiler.checks.distance import finite_values, nudge
 from compiler.errors import InternalError
 from compiler.graph import all_activations
 from compiler.graph.reference import Reference
+from compiler.importer import pixels
 from compiler.quantize.samples import random_sample
 
 # Passes are exact rewrites: float rounding alone, relative to the largest value of a tensor.
@@ -38,7 +39,7 @@ class Checker:
     """
 
     def __init__(self, original: ir.Model, seed: int, path: Path | None = None) -> None:
-        self.sample = random_sample(original.graph.inputs, seed)
+        self.sample = random_sample(original.graph.inputs, seed, pixels.of(original))
         self.rescaled: set[str] = set()
         self.wanted: dict[str, np.ndarray] = {}
         self.allowed: dict[str, float] = {}
@@ -48,8 +49,10 @@ class Checker:
 
     def _take_model(self, original: ir.Model, seed: int) -> None:
         nudged_sample = nudge(self.sample, np.random.default_rng(seed), NUDGE)
-        with Reference(original, list(all_activations(original.graph))) as reference:
+        activations = list(all_activations(original.graph))
+        with Reference(original, activations) as reference:
             found = reference.run(self.sample)
+        with pixels.nudged(original, NUDGE), Reference(original, activations) as reference:
             nudged = reference.run(nudged_sample)
         for name, array in found.items():
             # Sequences are not compared.

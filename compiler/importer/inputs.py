@@ -57,6 +57,18 @@ def fix_inputs(
         value.shape = input_shapes.get(value)
 
 
+def joined(first: Hints, second: Hints) -> Hints:
+    """The sizes that one of two tells, the first where both do."""
+    found = dict(second)
+    for name, sizes in first.items():
+        others = second.get(name, ())
+        if len(others) != len(sizes):
+            others = [None] * len(sizes)
+        pairs = zip(sizes, others, strict=True)
+        found[name] = [other if size is None else size for size, other in pairs]
+    return found
+
+
 def _set_shapes(inputs: Mapping[str, ir.Value], shapes: Mapping[str, Shape]) -> None:
     for name, shape in shapes.items():
         if name not in inputs:

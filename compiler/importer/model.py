@@ -13,7 +13,7 @@ from compiler.errors import ModelError, first_line
 from compiler.graph import HOST_REASON, IR_VERSION, is_current, key_of
 from compiler.importer import checking, cutting, metadata, upgrade
 from compiler.importer import values as fixed_values
-from compiler.importer.inputs import Hints, fix_inputs
+from compiler.importer.inputs import Hints, fix_inputs, joined
 from compiler.importer.metadata import Facts
 from compiler.importer.names import name_nodes
 from compiler.importer.reading import read_file
@@ -91,7 +91,7 @@ def _hints(model: ir.Model, facts: Facts, reading: Reading) -> Hints:
     for name, shape in asked.items():
         sizes = ", ".join("?" if size is None else str(size) for size in shape)
         metadata.logger.info("taken from the calibration samples: '%s' [%s]", name, sizes)
-    return {**facts.hints(inputs), **asked}
+    return joined(asked, facts.hints(inputs))
 
 
 def _normalise(model: ir.Model, path: Path) -> None:

@@ -222,6 +222,17 @@ def test_detections_of_a_bundle_whose_scores_were_rounded_away() -> None:
     }
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+def test_pixels_are_pictures_too(dtype: type) -> None:
+    pixels = {"x": np.zeros((1, 64, 64, 3), dtype)}
+    (boxes,) = readings({}, [{"y": head_output(False, False)}], [pixels])
+    assert isinstance(boxes, Boxes)
+    (text,) = readings({}, [reader([0, 1, 0, 2, 0, 3, 0, 0])], [pixels])
+    assert text == Text("y", 0)
+    mask = np.zeros((1, 1, 64, 64))
+    assert readings({}, [{"y": mask}], [pixels]) == [Mask("y")]
+
+
 def test_a_detector_that_finds_nothing_is_not_judged() -> None:
     want = head_output(False, False)
     want[:, 4:] = 0.01

@@ -196,9 +196,12 @@ def test_samples_tell_shapes(tmp_path: Path) -> None:
 def test_pictures_come_one_at_a_time(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "photos" / "a.png")
+    options = BuildOptions(calibration=tmp_path / "photos")
     path = save(tmp_path / "m.onnx", dynamic(axes=("n", 3, 16, 16)))
-    model = building.read(path, BuildOptions(calibration=tmp_path / "photos"))
-    assert shape_of(model.graph.inputs[0]) == (1, 3, 16, 16)
+    assert shape_of(building.read(path, options).graph.inputs[0]) == (1, 3, 16, 16)
+    # Beside what the file says.
+    path = save(tmp_path / "m.onnx", dynamic(ULTRALYTICS))
+    assert shape_of(building.read(path, options).graph.inputs[0]) == (1, 3, 32, 48)
 
 
 def test_what_is_taken_is_said(tmp_path: Path, run_cli: Cli) -> None:
