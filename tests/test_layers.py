@@ -21,7 +21,7 @@ MAY_ALSO_IMPORT = {
     "drawing.py": {"PIL"},
     "frigate.py": {"PIL", "zmq"},
     "pictures.py": {"PIL"},
-    "server": {"starlette"},
+    "server": {"prometheus_client", "starlette"},
     "server/forms.py": {"python_multipart"},
     "server/protocol.py": {"h11", "uvicorn"},
 }

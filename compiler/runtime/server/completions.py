@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+from prometheus_client.core import Metric
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
@@ -44,19 +45,19 @@ class CompletionServer:
     def close(self) -> None:
         self.batcher.close()
 
-    def metrics(self) -> list[str]:
+    def metrics(self) -> list[Metric]:
         counters = self.batcher.counters
         refused = counters.refused + self.web.readers.refused
         return [
-            *metric("requests_total", "counter", counters.requests),
-            *metric("requests_refused_total", "counter", refused),
-            *metric("requests_cancelled_total", "counter", counters.cancelled),
-            *metric("requests_failed_total", "counter", counters.failed),
-            *metric("prompt_tokens_total", "counter", counters.prompt_tokens),
-            *metric("generated_tokens_total", "counter", counters.generated_tokens),
-            *metric("requests_active", "gauge", self.batcher.active),
-            *metric("requests_waiting", "gauge", self.batcher.queued),
-            *summary("first_token_seconds", counters.first_token),
+            metric("requests_total", "counter", counters.requests),
+            metric("requests_refused_total", "counter", refused),
+            metric("requests_cancelled_total", "counter", counters.cancelled),
+            metric("requests_failed_total", "counter", counters.failed),
+            metric("prompt_tokens_total", "counter", counters.prompt_tokens),
+            metric("generated_tokens_total", "counter", counters.generated_tokens),
+            metric("requests_active", "gauge", self.batcher.active),
+            metric("requests_waiting", "gauge", self.batcher.queued),
+            summary("first_token_seconds", counters.first_token),
         ]
 
     async def chat(self, http: HttpRequest) -> Response:

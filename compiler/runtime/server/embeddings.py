@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from prometheus_client.core import Metric
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
@@ -93,17 +94,17 @@ class EmbeddingServer:
     def close(self) -> None:
         """Nothing runs on without a request."""
 
-    def metrics(self) -> list[str]:
+    def metrics(self) -> list[Metric]:
         counters = self.counters
         refused = counters.refused + self.web.readers.refused
         return [
-            *metric("requests_total", "counter", counters.requests),
-            *metric("requests_refused_total", "counter", refused),
-            *metric("requests_cancelled_total", "counter", counters.cancelled),
-            *metric("requests_failed_total", "counter", counters.failed),
-            *metric("texts_total", "counter", counters.texts),
-            *metric("prompt_tokens_total", "counter", counters.tokens),
-            *metric("requests_active", "gauge", self.active),
+            metric("requests_total", "counter", counters.requests),
+            metric("requests_refused_total", "counter", refused),
+            metric("requests_cancelled_total", "counter", counters.cancelled),
+            metric("requests_failed_total", "counter", counters.failed),
+            metric("texts_total", "counter", counters.texts),
+            metric("prompt_tokens_total", "counter", counters.tokens),
+            metric("requests_active", "gauge", self.active),
         ]
 
     async def embed(self, http: HttpRequest) -> Response:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, Protocol
 
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.registry import Collector
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, Response
 
 from compiler.runtime.server.web import Web
 
@@ -23,8 +27,8 @@ class ModelServer(Protocol):
     def alive(self) -> bool:
         """Whether the model can answer."""
 
-    def metrics(self) -> list[str]:
-        """Lines of Prometheus's text format."""
+    def metrics(self) -> list[Metric]:
+        """What Prometheus may know."""
 
     def close(self) -> None:
         """End what runs in other threads."""
@@ -35,6 +39,8 @@ class StatusEndpoints:
 
     def __init__(self, server: ModelServer) -> None:
         self._server = server
+        self._registry = CollectorRegistry()
+        self._registry.register(_Metrics(server))
 
     async def models(self, http: HttpRequest) -> Response:
         self._server.web.authorize(http)
@@ -49,23 +55,31 @@ class StatusEndpoints:
 
     async def metrics(self, http: HttpRequest) -> Response:
         self._server.web.authorize(http)
-        text = "\n".join(self._server.metrics()) + "\n"
-        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+        text = generate_latest(self._registry)
+        return Response(text, media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
-def metric(name: str, kind: Literal["counter", "gauge"], value: int) -> list[str]:
-    """A number as Prometheus reads it."""
-    return [f"# TYPE {_PREFIX}_{name} {kind}", f"{_PREFIX}_{name} {value}"]
+class _Metrics(Collector):
+    """The numbers of a server as they are when Prometheus asks."""
+
+    def __init__(self, server: ModelServer) -> None:
+        self._server = server
+
+    def collect(self) -> Iterable[Metric]:
+        return self._server.metrics()
 
 
-def summary(name: str, values: Sequence[float]) -> list[str]:
-    """Quantiles of some values as Prometheus reads them; none where there are no values."""
-    lines = [f"# TYPE {_PREFIX}_{name} summary"]
+def metric(name: str, kind: Literal["counter", "gauge"], value: int) -> Metric:
+    """A number; the name of a counter ends with `_total`."""
+    family = CounterMetricFamily if kind == "counter" else GaugeMetricFamily
+    return family(f"{_PREFIX}_{name}", name.replace("_", " "), value)
+
+
+def summary(name: str, values: Sequence[float]) -> Metric:
+    """Quantiles of some values; none where there are no values."""
+    found = Metric(f"{_PREFIX}_{name}", name.replace("_", " "), "summary")
     ordered = sorted(values)
-    if not ordered:
-        return lines
-    last = len(ordered) - 1
-    for quantile in _QUANTILES:
-        index = min(last, int(quantile * len(ordered)))
-        lines.append(f'{_PREFIX}_{name}{{quantile="{quantile}"}} {ordered[index]:.6f}')
-    return lines
+    for quantile in _QUANTILES if ordered else ():
+        index = min(len(ordered) - 1, int(quantile * len(ordered)))
+        found.add_sample(found.name, {"quantile": str(quantile)}, ordered[index])
+    return found

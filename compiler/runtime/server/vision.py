@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
+from prometheus_client.core import Metric
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
@@ -81,16 +82,16 @@ class VisionServer:
     def close(self) -> None:
         self.runner.close()
 
-    def metrics(self) -> list[str]:
+    def metrics(self) -> list[Metric]:
         counters = self.counters
         return [
-            *metric("requests_total", "counter", counters.requests),
-            *metric("requests_refused_total", "counter", counters.refused),
-            *metric("requests_cancelled_total", "counter", counters.cancelled),
-            *metric("requests_failed_total", "counter", counters.failed),
-            *metric("predictions_total", "counter", counters.predictions),
-            *metric("requests_active", "gauge", self.active),
-            *summary("picture_seconds", counters.seconds),
+            metric("requests_total", "counter", counters.requests),
+            metric("requests_refused_total", "counter", counters.refused),
+            metric("requests_cancelled_total", "counter", counters.cancelled),
+            metric("requests_failed_total", "counter", counters.failed),
+            metric("predictions_total", "counter", counters.predictions),
+            metric("requests_active", "gauge", self.active),
+            summary("picture_seconds", counters.seconds),
         ]
 
     async def look(self, http: HttpRequest) -> Response:
