@@ -54,7 +54,6 @@ class Facts:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     labels: tuple[str, ...] = ()
-    task: str | None = None
     is_picture: bool = False
     told: tuple[str, ...] = ()
 
@@ -94,7 +93,6 @@ def _ultralytics(properties: Mapping[str, str]) -> Facts | None:
     names = _literal(properties.get("names"))
     if "stride" not in properties or sizes is None or names is None:
         return None
-    task = properties.get("task")
     size = _pair(sizes)
     labels = _labels(names)
     batch = _literal(properties.get("batch"))
@@ -104,7 +102,7 @@ def _ultralytics(properties: Mapping[str, str]) -> Facts | None:
     if labels:
         told.append(f"{len(labels)} names")
     # Its own preprocessing fits classifiers' pictures by cutting out the middle.
-    fit: Fit = "crop" if task == "classify" else "letterbox"
+    fit: Fit = "crop" if properties.get("task") == "classify" else "letterbox"
     return Facts(
         size=size,
         batch=batch if isinstance(batch, int) and 0 < batch < _MOST_SIDE else 1,
@@ -112,7 +110,6 @@ def _ultralytics(properties: Mapping[str, str]) -> Facts | None:
         mean=(0.0,),
         std=(255.0,),
         labels=labels,
-        task=task,
         is_picture=True,
         told=(f"the file (Ultralytics): {', '.join([*told, f'fit {fit}'])}",),
     )
