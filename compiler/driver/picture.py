@@ -184,7 +184,7 @@ def _entry(value: ir.Value, options: BuildOptions, facts: Facts) -> PictureEntry
         "input": str(value.name),
         "layout": _file_layout(value),
         "size": [height, width],
-        "colours": "L" if channels == 1 else given.colours or "RGB",
+        "colours": "L" if channels == 1 else given.colours or facts.colours or "RGB",
         "fit": given.fit or facts.fit or "stretch",
         "mean": _of_pixels("mean", given.mean, mean, channels),
         "std": _of_pixels("std", given.std, std, channels),

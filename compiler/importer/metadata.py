@@ -53,6 +53,7 @@ class Facts:
     resize: tuple[int, int] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    colours: Literal["RGB", "BGR"] | None = None
     labels: tuple[str, ...] = ()
     is_picture: bool = False
     told: tuple[str, ...] = ()
@@ -167,7 +168,7 @@ def _preprocessed(config: Mapping[str, Any]) -> Facts:
         rescale = 1 / 255
     mean: tuple[float, ...] | None = (0.0,) * 3
     std: tuple[float, ...] | None = (1.0,) * 3
-    if config.get("do_normalize", True):
+    if config.get("do_normalize", "image_mean" in config):
         mean = _numbers(config.get("image_mean"))
         std = _numbers(config.get("image_std"))
     if mean is None or std is None or 0 in std:
@@ -185,6 +186,7 @@ def _preprocessed(config: Mapping[str, Any]) -> Facts:
         channels=1 if mean is not None and len(mean) == 1 else 3,
         fit=fit,
         resize=resize if resize != size else None,
+        colours="BGR" if config.get("do_flip_channel_order") else None,
         mean=mean,
         std=std,
         is_picture=True,
