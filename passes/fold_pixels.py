@@ -5,7 +5,8 @@
 W' is W times a along the channels, B' is B plus what b gives through W. A convolution that pads
 would see its zeros as another pixel than the mean: with b it takes the normalised image, which a
 depthwise layer of one tap makes on the Edge TPU. So does whatever else reads the image. An image in
-NHWC, which a Transpose follows, is normalised behind that.
+NHWC, which a Transpose follows, is normalised behind that. A Cast of pixels is a DequantizeLinear
+of scale 1.
 """
 
 from __future__ import annotations
@@ -56,6 +57,10 @@ class _Normalised:
 def run(model: ir.Model, context: PassContext) -> None:
     names = Names(model.graph)
     for node in list(model.graph):
+        if _casts_pixels(node):
+            _dequantize(node, Builder(model, names, node))
+            context.matched(node)
+    for node in list(model.graph):
         found = _normalised_by(node, model, names)
         if found is None:
             continue
@@ -70,6 +75,23 @@ def run(model: ir.Model, context: PassContext) -> None:
         model.meta[pixels.NORMALISED] = "convolution" if obstacle is None else "layer"
         context.matched(node)
     tidy(model)
+
+
+def _casts_pixels(node: ir.Node) -> bool:
+    """Whether a Cast makes floats of an input of the model that holds pixels."""
+    source = node.inputs[0] if node.inputs else None
+    if key_of(node) != ("", "Cast") or source is None or not source.is_graph_input():
+        return False
+    if source.dtype != ir.DataType.UINT8 or node.outputs[0].dtype != ir.DataType.FLOAT:
+        return False
+    shape = shape_of(source)
+    return len(shape) == 4 and (shape[1] in CHANNELS or shape[3] in CHANNELS)
+
+
+def _dequantize(node: ir.Node, b: Builder) -> None:
+    """Steps of one, from zero."""
+    zero = b.const(np.asarray(0, np.uint8), "pixels/zero_point")
+    b.replace(b.op("DequantizeLinear", [node.inputs[0], b.scalar(1, "pixels/step"), zero]))
 
 
 def _normalised_by(node: ir.Node, model: ir.Model, names: Names) -> _Normalised | None:

@@ -45,6 +45,10 @@ def settle(model: ir.Model, options: BuildOptions) -> None:
     for line in facts.told:
         metadata.logger.info("taken from %s", line)
     entry = _entry(value, options, facts)
+    if value.dtype == ir.DataType.UINT8:
+        _check_own_pixels(entry, options)
+        model.meta[META] = entry
+        return
     form = _form(value, entry, options)
     pixels.take(model, form)
     entry["layout"] = form.layout
@@ -126,13 +130,28 @@ def _by_number(lines: list[str]) -> list[str]:
     return [found.get(index, "") for index in range(max(found) + 1)]
 
 
+def _check_own_pixels(entry: PictureEntry, options: BuildOptions) -> None:
+    """Raises OptionError for a form that an input of uint8 does not have by itself."""
+    if options.input == "int8":
+        raise OptionError("int8: the file itself takes uint8, and so does the bundle", "input")
+    if options.layout not in (None, entry["layout"].lower()):
+        text = (
+            f"{options.layout}: the file takes uint8 in {entry['layout']}, and so does the bundle"
+        )
+        raise OptionError(text, "layout")
+    for name in ("mean", "std"):
+        if getattr(options.image, name) is not None:
+            raise OptionError("does not apply: the file takes pixels as they are", name)
+
+
 def picture_input(model: ir.Model) -> ir.Value | None:
-    """The only input of a model, where pictures fit it: floats of 1 or 3 channels."""
+    """The only input of a model, where pictures fit it: floats or uint8 of 1 or 3 channels."""
     inputs = model.graph.inputs
     if len(inputs) != 1:
         return None
     shape = shape_of(inputs[0])
-    is_image = len(shape) == 4 and shape[0] == 1 and inputs[0].dtype == ir.DataType.FLOAT
+    takes_values = inputs[0].dtype in (ir.DataType.FLOAT, ir.DataType.UINT8)
+    is_image = len(shape) == 4 and shape[0] == 1 and takes_values
     if not is_image or (shape[1] not in (1, 3) and shape[3] not in (1, 3)):
         return None
     return inputs[0]
@@ -158,14 +177,17 @@ def _entry(value: ir.Value, options: BuildOptions, facts: Facts) -> PictureEntry
         _, height, width, channels = shape_of(value)
     else:
         _, channels, height, width = shape_of(value)
+    # Pixels that the file takes as they are have no mean; those of floats are in [0, 1].
+    std = (1.0,) if value.dtype == ir.DataType.UINT8 else facts.std or (255.0,)
+    mean = (0.0,) if value.dtype == ir.DataType.UINT8 else facts.mean or (0.0,)
     entry: PictureEntry = {
         "input": str(value.name),
         "layout": _file_layout(value),
         "size": [height, width],
-        "colours": "L" if channels == 1 else given.colours or "RGB",
+        "colours": "L" if channels == 1 else given.colours or facts.colours or "RGB",
         "fit": given.fit or facts.fit or "stretch",
-        "mean": _of_pixels("mean", given.mean, facts.mean or (0.0,), channels),
-        "std": _of_pixels("std", given.std, facts.std or (255.0,), channels),
+        "mean": _of_pixels("mean", given.mean, mean, channels),
+        "std": _of_pixels("std", given.std, std, channels),
     }
     resize = given.size
     if resize is None and facts.resize is not None and facts.size == (height, width):

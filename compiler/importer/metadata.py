@@ -53,8 +53,8 @@ class Facts:
     resize: tuple[int, int] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    colours: Literal["RGB", "BGR"] | None = None
     labels: tuple[str, ...] = ()
-    task: str | None = None
     is_picture: bool = False
     told: tuple[str, ...] = ()
 
@@ -94,7 +94,6 @@ def _ultralytics(properties: Mapping[str, str]) -> Facts | None:
     names = _literal(properties.get("names"))
     if "stride" not in properties or sizes is None or names is None:
         return None
-    task = properties.get("task")
     size = _pair(sizes)
     labels = _labels(names)
     batch = _literal(properties.get("batch"))
@@ -104,7 +103,7 @@ def _ultralytics(properties: Mapping[str, str]) -> Facts | None:
     if labels:
         told.append(f"{len(labels)} names")
     # Its own preprocessing fits classifiers' pictures by cutting out the middle.
-    fit: Fit = "crop" if task == "classify" else "letterbox"
+    fit: Fit = "crop" if properties.get("task") == "classify" else "letterbox"
     return Facts(
         size=size,
         batch=batch if isinstance(batch, int) and 0 < batch < _MOST_SIDE else 1,
@@ -112,7 +111,6 @@ def _ultralytics(properties: Mapping[str, str]) -> Facts | None:
         mean=(0.0,),
         std=(255.0,),
         labels=labels,
-        task=task,
         is_picture=True,
         told=(f"the file (Ultralytics): {', '.join([*told, f'fit {fit}'])}",),
     )
@@ -170,7 +168,7 @@ def _preprocessed(config: Mapping[str, Any]) -> Facts:
         rescale = 1 / 255
     mean: tuple[float, ...] | None = (0.0,) * 3
     std: tuple[float, ...] | None = (1.0,) * 3
-    if config.get("do_normalize", True):
+    if config.get("do_normalize", "image_mean" in config):
         mean = _numbers(config.get("image_mean"))
         std = _numbers(config.get("image_std"))
     if mean is None or std is None or 0 in std:
@@ -188,6 +186,7 @@ def _preprocessed(config: Mapping[str, Any]) -> Facts:
         channels=1 if mean is not None and len(mean) == 1 else 3,
         fit=fit,
         resize=resize if resize != size else None,
+        colours="BGR" if config.get("do_flip_channel_order") else None,
         mean=mean,
         std=std,
         is_picture=True,

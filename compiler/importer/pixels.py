@@ -127,8 +127,11 @@ def take(model: ir.Model, pixels: PixelInput) -> None:
     if pixels.changes_nothing:
         return
     if not is_current(model):
+        name, given = "input", str(pixels.dtype)
+        if pixels.dtype == "float32":
+            name, given = "layout", pixels.layout.lower()
         raise OptionError(
-            f"{pixels.dtype}: the model keeps its opset, in which its input stays as it is", "input"
+            f"{given}: the model keeps its opset, in which its input stays as it is", name
         )
     graph = model.graph
     (index,) = [i for i, value in enumerate(graph.inputs) if value.name == pixels.name]

@@ -270,8 +270,8 @@ def _picture_sample(path: Path, value: ir.Value, entry: PictureEntry) -> Sample:
 def random_sample(
     inputs: Sequence[ir.Value], seed: int, pixels: PixelInput | None = None
 ) -> Sample:
-    """Standard normal floats; integers within the table that they index, else ones (a mask that
-    hides nothing); any pixels."""
+    """Standard normal floats; any pixels; other integers within the table that they index, else
+    ones (a mask that hides nothing)."""
     rng = np.random.default_rng(seed)
     found = {str(value.name): _random_array(value, rng) for value in inputs}
     if pixels is not None and pixels.dtype != "float32":
@@ -288,6 +288,8 @@ def _random_array(value: ir.Value, rng: np.random.Generator) -> np.ndarray:
     dtype = _dtype_of(value)
     if dtype.kind == "f":
         return rng.standard_normal(shape).astype(dtype)
+    if dtype == np.uint8 and len(shape) == 4:
+        return rng.integers(0, 256, shape, np.uint8)
     rows = None if dtype.kind == "b" else _table_rows(value)
     if rows:
         return rng.integers(0, rows, shape).astype(dtype)

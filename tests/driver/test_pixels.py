@@ -231,6 +231,39 @@ def test_no_samples_are_random_pixels(tmp_path: Path) -> None:
     assert result.shape == (1, 10)
 
 
+def test_files_that_take_pixels_themselves(photos: Path, tmp_path: Path) -> None:
+    """As TensorFlow's detectors: uint8 in NHWC, cast and normalised by the first nodes."""
+    proto = network(0, "NHWC")
+    proto.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.UINT8
+    del proto.graph.node[0]
+    front = [
+        helper.make_node("Cast", ["x"], ["floats"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Mul", ["floats", "factor"], ["m"]),
+        helper.make_node("Sub", ["m", "one"], ["s"]),
+        helper.make_node("Transpose", ["s"], ["image"], perm=[0, 3, 1, 2]),
+    ]
+    nodes = [*front, *proto.graph.node]
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    for name, number in (("factor", 2 / 255), ("one", 1)):
+        tensor = numpy_helper.from_array(np.array(number, np.float32), name)
+        proto.graph.initializer.append(tensor)
+    path = save(tmp_path / "m.onnx", proto)
+    bundle = built(path, photos, image=ImageOptions())
+    kinds = [o["operator"] for s in bundle.manifest["segments"] for o in s["operators"]]
+    assert kinds[:2] == ["edgetpu.Dequantize", "edgetpu.Conv2D"]
+    assert bundle.manifest["quality"]["outputs"]["y"]["plain_sqnr_db"] > 30
+    picture = bundle.manifest["vision"]["picture"]
+    assert (picture["mean"], picture["std"], picture["layout"]) == ([0], [1], "NHWC")
+    for options, message in (
+        ({"input": "int8"}, "takes uint8"),
+        ({"layout": "nchw"}, "takes uint8 in NHWC"),
+        ({"image": ImageOptions(mean=(0.5,))}, "takes pixels as they are"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            built(path, photos, **{"image": ImageOptions(), **options})
+
+
 def test_models_without_a_picture(tmp_path: Path) -> None:
     proto = small_network()
     dims = proto.graph.input[0].type.tensor_type.shape.dim

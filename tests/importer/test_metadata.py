@@ -151,6 +151,17 @@ def test_forms_of_normalisation(
         np.testing.assert_allclose(facts.std, std)  # type: ignore[arg-type]
 
 
+def test_channels_that_a_preprocessor_turns_around(tmp_path: Path) -> None:
+    """As MobileViT's, which knows no mean."""
+    kept = {key: value for key, value in PREPROCESSOR.items() if "normal" not in key}
+    del kept["image_mean"], kept["image_std"]
+    text = json.dumps({**kept, "do_flip_channel_order": True})
+    (tmp_path / "preprocessor_config.json").write_text(text)
+    entry = picture.of(building.read(save(tmp_path / "m.onnx", small_network()), BuildOptions()))
+    assert entry is not None and entry["colours"] == "BGR"
+    assert set(entry["mean"]) == {0} and set(entry["std"]) == {255}
+
+
 @pytest.mark.parametrize(
     "properties",
     [

@@ -142,3 +142,21 @@ def test_one_number_for_channels_that_are_last_stays_where_it_is() -> None:
         y = Relu (a)
     }"""
     leaves_alone("fold_pixels", graph)
+
+
+def test_a_cast_of_pixels_is_a_step_of_one() -> None:
+    before = """
+    g (uint8[1,6,6,3] x) => (float[1,3,6,6] y) {
+        f = Cast <to = 1> (x)
+        t = Transpose <perm = [0, 3, 1, 2]> (f)
+        y = Relu (t)
+    }"""
+    after = """
+    g (uint8[1,6,6,3] x) => (float[1,3,6,6] y) <float one = {1}, uint8 zero = {0}> {
+        f = DequantizeLinear (x, one, zero)
+        t = Transpose <perm = [0, 3, 1, 2]> (f)
+        y = Relu (t)
+    }"""
+    rewrites("fold_pixels", before, after)
+    # Five numbers are no colour.
+    leaves_alone("fold_pixels", before.replace("6,3]", "6,5]").replace("[1,3,6", "[1,5,6"))
