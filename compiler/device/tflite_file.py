@@ -78,15 +78,17 @@ def _tensor(tensor: Any, index: int, buffers: Sequence[Any]) -> TensorInfo:
     shape = tuple(int(size) for size in tensor.shape) if tensor.shape is not None else ()
     zero_point = 0
     scales = 1
+    is_equal = False
     if tensor.quantization is not None:
         if tensor.quantization.zeroPoint is not None and len(tensor.quantization.zeroPoint):
             zero_point = int(tensor.quantization.zeroPoint[0])
         if tensor.quantization.scale is not None:
             scales = len(tensor.quantization.scale)
+            is_equal = len(set(tensor.quantization.scale)) == 1
     zeros = is_held and bool(np.all(np.asarray(data, np.uint8) == zero_point % 256))
     # Names need not be unique in a file, here they are.
     name = f"{_text(tensor.name)}#{index}"
-    return TensorInfo(name, shape, _DTYPES[tensor.type], is_held, zeros, scales)
+    return TensorInfo(name, shape, _DTYPES[tensor.type], is_held, zeros, scales, is_equal)
 
 
 def _text(name: Any) -> str:

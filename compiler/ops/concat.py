@@ -22,7 +22,8 @@ from compiler.ops.common import (
 from compiler.ops.elementwise import permute_constants
 from compiler.ops.rules import NO_FUSED_ACTIVATION, Builtin, OpInfo, Rule
 from compiler.ops.writer import Writer
-from compiler.targets import Target
+from compiler.targets import Layer, Target
+from compiler.targets.memory import up
 
 
 def permute_concat(node: ir.Node, perm: Sequence[int], builder: Builder) -> None:
@@ -122,12 +123,24 @@ def _joined_constants(op: OpInfo, target: Target) -> str | None:
     return f"it joins a constant, '{constants[0].name}'"
 
 
+def layer(op: OpInfo) -> Layer | None:
+    """What moves the channels of parts that begin within a group of 4 channels: a 1x1 convolution
+    of all parts, which the device stores as any other (LibrEdgeTPU's trackers)."""
+    rank = len(op.outputs[0].shape)
+    parts = [tensor.shape[-1] for tensor in op.inputs if tensor is not None and tensor.shape]
+    is_last_axis = op.options.get("axis", 0) in (-1, rank - 1)
+    if not is_last_axis or all(part % 4 == 0 for part in parts[:-1]):
+        return None
+    inputs = sum(up(part, 4) for part in parts)
+    return Layer("dense", inputs, op.outputs[0].shape[-1], per_channel=False)
+
+
 _ZEROS = Rule(
     "a constant among its inputs is all zeros and one of two", _joined_constants, "documented"
 )
 
 BUILTINS = (
-    Builtin("CONCATENATION", 2, (NO_FUSED_ACTIVATION, _ZEROS)),
+    Builtin("CONCATENATION", 2, (NO_FUSED_ACTIVATION, _ZEROS), layer),
     Builtin("SPLIT", 2),
 )
 

@@ -27,7 +27,7 @@ from compiler.ops.common import (
 )
 from compiler.ops.rules import Builtin, OpInfo, Rule
 from compiler.ops.writer import Writer
-from compiler.targets import Target
+from compiler.targets import Layer, Target
 
 _BUILTIN = {"Add": "ADD", "Sub": "SUB", "Mul": "MUL", "Min": "MINIMUM", "Max": "MAXIMUM"}
 
@@ -146,6 +146,19 @@ def _dimensions(op: OpInfo, target: Target) -> str | None:
     return f"it has {most}" if most > 4 else None
 
 
+def layer(op: OpInfo) -> Layer | None:
+    """The constant operand of ADD, SUB or MUL, which is sent at each inference and never cached. A
+    single number takes no memory."""
+    constants = [tensor for tensor in op.inputs if tensor is not None and tensor.constant]
+    if len(constants) != 1 or constants[0].elements == 1:
+        return None
+    (constant,) = constants
+    channels = op.outputs[0].shape[-1]
+    if constant.elements == channels == constant.shape[-1]:
+        return Layer("channelwise", 1, channels)
+    return Layer("elementwise", 1, constant.elements)
+
+
 _RULES = (
     Rule(
         "it has at most four dimensions",
@@ -156,9 +169,9 @@ _RULES = (
 )
 
 BUILTINS = (
-    Builtin("ADD", 2, _RULES),
-    Builtin("SUB", 2, _RULES),
-    Builtin("MUL", 2, _RULES),
+    Builtin("ADD", 2, _RULES, layer),
+    Builtin("SUB", 2, _RULES, layer),
+    Builtin("MUL", 2, _RULES, layer),
     Builtin("MINIMUM", 2, _RULES, table="MaximumMinimumOptions"),
     Builtin("MAXIMUM", 2, _RULES, table="MaximumMinimumOptions"),
 )

@@ -3,6 +3,8 @@ where one is needed."""
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx_ir as ir
 
@@ -25,8 +27,9 @@ from compiler.ops.common import (
     same_channels,
     same_scale,
 )
-from compiler.ops.rules import Builtin
+from compiler.ops.rules import Builtin, OpInfo
 from compiler.ops.writer import Writer
+from compiler.targets import Layer
 
 
 def lower(node: ir.Node, builder: Builder) -> None:
@@ -74,7 +77,25 @@ def emit(node: ir.Node, writer: Writer) -> None:
     writer.add("RESHAPE", 1, inputs, [writer.tensor(y)], {"newShape": list(shape)})
 
 
-BUILTINS = (Builtin("RESHAPE", 1),)
+# Positions of an image of one channel that become channels at a time.
+_GATHERED = 16
+
+
+def layer(op: OpInfo) -> Layer | None:
+    """What makes a row of an image of one channel: a convolution that gathers positions as
+    channels, which the device stores as any other (LibrEdgeTPU's trackers and looming models).
+
+    What the device stores for images of several channels is not known.
+    """
+    shape, row = op.activations[0].shape, op.outputs[0].shape
+    positions = math.prod(shape)
+    if len(shape) != 4 or shape[3] != 1 or row[-1] != positions or positions in shape:
+        return None
+    gathered = min(positions, _GATHERED)
+    return Layer("conv", 1, gathered, gathered, per_channel=False)
+
+
+BUILTINS = (Builtin("RESHAPE", 1, (), layer),)
 
 OPERATORS = (
     Operator("Reshape", lower=lower, scales=same_scale, emit=emit, ties=ties, moves=Moves.VIEW),

@@ -24,7 +24,8 @@ Standing = Literal["documented", "measured", "assumed"]
 class TensorInfo:
     """A tensor of a TFLite operator.
 
-    `zeros` tells that a constant holds nothing else, `scales` how many scales it has.
+    `zeros` tells that a constant holds nothing else, `scales` how many scales it has, and
+    `equal_scales` that these are all the same number.
     """
 
     name: str
@@ -33,6 +34,7 @@ class TensorInfo:
     constant: bool = False
     zeros: bool = False
     scales: int = 1
+    equal_scales: bool = False
 
     @property
     def elements(self) -> int:

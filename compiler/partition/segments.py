@@ -9,7 +9,7 @@ from itertools import chain
 import onnx_ir as ir
 
 from compiler import planner
-from compiler.device.cost import Cost, Parameters
+from compiler.device.cost import Cost
 from compiler.graph import element_count, values_read
 from compiler.ops import operator_of
 from compiler.partition.plan import Plan, Segment
@@ -127,13 +127,15 @@ def streamed(costs: Sequence[Cost], target: Target) -> tuple[set[int], int, floa
 
     Returns the indices of the layers that stay, and the bytes and seconds of those that do not.
     The smallest stay, as in the planner, but here the tiles of the SRAM must hold them too.
+    Constants that are always streamed never stay.
     """
     parameters = list(chain.from_iterable(cost.parameters for cost in costs))
     activations = max((c.activations for c in costs), default=0)
     room = capacity(target, activations)
-    kept = sorted(range(len(parameters)), key=lambda i: parameters[i].bytes)
+    holders = [i for i, p in enumerate(parameters) if not p.layer.is_streamed]
+    kept = sorted(holders, key=lambda i: parameters[i].bytes)
     used = sum(packed_bytes(p.layer, target) for p in parameters)
-    sent: list[Parameters] = []
+    sent = [p for p in parameters if p.layer.is_streamed]
     while kept:
         if used <= room and fits([parameters[i].layer for i in kept], target, activations):
             break

@@ -13,21 +13,31 @@ from typing import Literal
 
 from compiler.targets.target import Target
 
-Kind = Literal["dense", "conv", "depthwise"]
+Kind = Literal["dense", "conv", "depthwise", "table", "channelwise", "elementwise"]
 
-# Bytes beside the weights of an output channel: its bias, and its scale where it has its own.
+# Bytes in front of the weights of a stored output: its bias; its scale and its zero point where it
+# has its own.
 _BIAS = 4
-_SCALES = 4
-_DEPTHWISE_SCALES = 8
+_SCALE = 4
+_ZERO_POINT = 4
+# A constant of MUL or ADD with one value per channel: a 4 x 4 matrix for each 4 channels.
+_CHANNEL_CONSTANT = 16
 
 
 @dataclass(frozen=True)
 class Layer:
     """Parameters of one operator as the Edge TPU stores them.
 
-    `inputs` and `outputs` are channels, `taps` is kernel height times width. A fully-connected
-    layer and a 1x1 convolution are "dense" (one tap); `per_channel` tells that each output channel
-    has its own scale.
+    `inputs` and `outputs` are channels, `taps` is kernel height times width. `per_channel` tells
+    that each output channel has its own scale, `equal_scales` that these are all the same number,
+    `bias` that the bias holds more than zeros.
+
+    dense:       a fully-connected layer, or a 1x1 convolution of several outputs (one tap)
+    conv:        any other convolution
+    depthwise:   one that works on each channel alone
+    table:       `outputs` bytes that an operator without weights needs
+    channelwise: a constant with one value for each of `outputs` channels
+    elementwise: a constant with one value for each of `outputs` elements of an activation
     """
 
     kind: Kind
@@ -35,6 +45,13 @@ class Layer:
     outputs: int
     taps: int = 1
     per_channel: bool = True
+    bias: bool = True
+    equal_scales: bool = False
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether it is sent at each inference, however much room there is."""
+        return self.kind in ("channelwise", "elementwise")
 
 
 def up(value: int, multiple: int) -> int:
@@ -49,20 +66,38 @@ def stored_outputs(outputs: int, target: Target) -> int:
 
 
 def stored_bytes(layer: Layer, target: Target) -> int:
-    """Bytes of a layer's parameters on the device: weights, 4 of bias per output, and scales where
-    each has its own.
+    """Bytes of a layer's parameters on the device.
 
-    Read off the parameter data of compiled public models, where the biases mark each layer's place
-    (benchmarks/groundtruth.py compares the totals).
+    Read off the parameter data of compiled public models: 2,576 of 2,586 layers with weights are
+    stored so (benchmarks/groundtruth.py compares the totals of whole models).
     """
     multiple = target.input_multiple
-    if layer.kind == "depthwise":
-        weights = layer.taps * multiple
-        extra = _DEPTHWISE_SCALES if layer.per_channel else 0
-        return up(layer.outputs, multiple) * (weights + _BIAS + extra)
-    weights = layer.taps * up(layer.inputs, multiple)
-    extra = _SCALES if layer.per_channel else 0
-    return stored_outputs(layer.outputs, target) * (weights + _BIAS + extra)
+    if layer.kind in ("table", "elementwise"):
+        size = layer.outputs
+    elif layer.kind == "channelwise":
+        size = _CHANNEL_CONSTANT * layer.outputs
+    elif layer.kind == "depthwise":
+        size = up(layer.outputs, multiple) * (layer.taps * multiple + _prefix(layer))
+    else:
+        weights = layer.taps * up(layer.inputs, multiple)
+        size = _stored_outputs(layer, target) * (weights + _prefix(layer))
+    return up(size, target.layer_multiple)
+
+
+def _prefix(layer: Layer) -> int:
+    """Bytes in front of the weights of each stored output."""
+    size = _BIAS if layer.bias else 0
+    if layer.per_channel:
+        size += _ZERO_POINT
+        size += 0 if layer.equal_scales else _SCALE
+    return size
+
+
+def _stored_outputs(layer: Layer, target: Target) -> int:
+    """The output channels of a layer with their padding; a convolution of one is stored as 4."""
+    if layer.kind == "conv" and layer.outputs == 1:
+        return target.input_multiple
+    return stored_outputs(layer.outputs, target)
 
 
 def dense_blocks(layer: Layer, target: Target) -> tuple[int, int]:
@@ -75,10 +110,12 @@ def dense_blocks(layer: Layer, target: Target) -> tuple[int, int]:
 
 def packed_bytes(layer: Layer, target: Target) -> int:
     """Bytes of SRAM that a layer takes from others: blocks larger than half a tile have theirs to
-    themselves.
+    themselves. What is always streamed takes none.
 
     Scales are not counted, as the rule of packing was found without.
     """
+    if layer.is_streamed:
+        return 0
     if layer.kind != "dense":
         return stored_bytes(layer, target)
     number, size = dense_blocks(layer, target)
@@ -103,6 +140,8 @@ def fits(layers: Iterable[Layer], target: Target, activations: int = 0) -> bool:
     spatial = 0
     blocks = []
     for layer in layers:
+        if layer.is_streamed:
+            continue
         if layer.kind == "dense":
             blocks.append(dense_blocks(layer, target))
         else:

@@ -30,6 +30,7 @@ class Target:
     block_outputs: int
     output_multiple: int
     input_multiple: int
+    layer_multiple: int
     spatial_bytes: int
     sram_bytes: int
     activation_share: float
