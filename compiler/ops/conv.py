@@ -302,7 +302,14 @@ def stored_layer(op: OpInfo, kind: Kind, inputs: int, outputs: int, taps: int) -
     """What an operator with weights as its second input and a bias as its third stores."""
     weights = _filters(op)
     return Layer(
-        kind, inputs, outputs, taps, weights.scales > 1, has_bias(op, 2), weights.equal_scales
+        kind,
+        inputs,
+        outputs,
+        taps,
+        per_channel=weights.scales > 1,
+        bias=has_bias(op, 2),
+        equal_scales=weights.equal_scales,
+        positions=math.prod(op.outputs[0].shape[1:-1]),
     )
 
 

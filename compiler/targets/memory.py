@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,9 +28,10 @@ _CHANNEL_CONSTANT = 16
 class Layer:
     """Parameters of one operator as the Edge TPU stores them.
 
-    `inputs` and `outputs` are channels, `taps` is kernel height times width. `per_channel` tells
-    that each output channel has its own scale, `equal_scales` that these are all the same number,
-    `bias` that the bias holds more than zeros.
+    `inputs` and `outputs` are channels, `taps` is kernel height times width, `positions` how many
+    output positions each weight serves. `per_channel` tells that each output channel has its own
+    scale, `equal_scales` that these are all the same number, `bias` that the bias holds more than
+    zeros.
 
     dense:       a fully-connected layer, or a 1x1 convolution of several outputs (one tap)
     conv:        any other convolution
@@ -47,6 +48,7 @@ class Layer:
     per_channel: bool = True
     bias: bool = True
     equal_scales: bool = False
+    positions: int = 1
 
     @property
     def is_streamed(self) -> bool:
@@ -100,12 +102,11 @@ def _stored_outputs(layer: Layer, target: Target) -> int:
     return stored_outputs(layer.outputs, target)
 
 
-def dense_blocks(layer: Layer, target: Target) -> tuple[int, int]:
-    """(number, bytes) of the blocks of output channels of a dense layer; each lies wholly in one
-    tile."""
+def blocks_of(layer: Layer, target: Target) -> tuple[int, int]:
+    """(number, bytes) of the blocks of output channels of a layer; each lies wholly in one tile."""
     number = math.ceil(layer.outputs / target.block_outputs)
-    block = min(target.block_outputs, stored_outputs(layer.outputs, target))
-    return number, block * up(layer.inputs, target.input_multiple)
+    outputs = min(target.block_outputs, stored_outputs(layer.outputs, target))
+    return number, outputs * layer.taps * up(layer.inputs, target.input_multiple)
 
 
 def packed_bytes(layer: Layer, target: Target) -> int:
@@ -118,39 +119,39 @@ def packed_bytes(layer: Layer, target: Target) -> int:
         return 0
     if layer.kind != "dense":
         return stored_bytes(layer, target)
-    number, size = dense_blocks(layer, target)
+    number, size = blocks_of(layer, target)
     fills_a_tile = size <= target.tile_bytes < 2 * size
-    return number * (target.tile_bytes if fills_a_tile else size)
+    if not fills_a_tile:
+        return number * size
+    # What activations leave of a tile, however large they are.
+    room = target.tile_bytes - target.activation_bytes // target.tiles
+    return number * max(size, room)
 
 
 def capacity(target: Target, activations: int = 0) -> int:
     """Bytes of SRAM for parameters beside activations of which at most `activations` bytes live at
-    once."""
-    share = target.activation_share * min(activations, target.activation_bytes)
-    return min(target.tiles * target.tile_bytes, target.sram_bytes - int(share))
+    once. Larger ones are gone through in parts."""
+    return target.sram_bytes - min(activations, target.activation_bytes)
 
 
 def fits(layers: Iterable[Layer], target: Target, activations: int = 0) -> bool:
     """Whether all these layers stay cached together in the SRAM of one Edge TPU.
 
-    Dense layers are packed block by block, largest first, each block into the emptiest tile.
-    Convolutions with larger kernels and depthwise ones are known by their total only: it must stay
-    under the largest total seen cached, and they are taken to spread evenly over the tiles.
+    Layers are packed block by block, largest first, each block into the emptiest tile. Depthwise
+    convolutions, and others on large images, spread evenly over the tiles.
     """
-    spatial = 0
+    spread = 0
     blocks = []
     for layer in layers:
         if layer.is_streamed:
             continue
-        if layer.kind == "dense":
-            blocks.append(dense_blocks(layer, target))
+        if _lies_in_blocks(layer, target):
+            blocks.append(blocks_of(layer, target))
         else:
-            spatial += stored_bytes(layer, target)
-    if spatial > target.spatial_bytes:
-        return False
+            spread += stored_bytes(layer, target)
     room = capacity(target, activations) // target.tiles
     # Bytes in each tile, as a heap: the emptiest one first.
-    tiles = [math.ceil(spatial / target.tiles)] * target.tiles
+    tiles = [math.ceil(spread / target.tiles)] * target.tiles
     for number, size in sorted(blocks, key=_size_of, reverse=True):
         for _ in range(number):
             load = tiles[0] + size
@@ -161,5 +162,43 @@ def fits(layers: Iterable[Layer], target: Target, activations: int = 0) -> bool:
     return tiles[0] <= room
 
 
+def _bytes_in_tiles(layer: Layer, target: Target) -> int:
+    """Bytes of a layer as `fits` counts them."""
+    if _lies_in_blocks(layer, target):
+        number, size = blocks_of(layer, target)
+        return number * size
+    return stored_bytes(layer, target)
+
+
+def _lies_in_blocks(layer: Layer, target: Target) -> bool:
+    if layer.kind not in ("dense", "conv"):
+        return False
+    return layer.taps == 1 or layer.positions <= target.block_positions
+
+
 def _size_of(block: tuple[int, int]) -> int:
     return block[1]
+
+
+def cached(layers: Sequence[Layer], target: Target, activations: int = 0) -> set[int]:
+    """Indices of the layers that stay in the SRAM of one Edge TPU, where not all of them fit.
+
+    Layers come in the order of how few positions use each weight, since a weight that is used
+    seldom leaves the least time to send it; among equals the largest first. Each stays that fits
+    beside those before it.
+    """
+    holders = [index for index, layer in enumerate(layers) if not layer.is_streamed]
+    if fits([layers[index] for index in holders], target, activations):
+        return set(holders)
+    sizes = [_bytes_in_tiles(layer, target) for layer in layers]
+    holders.sort(key=lambda index: (layers[index].positions, -sizes[index]))
+    room = capacity(target, activations)
+    kept: list[int] = []
+    used = 0
+    for index in holders:
+        if used + sizes[index] > room:
+            continue
+        if fits([layers[other] for other in [*kept, index]], target, activations):
+            kept.append(index)
+            used += sizes[index]
+    return set(kept)

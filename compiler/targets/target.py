@@ -31,9 +31,7 @@ class Target:
     output_multiple: int
     input_multiple: int
     layer_multiple: int
-    spatial_bytes: int
-    sram_bytes: int
-    activation_share: float
+    block_positions: int
     activation_bytes: int
     # What operators may have.
     softmax_elements: int
@@ -57,6 +55,11 @@ class Target:
     stream: float
     # How far predictions are off.
     error_percent: float
+
+    @property
+    def sram_bytes(self) -> int:
+        """Memory for parameters, where no activations need any."""
+        return self.tiles * self.tile_bytes
 
     @classmethod
     def load(cls, name: str = "usb3") -> Target:

@@ -3,12 +3,14 @@ compiler/targets/chips/edgetpu.toml)."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from benchmarks import cached as published
 from compiler.errors import OptionError
-from compiler.targets import Layer, Target, fits, stored_bytes
+from compiler.targets import Layer, Target, cached, fits, stored_bytes
 from compiler.targets.memory import packed_bytes
 
 TARGET = Target.load()
@@ -96,11 +98,34 @@ def test_several_layers_share_the_tiles() -> None:
     assert not fits([half, half, dense(4000, 64)], TARGET)
 
 
-def test_spatial_convolutions_are_limited_by_their_total() -> None:
-    layer = Layer("conv", 512, 512, 9)
+def test_convolutions_lie_in_blocks_on_small_images_only() -> None:
+    """Of 512 inputs and outputs, each has 8 blocks of 288 KiB, of which a tile holds one."""
+    layer = Layer("conv", 512, 512, 9, positions=14 * 14)
     assert stored_bytes(layer, TARGET) == 9 * 512 * 512 + 12 * 512
-    assert fits([layer] * 3, TARGET)
-    assert not fits([layer] * 4, TARGET)
+    assert fits([layer] * 2, TARGET) and not fits([layer] * 3, TARGET)
+    on_large = replace(layer, positions=64 * 64)
+    assert fits([on_large] * 3, TARGET) and not fits([on_large] * 4, TARGET)
+
+
+def test_activations_take_room() -> None:
+    layer = dense(2688, 2688)
+    assert fits([layer], TARGET) and not fits([layer], TARGET, activations=10_000)
+
+
+def test_weights_that_serve_few_positions_stay_the_largest_first() -> None:
+    early = Layer("dense", 512, 2048, positions=28 * 28)
+    late = [replace(early, inputs=inputs, positions=49) for inputs in (1024, 2048)]
+    assert cached([early, *late], TARGET) == {0, 1, 2}
+    assert cached([early, early, early, *late], TARGET) == {0, 3, 4}
+
+
+def test_what_the_real_compiler_cached() -> None:
+    """Networks of one kind of layers, and tails of real ones."""
+    rows = list(published.rows(TARGET))
+    for name, real, ours in rows:
+        assert ours == pytest.approx(real, rel=0.15, abs=0.01), name
+    exact = [abs(ours - real) <= 0.01 for _, real, ours in rows]
+    assert len(rows) >= 90 and sum(exact) >= 78
 
 
 def test_own_targets(tmp_path: Path) -> None:
