@@ -10,6 +10,7 @@ from __future__ import annotations
 from compiler.graph import OPSET
 from passes import (
     balance,
+    cache_constants,
     cancel_reshapes,
     cancel_transposes,
     correct_biases,
@@ -131,6 +132,12 @@ PASSES: tuple[Pass[PassContext], ...] = in_order(
         },
     ),
     Pass(
+        "cache_constants",
+        cache_constants.run,
+        kind="accuracy",
+        after={"fold_affine": "constants that a layer takes up need no layer of their own"},
+    ),
+    Pass(
         "shuffle_channels",
         shuffle_channels.run,
         after={"fold_constants": "the shapes of both Reshapes must be known"},
@@ -151,6 +158,7 @@ PASSES: tuple[Pass[PassContext], ...] = in_order(
             "keep_gates": "what stays on the host stays in ONNX",
             "keep_spectra": "what stays on the host stays in ONNX",
             "fold_affine": "weights are rearranged here, so they must be final",
+            "cache_constants": "the layer that it writes is a Conv of ONNX",
             "shuffle_channels": "there is no rule for a Transpose of five dimensions",
             "split_gates": "the layer that it inserts is a Conv of ONNX",
         },

@@ -25,7 +25,7 @@ from compiler.ops.common import (
     same_channels,
     same_scale,
 )
-from compiler.ops.rules import Builtin, OpInfo, Rule
+from compiler.ops.rules import Builtin, OpInfo, Rule, Work, elements
 from compiler.ops.writer import Writer
 from compiler.targets import Layer, Target
 
@@ -159,6 +159,14 @@ def layer(op: OpInfo) -> Layer | None:
     return Layer("elementwise", 1, constant.elements)
 
 
+def work(op: OpInfo, target: Target) -> Work:
+    """Elements; a constant for each channel slows the device down."""
+    own = layer(op)
+    if own is not None and own.kind == "channelwise":
+        return Work("broadcast", op.outputs[0].elements)
+    return elements(op, target)
+
+
 _RULES = (
     Rule(
         "it has at most four dimensions",
@@ -169,9 +177,9 @@ _RULES = (
 )
 
 BUILTINS = (
-    Builtin("ADD", 2, _RULES, layer),
-    Builtin("SUB", 2, _RULES, layer),
-    Builtin("MUL", 2, _RULES, layer),
+    Builtin("ADD", 2, _RULES, layer, work),
+    Builtin("SUB", 2, _RULES, layer, work),
+    Builtin("MUL", 2, _RULES, layer, work),
     Builtin("MINIMUM", 2, _RULES, table="MaximumMinimumOptions"),
     Builtin("MAXIMUM", 2, _RULES, table="MaximumMinimumOptions"),
 )

@@ -78,10 +78,11 @@ class Work:
     many a cycle.
 
     Of "conv", "pointwise", "depthwise" and "dense" the units are multiply-accumulates with the
-    padding that the device computes too, of "vector" elements. `macs` is without padding.
+    padding that the device computes too, of "vector" elements, and of "broadcast" elements that
+    meet a constant of their channel. `macs` is without padding.
     """
 
-    kind: Literal["conv", "pointwise", "depthwise", "dense", "vector"]
+    kind: Literal["conv", "pointwise", "depthwise", "dense", "vector", "broadcast"]
     amount: int
     macs: int = 0
 

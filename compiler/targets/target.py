@@ -18,8 +18,8 @@ class Target:
     """An Edge TPU on its link: sizes in bytes, times in seconds, rates per second. Sources stand in
     the TOML files.
 
-    `conv`, `pointwise`, `depthwise`, `dense` (multiply-accumulates) and `vector` (elements) are
-    rates per clock cycle.
+    `conv`, `pointwise`, `depthwise`, `dense` (multiply-accumulates), `vector` and `broadcast`
+    (elements) are rates per clock cycle.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Target:
     depthwise: float
     dense: float
     vector: float
+    broadcast: float
     pass_bytes: int
     invoke: float
     operator: float
