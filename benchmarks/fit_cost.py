@@ -173,11 +173,12 @@ def cycles(folder: Path, target: Target) -> list[Sample]:
             real += sum(e.get("estimated_cycles_64", 0) for e in operator["executables"])
         if real < 10_000:
             continue  # nothing but a fixed cost
-        amounts = dict.fromkeys((*kinds, "conv", "dense"), 0.0)
+        amounts = dict.fromkeys((*kinds, "conv", "dense", "broadcast"), 0.0)
         for op in operators(pair)[: pair["n_ops"] - pair["n_cpu"]]:
             work = BUILTINS[op.builtin].work(op, target)
             amounts[work.kind] += work.amount
-        known = amounts["conv"] / target.conv + amounts["dense"] / target.dense
+        known = sum(amounts[kind] / getattr(target, kind) for kind in ("conv", "dense"))
+        known += amounts["broadcast"] / target.broadcast
         name = pair["name"].split("__")[-1]
         samples[real] = Sample(name[-34:], name[:22], real, known, tuple(amounts[k] for k in kinds))
     return list(samples.values())
@@ -185,7 +186,8 @@ def cycles(folder: Path, target: Target) -> list[Sample]:
 
 def network(name: str, target: Target, folder: Path) -> dict[str, Any]:
     """What the prediction of a whole network on one Edge TPU is made of."""
-    options = BuildOptions()
+    # Published are networks as others convert them.
+    options = BuildOptions(without=("cache_constants",))
     program = build.plan_program(build.read(networks.generate(name, folder), options), options)
     nodes = [*program.model.graph]
     host, placements = Host.load(), program.plan.placements

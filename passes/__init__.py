@@ -10,6 +10,7 @@ from __future__ import annotations
 from compiler.graph import OPSET
 from passes import (
     balance,
+    cache_constants,
     cancel_reshapes,
     cancel_transposes,
     correct_biases,
@@ -134,6 +135,12 @@ PASSES: tuple[Pass[PassContext], ...] = in_order(
         },
     ),
     Pass(
+        "cache_constants",
+        cache_constants.run,
+        kind="accuracy",
+        after={"fold_affine": "constants that a layer takes up need no layer of their own"},
+    ),
+    Pass(
         "join_phases",
         join_phases.run,
         after={"fold_constants": "the bounds of slices must be constants"},
@@ -169,6 +176,7 @@ PASSES: tuple[Pass[PassContext], ...] = in_order(
             "fold_affine": "weights are rearranged here, so they must be final",
             "join_phases": "the layer that it changes is a Conv of ONNX",
             "fold_pixels": "weights are rearranged here, so they must be final",
+            "cache_constants": "the layer that it writes is a Conv of ONNX",
             "shuffle_channels": "there is no rule for a Transpose of five dimensions",
             "split_gates": "the layer that it inserts is a Conv of ONNX",
         },

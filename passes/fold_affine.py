@@ -1,12 +1,13 @@
-"""Fold BatchNormalization and constants per channel into the layer in front.
+"""Fold BatchNormalization and constants per channel into the layer in front, or the one behind.
 
     y = BatchNormalization(Conv(x, W, B))       ->   y = Conv(x, W', B')
+    y = Conv(BatchNormalization(x), W, B)       ->   y = Conv(x, W', B')
     y = Add(Mul(BatchNormalization(x), a), b)   ->   y = Add(Mul(x, a'), b')
 
 Each of these nodes is `scale * x + shift`, with scale and shift along at most one axis. A chain of
 them is composed to one, from its last node backwards while no one else reads what lies between. It
 goes into the weights of the Conv, ConvTranspose, Gemm or MatMul in front where that has such an
-axis of outputs, else it becomes one Mul and one Add.
+axis of outputs, else into those of the Conv behind, else it becomes one Mul and one Add.
 """
 
 from __future__ import annotations
@@ -93,6 +94,11 @@ def _fold_chain(node: ir.Node, b: Builder, context: PassContext) -> None:
             context.matched(node)
             return
         context.missed(node, f"not folded into '{layer.name}': {reason}", fitted=2)
+    behind = only_consumer(node.outputs[0])
+    if behind is not None and _goes_into_inputs(whole, node, behind):
+        _fold_behind(whole, behind, b)
+        context.matched(node)
+        return
     if count > 1 or operator_name(node) == "BatchNormalization":
         b.replace(_mul_add(whole, b))
         context.matched(node)
@@ -215,6 +221,43 @@ def _fold_into(layer: ir.Node, whole: Affine, b: Builder) -> None:
     # The layer's result is now what the last node of the chain gave, so it takes that name.
     b.made.add(whole.x)
     b.replace(whole.x)
+
+
+def _goes_into_inputs(whole: Affine, node: ir.Node, conv: ir.Node) -> bool:
+    """Whether an affine map along the channels of what a Conv reads goes into its weights."""
+    if operator_name(conv) != "Conv" or conv.inputs[0] is not node.outputs[0]:
+        return False
+    weight, bias = input_at(conv, 1), input_at(conv, 2)
+    if not is_constant(weight) or (bias is not None and not is_constant(bias)):
+        return False
+    if attribute_of(conv, "group", 1) != 1:
+        return False
+    if any(size > 1 for axis, size in enumerate(whole.scale.shape) if axis != 1):
+        return False
+    # The zeros around the image are not shifted.
+    padded = attribute_of(conv, "auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER")
+    padded = padded or any(attribute_of(conv, "pads", ()))
+    return not (padded and np.any(whole.shift))
+
+
+def _fold_behind(whole: Affine, conv: ir.Node, b: Builder) -> None:
+    weight, bias = conv.inputs[1], input_at(conv, 2)
+    assert weight is not None
+    outputs, channels, *kernel = shape_of(weight)
+    scale = np.broadcast_to(whole.scale.reshape(-1), (channels,))
+    factor = scale.reshape(1, channels, *[1] * len(kernel))
+    shift = np.broadcast_to(whole.shift.reshape(-1), (channels,))
+    if np.any(shift):
+        taps = array_of(weight).reshape(outputs, channels, -1).sum(axis=2, dtype=np.float64)
+        added = taps @ shift.astype(np.float64)
+        before = constant_of(bias)
+        new = added if before is None else before.reshape(-1) + added
+        if len(conv.inputs) < 3:
+            conv.resize_inputs(3)
+        conv.replace_input_with(2, b.const(new.astype(np.float32), f"{weight.name}/bias"))
+    scaled = b.lazy(weight, lambda w: w * factor, shape_of(weight), f"{weight.name}/scaled")
+    conv.replace_input_with(1, scaled)
+    conv.replace_input_with(0, whole.x)
 
 
 def _mul_add(whole: Affine, b: Builder) -> ir.Value:

@@ -12,7 +12,7 @@ from compiler.cli import options as shared
 from compiler.cli import parse
 from compiler.cli.common import TAKEN, err, log_to, out, progress_bars, wrote
 from compiler.cli.options import option
-from compiler.driver.options import ACCURACY, OPTIONAL, BuildOptions, LanguageOptions
+from compiler.driver.options import OPTIONAL, BuildOptions, LanguageOptions
 
 RANDOM_DATA = "[bold yellow]No --calibration: using random data; accuracy will be meaningless.[/]"
 
@@ -123,15 +123,7 @@ def build(
             "this percentage (0 to 100) of the multiply-accumulates.",
         ),
     ] = BuildOptions.keep_float,
-    without: Annotated[
-        list[str] | None,
-        option(
-            "without",
-            metavar="STEP",
-            help="Leave out a step that only serves accuracy. May be repeated: "
-            f"{', '.join(ACCURACY)}.",
-        ),
-    ] = None,
+    without: shared.Without = None,
     also: Annotated[
         list[str] | None,
         option(

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from compiler.driver.options import MOST_SLOTS, SCOPES, Group
+from compiler.driver.options import ACCURACY, MOST_SLOTS, SCOPES, Group
 
 PANELS: dict[Group, str] = {
     "model": "Model",
@@ -95,6 +95,14 @@ Values = Annotated[
         metavar="INPUT=VALUE",
         help="Fix what an input holds: sr=16000. Branches that depend on it are dropped, and the "
         "bundle has no such input. May be repeated.",
+    ),
+]
+Without = Annotated[
+    list[str] | None,
+    option(
+        "without",
+        metavar="STEP",
+        help=f"Leave out a step that only serves accuracy. May be repeated: {', '.join(ACCURACY)}.",
     ),
 ]
 Target = Annotated[

@@ -27,7 +27,7 @@ from compiler.targets import Host, Layer, Target, stored_bytes
 @dataclass(frozen=True)
 class Parameters:
     """A layer as it is cached or streamed: bytes on the device, seconds where they are sent at each
-    invocation."""
+    invocation. Some are always sent (`Layer.is_streamed`)."""
 
     layer: Layer
     bytes: int

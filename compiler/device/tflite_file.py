@@ -82,18 +82,20 @@ def _tensor(tensor: Any, index: int, buffers: Sequence[Any]) -> TensorInfo:
     shape = tuple(int(size) for size in tensor.shape) if tensor.shape is not None else ()
     zero_point = 0
     scales = 1
+    is_equal = False
     if tensor.quantization is not None:
         if tensor.quantization.zeroPoint is not None and len(tensor.quantization.zeroPoint):
             zero_point = int(tensor.quantization.zeroPoint[0])
         if tensor.quantization.scale is not None:
             scales = len(tensor.quantization.scale)
+            is_equal = len(set(tensor.quantization.scale)) == 1
     zeros = is_held and bool(np.all(np.asarray(data, np.uint8) == zero_point % 256))
     # Names need not be unique in a file, here they are.
     name = f"{_text(tensor.name)}#{index}"
     dtype = _DTYPES[tensor.type]
     values = _integers(data) if is_held and dtype == "int32" else None
     is_variable = bool(tensor.isVariable)
-    return TensorInfo(name, shape, dtype, is_held, zeros, scales, values, is_variable)
+    return TensorInfo(name, shape, dtype, is_held, zeros, scales, values, is_variable, is_equal)
 
 
 def _integers(data: Any) -> tuple[int, ...] | None:

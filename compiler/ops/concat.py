@@ -29,7 +29,8 @@ from compiler.ops.rules import (
     integers,
 )
 from compiler.ops.writer import Writer
-from compiler.targets import Target
+from compiler.targets import Layer, Target
+from compiler.targets.memory import up
 
 
 def permute_concat(node: ir.Node, perm: Sequence[int], builder: Builder) -> None:
@@ -146,6 +147,18 @@ def _split(axis: int, whole: tuple[int, ...], *part: int) -> OpInfo:
     return example("SPLIT", integers(axis), whole, part, part, outputs=2, numSplits=2)
 
 
+def layer(op: OpInfo) -> Layer | None:
+    """What moves the channels of parts that begin within a group of 4 channels: a 1x1 convolution
+    of all parts, which the device stores as any other (LibrEdgeTPU's trackers)."""
+    rank = len(op.outputs[0].shape)
+    parts = [tensor.shape[-1] for tensor in op.inputs if tensor is not None and tensor.shape]
+    is_last_axis = op.options.get("axis", 0) in (-1, rank - 1)
+    if not is_last_axis or all(part % 4 == 0 for part in parts[:-1]):
+        return None
+    inputs = sum(up(part, 4) for part in parts)
+    return Layer("dense", inputs, op.outputs[0].shape[-1], per_channel=False)
+
+
 _ZEROS = Rule(
     "a constant among its inputs is all zeros and one of two",
     _joined_constants,
@@ -172,7 +185,7 @@ _BATCH = Rule(
 )
 
 BUILTINS = (
-    Builtin("CONCATENATION", 2, (NO_FUSED_ACTIVATION, _ZEROS, _ROWS)),
+    Builtin("CONCATENATION", 2, (NO_FUSED_ACTIVATION, _ZEROS, _ROWS), layer),
     Builtin("SPLIT", 2, (_BATCH,)),
 )
 

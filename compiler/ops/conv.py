@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -277,8 +278,13 @@ def layer(op: OpInfo) -> Layer:
     filters = _filters(op)
     outputs, height, width, inputs = filters.shape
     taps = height * width
-    kind: Kind = "dense" if taps == 1 else "conv"
-    return Layer(kind, inputs, outputs, taps, filters.scales > 1)
+    kind: Kind = "dense" if taps == 1 and outputs > 1 else "conv"
+    return stored_layer(op, kind, inputs, outputs, taps)
+
+
+def layer_transposed(op: OpInfo) -> Layer:
+    """The parameters of a transposed convolution, whose bias is the fourth input."""
+    return replace(layer(op), bias=has_bias(op, 3))
 
 
 def layer_depthwise(op: OpInfo) -> Layer:
@@ -290,7 +296,28 @@ def layer_depthwise(op: OpInfo) -> Layer:
     _, height, width, outputs = filters.shape
     is_single = op.activations[0].shape[3] == 1 and outputs > 1
     kind: Kind = "conv" if is_single else "depthwise"
-    return Layer(kind, 1, outputs, height * width, filters.scales > 1)
+    return stored_layer(op, kind, 1, outputs, height * width)
+
+
+def stored_layer(op: OpInfo, kind: Kind, inputs: int, outputs: int, taps: int) -> Layer:
+    """What an operator with weights as its second input and a bias as its third stores."""
+    weights = _filters(op)
+    return Layer(
+        kind,
+        inputs,
+        outputs,
+        taps,
+        per_channel=weights.scales > 1,
+        bias=has_bias(op, 2),
+        equal_scales=weights.equal_scales,
+        positions=math.prod(op.outputs[0].shape[1:-1]),
+    )
+
+
+def has_bias(op: OpInfo, index: int) -> bool:
+    """Whether an operator has a bias, as this input, that is not all zeros."""
+    bias = op.inputs[index] if index < len(op.inputs) else None
+    return bias is not None and not bias.zeros
 
 
 def work(op: OpInfo, target: Target) -> Work:
@@ -355,7 +382,13 @@ BUILTINS = (
     Builtin(
         "DEPTHWISE_CONV_2D", 3, _RULES, layer_depthwise, work_depthwise, "DepthwiseConv2DOptions"
     ),
-    Builtin("TRANSPOSE_CONV", 3, (constant(1, "weights", _TRANSPOSED),), layer, work_transposed),
+    Builtin(
+        "TRANSPOSE_CONV",
+        3,
+        (constant(1, "weights", _TRANSPOSED),),
+        layer_transposed,
+        work_transposed,
+    ),
 )
 
 OPERATORS = (

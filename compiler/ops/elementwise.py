@@ -25,9 +25,9 @@ from compiler.ops.common import (
     same_channels,
     same_scale,
 )
-from compiler.ops.rules import Builtin, four_dimensions
+from compiler.ops.rules import Builtin, OpInfo, Work, elements, four_dimensions
 from compiler.ops.writer import Writer
-from compiler.targets import Target
+from compiler.targets import Layer, Target
 
 _BUILTIN = {"Add": "ADD", "Sub": "SUB", "Mul": "MUL", "Min": "MINIMUM", "Max": "MAXIMUM"}
 
@@ -140,12 +140,33 @@ def lower_pow(node: ir.Node, builder: Builder) -> None:
     builder.replace(builder.op("Mul", [x, x]))
 
 
+def layer(op: OpInfo) -> Layer | None:
+    """The constant operand of ADD, SUB or MUL, which is sent at each inference and never cached. A
+    single number takes no memory."""
+    constants = [tensor for tensor in op.inputs if tensor is not None and tensor.constant]
+    if len(constants) != 1 or constants[0].elements == 1:
+        return None
+    (constant,) = constants
+    channels = op.outputs[0].shape[-1]
+    if constant.elements == channels == constant.shape[-1]:
+        return Layer("channelwise", 1, channels)
+    return Layer("elementwise", 1, constant.elements)
+
+
+def work(op: OpInfo, target: Target) -> Work:
+    """Elements; a constant for each channel slows the device down."""
+    own = layer(op)
+    if own is not None and own.kind == "channelwise":
+        return Work("broadcast", op.outputs[0].elements)
+    return elements(op, target)
+
+
 _RULES = (four_dimensions("ADD"),)
 
 BUILTINS = (
-    Builtin("ADD", 2, _RULES),
-    Builtin("SUB", 2, _RULES),
-    Builtin("MUL", 2, _RULES),
+    Builtin("ADD", 2, _RULES, layer, work),
+    Builtin("SUB", 2, _RULES, layer, work),
+    Builtin("MUL", 2, _RULES, layer, work),
     Builtin("MINIMUM", 2, _RULES, table="MaximumMinimumOptions"),
     Builtin("MAXIMUM", 2, _RULES, table="MaximumMinimumOptions"),
 )

@@ -25,7 +25,7 @@ from compiler.graph import (
     shape_of,
 )
 from compiler.ops.common import Operator, RefuseError
-from compiler.ops.conv import zero_bias
+from compiler.ops.conv import stored_layer, zero_bias
 from compiler.ops.rules import Builtin, OpInfo, Rule, Work, constant, example, held, rows_of
 from compiler.ops.writer import Writer
 from compiler.targets import Layer, Target
@@ -162,17 +162,26 @@ def _weights_format(op: OpInfo, target: Target) -> str | None:
 
 
 def layer(op: OpInfo) -> Layer:
-    weights = op.inputs[1]
-    assert weights is not None
+    """The parameters of a fully-connected layer.
+
+    One that reads an image whose channels are no multiple of 4 is stored as a convolution over the
+    whole image, which pads the channels at each position.
+    """
+    weights, x = op.inputs[1], op.inputs[0]
+    assert weights is not None and x is not None
     outputs, inputs = weights.shape
-    return Layer("dense", inputs, outputs, 1, weights.scales > 1)
+    if len(x.shape) == 4 and x.shape[3] % 4 and x.shape[1] * x.shape[2] > 1:
+        channels = x.shape[3]
+        return stored_layer(op, "conv", channels, outputs, inputs // channels)
+    return stored_layer(op, "dense", inputs, outputs, 1)
 
 
 def work(op: OpInfo, target: Target) -> Work:
     own = layer(op)
     # The device multiplies by the padding of the stored weights too.
-    padded = up(own.inputs, target.input_multiple) * stored_outputs(own.outputs, target)
-    return Work("dense", padded, own.inputs * own.outputs)
+    rows = own.taps * up(own.inputs, target.input_multiple)
+    padded = rows * stored_outputs(own.outputs, target)
+    return Work("dense", padded, own.taps * own.inputs * own.outputs)
 
 
 def _example(rows: int, **options: int) -> OpInfo:

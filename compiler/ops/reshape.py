@@ -3,6 +3,8 @@ where one is needed."""
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx_ir as ir
 
@@ -27,7 +29,7 @@ from compiler.ops.common import (
 )
 from compiler.ops.rules import Builtin, OpInfo, Rule, TensorInfo, example
 from compiler.ops.writer import Writer
-from compiler.targets import Target
+from compiler.targets import Layer, Target
 
 
 def lower(node: ir.Node, builder: Builder) -> None:
@@ -130,7 +132,25 @@ _RULES = (
     ),
 )
 
-BUILTINS = (Builtin("RESHAPE", 1, _RULES),)
+# Positions of an image of one channel that become channels at a time.
+_GATHERED = 16
+
+
+def layer(op: OpInfo) -> Layer | None:
+    """What makes a row of an image of one channel: a convolution that gathers positions as
+    channels, which the device stores as any other (LibrEdgeTPU's trackers and looming models).
+
+    What the device stores for images of several channels is not known.
+    """
+    shape, row = op.activations[0].shape, op.outputs[0].shape
+    positions = math.prod(shape)
+    if len(shape) != 4 or shape[3] != 1 or row[-1] != positions or positions in shape:
+        return None
+    gathered = min(positions, _GATHERED)
+    return Layer("conv", 1, gathered, gathered, per_channel=False)
+
+
+BUILTINS = (Builtin("RESHAPE", 1, _RULES, layer),)
 
 OPERATORS = (
     Operator("Reshape", lower=lower, scales=same_scale, emit=emit, ties=ties, moves=Moves.VIEW),

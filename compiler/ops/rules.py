@@ -28,9 +28,10 @@ Standing = Literal["documented", "measured", "assumed"]
 class TensorInfo:
     """A tensor of a TFLite operator.
 
-    `zeros` tells that a constant holds nothing else, `scales` how many scales it has. `values` are
-    those of a constant of a few integers, such as axes; None where they are not known. A `variable`
-    keeps its content from one run to the next.
+    `zeros` tells that a constant holds nothing else, `scales` how many scales it has, and
+    `equal_scales` that these are all the same number. `values` are those of a constant of a few
+    integers, such as axes; None where they are not known. A `variable` keeps its content from one
+    run to the next.
     """
 
     name: str
@@ -41,6 +42,7 @@ class TensorInfo:
     scales: int = 1
     values: tuple[int, ...] | None = None
     variable: bool = False
+    equal_scales: bool = False
 
     @property
     def elements(self) -> int:
@@ -119,10 +121,11 @@ class Work:
     many a cycle.
 
     Of "conv", "pointwise", "depthwise" and "dense" the units are multiply-accumulates with the
-    padding that the device computes too, of "vector" elements. `macs` is without padding.
+    padding that the device computes too, of "vector" elements, and of "broadcast" elements that
+    meet a constant of their channel. `macs` is without padding.
     """
 
-    kind: Literal["conv", "pointwise", "depthwise", "dense", "vector"]
+    kind: Literal["conv", "pointwise", "depthwise", "dense", "vector", "broadcast"]
     amount: int
     macs: int = 0
 

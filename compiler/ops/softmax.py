@@ -8,7 +8,7 @@ from compiler.graph import Builder, attribute_of, axis_of, consumers_of, element
 from compiler.ops.common import Operator, Refusal, Scales, permute_axis
 from compiler.ops.rules import Builtin, OpInfo, Rule, example, rows_of
 from compiler.ops.writer import Writer
-from compiler.targets import Target
+from compiler.targets import Layer, Target
 
 # What TFLite prescribes for results of SOFTMAX: (scale, zero point).
 SOFTMAX_SCALE = (1 / 256, -128)
@@ -90,6 +90,21 @@ def _example(*shape: int) -> OpInfo:
     return example("SOFTMAX", shape, shape)
 
 
+# Bytes that SOFTMAX stores for each 4 channels: what it adds and multiplies so that channels beyond
+# the last count for nothing. Read off models compiled since 2021.
+_MASK_BYTES = 3 * 64
+_MASK_END = 64
+
+
+def layer(op: OpInfo) -> Layer | None:
+    """Masks over the channels, which only a row that does not fill groups of 4 channels needs."""
+    channels = op.outputs[0].shape[-1]
+    if channels % 4 == 0:
+        return None
+    groups = channels // 4 + 1
+    return Layer("table", 1, groups * _MASK_BYTES + _MASK_END)
+
+
 _RULES = (
     Rule(
         "a single row has at most 16,384 elements (that many were mapped, more were not seen)",
@@ -110,7 +125,7 @@ _RULES = (
     ),
 )
 
-BUILTINS = (Builtin("SOFTMAX", 2, _RULES),)
+BUILTINS = (Builtin("SOFTMAX", 2, _RULES, layer),)
 
 OPERATORS = (
     Operator("Softmax", lower=lower, refuse=refuse, scales=scales, emit=emit, permute=permute_axis),

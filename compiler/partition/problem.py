@@ -70,11 +70,13 @@ def planner_problem(task: Task, units: Units, placements: Placements) -> planner
         placed_on_host = placements.on_host(unit[0])
         free = all(node in placements.free for node in unit)
         forbidden = planner.INFINITE
-        on_tpu.append(forbidden if placed_on_host else sum(c.tpu for c in costs))
-        on_host.append(sum(c.host for c in costs) if placed_on_host or free else forbidden)
         parameters = list(chain.from_iterable(cost.parameters for cost in costs))
+        # What no room makes stay belongs to the time of the unit itself.
+        always = sum(p.stream for p in parameters if p.layer.is_streamed)
+        on_tpu.append(forbidden if placed_on_host else sum(c.tpu for c in costs) + always)
+        on_host.append(sum(c.host for c in costs) if placed_on_host or free else forbidden)
         sizes.append(sum(packed_bytes(p.layer, target) for p in parameters))
-        stream.append(sum(p.stream for p in parameters))
+        stream.append(sum(p.stream for p in parameters if not p.layer.is_streamed))
         capacities.append(capacity(target, max(c.activations for c in costs)))
     return planner.Problem(
         tpu=on_tpu,

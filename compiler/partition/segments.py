@@ -9,13 +9,12 @@ from itertools import chain
 import onnx_ir as ir
 
 from compiler import planner
-from compiler.device.cost import Cost, Parameters
+from compiler.device.cost import Cost
 from compiler.graph import element_count, values_read
 from compiler.ops import operator_of
 from compiler.partition.plan import Plan, Segment
 from compiler.partition.task import Readers, Task, boundary
-from compiler.targets import Target, capacity, fits
-from compiler.targets.memory import packed_bytes
+from compiler.targets import Target, cached
 
 
 def assemble(
@@ -126,21 +125,12 @@ def streamed(costs: Sequence[Cost], target: Target) -> tuple[set[int], int, floa
     """What stays cached of the layers of nodes that share an Edge TPU.
 
     Returns the indices of the layers that stay, and the bytes and seconds of those that do not.
-    The smallest stay, as in the planner, but here the tiles of the SRAM must hold them too.
     """
     parameters = list(chain.from_iterable(cost.parameters for cost in costs))
     activations = max((c.activations for c in costs), default=0)
-    room = capacity(target, activations)
-    kept = sorted(range(len(parameters)), key=lambda i: parameters[i].bytes)
-    used = sum(packed_bytes(p.layer, target) for p in parameters)
-    sent: list[Parameters] = []
-    while kept:
-        if used <= room and fits([parameters[i].layer for i in kept], target, activations):
-            break
-        largest = parameters[kept.pop()]
-        used -= packed_bytes(largest.layer, target)
-        sent.append(largest)
-    return set(kept), sum(p.bytes for p in sent), sum(p.stream for p in sent)
+    kept = cached([p.layer for p in parameters], target, activations)
+    sent = [p for i, p in enumerate(parameters) if i not in kept]
+    return kept, sum(p.bytes for p in sent), sum(p.stream for p in sent)
 
 
 def predict(

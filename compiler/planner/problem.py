@@ -117,8 +117,8 @@ class Solution:
 def cached(problem: Problem, nodes: Iterable[int]) -> tuple[set[int], float]:
     """(nodes whose parameters stay cached, time to stream the others) where `nodes` share one TPU.
 
-    The smallest stay, as many as there is room for: the order of the vendor's compiler is not
-    known, and this one predicts public latencies.
+    The smallest stay, as many as there is room for. What the tiles take of the chosen plan is
+    counted after (compiler/targets/memory.py), and is seldom less.
     """
     nodes = [*nodes]
     holders = [n for n in nodes if problem.sizes[n]]

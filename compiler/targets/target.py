@@ -18,8 +18,8 @@ class Target:
     """An Edge TPU on its link: sizes in bytes, times in seconds, rates per second. Sources stand in
     the TOML files.
 
-    `conv`, `pointwise`, `depthwise`, `dense` (multiply-accumulates) and `vector` (elements) are
-    rates per clock cycle.
+    `conv`, `pointwise`, `depthwise`, `dense` (multiply-accumulates), `vector` and `broadcast`
+    (elements) are rates per clock cycle.
     """
 
     name: str
@@ -30,9 +30,8 @@ class Target:
     block_outputs: int
     output_multiple: int
     input_multiple: int
-    spatial_bytes: int
-    sram_bytes: int
-    activation_share: float
+    layer_multiple: int
+    block_positions: int
     activation_bytes: int
     # What operators may have.
     softmax_elements: int
@@ -53,6 +52,7 @@ class Target:
     depthwise: float
     dense: float
     vector: float
+    broadcast: float
     pass_bytes: int
     invoke: float
     operator: float
@@ -63,6 +63,11 @@ class Target:
     stream: float
     # How far predictions are off.
     error_percent: float
+
+    @property
+    def sram_bytes(self) -> int:
+        """Memory for parameters, where no activations need any."""
+        return self.tiles * self.tile_bytes
 
     @classmethod
     def load(cls, name: str = "usb3") -> Target:

@@ -118,6 +118,18 @@ def test_published_latencies(name: str, target: str, real: float, tmp_path: Path
     assert predicted == pytest.approx(real, rel=2 * program.target.error_percent / 100)
 
 
+@pytest.mark.parametrize(("target", "real"), [("usb3", 20.0), ("devboard", 25.0)])
+def test_normalisations_that_stay_are_slow(target: str, real: float, tmp_path: Path) -> None:
+    """coral.ai's row of DenseNet, as others convert it: 62 pairs of MUL and ADD. The rate of these
+    is from the first."""
+    options = BuildOptions(target=target, without=frozenset({"cache_constants"}))
+    path = networks.generate("densenet121", tmp_path)
+    plan = building.plan_program(building.read(path, options), options).plan
+    (segment,) = [s for s in plan.segments if s.device == "tpu"]
+    assert 1e3 * segment.seconds == pytest.approx(real, rel=0.2)
+    assert 1.0 < segment.streamed / 2**20 < 2.0
+
+
 def test_a_fit_finds_what_made_the_data() -> None:
     rows = [(1.0, 2.0), (1.0, 5.0), (1.0, 9.0), (1.0, 1.0)]
     samples = [

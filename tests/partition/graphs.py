@@ -16,10 +16,17 @@ from compiler.targets import Target
 from passes import fold_constants
 from tests.passes.golden import parsed, weight
 
-# An Edge TPU of two tiles, each for two and a half blocks of 64 outputs and 16 inputs.
-# What it streams is slow, so that plans are told apart by it.
+# An Edge TPU of two tiles, each for two and a half blocks of 64 outputs and 16 inputs beside the
+# activations. What it streams is slow, so that plans are told apart by it.
 BLOCK = 64 * 16
-SMALL = replace(Target.load(), tiles=2, tile_bytes=BLOCK * 5 // 2, sram_bytes=10**9, stream=1e6)
+ACTIVATIONS = 240
+SMALL = replace(
+    Target.load(),
+    tiles=2,
+    tile_bytes=(BLOCK * 5 + ACTIVATIONS) // 2,
+    activation_bytes=ACTIVATIONS,
+    stream=1e6,
+)
 
 
 def model_of(text: str, weights: dict[str, np.ndarray] | None = None) -> ir.Model:

@@ -11,10 +11,10 @@ from dataclasses import replace
 import onnx_ir as ir
 import pytest
 
-from compiler.device.cost import Cost, of_node
+from compiler.device.cost import Cost, Parameters, of_node
 from compiler.partition import PartitionOptions, partition
-from compiler.targets import Host, Layer, fits
-from tests.partition.graphs import BLOCK, SMALL, chain, check_borders, model_of
+from compiler.targets import Host, Layer, Target, fits
+from tests.partition.graphs import ACTIVATIONS, BLOCK, SMALL, chain, check_borders, model_of
 from tests.passes.golden import weight
 
 HOST = Host.load()
@@ -33,11 +33,13 @@ def heads(sizes: Sequence[int]) -> ir.Model:
     return model_of(f"g (float[1,16] x) => ({outputs}) {{ {' '.join(lines)} }}", weights)
 
 
-def best(model: ir.Model, sizes: Sequence[int], tpus: int, tiles: bool) -> float:
+def best(
+    model: ir.Model, sizes: Sequence[int], tpus: int, tiles: bool, smallest_first: bool
+) -> float:
     """The least latency of all assignments of layers to Edge TPUs.
 
-    With `tiles` parameters must fit tiles, else just their bytes the SRAM. The largest are streamed
-    first.
+    With `tiles` parameters must fit tiles, else just their bytes the SRAM. Each layer is kept that
+    fits beside those before it.
     """
     nodes = list(model.graph)
     costs = [of_node(node, SMALL, HOST, True) for node in nodes]
@@ -50,9 +52,13 @@ def best(model: ir.Model, sizes: Sequence[int], tpus: int, tiles: bool) -> float
             seconds += (
                 SMALL.invoke + 16 / SMALL.down + outputs / SMALL.up + sum(costs[i].tpu for i in own)
             )
-            kept = sorted(own, key=lambda index: sizes[index])
-            while kept and not _taken(kept, costs, sizes, tiles):
-                seconds += costs[kept.pop()].parameters[0].stream
+            own.sort(key=sizes.__getitem__, reverse=not smallest_first)
+            kept: list[int] = []
+            for index in own:
+                if _taken([*kept, index], costs, sizes, tiles):
+                    kept.append(index)
+                else:
+                    seconds += costs[index].parameters[0].stream
         found = min(found, seconds)
     return found
 
@@ -60,7 +66,7 @@ def best(model: ir.Model, sizes: Sequence[int], tpus: int, tiles: bool) -> float
 def _taken(kept: Sequence[int], costs: Sequence[Cost], sizes: Sequence[int], tiles: bool) -> bool:
     if tiles:
         return fits([costs[index].parameters[0].layer for index in kept], SMALL)
-    return sum(sizes[index] for index in kept) * BLOCK <= SMALL.tiles * SMALL.tile_bytes
+    return sum(sizes[index] for index in kept) * BLOCK <= 5 * BLOCK
 
 
 def drawn(seed: int) -> tuple[list[int], int]:
@@ -80,7 +86,10 @@ def test_plans_are_as_good_as_the_best_assignment(sizes: list[int], tpus: int) -
     model = heads(sizes)
     plan = partition(model, SMALL, PartitionOptions(tpus=tpus))
     check_borders(plan, model.graph)
-    assert plan.latency == pytest.approx(best(model, sizes, tpus, tiles=True), rel=1e-6)
+    # The planner counts on the smallest layers; that the largest stay first may make it better.
+    promised = best(model, sizes, tpus, tiles=True, smallest_first=True)
+    possible = best(model, sizes, tpus, tiles=True, smallest_first=False)
+    assert possible * (1 - 1e-6) <= plan.latency <= promised * (1 + 1e-6)
     for tpu in range(tpus):
         cached = sum(segment.cached for segment in plan.segments if segment.tpu == tpu)
         assert cached <= SMALL.tiles * SMALL.tile_bytes + 8 * 64 * sum(
@@ -91,9 +100,14 @@ def test_plans_are_as_good_as_the_best_assignment(sizes: list[int], tpus: int) -
 def test_bytes_promise_more_than_tiles_take_in_some_of_these_cases() -> None:
     """Else nothing would have to be mended: blocks do not share a tile's last half."""
     assert fits([_layer(4)], SMALL) and not fits([_layer(5)], SMALL)
-    assert SMALL.tiles * SMALL.tile_bytes == 5 * BLOCK
-    promised = [best(heads(s), s, t, False) < best(heads(s), s, t, True) * 0.999 for s, t in CASES]
-    assert sum(promised) >= 3
+    assert SMALL.sram_bytes == 5 * BLOCK + ACTIVATIONS
+    differ = []
+    for sizes, tpus in CASES:
+        by_bytes, by_tiles = (
+            best(heads(sizes), sizes, tpus, tiles, smallest_first=True) for tiles in (False, True)
+        )
+        differ.append(by_bytes < 0.999 * by_tiles)
+    assert sum(differ) >= 3
 
 
 @pytest.mark.parametrize("widths", [(16, 128, 16, 64, 16), (16, 64, 16, 128, 16)])
@@ -101,28 +115,44 @@ def test_nodes_move_across_borders_where_less_room_finds_no_better_plan(
     widths: tuple[int, ...],
 ) -> None:
     """Tiles of a block and nine tenths: one is lost in each. Runs of a chain are segments."""
-    target = replace(SMALL, tiles=4, tile_bytes=BLOCK * 19 // 10)
+    target = replace(SMALL, tiles=4, tile_bytes=BLOCK * 19 // 10 + ACTIVATIONS // 4)
     model = chain(widths)
     nodes = list(model.graph)
     costs = [of_node(node, target, HOST, True) for node in nodes]
     layers = [cost.parameters[0] for cost in costs]
-    found = float("inf")
-    for choice in itertools.product(range(2), repeat=len(nodes)):
-        seconds = sum(cost.tpu for cost in costs)
-        for index, tpu in enumerate(choice):
-            if index == 0 or choice[index - 1] != tpu:
-                seconds += target.invoke + widths[index] / target.down
-            if index + 1 == len(nodes) or choice[index + 1] != tpu:
-                seconds += widths[index + 1] / target.up
-        for tpu in set(choice):
-            own = [layer for layer, place in zip(layers, choice, strict=True) if place == tpu]
-            kept = sorted(own, key=lambda layer: layer.bytes)
-            while kept and not fits([layer.layer for layer in kept], target):
-                seconds += kept.pop().stream
-        found = min(found, seconds)
+    bounds = []
+    for smallest_first in (False, True):
+        found = float("inf")
+        for choice in itertools.product(range(2), repeat=len(nodes)):
+            seconds = sum(cost.tpu for cost in costs)
+            for index, tpu in enumerate(choice):
+                if index == 0 or choice[index - 1] != tpu:
+                    seconds += target.invoke + widths[index] / target.down
+                if index + 1 == len(nodes) or choice[index + 1] != tpu:
+                    seconds += widths[index + 1] / target.up
+            for tpu in set(choice):
+                own = [layer for layer, place in zip(layers, choice, strict=True) if place == tpu]
+                seconds += _streaming(own, target, smallest_first)
+            found = min(found, seconds)
+        bounds.append(found)
     plan = partition(model, target, PartitionOptions(tpus=2))
     check_borders(plan, model.graph)
-    assert plan.latency == pytest.approx(found, rel=1e-6)
+    possible, promised = bounds
+    assert possible * (1 - 1e-6) <= plan.latency <= promised * (1 + 1e-6)
+
+
+def _streaming(own: Sequence[Parameters], target: Target, smallest_first: bool) -> float:
+    """Seconds for the layers that do not stay: the largest, until the others fit, or each that does
+    not fit beside larger ones."""
+    kept: list[Layer] = []
+    late = 0.0
+    for parameters in sorted(own, key=lambda p: p.bytes, reverse=not smallest_first):
+        stops = smallest_first and late > 0
+        if not stops and fits([*kept, parameters.layer], target):
+            kept.append(parameters.layer)
+        else:
+            late += parameters.stream
+    return late
 
 
 def _layer(size: int) -> Layer:

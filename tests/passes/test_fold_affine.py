@@ -245,3 +245,44 @@ def test_training_is_left_alone() -> None:
         y, running, v = BatchNormalization <training_mode = 1> (x, gain, bias, mean, variance)
     }""",
     )
+
+
+def test_constants_in_front_of_a_convolution_go_into_it() -> None:
+    """A Relu keeps them from the layer in front; the zeros around an image are only scaled."""
+    constants = """<float[1,2,1,1] w = {1, 2}, float[1] b = {0.5}, float[2,1,1] a = {2, 4},
+                    float[2,1,1] s = {3, 1}>"""
+    signature = "g (float[1,2,3,3] x) => (float[1,1,3,3] y)"
+    before = f"""{signature} {constants} {{
+        r = Relu (x) m = Mul (r, a) n = Add (m, s) y = Conv (n, w, b)
+    }}"""
+    after = f"""{signature} <float[1,2,1,1] w = {{2, 8}}, float[1] b = {{5.5}}> {{
+        r = Relu (x) y = Conv (r, w, b)
+    }}"""
+    rewrites("fold_affine", before, after)
+
+
+def test_a_factor_goes_through_padding() -> None:
+    signature = "g (float[1,2,3,3] x) => (float[1,1,3,3] y)"
+    before = f"""{signature} <float[2,1,1] a = {{2, 4}}> {{
+        r = Relu (x) m = Mul (r, a) y = Conv <pads = [1, 1, 1, 1]> (m, w)
+    }}"""
+    after = f"""{signature} {{
+        r = Relu (x) y = Conv <pads = [1, 1, 1, 1]> (r, scaled)
+    }}"""
+    w = weight(1, 2, 3, 3)
+    factor = np.array([2, 4], np.float32)[:, None, None]
+    rewrites("fold_affine", before, after, weights={"w": w}, constants={"scaled": w * factor})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        # The zeros of the padding would be shifted.
+        "r = Relu (x) m = Add (r, a) y = Conv <pads = [1, 1, 1, 1]> (m, w)",
+        # Another operator reads the product.
+        "r = Relu (x) m = Mul (r, a) c = Conv <pads = [1, 1, 1, 1]> (m, w) y = Add (c, m)",
+    ],
+)
+def test_what_does_not_go_into_the_layer_behind(body: str) -> None:
+    before = f"g (float[1,2,3,3] x) => (float[1,2,3,3] y) <float[2,1,1] a = {{2, 4}}> {{ {body} }}"
+    leaves_alone("fold_affine", before, weights={"w": weight(2, 2, 3, 3)})
