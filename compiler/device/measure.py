@@ -79,11 +79,11 @@ def _int8_product() -> tuple[bytes, Arrays]:
     """A matrix product as host segments have it in int8 (compiler/emit/qgemm.py)."""
     rng = np.random.default_rng(0)
     feeds = {"x": rng.integers(0, 255, (_SIZE, _SIZE), np.uint8)}
-    constants = {
-        "scale": np.float32(0.01),
-        "x_zero": np.uint8(128),
+    constants: Arrays = {
+        "scale": np.array(0.01, np.float32),
+        "x_zero": np.array(128, np.uint8),
         "w": rng.integers(-127, 127, (_SIZE, _SIZE), np.int8),
-        "w_zero": np.int8(0),
+        "w_zero": np.array(0, np.int8),
     }
     inputs = ["x", "scale", "x_zero", "w", "scale", "w_zero"]
     node = helper.make_node("QGemm", inputs, ["y"], domain="com.microsoft")
@@ -97,7 +97,8 @@ def _selection() -> tuple[bytes, Arrays]:
     sizes = rng.random((1, _BOXES, 2), np.float32) / 5
     boxes = np.concatenate([corners, corners + sizes], axis=2)
     feeds = {"boxes": boxes, "scores": rng.random((1, _CLASSES, _BOXES), np.float32)}
-    constants = {"most": np.array([100]), "overlap": np.float32(0.6), "least": np.float32(0)}
+    limits = np.array([0.6, 0], np.float32)
+    constants = {"most": np.array([100]), "overlap": limits[:1], "least": limits[1:]}
     node = helper.make_node("NonMaxSuppression", [*feeds, *constants], ["y"])
     return _model([node], feeds, constants), feeds
 
@@ -111,7 +112,7 @@ def _model(nodes: Sequence[NodeProto], feeds: Arrays, constants: Arrays) -> byte
     selects = nodes[-1].op_type == "NonMaxSuppression"
     kind = TensorProto.INT64 if selects else TensorProto.FLOAT
     outputs = [helper.make_tensor_value_info(nodes[-1].output[0], kind, None)]
-    weights = [numpy_helper.from_array(np.asarray(a), name) for name, a in constants.items()]
+    weights = [numpy_helper.from_array(a, name) for name, a in constants.items()]
     graph = helper.make_graph(nodes, "measure", inputs, outputs, weights)
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=8)

@@ -61,7 +61,7 @@ def recurrent_macs(node: ir.Node) -> int:
     if not is_static(of_state):
         return 0
     steps_and_batch = math.prod(shape_of(x)[:2])
-    return steps_and_batch * (element_count(of_input) + element_count(of_state))
+    return steps_and_batch * (math.prod(shape_of(of_input)) + math.prod(shape_of(of_state)))
 
 
 def suppressed_scores(node: ir.Node) -> int:
@@ -75,7 +75,7 @@ def suppressed_scores(node: ir.Node) -> int:
         return 0
     threshold = constant_of(input_at(node, 4))
     passes_all = threshold is None or float(threshold.flat[0]) < _LEAST_THRESHOLD
-    return element_count(scores) // (1 if passes_all else 10)
+    return math.prod(shape_of(scores)) // (1 if passes_all else 10)
 
 
 def _refused(operator: Operator) -> Operator:

@@ -106,7 +106,7 @@ class Host:
         """A shipped host by name, or a TOML file as `measure` writes it. Raises OptionError."""
         table = _read("host", name, _FOLDER / "hosts")
         macs = table.get("macs")
-        if _is_number(macs):
+        if isinstance(macs, int | float):
             older = {"int8_macs": macs, "scalars": macs / _MACS_PER_SCALAR, "cores": 1}
             table = older | table
         return _made(cls, "host", name, table)
