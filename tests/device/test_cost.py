@@ -174,6 +174,14 @@ def test_cycles_of_unseen_models() -> None:
     assert fit_cost.error(fit_cost.held_out(samples, (), fit_cost.squares)) <= 0.2
 
 
+@needs_groundtruth
+def test_compiled_models_that_nothing_was_fitted_to() -> None:
+    """PoseNet at three sizes of images: 5.8, 10.3 and 32.4 ms."""
+    rows = fit_cost.compiled(GROUNDTRUTH, Target.load("usb3", "desktop"))
+    assert len(rows) == 3
+    assert fit_cost.error(rows) <= 0.15
+
+
 @pytest.mark.parametrize(
     ("name", "target", "host", "real"),
     [
