@@ -63,7 +63,7 @@ ROWS = {
 }
 _FAMILIES = dict(ROWS.values())
 # Milliseconds of google-coral/edgetpu, benchmarks/reference/basic_engine_reference_*.csv, by target
-# and host.
+# and host; on PCIe those of a Raspberry Pi Compute Module 4 (its issue 280, models_benchmark).
 REFERENCE = {
     ("usb3", "desktop"): {
         "inception_v1": 3.06,
@@ -88,6 +88,11 @@ REFERENCE = {
         "mobilenet_v2": 4.55,
         "ssd_mobilenet_v1": 15.09,
         "ssd_mobilenet_v2_face": 9.31,
+    },
+    ("pcie", "pi4"): {
+        "mobilenet_v1": 2.474,
+        "mobilenet_v1_0.25_128": 0.993,
+        "mobilenet_v1_0.5_160": 1.335,
     },
     ("usb2", "pi3"): {
         "inception_v1": 19.21,
@@ -447,11 +452,12 @@ def main(folder: Path) -> None:
     pi4 = latencies(reference("usb3", "pi4", False), loaded, "pi4", "invocation and byte")
     show("usb3 on pi4: milliseconds", ("invocation", "byte sent"), pi4, floors)
     detectors(folder, "usb3", "pi4", "")
-    usb2 = Target.load("usb2", "pi3")
-    pi3 = latencies(reference("usb2", "pi3", False), usb2, "pi3", "invocation")
-    show("usb2 on pi3: milliseconds", ("invocation",), pi3)
+    for target, host in (("usb2", "pi3"), ("pcie", "pi4")):
+        rows = reference(target, host, False)
+        samples = latencies(rows, Target.load(target, host), host, "invocation")
+        show(f"{target} on {host}: milliseconds", ("invocation",), samples)
 
-    print("\npcie: milliseconds")
+    print("\npcie on desktop: milliseconds")
     swept = sweep(Target.load("pcie"))
     list_predictions(swept)
     print(

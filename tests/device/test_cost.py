@@ -80,6 +80,7 @@ def test_streaming_hides_behind_computing() -> None:
         ("usb3", "pi4"),
         ("usb2", "pi3"),
         ("pcie", "desktop"),
+        ("pcie", "pi4"),
         ("devboard", "devboard"),
     ],
 )
