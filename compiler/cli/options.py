@@ -111,7 +111,10 @@ Target = Annotated[
 ]
 Host = Annotated[
     str,
-    option("host", help="The host CPU, for predictions: pi5, pi4 or a file made by `measure`."),
+    option(
+        "host",
+        help="The host, for predictions: pi5, pi4, pi3, desktop, devboard or a file of `measure`.",
+    ),
 ]
 Tpus = Annotated[int, option("tpus", help="How many Edge TPUs there are, 1 to 64.")]
 Objective = Annotated[

@@ -175,7 +175,7 @@ def plan_program(
 def partition_model(model: ir.Model, target: str, options: PartitionOptions) -> Program:
     """Cut a rewritten model into segments."""
     with stage("partition"):
-        device = Target.load(target)
+        device = Target.load(target, options.host)
         placed = replace(options, place=options.place or "tpu")
         return Program(model, partition(model, device, placed), device)
 

@@ -32,8 +32,8 @@ class Forecast:
     latency_ms:     one inference
     interval_ms:    time between two results of a full pipeline
     gap_percent:    how far the plan may be from the best cut; None where no solver looked for one
-    error_percent:  average error of such predictions, over networks that the model was not fitted
-                    to
+    error_percent:  average error of such predictions on this host, over networks that the model was
+                    not fitted to; None where nobody has measured it
     tpu_segments:   segments on Edge TPUs
     host_segments:  segments on the host
     cached_bytes:   parameters that stay in the Edge TPUs
@@ -48,7 +48,7 @@ class Forecast:
     latency_ms: float
     interval_ms: float
     gap_percent: float | None
-    error_percent: float
+    error_percent: float | None
     tpu_segments: int
     host_segments: int
     cached_bytes: int
@@ -109,7 +109,7 @@ def _language_rows(model: Path, options: BuildOptions) -> Iterator[LanguageForec
     source = open_source(model)
     sizes = language.fitted(options.language, source)
     shapes = language.program_shapes(sizes)
-    target = Target.load(options.target)
+    target = Target.load(options.target, options.partitioning.host)
     for name in _PROGRAMS:
         tokens = shapes[name].tokens
         rewritten = building.rewrite(decoder.write(source, shapes[name]), options)

@@ -93,7 +93,7 @@ def _no_ties(node: ir.Node) -> list[ChannelTie] | None:
     return None
 
 
-def _no_macs(node: ir.Node) -> int:
+def _none(node: ir.Node) -> int:
     return 0
 
 
@@ -147,7 +147,8 @@ class Operator:
 
     What it computes:
 
-    macs:     multiply-accumulates in float; the first two inputs and the first output are static
+    macs:     multiply-accumulates in float; the first two inputs and the first output that it gives
+              are static
     output_channels: of a layer of ONNX with constant weights
     elementwise: what it does to each number by itself, as a function
     saturates_at: its int8 result is the first or the last for inputs beyond plus or minus this
@@ -159,6 +160,8 @@ class Operator:
     Elsewhere:
 
     host_bytes: bytes of memory that it reads and writes on the host, in float
+    host_scalars: elements that the host looks at one after the other, as in sorting
+    sequential: each of its steps needs the one before it, so that one core of the host works
     stand_in: the ONNX operator of one input that a converter without the dialect takes instead
     """
 
@@ -175,7 +178,7 @@ class Operator:
     ties: Callable[[ir.Node], list[ChannelTie] | None] = _no_ties
     combines: Literal["sum", "product"] | None = None
     linear: LinearKind | None = None
-    macs: Callable[[ir.Node], int] = _no_macs
+    macs: Callable[[ir.Node], int] = _none
     output_channels: Callable[[ir.Node], int | None] = _no_channels
     elementwise: Callable[[ir.Node], Function | None] = _no_function
     saturates_at: float | None = None
@@ -184,6 +187,8 @@ class Operator:
     reads_nan: bool = False
     reads_bytes: bool = False
     host_bytes: Callable[[ir.Node], int] = bytes_of_all
+    host_scalars: Callable[[ir.Node], int] = _none
+    sequential: bool = False
     stand_in: str | None = None
 
     @property

@@ -32,8 +32,8 @@ _IHWO = (1, 2, 3, 0)
 
 
 def lower_conv(node: ir.Node, builder: Builder) -> None:
-    """An image [1, C, H, W] or [1, C, W] with constant weights; groups become convolutions of their
-    own."""
+    """An image [1, C, H, W] or signals [N, C, W] with constant weights; groups become convolutions
+    of their own."""
     x, weight, bias = node.inputs[0], node.inputs[1], input_at(node, 2)
     assert x is not None and weight is not None
     if not is_constant(weight):

@@ -8,7 +8,14 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from compiler.graph import Builder, element_count, shape_of
+from compiler.graph import (
+    Builder,
+    constant_of,
+    element_count,
+    input_at,
+    is_static,
+    shape_of,
+)
 from compiler.ops.common import FLOAT_BYTES, Moves, Operator, RefuseError, static_tensors
 from compiler.ops.rules import Builtin, OpInfo, Rule, example
 from compiler.targets import Target
@@ -17,6 +24,8 @@ from compiler.targets import Target
 # is supported.
 _NO_MATRICES = "the Edge TPU multiplies by constant weights only (no BATCH_MATMUL)"
 _NO_DIVISION = "the Edge TPU has no division by a computed deviation"
+# A score below this is taken to say that nothing is there.
+_LEAST_THRESHOLD = 0.01
 _ROWS_IN_FLOAT = "in int8 would lose too much; it stays exact in float"
 
 
@@ -44,6 +53,30 @@ def cached_attention_bytes(node: ir.Node) -> int:
         elif value.is_graph_input():
             cache += element_count(value)
     return FLOAT_BYTES // 2 * cache + FLOAT_BYTES * others
+
+
+def recurrent_macs(node: ir.Node) -> int:
+    """Of LSTM, GRU and RNN: the weights of an input [steps, batch, size] and of the state, at each
+    step for each sequence. Both are [directions, gates * hidden, size]."""
+    x, of_input, of_state = node.inputs[:3]
+    if not is_static(of_state):
+        return 0
+    steps_and_batch = math.prod(shape_of(x)[:2])
+    return steps_and_batch * (math.prod(shape_of(of_input)) + math.prod(shape_of(of_state)))
+
+
+def suppressed_scores(node: ir.Node) -> int:
+    """Of NonMaxSuppression: the scores [batch, classes, boxes] that it sorts and compares.
+
+    Those below its threshold are only read. A threshold of zero, or so little that it is none, as
+    SSD networks have it, lets all pass; others are assumed to leave a tenth.
+    """
+    scores = input_at(node, 1)
+    if not is_static(scores):
+        return 0
+    threshold = constant_of(input_at(node, 4))
+    passes_all = threshold is None or float(threshold.flat[0]) < _LEAST_THRESHOLD
+    return math.prod(shape_of(scores)) // (1 if passes_all else 10)
 
 
 def _refused(operator: Operator) -> Operator:
@@ -123,6 +156,10 @@ _DECLARED = (
     ),
     Operator("Log", host_reason="the Edge TPU has no LOG"),
     Operator("LogSoftmax", host_reason="the Edge TPU has no LOG_SOFTMAX"),
+    Operator("GRU", macs=recurrent_macs, sequential=True),
+    Operator("LSTM", macs=recurrent_macs, sequential=True),
+    Operator("RNN", macs=recurrent_macs, sequential=True),
+    Operator("NonMaxSuppression", host_scalars=suppressed_scores),
     Operator("LRN", host_reason="the Edge TPU has no LOCAL_RESPONSE_NORMALIZATION"),
     Operator(
         "RMSNormalization",

@@ -10,18 +10,19 @@ import onnx_ir as ir
 
 from compiler.graph import (
     DIALECT,
+    NCHW,
+    NHWC,
     Builder,
     Shape,
     attribute_of,
     input_at,
     scalar_of,
     shape_of,
-    to_nchw,
-    to_nhwc,
 )
 from compiler.ops.common import Moves, Operator, RefuseError, same_channels, same_scale
 from compiler.ops.rules import NO_FUSED_ACTIVATION, Builtin
 from compiler.ops.window import (
+    CHANNELS_LAST,
     NO_PADS,
     Window,
     can_pad,
@@ -60,7 +61,8 @@ def _window(node: ir.Node, image: ir.Value) -> Window:
         )
     outputs = shape_of(node.outputs[0])[2:]
     if len(outputs) == 1:
-        outputs = (1, *outputs)
+        # The rows are the samples of a batch.
+        outputs = (sizes[0], *outputs)
     top, left, bottom, right = window.pads
     before = (top, left)
     after = [bottom, right]
@@ -172,18 +174,20 @@ def _window_shares(shape: Shape, window: Window, counted: Sequence[int]) -> np.n
 
 
 def lower_global(node: ir.Node, builder: Builder) -> None:
-    """A reduction over all axes behind the channels; of images as NHWC."""
+    """A reduction over all axes behind the channels, which go last in signals and images."""
     (x,) = node.inputs
     assert x is not None
     rank = len(shape_of(x))
-    axes = builder.const(np.arange(2, rank, dtype=np.int64), "axes")
     op_type = {"GlobalAveragePool": "ReduceMean", "GlobalMaxPool": "ReduceMax"}[node.op_type]
-    if rank == 4:
-        image = to_nhwc(builder, x)
-        axes = builder.const(np.array([1, 2], np.int64), "axes")
-        builder.replace(to_nchw(builder, builder.op(op_type, [image, axes], {"keepdims": 1})))
+    if rank not in (3, 4):
+        axes = builder.const(np.arange(2, rank, dtype=np.int64), "axes")
+        builder.replace(builder.op(op_type, [x, axes], {"keepdims": 1}))
         return
-    builder.replace(builder.op(op_type, [x, axes], {"keepdims": 1}))
+    perm = NHWC if rank == 4 else CHANNELS_LAST
+    back = NCHW if rank == 4 else CHANNELS_LAST
+    axes = builder.const(np.arange(1, rank - 1, dtype=np.int64), "axes")
+    y = builder.op(op_type, [builder.transpose(x, perm), axes], {"keepdims": 1})
+    builder.replace(builder.transpose(y, back))
 
 
 def emit_average(node: ir.Node, writer: Writer) -> None:

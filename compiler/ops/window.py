@@ -14,6 +14,8 @@ from compiler.ops.common import RefuseError
 Pair = tuple[int, int]
 Pads = tuple[int, int, int, int]
 NO_PADS: Pads = (0, 0, 0, 0)
+# [N, C, W] to [N, W, C], and back.
+CHANNELS_LAST = (0, 2, 1)
 
 
 @dataclass(frozen=True)
@@ -124,23 +126,28 @@ def crop(
 
 
 def to_image(builder: Builder, value: ir.Value) -> ir.Value:
-    """NCHW [1, C, H, W] or [1, C, W] as NHWC. Raises RefuseError for other shapes."""
+    """NCHW [1, C, H, W] or [N, C, W] as one NHWC image. Raises RefuseError for other shapes.
+
+    Windows over one spatial axis have one row, so that the samples of a batch can be the rows of an
+    image: [1, N, W, C].
+    """
     shape = shape_of(value)
     if len(shape) not in (3, 4):
         raise RefuseError(
             f"it is {len(shape) - 2}-dimensional; the Edge TPU has 1 and 2 dimensional windows"
         )
+    if len(shape) == 3:
+        batch, channels, width = shape
+        rows = builder.transpose(value, CHANNELS_LAST)
+        return builder.reshape(rows, (1, batch, width, channels))
     if shape[0] != 1:
         raise RefuseError(f"its batch is {shape[0]}; the Edge TPU takes one image at a time")
-    if len(shape) == 3:
-        value = builder.reshape(value, (shape[0], shape[1], 1, shape[2]))
     return to_nhwc(builder, value)
 
 
 def from_image(builder: Builder, value: ir.Value, rank: int) -> ir.Value:
     """NHWC back to the layout, of 3 or 4 dimensions, that `to_image` found."""
-    value = to_nchw(builder, value)
-    if rank == 3:
-        batch, channels, _, width = shape_of(value)
-        value = builder.reshape(value, (batch, channels, width))
-    return value
+    if rank == 4:
+        return to_nchw(builder, value)
+    rows = builder.reshape(value, shape_of(value)[1:])
+    return builder.transpose(rows, CHANNELS_LAST)

@@ -25,7 +25,7 @@ class PartitionOptions:
                 there, "host" nothing. None is "tpu", and "auto" for language models
     pins:       names of nodes (with * and ?) and the device that each is pinned to
     cuts:       names of nodes behind which a segment ends
-    host:       name or file of the host CPU, for predictions
+    host:       name or file of the host, for predictions of its CPU and of the link that it drives
     seconds:    how much work a search may do, in seconds of an x86 core; a plan takes two to three
                 searches. Work is counted, not time, so that a model has the same plan everywhere
     host_int8:  the host multiplies normalised rows in int8 too, by the weights of the Edge TPU

@@ -218,9 +218,10 @@ class PredictionEntry(TypedDict):
         "looked for it",
     ]
     error_percent: Annotated[
-        NotNegative,
-        "how far such predictions were off on average, for networks that the cost model was not "
-        "fitted to",
+        float | None,
+        Limits(minimum=0),
+        "how far predictions for this target on this host were off on average, for networks that "
+        "the cost model was not fitted to; null where nobody has measured it",
     ]
 
 

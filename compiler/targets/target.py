@@ -11,15 +11,18 @@ from typing import Any, TypeVar
 from compiler.errors import OptionError, no_file
 
 _FOLDER = Path(__file__).parent
+# About as on the Raspberry Pi 4 (hosts/pi4.toml).
+_MACS_PER_SCALAR = 150
 
 
 @dataclass(frozen=True)
 class Target:
-    """An Edge TPU on its link: sizes in bytes, times in seconds, rates per second. Sources stand in
-    the TOML files.
+    """An Edge TPU on its link to a host: sizes in bytes, times in seconds, rates per second.
+    Sources stand in the TOML files.
 
     `conv`, `pointwise`, `depthwise`, `dense` (multiply-accumulates), `vector` and `broadcast`
-    (elements) are rates per clock cycle.
+    (elements) are rates per clock cycle. `error_percent` tells how far predictions for this target
+    on this host were off; None where nobody has measured it.
     """
 
     name: str
@@ -61,8 +64,7 @@ class Target:
     down: float
     up: float
     stream: float
-    # How far predictions are off.
-    error_percent: float
+    error_percent: float | None = None
 
     @property
     def sram_bytes(self) -> int:
@@ -70,36 +72,69 @@ class Target:
         return self.tiles * self.tile_bytes
 
     @classmethod
-    def load(cls, name: str = "usb3") -> Target:
-        """A shipped target by name, or a TOML file by path. Raises OptionError.
+    def load(cls, name: str = "usb3", host: str | None = None) -> Target:
+        """A shipped target by name, or a TOML file by path, as it is on `host`. Raises OptionError.
 
-        A file that names a `chip` takes from chips/CHIP.toml what it does not say itself.
+        A file that names a `chip` takes from chips/CHIP.toml what it does not say itself. Its
+        section [hosts.NAME] says what differs on the host of that name, which is also the `name`
+        in the host's own file; other hosts have the values of [link].
         """
         table = _read("target", name, _FOLDER)
+        hosts = _hosts(name, table)
         chip = table.pop("chip", None)
         if chip is not None:
             table = _read("target", str(chip), _FOLDER / "chips") | table
+        if host is not None:
+            table |= hosts.get(Host.load(host).name, {})
         return _made(cls, "target", name, table)
 
 
 @dataclass(frozen=True)
 class Host:
-    """The CPU beside: float multiply-accumulates and bytes of memory per second, seconds for each
-    operator."""
+    """The CPU beside, as onnxruntime uses it.
+
+    macs:      multiply-accumulates per second of float matrices
+    int8_macs: of int8 matrices
+    bytes:     bytes of memory per second
+    scalars:   elements per second where code looks at one after the other, as in sorting
+    operator:  seconds for each operator
+    cores:     that share the multiply-accumulates
+
+    A file may lack what older ones do: it is then read as if int8 were as fast as float, sorting as
+    slow beside `macs` as on a Raspberry Pi, and all the work done by one core.
+    """
 
     name: str
     description: str
     macs: float
+    int8_macs: float
     bytes: float
+    scalars: float
     operator: float
+    cores: float
 
     @classmethod
     def load(cls, name: str = "pi5") -> Host:
         """A shipped host by name, or a TOML file as `measure` writes it. Raises OptionError."""
-        return _made(cls, "host", name, _read("host", name, _FOLDER / "hosts"))
+        table = _read("host", name, _FOLDER / "hosts")
+        macs = table.get("macs")
+        if isinstance(macs, int | float):
+            older = {"int8_macs": macs, "scalars": macs / _MACS_PER_SCALAR, "cores": 1}
+            table = older | table
+        return _made(cls, "host", name, table)
 
 
 _Table = TypeVar("_Table", Target, Host)
+
+
+def _hosts(name: str, table: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Takes the sections [hosts.NAME] out of a target's table."""
+    hosts = table.pop("hosts", {})
+    if not all(isinstance(section, dict) for section in hosts.values()):
+        raise OptionError(
+            f"{name}: what differs on a host stands in a section [hosts.NAME]", "target"
+        )
+    return dict(hosts)
 
 
 def _read(option: str, name: str, folder: Path) -> dict[str, Any]:
@@ -117,7 +152,7 @@ def _read(option: str, name: str, folder: Path) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     sections = []
     for key, value in table.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and key != "hosts":
             sections.append(value)
         else:
             flat[key] = value

@@ -66,8 +66,8 @@ def predicted(prediction: Json) -> str:
     pipeline = f", a result each {prediction['interval_ms']:.3g} ms" if several else ""
     return (
         f"Predicted on {devices}: {prediction['latency_ms']:.3g} ms{pipeline}; "
-        f"{_nearness(prediction['gap_percent'])} under this model, which is off by "
-        f"{prediction['error_percent']}% on average for networks that it was not fitted to"
+        f"{_nearness(prediction['gap_percent'])} under this model; "
+        f"{_error(prediction['host'], prediction['error_percent'])}"
     )
 
 
@@ -87,7 +87,8 @@ def show_forecasts(console: Console, name: str, target_name: str, rows: Sequence
         return
     objective = rows[0].objective
     console.print(
-        f"[bold]{escape(name)}[/] for {target.description}, {objective} first", highlight=False
+        f"[bold]{escape(name)}[/] for {target.description} and {rows[0].host}, {objective} first",
+        highlight=False,
     )
     columns = "TPUs", "segments", "latency ms", "results/s", "cached", "streamed", "reload ms"
     table = plain_table([*columns, "gap"])
@@ -106,7 +107,8 @@ def show_forecasts(console: Console, name: str, target_name: str, rows: Sequence
     console.print(
         "Segments are TPU+host. Results/s are those of a full pipeline. Reload is the time that "
         "is added where the segments of one Edge TPU are not compiled together. Gap is how far "
-        f"the plan may be from the best cut, where a solver looked for that. {_error(target)}",
+        "the plan may be from the best cut, where a solver looked for that. Of the cost model: "
+        f"{_error(rows[0].host, rows[0].error_percent)}.",
         highlight=False,
     )
 
@@ -132,16 +134,16 @@ def _show_language_forecasts(
     console.print(table)
     console.print(
         "Segments are TPU+host. The link allows so many tokens/s if all parameters are streamed "
-        f"and nothing else takes time. {_error(target)}",
+        f"and nothing else takes time. Of the cost model: {_error(host, rows[0].error_percent)}.",
         highlight=False,
     )
 
 
-def _error(target: Target) -> str:
-    percent = target.error_percent
-    return (
-        f"Predictions are off by {percent}% on average for networks that they were not fitted to."
-    )
+def _error(host: str, percent: float | None) -> str:
+    """How far to trust predictions for a target on a host."""
+    if percent is None:
+        return f"how far it is off on {host} is not measured"
+    return f"it is off by {percent}% on average for networks that it was not fitted to"
 
 
 def _nearness(gap: float | None) -> str:

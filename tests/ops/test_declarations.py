@@ -88,6 +88,16 @@ def test_named_option_tables_exist() -> None:
             " { y = Attention (q, k, v) }",
             2 * (2 * 4 * 6 * 8),
         ),
+        (
+            "g (float[9,2,5] x, float[1,16,5] w, float[1,16,4] r) => (float[9,1,2,4] y)"
+            " { y = LSTM <hidden_size = 4> (x, w, r) }",
+            9 * 2 * 16 * (5 + 4),
+        ),
+        (
+            "g (float[9,2,5] x, float[2,12,5] w, float[2,12,4] r) => (float[2,2,4] h)"
+            ' { "", h = GRU <hidden_size = 4, direction = "bidirectional"> (x, w, r) }',
+            9 * 2 * 2 * 12 * (5 + 4),
+        ),
         ("g (float[N,7] x, float[7,3] w) => (float[N,3] y) { y = MatMul (x, w) }", 0),
         ("g (float[2,7] x, float[2,7] w) => (float[2,7] y) { y = Add (x, w) }", 0),
     ],

@@ -31,6 +31,29 @@ def test_a_convolution_takes_images_with_channels_last() -> None:
     rewrites("lower", before, after, weights=weights, constants=weights)
 
 
+def test_signals_of_a_batch_are_the_rows_of_an_image() -> None:
+    before = """
+    g (float[5,3,8] x) => (float[5,4,6] y)
+    {
+        y = Conv (x, w)
+    }"""
+    after = """
+    g (float[5,3,8] x) => (float[5,4,6] y)
+    <int64[4] image = {1, 5, 8, 3}, int64[3] signals = {5, 6, 4}, float[4] zeros = {0, 0, 0, 0}>
+    {
+        last = Transpose <perm = [0, 2, 1]> (x)
+        rows = Reshape (last, image)
+        conv = edgetpu.Conv2D <dilations = [1, 1], pads = [0, 0, 0, 0], strides = [1, 1]> (rows,
+             two, zeros)
+        apart = Reshape (conv, signals)
+        y = Transpose <perm = [0, 2, 1]> (apart)
+    }"""
+    kernel = weight(4, 3, 3)
+    rewrites(
+        "lower", before, after, weights={"w": kernel}, constants={"two": kernel[:, :, None, :]}
+    )
+
+
 def test_a_depthwise_convolution_keeps_its_bias_and_groups() -> None:
     before = """
     g (float[1,2,4,4] x) => (float[1,4,4,4] y)
