@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         build,
         check,
         compile_bundle,
+        export_bundle,
         find_edgetpu_compiler,
         inspect,
         inspect_compiled,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from compiler.driver.plan import Forecast, LanguageForecast
     from compiler.driver.stages import Timings
     from compiler.errors import CompilerError, OptionError
+    from compiler.export.forms import Export
     from compiler.partition.options import PartitionOptions
     from compiler.quantize.calibrate import Observers
     from compiler.quantize.samples import ImageOptions
@@ -50,6 +52,7 @@ __all__ = [
     "CheckedOperator",
     "CompiledFile",
     "CompilerError",
+    "Export",
     "Forecast",
     "ImageOptions",
     "Inspection",
@@ -63,6 +66,7 @@ __all__ = [
     "build",
     "check",
     "compile_bundle",
+    "export_bundle",
     "find_edgetpu_compiler",
     "inspect",
     "inspect_compiled",
@@ -80,6 +84,7 @@ _DEFINED_IN = {
     "Bundle": "compiler.runtime",
     "CompiledFile": "compiler.driver.inspect",
     "CompilerError": "compiler.errors",
+    "Export": "compiler.export.forms",
     "Forecast": "compiler.driver.plan",
     "ImageOptions": "compiler.quantize.samples",
     "Inspection": "compiler.driver.inspect",

@@ -48,6 +48,7 @@ _SECTIONS = {
         "CompiledFile",
     ),
     "Running": ("Bundle", "Runner"),
+    "Exporting": ("export_bundle", "Export"),
     "Tools": ("find_edgetpu_compiler", "compile_bundle", "install_onnx_tf", "measure_host"),
     "Errors": ("CompilerError", "OptionError"),
 }

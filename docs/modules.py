@@ -36,6 +36,7 @@ ORDER = (
     "checks",
     "vendor",
     "emit",
+    "export",
     "driver",
     "view",
     "__init__",

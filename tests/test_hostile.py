@@ -32,7 +32,6 @@ from compiler.frontends import (
     tokenizer,
 )
 from compiler.frontends import gguf_file as gguf_format
-from compiler.frontends import safetensors as safetensors_format
 from compiler.importer import untrusted
 from compiler.quantize import samples
 from compiler.runtime import (
@@ -609,7 +608,6 @@ def test_documented_limits() -> None:
         f"{tokenizer.LONGEST_PIECE} characters, {tokenizer.MOST_CHARACTERS:,} in all",
         f"{architecture.MOST_LAYERS} layers; other sizes of {architecture.LARGEST_SIZE:,}",
         f"{textfile.LARGEST_TEXT >> 20} MiB of config.json",
-        f"{safetensors_format.LARGEST_HEADER >> 20} MiB of a safetensors header",
         f"{confined.MOST_DEFINITION >> 20} MiB of tokenizer.json",
         f"{corpus.LARGEST_TEXT >> 20} MiB of text to calibrate on",
         f"{confined.TOKENIZER_SECONDS:g} seconds, {confined.TOKENIZER_BYTES >> 30} GiB, "

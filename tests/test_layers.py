@@ -18,6 +18,7 @@ RUNTIME_MAY_IMPORT = {"numpy", "onnxruntime", "compiler"}
 MAY_ALSO_IMPORT = {
     "child.py": {"tokenizers", "jinja2"},
     "cluster.py": {"ray"},
+    "pictures.py": {"PIL"},
     "server": {"starlette"},
     "server/protocol.py": {"h11", "uvicorn"},
 }

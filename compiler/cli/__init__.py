@@ -29,6 +29,7 @@ from compiler.cli.check import check
 from compiler.cli.common import err, out
 from compiler.cli.compile import compile_
 from compiler.cli.doctor import doctor
+from compiler.cli.export import export
 from compiler.cli.generate import generate
 from compiler.cli.inspect import inspect
 from compiler.cli.measure import measure
@@ -57,6 +58,7 @@ _COMMANDS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
             "check": check,
             "plan": plan,
             "compile": compile_,
+            "export": export,
             "measure": measure,
             "toolchain": toolchain,
         },
@@ -128,10 +130,22 @@ def main() -> None:
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     try:
         with _standard_output():
-            app()
+            # Commands return nothing; what ends them early, such as --version, is an exit code.
+            code = app(standalone_mode=False)
+        sys.exit(code or 0)
     except CompilerError as error:
         _print_error(error)
         sys.exit(error.exit_code)
+    except typer.Abort:
+        err.print("interrupted")
+        sys.exit(130)
+    except Exception as error:
+        # A command line that cannot be parsed. The class is click's or, in newer versions of typer,
+        # typer's own; both have this method and nothing else does.
+        if not hasattr(error, "format_message"):
+            raise
+        _print_usage_error(error)
+        sys.exit(2)
     except KeyboardInterrupt:
         err.print("interrupted")
         sys.exit(130)
@@ -149,6 +163,22 @@ def _print_error(error: CompilerError) -> None:
             "This is a bug of the compiler; please report it with the model and the lines below."
         )
         err.print(traceback.format_exc(), highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_usage_error(error: Any) -> None:
+    """One line, as for other errors; the whole help where nothing at all was asked for."""
+    message = error.format_message()
+    context = getattr(error, "ctx", None)
+    command = PROGRAM if context is None else str(context.command_path)
+    if "\n" in message.strip() or not message.strip():
+        error.show()
+        return
+    text = f"{message.strip().rstrip('.')}: `{command} --help` shows what it takes"
+    err.print(
+        f"[bold red]error[/] {OptionError.code}: {escape(one_line(text))}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _terminated(number: int, _frame: Any) -> None:

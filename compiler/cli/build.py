@@ -13,7 +13,6 @@ from compiler.cli import parse
 from compiler.cli.common import err, log_to, out, progress_bars, wrote
 from compiler.cli.options import option
 from compiler.driver.options import OPTIONAL, BuildOptions, LanguageOptions
-from compiler.errors import one_line
 
 RANDOM_DATA = "[bold yellow]No --calibration: using random data; accuracy will be meaningless.[/]"
 
@@ -207,7 +206,9 @@ def build(
         language=LanguageOptions(context, chunk, slots, max_ram),
         dump_passes=dump_passes,
     )
-    if calibration is None and compiler.kind_of(model) != "language":
+    # What is no ONNX file at all is refused in a moment, and that alone matters then.
+    is_onnx = model.is_file() and model.suffix == ".onnx" and compiler.kind_of(model) == "onnx"
+    if calibration is None and is_onnx:
         err.print(RANDOM_DATA)
     if verbose:
         log_to(err)
@@ -222,18 +223,18 @@ def build(
 def _show(bundle: compiler.Bundle) -> None:
     from compiler.view.compiled import show_compilation
     from compiler.view.language import show_language
+    from compiler.view.next_steps import show_next
     from compiler.view.plan import show_plan
     from compiler.view.quality import show_baseline, show_quality, show_warnings
 
     manifest = bundle.manifest
-    hint = ""
     if "language" in manifest:
         show_language(out, manifest)
-        hint = f"; `generate {one_line(str(bundle.path))} PROMPT` continues a text"
     else:
         show_plan(out, manifest)
         show_quality(out, manifest["quality"])
         show_baseline(out, manifest["quality"])
     show_compilation(out, manifest)
-    wrote(bundle.path, hint)
+    wrote(bundle.path)
     show_warnings(out, manifest["quality"])
+    show_next(out, bundle)

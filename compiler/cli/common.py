@@ -108,16 +108,17 @@ def console_beside(path: Path) -> Console:
     return err if files.is_stdout(path) else out
 
 
-def _announce_nothing(stage: str, steps: int) -> Callable[[], None]:
+def _announce_in_lines(stage: str, steps: int) -> Callable[[], None]:
+    err.print(f"{escape(stage)} ...", highlight=False, soft_wrap=True)
     return lambda: None
 
 
 @contextmanager
 def progress_bars() -> Iterator[Callable[[str, int], Callable[[], None]]]:
-    """A progress bar for each stage, on standard error; nothing where that is no terminal."""
+    """A progress bar for each stage, on standard error; a line for each where that is no
+    terminal."""
     if not err.is_interactive:
-        # In a file or a pipe, hidden bars would still leave an empty line.
-        yield _announce_nothing
+        yield _announce_in_lines
         return
     from rich import progress as bars
 

@@ -24,6 +24,10 @@ def read_operators(path: Path) -> list[OpInfo]:
     with tflite_file(path, "a TFLite model"):
         data = file_bytes(path)
         if data[4:8] != b"TFL3":
+            if path.suffix == ".onnx":
+                raise ModelError(
+                    f"{path}: an ONNX file: `inspect` says which of its operators an Edge TPU takes"
+                )
             raise ValueError("it has no TFL3 mark")
         model = unpacked(data)
         graph = model.subgraphs[0]

@@ -22,6 +22,8 @@ from compiler.driver.plan import Forecast
 from compiler.driver.stages import Timings
 from compiler.emit import compilation, report
 from compiler.errors import OptionError
+from compiler.export import forms
+from compiler.export.forms import Export
 from compiler.partition import PartitionOptions
 from compiler.progress import Progress, silent
 from compiler.runtime import Bundle
@@ -160,6 +162,21 @@ def compile_bundle(path: AnyPath, tool: Tool, *, progress: Progress = silent) ->
     """
     compilation.compile_bundle(Path(path), tool, progress)
     return Bundle.open(path, check=False)
+
+
+def export_bundle(bundle: Bundle, form: str, folder: AnyPath, *, force: bool = False) -> Export:
+    """Write the TPU segments of a bundle as files for other software, once they were run.
+
+    form:   "tflite", one file with metadata and labels; "frigate", that file with a labelmap and
+            the configuration; "pycoral" or "libcoral", a file for each Edge TPU
+    folder: where the files go; others in it stay
+    force:  replace files of the same names
+
+    Raises OptionError where the bundle does not fit the form, for example as the host computes
+    between its segments; OutputError where files cannot be written; ToolchainError where an
+    exported file does not give the bundle's bytes.
+    """
+    return forms.export(bundle, form, Path(folder), force)
 
 
 def find_edgetpu_compiler(

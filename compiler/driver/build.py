@@ -21,6 +21,7 @@ from compiler.driver.stages import StageTimer, Timings, stage
 from compiler.emit import bundle, report
 from compiler.emit import manifest as manifests
 from compiler.graph import activations_around
+from compiler.graph.lineage import Lineage
 from compiler.partition import PartitionOptions, Program, partition
 from compiler.progress import Progress, silent
 from compiler.quantize import samples as sampling
@@ -125,7 +126,9 @@ def rewrite(
     driver = driver or pass_driver(model, options)
     context = PassContext(Target.load(options.target))
     step = progress("rewriting", len(passes.PASSES))
+    source = Lineage(model.graph)
     driver.run(passes.PASSES, model, context, step)
+    source.note_absorbed(model.graph)
     return model
 
 

@@ -134,6 +134,10 @@ class TFLiteWriter(Writer):
 
     def finish(self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> bytes:
         """The file, with the model's inputs and outputs in this order."""
+        for value in outputs:
+            # An activation that is fused into an operator has the name of that operator's result
+            # until here; chains of files find tensors by name.
+            self._tensors[self._indices[value]].name = str(value.name)
         graph = schema.SubGraphT()
         graph.name = "main"
         graph.tensors = self._tensors

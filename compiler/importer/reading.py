@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 
 from compiler.errors import ModelError, first_line, no_file
 from compiler.graph import shape_of
-from compiler.importer import onnxfile, untrusted
+from compiler.importer import foreign, onnxfile, untrusted
 from compiler.importer.checking import check_maps
 
 # The oldest opset that onnxruntime runs. ONNX's converter raises some older models to it.
@@ -49,12 +49,18 @@ def _read_proto(path: Path) -> onnx.ModelProto:
     try:
         proto = onnxfile.load(path, SMALL)
     except (DecodeError, ValueError, UnicodeDecodeError) as error:
+        why = foreign.kind(path)
+        if why is not None:
+            raise ModelError(f"{path}: {why}") from error
         why = first_line(error)
         raise ModelError(f"{path}: not an ONNX file, or a truncated one ({why})") from error
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
     # Protobuf reads many a file of another kind as a message without any of these.
     if not proto.HasField("graph") or not proto.graph.output or not proto.opset_import:
+        why = foreign.kind(path)
+        if why is not None:
+            raise ModelError(f"{path}: {why}")
         raise ModelError(f"{path}: not an ONNX model: it has no graph with outputs and an opset")
     return proto
 

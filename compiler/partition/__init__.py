@@ -15,9 +15,10 @@ import onnx_ir as ir
 
 from compiler import planner
 from compiler.errors import OptionError
-from compiler.graph import origin_of
+from compiler.graph import element_count
+from compiler.graph.lineage import names_of
 from compiler.partition.options import DeviceKind, PartitionOptions, PlacePolicy
-from compiler.partition.placement import place_nodes
+from compiler.partition.placement import no_node, place_nodes
 from compiler.partition.plan import Placement, Placements, Plan, Segment
 from compiler.partition.problem import (
     Units,
@@ -28,7 +29,7 @@ from compiler.partition.problem import (
 )
 from compiler.partition.program import Program
 from compiler.partition.segments import assemble, halved, streamed
-from compiler.partition.task import Task
+from compiler.partition.task import Task, boundary
 from compiler.targets import Target
 
 # Shares of the room for parameters that the planner may count on, one after the other, where the
@@ -67,27 +68,40 @@ def partition(model: ir.Model, target: Target, options: PartitionOptions | None 
     gap = None
     if bound is not None and plan.objective > 0:
         gap = max(0.0, 1 - bound / plan.objective)
-    return replace(plan, placements=_final_placements(placements, plan), gap=gap)
+    return replace(plan, placements=_final_placements(task, placements, plan), gap=gap)
 
 
 def _objective(plan: Plan) -> float:
     return plan.objective
 
 
-def _final_placements(placements: Placements, plan: Plan) -> dict[ir.Node, Placement]:
+def _final_placements(task: Task, placements: Placements, plan: Plan) -> dict[ir.Node, Placement]:
     """The placements, with the prediction as the reason where the planner chose another device."""
     final = dict(placements.of)
     for segment in plan.segments:
-        for node in segment.nodes:
-            if final[node].device == segment.device:
-                continue
-            cost = placements.costs[node]
-            here, there = f"{1e3 * cost.host:.3g} ms", f"{1e3 * cost.tpu:.3g} ms"
-            reason = (
-                f"predicted: {here} here, {there} on the Edge TPU, without parameters and transfers"
-            )
-            final[node] = Placement(segment.device, reason)
+        moved = [node for node in segment.nodes if final[node].device != segment.device]
+        if moved:
+            placement = Placement(segment.device, _predicted_reason(task, placements, moved))
+            final |= dict.fromkeys(moved, placement)
     return final
+
+
+def _predicted_reason(task: Task, placements: Placements, nodes: list[ir.Node]) -> str:
+    """What nodes that an Edge TPU takes would cost there, and why the host has them."""
+    costs = [placements.costs[node] for node in nodes]
+    here = 1e3 * sum(cost.host for cost in costs)
+    there = 1e3 * sum(cost.tpu for cost in costs)
+    inputs, outputs = boundary(nodes, task.readers)
+    target = task.target
+    way = target.invoke + sum(map(element_count, inputs)) / target.down
+    way += sum(map(element_count, outputs)) / target.up
+    what = f"{len(nodes)} operators take" if len(nodes) > 1 else "it takes"
+    reason = (
+        f"predicted: {what} {here:.3g} ms here; {there:.3g} ms on the Edge TPU, and "
+        f"{1e3 * way:.3g} ms to get there and back"
+    )
+    stream = 1e3 * sum(layer.stream for cost in costs for layer in cost.parameters)
+    return f"{reason}; {stream:.3g} ms more where parameters are streamed" if stream else reason
 
 
 @dataclass(frozen=True)
@@ -106,12 +120,11 @@ class _Search:
         """The units of the nodes that the user cuts behind."""
         unit_of: dict[str, int] = {}
         for index, unit in enumerate(self.units):
-            unit_of |= dict.fromkeys(map(origin_of, unit), index)
+            for node in unit:
+                unit_of |= dict.fromkeys(names_of(node), index)
         for name in names:
             if name not in unit_of:
-                raise OptionError(
-                    f"{name}: no node has this name; `inspect --json` lists the nodes", "cuts"
-                )
+                raise OptionError(f"{name}: {no_node(self.task.graph, name)}", "cuts")
         return [unit_of[name] for name in names]
 
     def planned(self) -> tuple[Plan, float | None]:

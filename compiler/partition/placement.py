@@ -6,6 +6,7 @@ changes, elementwise nodes that only join host values, and segments that would m
 
 from __future__ import annotations
 
+import difflib
 from fnmatch import fnmatchcase
 from itertools import chain
 
@@ -16,6 +17,7 @@ from compiler.device.cost import of_node
 from compiler.device.legality import refusal
 from compiler.errors import OptionError
 from compiler.graph import activations_of, element_count, origin_of
+from compiler.graph.lineage import names_of
 from compiler.ops import Moves, operator_of
 from compiler.partition.options import PartitionOptions
 from compiler.partition.plan import Placement, Placements
@@ -71,13 +73,10 @@ def _pin(
     for node in pinned:
         placements[node] = Placement("host", KEPT_FLOAT)
     for pattern, device in options.pins.items():
-        nodes = [n for n in graph if fnmatchcase(origin_of(n), pattern)]
+        nodes = [node for node in graph if _is_meant(node, pattern)]
         pin = f"--pin {pattern}={device}"
         if not nodes:
-            raise OptionError(
-                f"{pattern}={device}: no node has this name; `inspect --json` lists the nodes",
-                "pins",
-            )
+            raise OptionError(f"{pattern}={device}: {no_node(graph, pattern)}", "pins")
         for node in nodes:
             if device == "tpu" and placements[node].device == "host":
                 reason = placements[node].reason
@@ -85,6 +84,24 @@ def _pin(
             placements[node] = Placement(device, pin)
             pinned.add(node)
     return pinned
+
+
+def _is_meant(node: ir.Node, pattern: str) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names_of(node))
+
+
+def no_node(graph: ir.Graph, name: str) -> str:
+    """What to say of a name that no node has: the closest ones."""
+    names: dict[str, None] = {}
+    for node in graph:
+        names |= dict.fromkeys(names_of(node))
+    close = difflib.get_close_matches(name.strip("*?"), names, n=3)
+    if not close:
+        # Exporters write long paths, of which a user knows the last part.
+        close = [found for found in names if name.strip("*?") in found][:3]
+    if close:
+        return f"no node has this name; the closest are {', '.join(map(repr, close))}"
+    return "no node has this name; `inspect --json` lists the nodes"
 
 
 def _move_boundaries(graph: ir.Graph, readers: Readers, found: Placements) -> None:

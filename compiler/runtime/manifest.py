@@ -11,7 +11,7 @@ There is no `from __future__ import annotations`: TypedDict would not see `NotRe
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NotRequired, TypedDict, final
 
-MANIFEST_VERSION = 7
+MANIFEST_VERSION = 8
 # The entry of `tools` that names the version of the program that wrote a manifest.
 WRITER = "coral-bundle"
 FILE_NAME = "manifest.json"
@@ -214,6 +214,91 @@ class ProgramEntry(TypedDict):
     outputs: Annotated[list[TensorEntry], Limits(least=1), "likewise"]
     prediction: Annotated[PredictionEntry, "what the cost model says of the plan"]
     segments: Annotated[list[SegmentEntry], "in the order to run"]
+
+
+class PictureEntry(TypedDict):
+    """How a picture becomes an input of the program: it is turned upright, fitted to the size, and
+    each value is (pixel - `mean`) / `std`, of pixels from 0 to 255."""
+
+    input: Annotated[Name, "the input that takes it"]
+    layout: Annotated[Literal["NCHW", "NHWC"], "the order of that input's axes"]
+    size: Annotated[list[Positive], Limits(least=2, most=2), "height and width of the input"]
+    colours: Annotated[Literal["RGB", "BGR", "L"], 'the order of channels; "L" is grey']
+    fit: Annotated[
+        Literal["stretch", "letterbox", "crop"],
+        "how a picture of another shape is fitted: without regard to its shape, whole with grey "
+        "around it, or its middle alone",
+    ]
+    resize: NotRequired[
+        Annotated[
+            list[Positive],
+            Limits(least=2, most=2),
+            "height and width that it is resized to before the middle of `size` is cut out",
+        ]
+    ]
+    mean: Annotated[list[float], Limits(least=1, most=3), "of all channels, or of each"]
+    std: Annotated[list[float], Limits(least=1, most=3), "likewise; none is 0"]
+
+
+@final
+class YoloHeadEntry(TypedDict):
+    """All boxes in one output: centre, width and height, then scores."""
+
+    kind: Annotated[Literal["yolo"], "which head it is"]
+    output: Annotated[Name, "[1, 4 + C, N], or [1, N, 4 + C] where boxes are rows"]
+    rows: Annotated[bool, "whether each box is a row"]
+    objectness: Annotated[bool, "whether a score of the box itself stands before those of classes"]
+    strides: Annotated[
+        list[Positive], "of the grids that boxes are relative to; empty: boxes are in pixels"
+    ]
+
+
+@final
+class DistancesHeadEntry(TypedDict):
+    """Raw heads of YOLOv8, v9 and v11: distributions of the distances from the middle of a cell to
+    the four sides of its box, and logits of classes."""
+
+    kind: Annotated[Literal["distances"], "which head it is"]
+    boxes: Annotated[Name, "[1, N, 4 * bins], logits of each distance in strides"]
+    scores: Annotated[Name, "[1, N, C], logits"]
+    strides: Annotated[list[Positive], Limits(least=1), "of the grids, in the order of the boxes"]
+
+
+@final
+class PicoDetHeadEntry(TypedDict):
+    """For each stride probabilities, and distributions of distances as in `distances`."""
+
+    kind: Annotated[Literal["picodet"], "which head it is"]
+    scores: Annotated[list[Name], Limits(least=1), "[1, n, C] for each stride"]
+    distances: Annotated[list[Name], Limits(least=1), "[1, n, 4 * bins] for each stride"]
+    strides: Annotated[list[Positive], Limits(least=1), "of the grids"]
+
+
+@final
+class CornersHeadEntry(TypedDict):
+    """Corners of boxes in one output, and scores in another."""
+
+    kind: Annotated[Literal["corners"], "which head it is"]
+    boxes: Annotated[Name, "[N, 4] or [1, N, 4]"]
+    scores: Annotated[Name, "[N], [1, N] or [1, N, C]"]
+    labels: Annotated[Name | None, "[N] or [1, N] where a box has one score"]
+    background: Annotated[bool, "whether class 0 says that nothing is there"]
+
+
+HeadEntry = YoloHeadEntry | DistancesHeadEntry | PicoDetHeadEntry | CornersHeadEntry
+
+
+class VisionEntry(TypedDict):
+    """What a model of pictures takes and tells."""
+
+    picture: Annotated[PictureEntry, "how a picture becomes its input"]
+    task: Annotated[
+        Literal["classify", "detect"] | None, "what its outputs say; null: not recognised"
+    ]
+    scores: NotRequired[Annotated[Name, "of classifiers: the output [1, C]"]]
+    softmax: NotRequired[Annotated[bool, "of classifiers: whether scores are logits"]]
+    labels: NotRequired[Annotated[list[Name], "names of classes, by index"]]
+    head: NotRequired[Annotated[HeadEntry, "of detectors: how boxes are read off the outputs"]]
 
 
 class ModelEntry(TypedDict):
@@ -473,6 +558,7 @@ class Manifest(PlanEntry):
     ]
     quality: Annotated[QualityEntry, "calibration, and what verification measured"]
     tokenizer: NotRequired[Annotated[FileEntry, "of an encoder built with `--tokenizer`"]]
+    vision: NotRequired[Annotated[VisionEntry, "of models that take pictures"]]
     language: NotRequired[
         Annotated[
             LanguageEntry, "of language models only; the program of the manifest is its prefill"

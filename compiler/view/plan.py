@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ _SEGMENT_COLUMNS = {
     "ms": 5,
     "dB": 4,
 }
+# What tells alike reasons apart: quoted names, shapes and numbers.
+_DETAILS = re.compile(r"'[^']*'|\[[^\]]*\]|\d[\d.,]*(e-?\d+)?")
 # A gap below so many percent is shown as none.
 _SMALL_GAP = 0.1
 
@@ -182,13 +185,17 @@ def _span(nodes: Iterable[str]) -> str:
 
 
 def _reasons(operators: Iterable[Json]) -> Table:
-    """Nodes on the host; those of the same reason share a line."""
+    """Nodes on the host; those whose reasons differ in names and numbers only share a line."""
     table = Table("on the host", "nodes", "why", "for example", box=None, header_style="bold")
     groups: dict[str, list[Json]] = {}
     for operator in operators:
-        groups.setdefault(operator["reason"], []).append(operator)
-    for reason, group in groups.items():
+        alike = _DETAILS.sub("#", operator["reason"])
+        groups.setdefault(alike, []).append(operator)
+    for group in groups.values():
         kinds = dict.fromkeys(operator["operator"] for operator in group)
+        reason = group[0]["reason"]
+        if len({operator["reason"] for operator in group}) > 1:
+            reason += " (others alike)"
         example = escape(short(group[0]["node"]))
         table.add_row(", ".join(kinds), str(len(group)), escape(reason), example)
     return table

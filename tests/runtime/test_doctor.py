@@ -90,6 +90,42 @@ def test_pi5_as_it_should_be(visit: Visit) -> None:
     assert found["apex_0 temperature"].state == "warn"
 
 
+def test_a_device_that_is_held_behind_a_weak_hub_and_reset(visit: Visit, tmp_path: Path) -> None:
+    """A USB device at port 4 of a hub without power, in use by Frigate."""
+    at = "sys/bus/usb/devices/2-1.4"
+    files = {name.replace("2-1/", "2-1.4/"): text for name, text in usb(5000).items()}
+    files["sys/bus/usb/devices/2-1/bmAttributes"] = "a0\n"
+    files["proc/4242/comm"] = "frigate.detecto\n"
+    line = "pi kernel: usb 2-1.4: reset SuperSpeed USB device number 3 using xhci_hcd\n"
+    other = "pi kernel: usb 1-2: reset high-speed USB device number 5 using xhci_hcd\n"
+    files["var/log/kern.log"] = line * 7 + other * 9
+    opened = tmp_path / "proc/4242/fd"
+    opened.mkdir(parents=True)
+    (opened / "3").symlink_to("/dev/bus/usb/002/007")
+    found = visit(files)
+    assert (tmp_path / at).is_dir()
+    assert found["USB 2-1.4 power"].state == "warn"
+    assert "7 times" in found["USB 2-1.4 resets"].text
+    assert "USB 1-2 resets" not in found
+    assert "frigate.detecto (4242)" in found["USB 2-1.4"].text
+    files["sys/bus/usb/devices/2-1/bmAttributes"] = "e0\n"  # a hub with power of its own
+    files["var/log/kern.log"] = line
+    calm = visit(files)
+    assert "USB 2-1.4 power" not in calm
+    assert "USB 2-1.4 resets" not in calm
+
+
+def test_the_driver_and_its_kernel_are_named(visit: Visit, tmp_path: Path) -> None:
+    kernel = {"proc/sys/kernel/osrelease": "6.12.41+rpt-rpi-v8\n"}
+    missing = visit(PCI | kernel)["driver"]
+    assert missing.state == "fail" and "6.12.41+rpt-rpi-v8, driver not built for it" in missing.text
+    built = {"lib/modules/6.12.41+rpt-rpi-v8/updates/dkms/gasket.ko.xz": ""}
+    assert "modprobe apex" in visit(PCI | kernel | built)["driver"].fix
+    loaded = {"dev/apex_0": "", "sys/module/gasket/version": "1.1.4\n"}
+    found = visit(PCI | kernel | loaded)
+    assert found["driver version"].text == "gasket 1.1.4 on kernel 6.12.41+rpt-rpi-v8"
+
+
 def test_throttling(visit: Visit) -> None:
     path = "sys/devices/platform/soc/soc:firmware/get_throttled"
     assert visit({path: "50005\n"})["throttling"].state == "warn"

@@ -1,0 +1,1 @@
+"""Bundles as files for other people's software: Frigate, pycoral, libcoral, any TFLite program."""
