@@ -92,7 +92,9 @@ def _tensor(tensor: Any, index: int, buffers: Sequence[Any]) -> TensorInfo:
     zeros = is_held and bool(np.all(np.asarray(data, np.uint8) == zero_point % 256))
     # Names need not be unique in a file, here they are.
     name = f"{_text(tensor.name)}#{index}"
-    return TensorInfo(name, shape, _DTYPES[tensor.type], is_held, zeros, scales, is_equal)
+    return TensorInfo(
+        name, shape, _DTYPES[tensor.type], is_held, zeros, scales, equal_scales=is_equal
+    )
 
 
 def _text(name: Any) -> str:
