@@ -95,7 +95,9 @@ def _tensor(tensor: Any, index: int, buffers: Sequence[Any]) -> TensorInfo:
     dtype = _DTYPES[tensor.type]
     values = _integers(data) if is_held and dtype == "int32" else None
     is_variable = bool(tensor.isVariable)
-    return TensorInfo(name, shape, dtype, is_held, zeros, scales, values, is_variable, is_equal)
+    return TensorInfo(
+        name, shape, dtype, is_held, zeros, scales, values, is_variable, equal_scales=is_equal
+    )
 
 
 def _integers(data: Any) -> tuple[int, ...] | None:
