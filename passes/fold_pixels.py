@@ -118,7 +118,7 @@ def _normalised_by(node: ir.Node, model: ir.Model, names: Names) -> _Normalised 
     if transposes and wide in ([], [3]):
         return _behind(transposes, found, model, names)
     has_channels_first = shape_of(whole.x)[1] in CHANNELS
-    return found if wide == [1] or (not wide and has_channels_first) else None
+    return found if has_channels_first and wide in ([], [1]) else None
 
 
 def _transposes_behind(found: _Normalised) -> list[ir.Node]:
