@@ -91,9 +91,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Image.fromarray(pixels).save(tmp_path / "photos" / f"{index}.png")
     np.savez(tmp_path / "x.npz", image=rng.random((2, 3, 16, 16), np.float32))
 
-    made = tmp_path / "made"
-    made.mkdir()
-    eyes.build(made, eyes.detector(), eyes.DETECT).rename(tmp_path / "yolo.bundle")
+    shutil.copy(ROOT / "fixtures/exports/ultralytics/yolov8.onnx", tmp_path / "yolov8n.onnx")
     eyes.street().save(tmp_path / "photo.jpg")
 
     shutil.copy(ROOT / "fixtures" / "language.gguf", tmp_path / "smollm2.gguf")

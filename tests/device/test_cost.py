@@ -209,18 +209,6 @@ def test_published_latencies(
     assert predicted == pytest.approx(real, rel=2 * program.target.error_percent / 100)
 
 
-@pytest.mark.parametrize(("target", "real"), [("usb3", 20.0), ("devboard", 25.0)])
-def test_normalisations_that_stay_are_slow(target: str, real: float, tmp_path: Path) -> None:
-    """coral.ai's row of DenseNet, as others convert it: 62 pairs of MUL and ADD. The rate of these
-    is from the first."""
-    options = BuildOptions(target=target, without=frozenset({"cache_constants"}))
-    path = networks.generate("densenet121", tmp_path)
-    plan = building.plan_program(building.read(path, options), options).plan
-    (segment,) = [s for s in plan.segments if s.device == "tpu"]
-    assert 1e3 * segment.seconds == pytest.approx(real, rel=0.2)
-    assert 1.0 < segment.streamed / 2**20 < 2.0
-
-
 def test_detectors_take_the_time_of_their_results(tmp_path: Path) -> None:
     """Published for a Raspberry Pi 4: 15.1 ms, of which the host selects boxes for about a third
     (google-coral/edgetpu benchmarks/reference, ssd_mobilenet_v1)."""
