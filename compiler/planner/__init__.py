@@ -6,9 +6,9 @@ tensors in and out, parameters that do not stay cached. The host's load is what 
 Latency is the sum of the loads; a pipeline's pace is set by the largest. The unit of time is the
 caller's.
 
-`exact` hands the problem to OR-tools' CP-SAT over all orders of the graph and proves how far from
-the optimum it is. `heuristic` cuts several orders by dynamic programming and then moves nodes
-between stages.
+`by_ideals` finds the best plan of narrow graphs, which most networks are. For others, `exact` hands
+the problem to OR-tools' CP-SAT over all orders of the graph and proves how far from the optimum it
+is. `heuristic` cuts several orders by dynamic programming and then moves nodes between stages.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import replace
 from compiler.planner.budget import Budget
 from compiler.planner.exact import exact
 from compiler.planner.heuristic import heuristic
+from compiler.planner.ideals import by_ideals
 from compiler.planner.improving import neighbours
 from compiler.planner.orders import alternate
 from compiler.planner.problem import (
@@ -31,6 +32,7 @@ from compiler.planner.problem import (
     cached,
     cost,
     needed,
+    objective_of,
     simple_bound,
 )
 
@@ -47,33 +49,47 @@ __all__ = [
     "Stages",
     "Tensor",
     "alternate",
+    "by_ideals",
     "cached",
     "cost",
     "exact",
     "heuristic",
     "needed",
     "neighbours",
+    "objective_of",
     "solve",
 ]
 
 
-def solve(problem: Problem, seconds: float = 5.0) -> Solution:
-    """The heuristic's plan, and the exact one where the graph allows; about twice `seconds` of an
+def solve(problem: Problem, seconds: float = 5.0, start: Stages | None = None) -> Solution:
+    """The best plan that is found, with a bound where the graph allows; about twice `seconds` of an
     x86 core at most.
 
-    Work is counted, not time: a problem has the same plan each time.
+    `start` is a plan to begin from. Work is counted, not time: a problem has the same plan each
+    time.
     """
     if all(seconds == INFINITE for seconds in problem.tpu):
         return _on_host(problem)
+    proven = by_ideals(problem)
+    if proven is not None and _one_stage_each(problem):
+        return proven
     large = problem.count > EXACT_NODES
-    found = heuristic(problem, seconds if large else seconds / 3)
-    if not problem.count or large or seconds <= 0:
+    found = heuristic(problem, seconds if large else seconds / 3, start=start)
+    if not problem.count:
         return found
-    proven = exact(problem, seconds, found)
+    if proven is None and not large and seconds > 0:
+        proven = exact(problem, seconds, found)
     if proven is None:
         return found
     best = min(proven, found, key=lambda plan: plan.cost)
     return replace(best, bound=min(max(proven.bound or 0.0, simple_bound(problem)), best.cost))
+
+
+def _one_stage_each(problem: Problem) -> bool:
+    """Whether no TPU can gain by more than one stage: the host has nothing to do in between."""
+    sides = [seconds < INFINITE for seconds in problem.tpu]
+    turns = alternate(problem, range(problem.count), sides)
+    return not problem.free and sum(on_tpu for on_tpu, nodes in turns if nodes) <= 1
 
 
 def _on_host(problem: Problem) -> Solution:

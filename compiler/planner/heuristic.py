@@ -17,14 +17,19 @@ _IMPROVED = 3
 _ROUNDS = 3
 
 
-def heuristic(problem: Problem, seconds: float = 8.0, seed: int = 0) -> Solution:
-    """The best of several orders and sides, each cut by dynamic programming, then improved."""
+def heuristic(
+    problem: Problem, seconds: float = 8.0, seed: int = 0, start: Stages | None = None
+) -> Solution:
+    """The best of several orders and sides, each cut by dynamic programming, and of the plan
+    `start`, then improved."""
     if not problem.count:
         return Solution((), 0.0)
     budget = Budget(seconds)
     rng = random.Random(seed)
     choices = sides(problem)
     found = _Found(problem)
+    if start is not None:
+        found.add(start)
     for order in orders(problem, rng):
         found.add_all(_plans_of_order(problem, order, choices, budget))
         if budget.spent:

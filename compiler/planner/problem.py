@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -36,8 +36,8 @@ class Problem:
     """Nodes are numbered in a topological order. Infinite times forbid a device.
 
     `sizes` are parameter bytes, `stream` the time to send them at each run where they are not
-    cached. `rooms` bounds the bytes cached on the device of a node. `host_stages` bounds how many
-    stages the host may have.
+    cached. `capacities` bound the bytes cached on the device of a node. `host_stages` bounds how many
+    stages the host may have, `limit` the load of each device.
     """
 
     tpu: Sequence[float]
@@ -51,10 +51,16 @@ class Problem:
     invoke: float = 0.0
     objective: Objective = "latency"
     host_stages: int | None = None
+    limit: float = INFINITE
 
     @property
     def count(self) -> int:
         return len(self.tpu)
+
+    @cached_property
+    def free(self) -> bool:
+        """Whether a node may go to a TPU or to the host."""
+        return any(max(times) < INFINITE for times in zip(self.tpu, self.host, strict=True))
 
     @cached_property
     def rank(self) -> list[int]:
@@ -164,8 +170,16 @@ def loads(problem: Problem, stages: Sequence[tuple[int, Sequence[int]]]) -> dict
 
 
 def cost(problem: Problem, stages: Sequence[tuple[int, Sequence[int]]]) -> float:
-    times = loads(problem, stages).values()
-    return sum(times) if problem.objective == "latency" else max(times, default=0.0)
+    """What is to be small; infinite where a device is over the limit."""
+    return objective_of(problem, loads(problem, stages).values())
+
+
+def objective_of(problem: Problem, times: Collection[float]) -> float:
+    """As `cost`, of the loads of the devices."""
+    largest = max(times, default=0.0)
+    if largest > problem.limit:
+        return INFINITE
+    return sum(times) if problem.objective == "latency" else largest
 
 
 def simple_bound(problem: Problem) -> float:

@@ -1,0 +1,239 @@
+"""The best plan by dynamic programming over the ideals of a graph: sets of nodes that hold all that
+their nodes depend on.
+
+Behind each stage of a plan, the nodes that have run are an ideal. So a plan is a chain of ideals,
+and its stages are the differences. Networks are narrow: most have a few hundred ideals, and all
+stages between two of them can be looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from compiler.planner.problem import (
+    HOST,
+    INFINITE,
+    Problem,
+    Solution,
+    cost,
+    filled,
+    levels,
+)
+from compiler.planner.programme import Programme
+
+# Graphs with more ideals go to the solver: matrices of all pairs take 8 bytes each.
+MOST_IDEALS = 2500
+# Times are whole numbers of units, so that sums are exact and do not depend on the machine.
+_UNITS = 2.0**45
+
+
+def by_ideals(problem: Problem) -> Solution | None:
+    """The best plan in which every TPU has one stage.
+
+    None where there is no such plan, where the graph has too many ideals, and where the time of the
+    host would have to be known at each of them.
+    """
+    if problem.host_stages is not None:
+        return None
+    if problem.limit < INFINITE and problem.free:
+        return None
+    masks = _ideals(problem, MOST_IDEALS)
+    if masks is None:
+        return None
+    table = _Table(problem, masks)
+    limit = problem.limit * table.scale
+    programme = Programme(levels(problem), table.tpu_matrix(), table.host_matrix(), limit)
+    ends = programme.best(problem.objective)
+    if ends is None:
+        return None
+    rows = []
+    begin = 0
+    for end in ends:
+        rows.append(table.between(begin, end))
+        begin = end
+    stages = filled(programme.devices, rows)
+    reached = cost(problem, stages)
+    # Times were rounded to units.
+    return Solution(stages, reached, reached * (1 - 1e-9))
+
+
+def _ideals(problem: Problem, most: int) -> list[int] | None:
+    """All ideals as bit masks, the smaller ones first; None where there are more than `most`.
+
+    Of twins, one comes first: to exchange them changes nothing.
+    """
+    successors = [set(after) for after in problem.successors]
+    for first, second in _twins(problem):
+        successors[first].add(second)
+    needs = [0] * problem.count
+    for n, after in enumerate(successors):
+        for other in after:
+            needs[other] |= 1 << n
+    roots = frozenset(n for n, need in enumerate(needs) if not need)
+    found: list[int] = []
+    layer: dict[int, frozenset[int]] = {0: roots}
+    while layer:
+        found += sorted(layer)
+        if len(found) > most:
+            return None
+        following: dict[int, frozenset[int]] = {}
+        for ideal, ready in layer.items():
+            for n in ready:
+                larger = ideal | 1 << n
+                if larger not in following:
+                    new = {m for m in successors[n] if not needs[m] & ~larger}
+                    following[larger] = (ready - {n}) | new
+        layer = following
+    return found
+
+
+def _twins(problem: Problem) -> list[tuple[int, int]]:
+    """Pairs of nodes that may change places in any plan, such as tiles of a layer."""
+    first: dict[tuple[object, ...], int] = {}
+    pairs = []
+    for n in range(problem.count):
+        made = [problem.tensors[t] for t in problem.makes[n]]
+        kind = (
+            problem.tpu[n],
+            problem.host[n],
+            problem.sizes[n],
+            problem.stream[n],
+            problem.capacities[n],
+            tuple(sorted(problem.reads[n])),
+            tuple(sorted((t.readers, t.leaves, t.down, t.up) for t in made)),
+        )
+        if kind in first:
+            pairs.append((first[kind], n))
+        first[kind] = n
+    return pairs
+
+
+class _Table:
+    """The ideals of a problem in rows of arrays, and the times of all stages between them."""
+
+    def __init__(self, problem: Problem, masks: Sequence[int]) -> None:
+        self.problem = problem
+        count = problem.count
+        width = -(-count // 8)
+        bits = np.frombuffer(b"".join(m.to_bytes(width, "little") for m in masks), np.uint8)
+        rows = np.unpackbits(bits.reshape(len(masks), width), axis=1, bitorder="little")
+        self.member = rows[:, :count].astype(bool)
+        self.scale = self._scale()
+        self._count_nodes()
+        self._count_tensors()
+        self._rank_parameters()
+
+    def between(self, begin: int, end: int) -> list[int]:
+        """The nodes of an ideal that are not in a smaller one."""
+        return np.flatnonzero(self.member[end] & ~self.member[begin]).tolist()
+
+    def _scale(self) -> float:
+        """Units in a unit of the caller's time."""
+        problem = self.problem
+        times = [t for t in (*problem.tpu, *problem.host, *problem.stream) if t < INFINITE]
+        times += [t.down + t.up for t in problem.tensors]
+        return _UNITS / max(sum(times) + problem.invoke, 1e-30)
+
+    def _units(self, times: Sequence[float]) -> np.ndarray:
+        """Times in units; 0 for what is infinite."""
+        found = np.array(times, float).reshape(-1)
+        return np.rint(np.where(np.isfinite(found), found, 0.0) * self.scale)
+
+    def _count_nodes(self) -> None:
+        """By ideal: times and bytes of its nodes, and how many nodes each device may not run."""
+        problem, member = self.problem, self.member.astype(float)
+        on_tpu = self._units(problem.tpu)
+        # What leaves the graph is brought back by the stage that makes it, whichever that is.
+        for n, made in enumerate(problem.makes):
+            leaving = [problem.tensors[t].up for t in made if problem.tensors[t].leaves]
+            on_tpu[n] += self._units(leaving).sum()
+        self.on_tpu = member @ on_tpu
+        self.on_host = member @ self._units(problem.host)
+        self.not_tpu = member @ np.isinf(np.array(problem.tpu, float))
+        self.not_host = member @ np.isinf(np.array(problem.host, float))
+        self.bytes = member @ np.array(problem.sizes, float)
+        # Columns from the smallest room to the largest.
+        self.rooms = np.unique(problem.capacities)
+        of_room = np.array(problem.capacities)[:, None] == self.rooms
+        self.of_room = member @ of_room
+
+    def _count_tensors(self) -> None:
+        """By ideal and tensor: whether it is made there, and how many of its readers are."""
+        problem = self.problem
+        inside = np.ones((len(self.member), len(problem.tensors)), bool)
+        reads = np.zeros((problem.count, len(problem.tensors)))
+        for index, tensor in enumerate(problem.tensors):
+            if tensor.source is not None:
+                inside[:, index] = self.member[:, tensor.source]
+            reads[[*tensor.readers], index] = 1
+        self.read = (self.member @ reads).astype(np.int32)
+        self.unread = self.read < reads.sum(axis=0)
+        self.live = inside & self.unread
+        self.down = self._units([t.down for t in problem.tensors])
+        ups = [
+            0.0 if tensor.leaves or tensor.source is None else tensor.up
+            for tensor in problem.tensors
+        ]
+        self.up = self._units(ups)
+        self.all_up = self.live @ self.up
+
+    def _rank_parameters(self) -> None:
+        """Nodes with parameters, the smallest first, as `cached` keeps them."""
+        problem = self.problem
+        holders = [n for n in range(problem.count) if problem.sizes[n]]
+        holders.sort(key=problem.rank.__getitem__)
+        self.holds = self.member[:, holders]
+        self.sizes = np.array([problem.sizes[n] for n in holders], np.int64)
+        stream = [problem.stream[n] for n in holders]
+        self.stream = self._units(stream)
+        self.never_streams = np.isinf(np.array(stream, float))
+
+    def host_matrix(self) -> np.ndarray:
+        """The time of the host from each ideal to each that holds it."""
+        allowed = self.not_host[None, :] == self.not_host[:, None]
+        times = self.on_host[None, :] - self.on_host[:, None]
+        return np.where(allowed & self._within(), times, np.inf)
+
+    def _within(self) -> np.ndarray:
+        """Whether each ideal is within each other one."""
+        member = self.member.astype(np.float32)
+        return member @ (1 - member).T == 0
+
+    def tpu_matrix(self) -> np.ndarray:
+        """The time of a TPU from each ideal to each that holds it, as `loads` of a stage."""
+        count = len(self.member)
+        matrix = np.full((count, count), np.inf)
+        allowed = self._within() & (self.not_tpu[None, :] == self.not_tpu[:, None])
+        for begin in range(count):
+            ends = np.flatnonzero(allowed[begin])
+            matrix[begin, ends] = self._stage_times(begin, ends)
+        np.fill_diagonal(matrix, 0.0)
+        return matrix
+
+    def _stage_times(self, begin: int, ends: np.ndarray) -> np.ndarray:
+        crossing = np.flatnonzero(self.live[begin])
+        down, up = self.down[crossing], self.up[crossing]
+        is_read = self.read[np.ix_(ends, crossing)] > self.read[begin, crossing]
+        # Of the tensors that leave at the end, those that were there before cost nothing.
+        passed = self.live[np.ix_(ends, crossing)] @ up
+        times = self.on_tpu[ends] - self.on_tpu[begin] + self._units([self.problem.invoke])
+        times += is_read @ down + self.all_up[ends] - passed
+        rooms = self._rooms(begin, ends)
+        full = np.flatnonzero(self.bytes[ends] - self.bytes[begin] > rooms)
+        times[full] += self._streaming(begin, ends[full], rooms[full])
+        return times
+
+    def _rooms(self, begin: int, ends: np.ndarray) -> np.ndarray:
+        """The smallest room of the nodes of each stage."""
+        present = self.of_room[ends] > self.of_room[begin]
+        return self.rooms[present.argmax(axis=1)]
+
+    def _streaming(self, begin: int, ends: np.ndarray, rooms: np.ndarray) -> np.ndarray:
+        """The time to stream what does not stay in each room; the smallest stay."""
+        holds = self.holds[ends] & ~self.holds[begin]
+        used = np.cumsum(holds * self.sizes, axis=1)
+        sent = holds & (used > rooms[:, None])
+        impossible = sent[:, self.never_streams].any(axis=1)
+        return np.where(impossible, np.inf, sent @ self.stream)
