@@ -116,7 +116,7 @@ class _Search:
 
     def planned(self) -> tuple[Plan, float | None]:
         """The best plan found, and what no plan can be better than where a solver has looked."""
-        plan, bound = self._best(self.problem)
+        plan, bound = self._best(self.problem, self.task.options.seconds)
         if self.problem.objective == "throughput":
             plan = self._thrifty(plan)
         return plan, bound
@@ -126,13 +126,13 @@ class _Search:
         latency, then the least streaming, then the fewest TPUs."""
         limit = NEAR_PACE * fastest.interval
         problem = replace(self.problem, objective="latency", limit=limit)
-        plan, _ = self._best(problem, self._stages_of(fastest))
+        plan, _ = self._best(problem, self.task.options.seconds / 2, self._stages_of(fastest))
         return min(plan, fastest, key=lambda plan: (_score(problem, plan), *_expense(plan)))
 
     def _best(
-        self, problem: planner.Problem, start: planner.Stages | None = None
+        self, problem: planner.Problem, seconds: float, start: planner.Stages | None = None
     ) -> tuple[Plan, float | None]:
-        seconds = self.task.options.seconds
+        """A plan of the problem and its bound; `start` is a plan to begin from."""
         found = planner.solve(problem, seconds, start)
         plan = self._refined(problem, found, start)
         enough = planner.needed(problem) + 1
@@ -154,12 +154,16 @@ class _Search:
         boundaries move, and it plans again with less room.
         """
         plan = self.assembled(found.stages)
+        if found.bound is not None and found.bound >= _score(problem, plan) * PROVEN:
+            return plan
+        by_bytes = replace(problem, streaming=None)
+        promised = planner.cost(by_bytes, found.stages)
         for share in TIGHTER_ROOMS:
-            if _score(problem, plan) <= found.cost * PROMISE_SLACK:
-                break
             plan = self._repaired(problem, plan)
+            if _score(problem, plan) <= promised * PROMISE_SLACK:
+                break
             tighter = replace(
-                problem, capacities=[int(room * share) for room in problem.capacities]
+                by_bytes, capacities=[int(room * share) for room in problem.capacities]
             )
             other = planner.solve(tighter, self.task.options.seconds / 4, start)
             plan = _better(problem, plan, self.assembled(other.stages))

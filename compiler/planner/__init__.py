@@ -20,6 +20,7 @@ from compiler.planner.exact import exact
 from compiler.planner.heuristic import heuristic
 from compiler.planner.ideals import by_ideals
 from compiler.planner.improving import neighbours
+from compiler.planner.merging import by_merging
 from compiler.planner.orders import alternate
 from compiler.planner.problem import (
     HOST,
@@ -31,6 +32,7 @@ from compiler.planner.problem import (
     Tensor,
     cached,
     cost,
+    loads,
     needed,
     objective_of,
     simple_bound,
@@ -54,6 +56,7 @@ __all__ = [
     "cost",
     "exact",
     "heuristic",
+    "loads",
     "needed",
     "neighbours",
     "objective_of",
@@ -68,16 +71,20 @@ def solve(problem: Problem, seconds: float = 5.0, start: Stages | None = None) -
     `start` is a plan to begin from. Work is counted, not time: a problem has the same plan each
     time.
     """
-    if all(seconds == INFINITE for seconds in problem.tpu):
+    if not problem.count or all(seconds == INFINITE for seconds in problem.tpu):
         return _on_host(problem)
     proven = by_ideals(problem)
     if proven is not None and _one_stage_each(problem):
         return proven
+    merged = by_merging(problem) if proven is None else None
     large = problem.count > EXACT_NODES
-    found = heuristic(problem, seconds if large else seconds / 3, start=start)
-    if not problem.count:
-        return found
-    if proven is None and not large and seconds > 0:
+    starts = [start] if start is not None else []
+    if merged is not None:
+        starts.append(merged.stages)
+    found = heuristic(problem, seconds if large else seconds / 3, starts=starts)
+    # A second choice among the plans of a pipeline needs no proof where it has a good plan.
+    settled = large or not seconds or (merged is not None and problem.limit < INFINITE)
+    if proven is None and not settled:
         proven = exact(problem, seconds, found)
     if proven is None:
         return found
@@ -93,7 +100,7 @@ def _one_stage_each(problem: Problem) -> bool:
 
 
 def _on_host(problem: Problem) -> Solution:
-    """The only plan where no node may go to a TPU."""
+    """The only plan where there is no node that may go to a TPU."""
     nodes = tuple(range(problem.count))
     stages: Stages = ((HOST, nodes),) if nodes else ()
     seconds = cost(problem, stages)

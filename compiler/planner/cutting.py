@@ -127,12 +127,12 @@ def cut_jointly(problem: Problem, order: Sequence[int], budget: Budget) -> Stage
     tpu = _tpu_matrix(problem, sequence, places, budget)
     host = _host_matrix(problem, order, places)
     devices = levels(problem)
-    ends = Programme(devices, tpu, host, problem.limit).best(problem.objective)
-    if ends is None:
+    course = Programme(devices, tpu, host, problem.limit).best(problem.objective)
+    if course is None:
         return None
     stages: list[tuple[int, tuple[int, ...]]] = []
     begin = 0
-    for device, end in zip(devices, ends, strict=True):
+    for device, end in zip(devices, course.ends, strict=True):
         if end > begin:
             stages.append((device, tuple(order[places[begin] : places[end]])))
         begin = end

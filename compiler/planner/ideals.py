@@ -9,6 +9,7 @@ stages between two of them can be looked at.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,20 +18,26 @@ from compiler.planner.problem import (
     INFINITE,
     Problem,
     Solution,
+    Stages,
+    cached,
     cost,
     filled,
     levels,
+    streaming,
 )
-from compiler.planner.programme import Programme
+from compiler.planner.programme import Course, Programme
 
 # Graphs with more ideals go to the solver: matrices of all pairs take 8 bytes each.
 MOST_IDEALS = 2500
+# Exact times of so many stages are asked for at once, and so often.
+_ASKED_AT_ONCE = 300
+_MOST_ROUNDS = 60
 # Times are whole numbers of units, so that sums are exact and do not depend on the machine.
 _UNITS = 2.0**45
 
 
 def by_ideals(problem: Problem) -> Solution | None:
-    """The best plan in which every TPU has one stage.
+    """The best plan in which every TPU has one stage, by exact times to stream.
 
     None where there is no such plan, where the graph has too many ideals, and where the time of the
     host would have to be known at each of them.
@@ -42,21 +49,7 @@ def by_ideals(problem: Problem) -> Solution | None:
     masks = _ideals(problem, MOST_IDEALS)
     if masks is None:
         return None
-    table = _Table(problem, masks)
-    limit = problem.limit * table.scale
-    programme = Programme(levels(problem), table.tpu_matrix(), table.host_matrix(), limit)
-    ends = programme.best(problem.objective)
-    if ends is None:
-        return None
-    rows = []
-    begin = 0
-    for end in ends:
-        rows.append(table.between(begin, end))
-        begin = end
-    stages = filled(programme.devices, rows)
-    reached = cost(problem, stages)
-    # Times were rounded to units.
-    return Solution(stages, reached, reached * (1 - 1e-9))
+    return _Search(problem, _Table(problem, masks)).best()
 
 
 def _ideals(problem: Problem, most: int) -> list[int] | None:
@@ -108,6 +101,76 @@ def _twins(problem: Problem) -> list[tuple[int, int]]:
             pairs.append((first[kind], n))
         first[kind] = n
     return pairs
+
+
+class _Search:
+    """The search for the best plan, with stages whose time is known by bytes only at first.
+
+    Where the problem has exact times to stream, they are asked for stages of the best plan, and of
+    others that may become the best. This goes on until all times of the best plan are exact. So no
+    other plan can be better, whatever its exact times are.
+    """
+
+    def __init__(self, problem: Problem, table: _Table) -> None:
+        self.problem, self.table = problem, table
+        limit = problem.limit * table.scale
+        self.programme = Programme(levels(problem), table.tpu_matrix(), table.host_matrix(), limit)
+        self.exact = np.full_like(self.programme.tpu, problem.streaming is None, dtype=bool)
+        np.fill_diagonal(self.exact, True)
+
+    def best(self) -> Solution | None:
+        found: Solution | None = None
+        for _ in range(_MOST_ROUNDS):
+            course = self.programme.best(self.problem.objective)
+            if course is None:
+                break
+            bound = course.value / self.table.scale
+            open_stages = [pair for pair in self._tpu_stages(course) if not self.exact[pair]]
+            for begin, end in open_stages:
+                self._ask(begin, end)
+            stages = self._stages(course)
+            plan = Solution(stages, cost(self.problem, stages), bound)
+            if found is None or plan.cost < found.cost:
+                found = plan
+            # Times were rounded to units.
+            found = replace(found, bound=min(bound * (1 - 1e-9), found.cost))
+            if not open_stages:
+                break
+            self._ask_promising(course)
+        return found
+
+    def _ask(self, begin: int, end: int) -> None:
+        """Put the exact time of a TPU's stage where the one by bytes stands."""
+        nodes = self.table.between(begin, end)
+        late = streaming(self.problem, nodes) - cached(self.problem, nodes)[1]
+        self.programme.tpu[begin, end] += np.rint(late * self.table.scale)
+        self.exact[begin, end] = True
+
+    def _ask_promising(self, course: Course) -> None:
+        """Ask for the stages of the plans with the least sums."""
+        least = self.programme.least_through(course.limit)
+        least[self.exact] = np.inf
+        flat = least.ravel()
+        count = min(_ASKED_AT_ONCE, len(flat) - 1)
+        for place in np.sort(np.argpartition(flat, count)[:count]):
+            if flat[place] < INFINITE:
+                begin, end = divmod(int(place), len(least))
+                self._ask(begin, end)
+
+    def _tpu_stages(self, course: Course) -> list[tuple[int, int]]:
+        """The ideals between which each TPU's stage lies."""
+        found = []
+        begin = 0
+        for device, end in zip(self.programme.devices, course.ends, strict=True):
+            if device != HOST and end > begin:
+                found.append((begin, end))
+            begin = end
+        return found
+
+    def _stages(self, course: Course) -> Stages:
+        begins = [0, *course.ends[:-1]]
+        rows = [self.table.between(*pair) for pair in zip(begins, course.ends, strict=True)]
+        return filled(self.programme.devices, rows)
 
 
 class _Table:
@@ -199,7 +262,7 @@ class _Table:
     def _within(self) -> np.ndarray:
         """Whether each ideal is within each other one."""
         member = self.member.astype(np.float32)
-        return member @ (1 - member).T == 0
+        return np.asarray(member @ (1 - member).T == 0)
 
     def tpu_matrix(self) -> np.ndarray:
         """The time of a TPU from each ideal to each that holds it, as `loads` of a stage."""
@@ -223,12 +286,12 @@ class _Table:
         rooms = self._rooms(begin, ends)
         full = np.flatnonzero(self.bytes[ends] - self.bytes[begin] > rooms)
         times[full] += self._streaming(begin, ends[full], rooms[full])
-        return times
+        return np.asarray(times)
 
     def _rooms(self, begin: int, ends: np.ndarray) -> np.ndarray:
         """The smallest room of the nodes of each stage."""
         present = self.of_room[ends] > self.of_room[begin]
-        return self.rooms[present.argmax(axis=1)]
+        return np.asarray(self.rooms[present.argmax(axis=1)])
 
     def _streaming(self, begin: int, ends: np.ndarray, rooms: np.ndarray) -> np.ndarray:
         """The time to stream what does not stay in each room; the smallest stay."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -36,8 +36,9 @@ class Problem:
     """Nodes are numbered in a topological order. Infinite times forbid a device.
 
     `sizes` are parameter bytes, `stream` the time to send them at each run where they are not
-    cached. `capacities` bound the bytes cached on the device of a node. `host_stages` bounds how many
-    stages the host may have, `limit` the load of each device.
+    cached. `capacities` bound the bytes cached on the device of a node. `host_stages` bounds how
+    many stages the host may have, `limit` the load of each device. `streaming` gives the exact time
+    to stream for nodes that share a TPU, where that may be more than bytes promise.
     """
 
     tpu: Sequence[float]
@@ -52,6 +53,7 @@ class Problem:
     objective: Objective = "latency"
     host_stages: int | None = None
     limit: float = INFINITE
+    streaming: Callable[[Sequence[int]], float] | None = None
 
     @property
     def count(self) -> int:
@@ -141,6 +143,13 @@ def cached(problem: Problem, nodes: Iterable[int]) -> tuple[set[int], float]:
     return set(holders), late
 
 
+def streaming(problem: Problem, nodes: Sequence[int]) -> float:
+    """Time to stream parameters where `nodes` share one TPU, as exactly as is known."""
+    if problem.streaming is not None:
+        return problem.streaming(nodes)
+    return cached(problem, nodes)[1]
+
+
 def stage_time(problem: Problem, device: int, nodes: Sequence[int]) -> float:
     """Time of one stage without parameters that are streamed."""
     if device == HOST:
@@ -165,7 +174,7 @@ def loads(problem: Problem, stages: Sequence[tuple[int, Sequence[int]]]) -> dict
         whole.setdefault(device, []).extend(nodes)
     for device, nodes in whole.items():
         if device != HOST:
-            found[device] += cached(problem, nodes)[1]
+            found[device] += streaming(problem, nodes)
     return found
 
 

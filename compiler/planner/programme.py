@@ -11,6 +11,19 @@ from compiler.planner.problem import HOST, INFINITE, Objective
 
 
 @dataclass(frozen=True)
+class Course:
+    """The best plan of a programme: the place where each stage ends, and what it takes.
+
+    value  what was to be small
+    limit  what no TPU's stage exceeds
+    """
+
+    ends: list[int]
+    value: float
+    limit: float
+
+
+@dataclass(frozen=True)
 class Programme:
     """Stages that follow each other, each from one place to a later one, or empty.
 
@@ -26,27 +39,68 @@ class Programme:
     host: np.ndarray
     limit: float = INFINITE
 
-    def best(self, objective: Objective) -> list[int] | None:
-        """The end of each stage in the best plan from the first place to the last; None where there
-        is no plan.
+    def best(self, objective: Objective) -> Course | None:
+        """The best plan from the first place to the last; None where there is none.
 
         Of the plans of a pipeline with the same pace, one with a low sum.
         """
         fastest = self._host_least(self.limit)
-        if self._host_time(fastest) > self.limit:
+        if fastest is None or self._host_time(fastest) > self.limit:
             return None
-        limit = self.limit
-        if objective == "throughput":
-            pace = self._best_pace(self._host_time(fastest))
-            fastest = self._host_least(pace)
-            # Where the host sets the pace, TPUs need not be faster.
-            limit = max(pace, self._host_time(fastest))
-        least = self._ends(np.where(self.tpu <= limit, self.tpu, np.inf))
-        return fastest if self._host_time(least) > limit else least
+        if objective == "latency":
+            ends = self._ends(self._held(self.limit))
+            assert ends is not None
+            return Course(ends, self._sum(ends), self.limit)
+        pace = self._best_pace(self._host_time(fastest))
+        fastest = self._host_least(pace)
+        assert fastest is not None
+        # Where the host sets the pace, TPUs need not be faster.
+        limit = max(pace, self._host_time(fastest))
+        least = self._ends(self._held(limit))
+        ends = fastest if self._host_time(least) > limit else least
+        assert ends is not None
+        return Course(ends, limit, limit)
+
+    def least_through(self, limit: float) -> np.ndarray:
+        """Of each TPU's stage the least sum of a plan that has it, with none above `limit`."""
+        held = self._held(limit)
+        before = self._reached(held)
+        least = np.full_like(held, np.inf)
+        behind = np.full(len(held), np.inf)
+        behind[-1] = 0.0
+        for device, reached in zip(reversed(self.devices), reversed(before), strict=True):
+            stage = self.host if device == HOST else held
+            with_rest = stage + behind[None, :]
+            if device != HOST:
+                np.minimum(least, reached[:, None] + with_rest, out=least)
+            behind = with_rest.min(axis=1)
+        return least
+
+    def _held(self, limit: float) -> np.ndarray:
+        return np.where(self.tpu <= limit, self.tpu, np.inf)
+
+    def _reached(self, tpu: np.ndarray) -> list[np.ndarray]:
+        """The least sum to each place before each stage."""
+        reached = np.full(len(tpu), np.inf)
+        reached[0] = 0.0
+        before = []
+        for device in self.devices:
+            before.append(reached)
+            stage = self.host if device == HOST else tpu
+            reached = (reached[:, None] + stage).min(axis=0)
+        return before
+
+    def _sum(self, ends: Sequence[int]) -> float:
+        total, begin = 0.0, 0
+        for device, end in zip(self.devices, ends, strict=True):
+            total += float((self.host if device == HOST else self.tpu)[begin, end])
+            begin = end
+        return total
 
     def _host_least(self, pace: float) -> list[int] | None:
         """The plan with the least time of the host with no TPU's stage above `pace`."""
-        return self._ends(np.where(self.tpu <= pace, 0.0, np.inf))
+        allowed = np.isfinite(self.tpu) & (self.tpu <= pace)
+        return self._ends(np.where(allowed, 0.0, np.inf))
 
     def _host_time(self, ends: list[int] | None) -> float:
         """The time of the host in a plan; infinite where there is none."""
