@@ -8,7 +8,7 @@ and those that do not are said to be streamed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -99,8 +99,8 @@ class _Search:
     units: Units
     problem: planner.Problem
 
-    def assembled(self, stages: planner.Stages) -> Plan:
-        return assemble(stages, self.units, self.placements.costs, self.task)
+    def assembled(self, stages: planner.Stages, copies: Mapping[int, int] | None = None) -> Plan:
+        return assemble(stages, self.units, self.placements.costs, self.task, copies)
 
     def units_named(self, names: Sequence[str]) -> list[int]:
         """The units of the nodes that the user cuts behind."""
@@ -153,11 +153,11 @@ class _Search:
         The planner counts bytes. Where the tiles do not take all that it counted on, nodes at
         boundaries move, and it plans again with less room.
         """
-        plan = self.assembled(found.stages)
+        plan = self.assembled(found.stages, found.copies)
         if found.bound is not None and found.bound >= _score(problem, plan) * PROVEN:
             return plan
         by_bytes = replace(problem, streaming=None)
-        promised = planner.cost(by_bytes, found.stages)
+        promised = planner.cost(by_bytes, found.stages, found.copies)
         for share in TIGHTER_ROOMS:
             plan = self._repaired(problem, plan)
             if _score(problem, plan) <= promised * PROMISE_SLACK:
@@ -166,7 +166,7 @@ class _Search:
                 by_bytes, capacities=[int(room * share) for room in problem.capacities]
             )
             other = planner.solve(tighter, self.task.options.seconds / 4, start)
-            plan = _better(problem, plan, self.assembled(other.stages))
+            plan = _better(problem, plan, self.assembled(other.stages, other.copies))
         return plan
 
     def _repaired(self, problem: planner.Problem, plan: Plan) -> Plan:
@@ -182,12 +182,13 @@ class _Search:
         self, problem: planner.Problem, plan: Plan, budget: planner.Budget
     ) -> Plan | None:
         enough = _score(problem, plan) * (1 - 1e-6)
+        copies = {s.tpu: 1 + len(s.replicas) for s in plan.segments if s.tpu is not None}
         for stages in planner.neighbours(problem, self._stages_of(plan), budget):
             if budget.spent:
                 return None
             # Assembling takes about so much longer than a step of the planner.
             budget.spend(40 * problem.count)
-            candidate = self.assembled(stages)
+            candidate = self.assembled(stages, copies)
             if _score(problem, candidate) < enough:
                 return candidate
         return None
@@ -204,7 +205,7 @@ class _Search:
 
 def _score(problem: planner.Problem, plan: Plan) -> float:
     """What the planner's problem asks to be small, of an assembled plan."""
-    return planner.objective_of(problem, plan.loads.values())
+    return planner.objective_of(problem, plan.loads.values(), plan.shares.values())
 
 
 def _better(problem: planner.Problem, plan: Plan, other: Plan) -> Plan:
@@ -213,5 +214,8 @@ def _better(problem: planner.Problem, plan: Plan, other: Plan) -> Plan:
 
 def _expense(plan: Plan) -> tuple[int, int]:
     """Bytes that are streamed at each inference, and TPUs."""
-    on_tpu = [segment for segment in plan.segments if segment.tpu is not None]
-    return sum(s.streamed for s in on_tpu), len({s.tpu for s in on_tpu})
+    used: set[int] = set()
+    for segment in plan.segments:
+        if segment.tpu is not None:
+            used |= {segment.tpu, *segment.replicas}
+    return sum(segment.streamed for segment in plan.segments), len(used)

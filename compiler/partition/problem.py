@@ -89,6 +89,7 @@ def planner_problem(task: Task, units: Units, placements: Placements) -> planner
         invoke=target.invoke,
         objective=task.options.objective,
         streaming=_streaming(task, units, placements),
+        replicas=task.options.objective == "throughput",
     )
 
 

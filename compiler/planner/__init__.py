@@ -76,6 +76,8 @@ def solve(problem: Problem, seconds: float = 5.0, start: Stages | None = None) -
     proven = by_ideals(problem)
     if proven is not None and _one_stage_each(problem):
         return proven
+    if problem.replicas:
+        return _copied(problem, seconds, start)
     merged = by_merging(problem) if proven is None else None
     large = problem.count > EXACT_NODES
     starts = [start] if start is not None else []
@@ -90,6 +92,29 @@ def solve(problem: Problem, seconds: float = 5.0, start: Stages | None = None) -
         return found
     best = min(proven, found, key=lambda plan: plan.cost)
     return replace(best, bound=min(max(proven.bound or 0.0, simple_bound(problem)), best.cost))
+
+
+def _copied(problem: Problem, seconds: float, start: Stages | None) -> Solution:
+    """The best of whole pipelines that are there several times, each on as many TPUs.
+
+    The host has to keep up with all of them.
+    """
+    copies_of = {problem.tpus // copies: copies for copies in range(1, problem.tpus + 1)}
+    host = sum(t for t, tpu in zip(problem.host, problem.tpu, strict=True) if tpu == INFINITE)
+    best: Solution | None = None
+    for tpus, copies in sorted(copies_of.items(), reverse=True):
+        limit = problem.limit * copies
+        whole = replace(problem, tpus=tpus, replicas=False, limit=limit)
+        fits = start is not None and all(device < tpus for device, _ in start)
+        found = solve(whole, seconds / len(copies_of), start if fits else None)
+        several = {device: copies for device, _ in found.stages if device != HOST}
+        reached = cost(problem, found.stages, several)
+        if best is None or reached < best.cost:
+            best = Solution(found.stages, reached, simple_bound(problem), several)
+        if problem.objective == "throughput" and best.cost <= host:
+            break
+    assert best is not None
+    return best
 
 
 def _one_stage_each(problem: Problem) -> bool:

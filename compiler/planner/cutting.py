@@ -130,13 +130,9 @@ def cut_jointly(problem: Problem, order: Sequence[int], budget: Budget) -> Stage
     course = Programme(devices, tpu, host, problem.limit).best(problem.objective)
     if course is None:
         return None
-    stages: list[tuple[int, tuple[int, ...]]] = []
-    begin = 0
-    for device, end in zip(devices, course.ends, strict=True):
-        if end > begin:
-            stages.append((device, tuple(order[places[begin] : places[end]])))
-        begin = end
-    return tuple(stages)
+    return tuple(
+        (step.device, tuple(order[places[step.begin] : places[step.end]])) for step in course.steps
+    )
 
 
 def _tpu_matrix(

@@ -18,7 +18,6 @@ from compiler.planner.problem import (
     INFINITE,
     Problem,
     Solution,
-    Stages,
     cached,
     cost,
     filled,
@@ -26,6 +25,7 @@ from compiler.planner.problem import (
     streaming,
 )
 from compiler.planner.programme import Course, Programme
+from compiler.planner.replication import Replication
 
 # Graphs with more ideals go to the solver: matrices of all pairs take 8 bytes each.
 MOST_IDEALS = 2500
@@ -39,12 +39,14 @@ _UNITS = 2.0**45
 def by_ideals(problem: Problem) -> Solution | None:
     """The best plan in which every TPU has one stage, by exact times to stream.
 
+    With replicas several TPUs may have the same one.
+
     None where there is no such plan, where the graph has too many ideals, and where the time of the
     host would have to be known at each of them.
     """
     if problem.host_stages is not None:
         return None
-    if problem.limit < INFINITE and problem.free:
+    if problem.free and (problem.limit < INFINITE or problem.replicas):
         return None
     masks = _ideals(problem, MOST_IDEALS)
     if masks is None:
@@ -114,7 +116,12 @@ class _Search:
     def __init__(self, problem: Problem, table: _Table) -> None:
         self.problem, self.table = problem, table
         limit = problem.limit * table.scale
-        self.programme = Programme(levels(problem), table.tpu_matrix(), table.host_matrix(), limit)
+        tpu, host = table.tpu_matrix(), table.host_matrix()
+        self.programme: Programme | Replication
+        if problem.replicas:
+            self.programme = Replication(problem.tpus, tpu, host, limit)
+        else:
+            self.programme = Programme(levels(problem), tpu, host, limit)
         self.exact = np.full_like(self.programme.tpu, problem.streaming is None, dtype=bool)
         np.fill_diagonal(self.exact, True)
 
@@ -125,16 +132,16 @@ class _Search:
             if course is None:
                 break
             bound = course.value / self.table.scale
-            open_stages = [pair for pair in self._tpu_stages(course) if not self.exact[pair]]
-            for begin, end in open_stages:
-                self._ask(begin, end)
-            stages = self._stages(course)
-            plan = Solution(stages, cost(self.problem, stages), bound)
+            on_tpus = [step for step in course.steps if step.device != HOST]
+            open_steps = [step for step in on_tpus if not self.exact[step.begin, step.end]]
+            for step in open_steps:
+                self._ask(step.begin, step.end)
+            plan = self._solution(course, bound)
             if found is None or plan.cost < found.cost:
                 found = plan
             # Times were rounded to units.
             found = replace(found, bound=min(bound * (1 - 1e-9), found.cost))
-            if not open_stages:
+            if not open_steps:
                 break
             self._ask_promising(course)
         return found
@@ -157,20 +164,11 @@ class _Search:
                 begin, end = divmod(int(place), len(least))
                 self._ask(begin, end)
 
-    def _tpu_stages(self, course: Course) -> list[tuple[int, int]]:
-        """The ideals between which each TPU's stage lies."""
-        found = []
-        begin = 0
-        for device, end in zip(self.programme.devices, course.ends, strict=True):
-            if device != HOST and end > begin:
-                found.append((begin, end))
-            begin = end
-        return found
-
-    def _stages(self, course: Course) -> Stages:
-        begins = [0, *course.ends[:-1]]
-        rows = [self.table.between(*pair) for pair in zip(begins, course.ends, strict=True)]
-        return filled(self.programme.devices, rows)
+    def _solution(self, course: Course, bound: float) -> Solution:
+        rows = [self.table.between(step.begin, step.end) for step in course.steps]
+        stages = filled([step.device for step in course.steps], rows)
+        copies = {step.device: step.copies for step in course.steps if step.copies > 1}
+        return Solution(stages, cost(self.problem, stages, copies), bound, copies)
 
 
 class _Table:

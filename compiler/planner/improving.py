@@ -65,7 +65,8 @@ class Rows:
         for device, seconds in zip(self.devices, self.times, strict=True):
             loads[device] += seconds
         unevenness = sum(load * load for load in loads.values())
-        return objective_of(self.problem, loads.values()), unevenness
+        times = loads.values()
+        return objective_of(self.problem, times, times), unevenness
 
     def allowed(self, n: int, stage: int) -> bool:
         times = self.problem.host if self.devices[stage] == HOST else self.problem.tpu

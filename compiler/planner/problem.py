@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -38,7 +38,8 @@ class Problem:
     `sizes` are parameter bytes, `stream` the time to send them at each run where they are not
     cached. `capacities` bound the bytes cached on the device of a node. `host_stages` bounds how
     many stages the host may have, `limit` the load of each device. `streaming` gives the exact time
-    to stream for nodes that share a TPU, where that may be more than bytes promise.
+    to stream for nodes that share a TPU, where that may be more than bytes promise. With `replicas`
+    several TPUs may hold the same stage and take requests in turn.
     """
 
     tpu: Sequence[float]
@@ -54,6 +55,7 @@ class Problem:
     host_stages: int | None = None
     limit: float = INFINITE
     streaming: Callable[[Sequence[int]], float] | None = None
+    replicas: bool = False
 
     @property
     def count(self) -> int:
@@ -115,11 +117,13 @@ class Solution:
     """Stages in order, as (device, nodes); empty ones are left out.
 
     `bound` is what no plan can be better than where a solver has looked for it, else None.
+    `copies` says how many TPUs hold the stages of each device; one where it is not there.
     """
 
     stages: Stages
     cost: float
     bound: float | None = None
+    copies: Mapping[int, int] = field(default_factory=dict)
 
 
 def cached(problem: Problem, nodes: Iterable[int]) -> tuple[set[int], float]:
@@ -178,17 +182,23 @@ def loads(problem: Problem, stages: Sequence[tuple[int, Sequence[int]]]) -> dict
     return found
 
 
-def cost(problem: Problem, stages: Sequence[tuple[int, Sequence[int]]]) -> float:
+def cost(
+    problem: Problem,
+    stages: Sequence[tuple[int, Sequence[int]]],
+    copies: Mapping[int, int] | None = None,
+) -> float:
     """What is to be small; infinite where a device is over the limit."""
-    return objective_of(problem, loads(problem, stages).values())
+    times = loads(problem, stages)
+    shares = [time / (copies or {}).get(device, 1) for device, time in times.items()]
+    return objective_of(problem, times.values(), shares)
 
 
-def objective_of(problem: Problem, times: Collection[float]) -> float:
-    """As `cost`, of the loads of the devices."""
-    largest = max(times, default=0.0)
-    if largest > problem.limit:
+def objective_of(problem: Problem, times: Collection[float], shares: Collection[float]) -> float:
+    """As `cost`, of what a request takes on each device, and of the same divided by the copies."""
+    pace = max(shares, default=0.0)
+    if pace > problem.limit:
         return INFINITE
-    return sum(times) if problem.objective == "latency" else largest
+    return sum(times) if problem.objective == "latency" else pace
 
 
 def simple_bound(problem: Problem) -> float:

@@ -11,14 +11,24 @@ from compiler.planner.problem import HOST, INFINITE, Objective
 
 
 @dataclass(frozen=True)
+class Step:
+    """A stage between two places. `copies` TPUs take requests in turn; `device` is the first."""
+
+    device: int
+    begin: int
+    end: int
+    copies: int = 1
+
+
+@dataclass(frozen=True)
 class Course:
-    """The best plan of a programme: the place where each stage ends, and what it takes.
+    """The best plan of a programme: its stages, and what they take.
 
     value  what was to be small
-    limit  what no TPU's stage exceeds
+    limit  what no TPU's stage exceeds, divided by its copies
     """
 
-    ends: list[int]
+    steps: list[Step]
     value: float
     limit: float
 
@@ -50,7 +60,7 @@ class Programme:
         if objective == "latency":
             ends = self._ends(self._held(self.limit))
             assert ends is not None
-            return Course(ends, self._sum(ends), self.limit)
+            return Course(self._steps(ends), self._sum(ends), self.limit)
         pace = self._best_pace(self._host_time(fastest))
         fastest = self._host_least(pace)
         assert fastest is not None
@@ -59,7 +69,7 @@ class Programme:
         least = self._ends(self._held(limit))
         ends = fastest if self._host_time(least) > limit else least
         assert ends is not None
-        return Course(ends, limit, limit)
+        return Course(self._steps(ends), limit, limit)
 
     def least_through(self, limit: float) -> np.ndarray:
         """Of each TPU's stage the least sum of a plan that has it, with none above `limit`."""
@@ -89,6 +99,11 @@ class Programme:
             stage = self.host if device == HOST else tpu
             reached = (reached[:, None] + stage).min(axis=0)
         return before
+
+    def _steps(self, ends: Sequence[int]) -> list[Step]:
+        begins = [0, *ends[:-1]]
+        steps = map(Step, self.devices, begins, ends)
+        return [step for step in steps if step.end > step.begin]
 
     def _sum(self, ends: Sequence[int]) -> float:
         total, begin = 0.0, 0
