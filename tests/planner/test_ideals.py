@@ -3,8 +3,9 @@ larger ones."""
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pytest
@@ -240,3 +241,65 @@ def test_tiles_that_are_added_up() -> None:
     assert found is not None
     check_contract(problem, found)
     assert found.cost <= planner.heuristic(problem, 0.5).cost
+
+
+def shared_out(plan: Stages, tpus: int) -> Iterator[dict[int, int]]:
+    """Every way to hold the stages of a plan on up to `tpus` TPUs."""
+    devices = sorted({device for device, _ in plan if device != HOST})
+    for counts in itertools.product(range(1, tpus + 1), repeat=len(devices)):
+        if sum(counts) <= tpus:
+            yield dict(zip(devices, counts, strict=True))
+
+
+def least_with_replicas(problem: Problem) -> float:
+    best = INFINITE
+    for plan in every_plan(problem):
+        for copies in shared_out(plan, problem.tpus):
+            best = min(best, planner.cost(problem, plan, copies))
+    return best
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_replicas_are_as_good_as_brute_force(seed: int) -> None:
+    """First the best pace, then at nearly that pace the least latency."""
+    rng = random.Random(seed)
+    problem = packed(draw(rng, 6, rng.choice([0, 0, 0.2]), False, (3, "throughput")))
+    problem = replace(problem, replicas=True)
+    pace = least_with_replicas(problem)
+    found = planner.by_ideals(problem)
+    if pace == INFINITE:
+        assert found is None
+        return
+    assert found is not None and found.bound is not None
+    assert pace * (1 - 1e-9) <= found.cost <= pace * 1.0002
+    assert found.bound <= pace * (1 + 1e-9)
+    limited = replace(problem, objective="latency", limit=1.1 * pace)
+    quick = planner.by_ideals(limited)
+    assert quick is not None and quick.bound is not None
+    assert quick.cost == pytest.approx(least_with_replicas(limited), rel=1e-6)
+    used = [quick.copies.get(device, 1) for device, _ in quick.stages if device != HOST]
+    assert sum(used) <= problem.tpus
+
+
+def test_a_plan_that_cannot_be_cut_is_there_several_times() -> None:
+    """One node on four TPUs, until the host cannot keep up."""
+    problem = replace(
+        tiles(1, 4), tpu=[INFINITE, 8.0, INFINITE], host=[1.0, INFINITE, 0.5], replicas=True
+    )
+    problem = replace(problem, objective="throughput")
+    one = planner.solve(replace(problem, tpus=1))
+    four = planner.solve(problem)
+    assert four.cost == pytest.approx(one.cost / 4)
+    assert four.copies == {0: 4}
+    many = planner.solve(replace(problem, tpus=32))
+    assert many.cost == pytest.approx(1.5) and many.cost == pytest.approx(many.bound)
+
+
+def test_wide_graphs_are_there_several_times() -> None:
+    """Whole pipelines, where the stages cannot be searched for."""
+    problem = tiles(16, 4)
+    uneven = replace(problem, sizes=[n % 18 for n in range(18)], objective="throughput")
+    several = planner.solve(replace(uneven, replicas=True), 0.5)
+    one = planner.solve(replace(uneven, tpus=1), 0.5)
+    assert several.cost <= one.cost / 4 * 1.001
+    assert several.bound is not None and several.bound <= several.cost
