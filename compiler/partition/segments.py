@@ -33,13 +33,14 @@ def assemble(
     numbers = _numbers([device for device, _ in stages if device != planner.HOST], copies or {})
     for device, members in stages:
         nodes = list(chain.from_iterable(units[unit] for unit in sorted(members)))
-        tpu, *replicas = numbers.get(device, [None])
+        own = numbers.get(device, [])
+        tpu = own[0] if own else None
         follows_host = tpu is None and bool(segments) and segments[-1].tpu is None
         # Two host stages in a row have nothing between them, unless the user cut there.
         if follows_host and not task.options.cuts:
             segments[-1].nodes += nodes
         else:
-            segments.append(Segment(len(segments), tpu, nodes, replicas=tuple(replicas)))
+            segments.append(Segment(len(segments), tpu, nodes, replicas=tuple(own[1:])))
     if task.options.host_bytes is not None:
         segments = _divide_host(segments, task.options.host_bytes, task.options.host_int8)
     _set_boundaries(segments, task.readers)

@@ -105,28 +105,39 @@ def show_forecasts(console: Console, name: str, target_name: str, rows: Sequence
     console.print(
         f"[bold]{escape(name)}[/] for {target.description}, {objective} first", highlight=False
     )
-    columns = "TPUs", "segments", "latency ms", "results/s", "limit", "cached", "streamed"
-    table = plain_table([*columns, "reload ms", "gap"])
+    columns = "TPUs", "segments", "latency ms", "results/s", "cached", "streamed", "reload ms"
+    table = plain_table([*columns, "gap"])
     for row in rows:
         table.add_row(
             str(row.tpus),
             f"{row.tpu_segments}+{row.host_segments}",
             f"{row.latency_ms:.2f}",
-            f"{1e3 / row.interval_ms:.1f}" if row.interval_ms else "",
-            "host" if row.bound_by is None else "TPU",
+            _rate(row),
             size(row.cached_bytes),
             size(row.streamed_bytes),
             f"{row.reload_ms:.2f}" if row.reload_ms else "",
             "" if row.gap_percent is None else f"{row.gap_percent:.1f}%",
         )
     console.print(table)
+    limited = "; * where the host limits them" if any(map(_limited_by_host, rows)) else ""
     console.print(
-        "Segments are TPU+host. Results/s are those of a full pipeline, whose limit is the "
-        "busiest device; each Edge TPU is taken to have a link of its own. Reload is the time that "
+        "Segments are TPU+host. Results/s are those of a full pipeline, if each Edge TPU has a "
+        f"link of its own{limited}. Reload is the time that "
         "is added where the segments of one Edge TPU are not compiled together. Gap is how far "
         f"the plan may be from the best cut, where a solver looked for that. {_error(target)}",
         highlight=False,
     )
+
+
+def _rate(row: Forecast) -> str:
+    """Results per second, marked where the host limits them."""
+    if not row.interval_ms:
+        return ""
+    return f"{1e3 / row.interval_ms:.1f}{'*' if _limited_by_host(row) else ''}"
+
+
+def _limited_by_host(row: Forecast) -> bool:
+    return bool(row.interval_ms) and row.bound_by is None
 
 
 def _show_language_forecasts(
