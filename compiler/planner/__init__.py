@@ -73,6 +73,8 @@ def solve(problem: Problem, seconds: float = 5.0, start: Stages | None = None) -
     """
     if not problem.count or all(seconds == INFINITE for seconds in problem.tpu):
         return _on_host(problem)
+    if problem.tpus == 1:
+        problem = replace(problem, replicas=False)
     proven = by_ideals(problem)
     if proven is not None and _one_stage_each(problem):
         return proven

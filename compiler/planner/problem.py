@@ -203,11 +203,11 @@ def objective_of(problem: Problem, times: Collection[float], shares: Collection[
 
 def simple_bound(problem: Problem) -> float:
     """What cannot be undercut: every node on its faster device, parameters that fit nowhere
-    streamed, evenly shared."""
+    streamed, tensors moved between nodes that only one side may run, evenly shared."""
     nodes = range(problem.count)
-    tpu = sum(problem.tpu[n] for n in nodes if problem.host[n] == INFINITE) + _surely_streamed(
-        problem
-    )
+    tpu = sum(problem.tpu[n] for n in nodes if problem.host[n] == INFINITE)
+    tpu += _surely_streamed(problem) + _surely_moved(problem)
+    tpu += problem.invoke * _fewest_stages(problem)
     host = sum(problem.host[n] for n in nodes if problem.tpu[n] == INFINITE)
     free = sum(
         min(problem.tpu[n], problem.host[n])
@@ -235,6 +235,37 @@ def _surely_streamed(problem: Problem) -> float:
         late += problem.stream[n] * min(1.0, excess / problem.sizes[n])
         excess -= problem.sizes[n]
     return late
+
+
+def _surely_moved(problem: Problem) -> float:
+    """The time of the tensors that pass between what only a TPU and what only the host may run."""
+    seconds = 0.0
+    for tensor in problem.tensors:
+        source = tensor.source
+        reader_times = [(problem.tpu[n], problem.host[n]) for n in tensor.readers]
+        to_tpu = any(host == INFINITE for _, host in reader_times)
+        to_host = tensor.leaves or any(tpu == INFINITE for tpu, _ in reader_times)
+        if to_tpu and (source is None or problem.tpu[source] == INFINITE):
+            seconds += tensor.down
+        if to_host and source is not None and problem.host[source] == INFINITE:
+            seconds += tensor.up
+    return seconds
+
+
+def _fewest_stages(problem: Problem) -> int:
+    """How many stages of TPUs there are at least, as nodes of the host stand between them."""
+    stages: list[int] = []
+    # Whether the longest way to a node needs another stage for a node that only a TPU may run.
+    opens: list[bool] = []
+    for n, before in enumerate(problem.predecessors):
+        most, is_open = max(((stages[p], opens[p]) for p in before), default=(0, True))
+        if problem.host[n] == INFINITE:
+            most, is_open = most + is_open, False
+        elif problem.tpu[n] == INFINITE:
+            is_open = True
+        stages.append(most)
+        opens.append(is_open)
+    return max(stages, default=0)
 
 
 def levels(problem: Problem) -> list[int]:
