@@ -64,11 +64,14 @@ __all__ = [
 ]
 
 
-def solve(problem: Problem, seconds: float = 5.0, start: Stages | None = None) -> Solution:
+def solve(
+    problem: Problem, seconds: float = 5.0, start: Stages | None = None, prove: bool = True
+) -> Solution:
     """The best plan that is found, with a bound where the graph allows; about twice `seconds` of an
     x86 core at most.
 
-    `start` is a plan to begin from. Work is counted, not time: a problem has the same plan each
+    `start` is a plan to begin from. Without `prove`, the best plan of the merged graph is enough; so
+    it is where the problem has a limit. Work is counted, not time: a problem has the same plan each
     time.
     """
     if not problem.count or all(seconds == INFINITE for seconds in problem.tpu):
@@ -78,17 +81,18 @@ def solve(problem: Problem, seconds: float = 5.0, start: Stages | None = None) -
     proven = by_ideals(problem)
     if proven is not None and _one_stage_each(problem):
         return proven
-    if problem.replicas:
-        return _copied(problem, seconds, start)
     merged = by_merging(problem) if proven is None else None
+    if problem.replicas:
+        plans = [plan for plan in (proven, merged) if plan is not None]
+        best = min([_copied(problem, seconds, start), *plans], key=lambda plan: plan.cost)
+        return replace(best, bound=min(simple_bound(problem), best.cost))
     large = problem.count > EXACT_NODES
     starts = [start] if start is not None else []
     if merged is not None:
         starts.append(merged.stages)
     found = heuristic(problem, seconds if large else seconds / 3, starts=starts)
-    # A second choice among the plans of a pipeline needs no proof where it has a good plan.
-    settled = large or not seconds or (merged is not None and problem.limit < INFINITE)
-    if proven is None and not settled:
+    settled = merged is not None and (not prove or problem.limit < INFINITE)
+    if proven is None and not settled and not large and seconds > 0:
         proven = exact(problem, seconds, found)
     if proven is None:
         return found
@@ -108,11 +112,11 @@ def _copied(problem: Problem, seconds: float, start: Stages | None) -> Solution:
         limit = problem.limit * copies
         whole = replace(problem, tpus=tpus, replicas=False, limit=limit)
         fits = start is not None and all(device < tpus for device, _ in start)
-        found = solve(whole, seconds / len(copies_of), start if fits else None)
+        found = solve(whole, seconds / len(copies_of), start if fits else None, prove=False)
         several = {device: copies for device, _ in found.stages if device != HOST}
         reached = cost(problem, found.stages, several)
         if best is None or reached < best.cost:
-            best = Solution(found.stages, reached, simple_bound(problem), several)
+            best = Solution(found.stages, reached, copies=several)
         if problem.objective == "throughput" and best.cost <= host:
             break
     assert best is not None

@@ -29,7 +29,7 @@ def by_merging(problem: Problem) -> Solution | None:
         (device, tuple(sorted(chain.from_iterable(groups[index] for index in members))))
         for device, members in found.stages
     )
-    return Solution(stages, cost(problem, stages))
+    return Solution(stages, cost(problem, stages, found.copies), copies=found.copies)
 
 
 def _groups(problem: Problem) -> Groups:
