@@ -122,7 +122,8 @@ Objective = Annotated[
     option(
         "objective",
         metavar="latency|throughput",
-        help="Make one inference fast, or a pipeline over all Edge TPUs.",
+        help="Make one inference fast, or a pipeline over all Edge TPUs, which may hold a segment "
+        "several times.",
     ),
 ]
 Place = Annotated[

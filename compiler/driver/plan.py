@@ -31,6 +31,7 @@ class Forecast:
     place:          "tpu", "host" or "auto"
     latency_ms:     one inference
     interval_ms:    time between two results of a full pipeline
+    bound_by:       what sets this time: the number of an Edge TPU, None for the host
     gap_percent:    how far the plan may be from the best cut; None where no solver looked for one
     error_percent:  average error of such predictions on this host, over networks that the model was
                     not fitted to; None where nobody has measured it
@@ -47,6 +48,7 @@ class Forecast:
     place: str
     latency_ms: float
     interval_ms: float
+    bound_by: int | None
     gap_percent: float | None
     error_percent: float | None
     tpu_segments: int

@@ -159,6 +159,7 @@ def prediction_entry(program: Program) -> PredictionEntry:
         "place": plan.options.place or "tpu",
         "latency_ms": milliseconds(plan.latency),
         "interval_ms": milliseconds(plan.interval),
+        "bound_by": plan.bound_by,
         "gap_percent": None if plan.gap is None else round(100 * plan.gap, 2),
         "error_percent": program.target.error_percent,
     }
@@ -188,7 +189,7 @@ def planned_segment_entry(
 ) -> PlannedSegmentEntry:
     """What is known of a segment before it is written."""
     is_tpu = segment.device == "tpu"
-    return {
+    entry: PlannedSegmentEntry = {
         "index": segment.index,
         "device": segment.device,
         "inputs": _input_entries(program, segment, converted),
@@ -201,6 +202,9 @@ def planned_segment_entry(
         "predicted_ms": {what: milliseconds(seconds) for what, seconds in segment.times.items()},
         "operators": [operator_entry(program, node, is_tpu) for node in segment.nodes],
     }
+    if segment.replicas:
+        entry["replicas"] = list(segment.replicas)
+    return entry
 
 
 def _input_entries(

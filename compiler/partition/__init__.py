@@ -8,7 +8,7 @@ and those that do not are said to be streamed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -37,6 +37,10 @@ from compiler.targets import Target
 TIGHTER_ROOMS = (0.94, 0.85)
 # A plan that is so much worse than the planner promised is planned again.
 PROMISE_SLACK = 1.001
+# Of the plans for a pipeline whose pace is nearly the best, other figures decide.
+NEAR_PACE = 1.01
+# A plan that is so near to its bound, as a share of it, is not searched for again.
+PROVEN = 1 - 1e-6
 
 __all__ = [
     "DeviceKind",
@@ -69,10 +73,6 @@ def partition(model: ir.Model, target: Target, options: PartitionOptions | None 
     if bound is not None and plan.objective > 0:
         gap = max(0.0, 1 - bound / plan.objective)
     return replace(plan, placements=_final_placements(task, placements, plan), gap=gap)
-
-
-def _objective(plan: Plan) -> float:
-    return plan.objective
 
 
 def _final_placements(task: Task, placements: Placements, plan: Plan) -> dict[ir.Node, Placement]:
@@ -113,8 +113,8 @@ class _Search:
     units: Units
     problem: planner.Problem
 
-    def assembled(self, stages: planner.Stages) -> Plan:
-        return assemble(stages, self.units, self.placements.costs, self.task)
+    def assembled(self, stages: planner.Stages, copies: Mapping[int, int] | None = None) -> Plan:
+        return assemble(stages, self.units, self.placements.costs, self.task, copies)
 
     def units_named(self, names: Sequence[str]) -> list[int]:
         """The units of the nodes that the user cuts behind."""
@@ -129,34 +129,57 @@ class _Search:
 
     def planned(self) -> tuple[Plan, float | None]:
         """The best plan found, and what no plan can be better than where a solver has looked."""
-        problem, seconds = self.problem, self.task.options.seconds
-        found = planner.solve(problem, seconds)
-        plan = self._refined(problem, self.assembled(found.stages), found.cost)
+        plan, bound = self._best(self.problem, self.task.options.seconds)
+        if self.problem.objective == "throughput":
+            plan = self._thrifty(plan)
+        return plan, bound
+
+    def _thrifty(self, fastest: Plan) -> Plan:
+        """Of the plans whose pace is within 1% of the fastest one's, the one with the least
+        latency, then the least streaming, then the fewest TPUs."""
+        limit = NEAR_PACE * fastest.interval
+        problem = replace(self.problem, objective="latency", limit=limit)
+        plan, _ = self._best(problem, self.task.options.seconds / 2, self._stages_of(fastest))
+        return min(plan, fastest, key=lambda plan: (_score(problem, plan), *_expense(plan)))
+
+    def _best(
+        self, problem: planner.Problem, seconds: float, start: planner.Stages | None = None
+    ) -> tuple[Plan, float | None]:
+        """A plan of the problem and its bound; `start` is a plan to begin from."""
+        found = planner.solve(problem, seconds, start)
+        plan = self._refined(problem, found, start)
         enough = planner.needed(problem) + 1
-        if self.task.options.objective == "latency" and enough < self.task.options.tpus:
+        is_open = found.bound is None or found.bound < found.cost * PROVEN
+        if problem.objective == "latency" and is_open and enough < problem.tpus:
             # More TPUs than hold the parameters make the search larger, and seldom the latency
             # smaller.
             fewer = replace(problem, tpus=enough)
             other = planner.solve(fewer, seconds / 2)
-            refined = self._refined(fewer, self.assembled(other.stages), other.cost)
-            plan = min(plan, refined, key=_objective)
+            plan = _better(problem, plan, self._refined(fewer, other, None))
         return plan, found.bound
 
-    def _refined(self, problem: planner.Problem, plan: Plan, promised: float) -> Plan:
+    def _refined(
+        self, problem: planner.Problem, found: planner.Solution, start: planner.Stages | None
+    ) -> Plan:
         """A plan that the tiles take.
 
         The planner counts bytes. Where the tiles do not take all that it counted on, nodes at
         boundaries move, and it plans again with less room.
         """
+        plan = self.assembled(found.stages, found.copies)
+        if found.bound is not None and found.bound >= _score(problem, plan) * PROVEN:
+            return plan
+        by_bytes = replace(problem, streaming=None)
+        promised = planner.cost(by_bytes, found.stages, found.copies)
         for share in TIGHTER_ROOMS:
-            if plan.objective <= promised * PROMISE_SLACK:
-                break
             plan = self._repaired(problem, plan)
+            if _score(problem, plan) <= promised * PROMISE_SLACK:
+                break
             tighter = replace(
-                problem, capacities=[int(room * share) for room in problem.capacities]
+                by_bytes, capacities=[int(room * share) for room in problem.capacities]
             )
-            other = planner.solve(tighter, self.task.options.seconds / 4)
-            plan = min(plan, self.assembled(other.stages), key=_objective)
+            other = planner.solve(tighter, self.task.options.seconds / 4, start)
+            plan = _better(problem, plan, self.assembled(other.stages, other.copies))
         return plan
 
     def _repaired(self, problem: planner.Problem, plan: Plan) -> Plan:
@@ -171,13 +194,15 @@ class _Search:
     def _better_neighbour(
         self, problem: planner.Problem, plan: Plan, budget: planner.Budget
     ) -> Plan | None:
+        enough = _score(problem, plan) * (1 - 1e-6)
+        copies = {s.tpu: 1 + len(s.replicas) for s in plan.segments if s.tpu is not None}
         for stages in planner.neighbours(problem, self._stages_of(plan), budget):
             if budget.spent:
                 return None
             # Assembling takes about so much longer than a step of the planner.
             budget.spend(40 * problem.count)
-            candidate = self.assembled(stages)
-            if candidate.objective < plan.objective * (1 - 1e-6):
+            candidate = self.assembled(stages, copies)
+            if _score(problem, candidate) < enough:
                 return candidate
         return None
 
@@ -189,3 +214,21 @@ class _Search:
             device = planner.HOST if segment.tpu is None else segment.tpu
             stages.append((device, tuple(members)))
         return tuple(stages)
+
+
+def _score(problem: planner.Problem, plan: Plan) -> float:
+    """What the planner's problem asks to be small, of an assembled plan."""
+    return planner.objective_of(problem, plan.loads.values(), plan.shares.values())
+
+
+def _better(problem: planner.Problem, plan: Plan, other: Plan) -> Plan:
+    return min(plan, other, key=lambda plan: _score(problem, plan))
+
+
+def _expense(plan: Plan) -> tuple[int, int]:
+    """Bytes that are streamed at each inference, and TPUs."""
+    used: set[int] = set()
+    for segment in plan.segments:
+        if segment.tpu is not None:
+            used |= {segment.tpu, *segment.replicas}
+    return sum(segment.streamed for segment in plan.segments), len(used)

@@ -41,6 +41,7 @@ class Segment:
 
     index:           place in the order of execution
     tpu:             number of the Edge TPU that it is planned for, None for the host
+    replicas:        numbers of further Edge TPUs that hold it and take requests in turn
     inputs, outputs: activations that cross its boundary
     macs:            multiply-accumulates of one inference
     parameter_bytes: bytes of its parameters, as they are stored where it runs
@@ -59,6 +60,7 @@ class Segment:
     cached: int = 0
     streamed: int = 0
     times: dict[str, float] = field(default_factory=dict)
+    replicas: tuple[int, ...] = ()
 
     @property
     def device(self) -> DeviceKind:
@@ -94,16 +96,30 @@ class Plan:
 
     @property
     def loads(self) -> dict[int | None, float]:
-        """Predicted seconds of one inference on each Edge TPU, and on the host (None)."""
+        """Predicted seconds of one inference on the host (None) and on each Edge TPU; of those that
+        take requests in turn, on the first."""
         found: dict[int | None, float] = {}
         for segment in self.segments:
             found[segment.tpu] = found.get(segment.tpu, 0.0) + segment.seconds
         return found
 
     @property
+    def shares(self) -> dict[int | None, float]:
+        """As `loads`, divided by the Edge TPUs that take requests in turn: the seconds between two
+        results that each device alone would allow."""
+        copies = {segment.tpu: 1 + len(segment.replicas) for segment in self.segments}
+        return {device: load / copies[device] for device, load in self.loads.items()}
+
+    @property
     def interval(self) -> float:
         """Predicted seconds between two results of the full pipeline."""
-        return max(self.loads.values(), default=0.0)
+        return max(self.shares.values(), default=0.0)
+
+    @property
+    def bound_by(self) -> int | None:
+        """What sets the interval: the number of an Edge TPU, None for the host."""
+        shares = self.shares
+        return max(shares, key=shares.__getitem__, default=None)
 
     @property
     def objective(self) -> float:

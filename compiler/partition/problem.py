@@ -3,7 +3,7 @@ between them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 
 import onnx_ir as ir
@@ -12,6 +12,7 @@ from compiler import planner
 from compiler.graph import element_count, is_static
 from compiler.ops import operator_of
 from compiler.partition.plan import Placements
+from compiler.partition.segments import streamed
 from compiler.partition.task import Task
 from compiler.targets import capacity
 from compiler.targets.memory import packed_bytes
@@ -89,7 +90,22 @@ def planner_problem(task: Task, units: Units, placements: Placements) -> planner
         tpus=task.options.tpus,
         invoke=target.invoke,
         objective=task.options.objective,
+        streaming=_streaming(task, units, placements),
+        replicas=task.options.objective == "throughput",
     )
+
+
+def _streaming(
+    task: Task, units: Units, placements: Placements
+) -> Callable[[Sequence[int]], float]:
+    """The seconds to stream for units that share an Edge TPU, whose tiles must take what stays."""
+    costs = [[placements.costs[node] for node in unit] for unit in units]
+
+    def seconds(members: Sequence[int]) -> float:
+        together = list(chain.from_iterable(costs[unit] for unit in members))
+        return streamed(together, task.target)[2]
+
+    return seconds
 
 
 def _tensors(task: Task, unit_of: Mapping[ir.Node, int]) -> list[planner.Tensor]:

@@ -22,23 +22,46 @@ def assemble(
     units: Sequence[Sequence[ir.Node]],
     costs: Mapping[ir.Node, Cost],
     task: Task,
+    copies: Mapping[int, int] | None = None,
 ) -> Plan:
-    """The planner's stages as segments, with what is predicted of them."""
+    """The planner's stages as segments, with what is predicted of them.
+
+    `copies` are the planner's: how many Edge TPUs hold what each device has, if not one.
+    """
     segments: list[Segment] = []
+    numbers = _numbers([device for device, _ in stages if device != planner.HOST], copies or {})
     for device, members in stages:
         nodes = list(chain.from_iterable(units[unit] for unit in sorted(members)))
-        tpu = None if device == planner.HOST else device
+        own = numbers.get(device, [])
+        tpu = own[0] if own else None
         follows_host = tpu is None and bool(segments) and segments[-1].tpu is None
         # Two host stages in a row have nothing between them, unless the user cut there.
         if follows_host and not task.options.cuts:
             segments[-1].nodes += nodes
         else:
-            segments.append(Segment(len(segments), tpu, nodes))
+            segments.append(Segment(len(segments), tpu, nodes, replicas=tuple(own[1:])))
     if task.options.host_bytes is not None:
         segments = _divide_host(segments, task.options.host_bytes, task.options.host_int8)
     _set_boundaries(segments, task.readers)
     predict(segments, costs, task.target, task.options.host_int8)
     return Plan(segments, {}, costs, task.options)
+
+
+def _numbers(devices: Sequence[int], copies: Mapping[int, int]) -> dict[int, list[int]]:
+    """The Edge TPUs of each device of the planner.
+
+    First each gets one, then each that has copies a second one, and so on: where there are fewer
+    Edge TPUs than planned, what is left of the copies is still spread.
+    """
+    first = sorted(set(devices))
+    numbers: dict[int, list[int]] = {device: [] for device in first}
+    following = 0
+    for turn in range(max((copies.get(device, 1) for device in first), default=0)):
+        for device in first:
+            if turn < copies.get(device, 1):
+                numbers[device].append(following)
+                following += 1
+    return numbers
 
 
 def _divide_host(segments: Sequence[Segment], most: int, int8: bool) -> list[Segment]:
@@ -48,7 +71,7 @@ def _divide_host(segments: Sequence[Segment], most: int, int8: bool) -> list[Seg
         whole = segment.tpu is not None
         parts = [segment.nodes] if whole else split_by_bytes(segment.nodes, most, int8)
         for nodes in parts:
-            divided.append(Segment(len(divided), segment.tpu, nodes))
+            divided.append(replace(segment, index=len(divided), nodes=nodes))
     return divided
 
 
@@ -85,7 +108,7 @@ def halved(plan: Plan, graph: ir.Graph, target: Target, indices: Container[int])
         chosen = segment.index in indices
         parts = _halves(segment.nodes, plan.costs) if chosen else [segment.nodes]
         for nodes in parts:
-            segments.append(Segment(len(segments), segment.tpu, nodes))
+            segments.append(replace(segment, index=len(segments), nodes=nodes))
     _set_boundaries(segments, Readers(graph))
     predict(segments, plan.costs, target, plan.options.host_int8)
     return replace(plan, segments=segments)

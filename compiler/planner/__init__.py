@@ -6,9 +6,9 @@ tensors in and out, parameters that do not stay cached. The host's load is what 
 Latency is the sum of the loads; a pipeline's pace is set by the largest. The unit of time is the
 caller's.
 
-`exact` hands the problem to OR-tools' CP-SAT over all orders of the graph and proves how far from
-the optimum it is. `heuristic` cuts several orders by dynamic programming and then moves nodes
-between stages.
+`by_ideals` finds the best plan of narrow graphs, which most networks are. For others, `exact` hands
+the problem to OR-tools' CP-SAT over all orders of the graph and proves how far from the optimum it
+is. `heuristic` cuts several orders by dynamic programming and then moves nodes between stages.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from dataclasses import replace
 from compiler.planner.budget import Budget
 from compiler.planner.exact import exact
 from compiler.planner.heuristic import heuristic
+from compiler.planner.ideals import by_ideals
 from compiler.planner.improving import neighbours
+from compiler.planner.merging import by_merging
 from compiler.planner.orders import alternate
 from compiler.planner.problem import (
     HOST,
@@ -30,7 +32,9 @@ from compiler.planner.problem import (
     Tensor,
     cached,
     cost,
+    loads,
     needed,
+    objective_of,
     simple_bound,
 )
 
@@ -47,37 +51,87 @@ __all__ = [
     "Stages",
     "Tensor",
     "alternate",
+    "by_ideals",
     "cached",
     "cost",
     "exact",
     "heuristic",
+    "loads",
     "needed",
     "neighbours",
+    "objective_of",
     "solve",
 ]
 
 
-def solve(problem: Problem, seconds: float = 5.0) -> Solution:
-    """The heuristic's plan, and the exact one where the graph allows; about twice `seconds` of an
+def solve(
+    problem: Problem, seconds: float = 5.0, start: Stages | None = None, prove: bool = True
+) -> Solution:
+    """The best plan that is found, with a bound where the graph allows; about twice `seconds` of an
     x86 core at most.
 
-    Work is counted, not time: a problem has the same plan each time.
+    `start` is a plan to begin from. Without `prove`, the best plan of the merged graph is enough; so
+    it is where the problem has a limit. Work is counted, not time: a problem has the same plan each
+    time.
     """
-    if all(seconds == INFINITE for seconds in problem.tpu):
+    if not problem.count or all(seconds == INFINITE for seconds in problem.tpu):
         return _on_host(problem)
+    if problem.tpus == 1:
+        problem = replace(problem, replicas=False)
+    proven = by_ideals(problem)
+    if proven is not None and _one_stage_each(problem):
+        return proven
+    merged = by_merging(problem) if proven is None else None
+    if problem.replicas:
+        plans = [plan for plan in (proven, merged) if plan is not None]
+        best = min([_copied(problem, seconds, start), *plans], key=lambda plan: plan.cost)
+        return replace(best, bound=min(simple_bound(problem), best.cost))
     large = problem.count > EXACT_NODES
-    found = heuristic(problem, seconds if large else seconds / 3)
-    if not problem.count or large or seconds <= 0:
-        return found
-    proven = exact(problem, seconds, found)
+    starts = [start] if start is not None else []
+    if merged is not None:
+        starts.append(merged.stages)
+    found = heuristic(problem, seconds if large else seconds / 3, starts=starts)
+    settled = merged is not None and (not prove or problem.limit < INFINITE)
+    if proven is None and not settled and not large and seconds > 0:
+        proven = exact(problem, seconds, found)
     if proven is None:
         return found
     best = min(proven, found, key=lambda plan: plan.cost)
     return replace(best, bound=min(max(proven.bound or 0.0, simple_bound(problem)), best.cost))
 
 
+def _copied(problem: Problem, seconds: float, start: Stages | None) -> Solution:
+    """The best of whole pipelines that are there several times, each on as many TPUs.
+
+    The host has to keep up with all of them.
+    """
+    copies_of = {problem.tpus // copies: copies for copies in range(1, problem.tpus + 1)}
+    host = sum(t for t, tpu in zip(problem.host, problem.tpu, strict=True) if tpu == INFINITE)
+    best: Solution | None = None
+    for tpus, copies in sorted(copies_of.items(), reverse=True):
+        limit = problem.limit * copies
+        whole = replace(problem, tpus=tpus, replicas=False, limit=limit)
+        fits = start is not None and all(device < tpus for device, _ in start)
+        found = solve(whole, seconds / len(copies_of), start if fits else None, prove=False)
+        several = {device: copies for device, _ in found.stages if device != HOST}
+        reached = cost(problem, found.stages, several)
+        if best is None or reached < best.cost:
+            best = Solution(found.stages, reached, copies=several)
+        if problem.objective == "throughput" and best.cost <= host:
+            break
+    assert best is not None
+    return best
+
+
+def _one_stage_each(problem: Problem) -> bool:
+    """Whether no TPU can gain by more than one stage: the host has nothing to do in between."""
+    sides = [seconds < INFINITE for seconds in problem.tpu]
+    turns = alternate(problem, range(problem.count), sides)
+    return not problem.free and sum(on_tpu for on_tpu, nodes in turns if nodes) <= 1
+
+
 def _on_host(problem: Problem) -> Solution:
-    """The only plan where no node may go to a TPU."""
+    """The only plan where there is no node that may go to a TPU."""
     nodes = tuple(range(problem.count))
     stages: Stages = ((HOST, nodes),) if nodes else ()
     seconds = cost(problem, stages)

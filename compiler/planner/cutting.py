@@ -19,6 +19,7 @@ from compiler.planner.problem import (
     levels,
     stage_time,
 )
+from compiler.planner.programme import Programme
 
 # Places where the dynamic programme may cut; more of them cost time quadratically.
 _MOST_PLACES = 160
@@ -104,6 +105,8 @@ def _best_cuts(
         following: dict[int, tuple[Value, tuple[int, ...]]] = {}
         for start, ((so_far, total), ends) in best.items():
             for end, seconds in ranges.get(start, {}).items():
+                if seconds > problem.limit:
+                    continue
                 value = (combine(so_far, seconds), total + seconds)
                 if end not in following or value < following[end][0]:
                     following[end] = (value, (*ends, end))
@@ -117,95 +120,43 @@ def _best_cuts(
 
 
 def cut_jointly(problem: Problem, order: Sequence[int], budget: Budget) -> Stages | None:
-    """Placement and cuts of one order together: ranges for the host and the TPUs in turn.
-
-    For a pipeline the pace is searched: with every TPU held to it, the host should take no longer.
-    None where no ranges are allowed.
-    """
-    programme = _JointProgramme(problem, order, budget)
-    best, ends = programme.least(INFINITE)
-    if best == INFINITE:
+    """Placement and cuts of one order together: ranges for the host and the TPUs in turn; None
+    where no ranges are allowed."""
+    sequence = [(0, n) for n in order]
+    places = _places(problem, sequence)
+    tpu = _tpu_matrix(problem, sequence, places, budget)
+    host = _host_matrix(problem, order, places)
+    devices = levels(problem)
+    course = Programme(devices, tpu, host, problem.limit).best(problem.objective)
+    if course is None:
         return None
-    if problem.objective == "throughput":
-        best, ends = programme.least(programme.best_pace())
-        if best == INFINITE:
-            return None
-    stages: list[tuple[int, tuple[int, ...]]] = []
-    begin = 0
-    for device, end in zip(programme.devices, ends, strict=True):
-        if end > begin:
-            nodes = order[programme.places[begin] : programme.places[end]]
-            stages.append((device, tuple(nodes)))
-        begin = end
-    return tuple(stages)
+    return tuple(
+        (step.device, tuple(order[places[step.begin] : places[step.end]])) for step in course.steps
+    )
 
 
-class _JointProgramme:
-    """Seconds of each range of an order on a TPU and on the host, and the best ranges.
+def _tpu_matrix(
+    problem: Problem, sequence: Sequenced, places: Sequence[int], budget: Budget
+) -> np.ndarray:
+    """The time of a TPU's range from each place to each later one."""
+    index = {place: i for i, place in enumerate(places)}
+    matrix = np.full((len(places), len(places)), np.inf)
+    ranges = _range_times(problem, sequence, places, places[:-1], budget)
+    for start, row in ranges.items():
+        for end, seconds in row.items():
+            matrix[index[start], index[end]] = seconds
+    np.fill_diagonal(matrix, 0.0)
+    return matrix
 
-    `tpu` and `host` are matrices: from the place where a range begins to the one where it ends.
-    """
 
-    def __init__(self, problem: Problem, order: Sequence[int], budget: Budget) -> None:
-        self.devices = levels(problem)
-        sequence = [(0, n) for n in order]
-        self.places = _places(problem, sequence)
-        self.tpu = self._tpu_matrix(problem, sequence, budget)
-        self.host = self._host_matrix(problem, order)
-
-    def _tpu_matrix(self, problem: Problem, sequence: Sequenced, budget: Budget) -> np.ndarray:
-        index = {place: i for i, place in enumerate(self.places)}
-        matrix = np.full((len(self.places), len(self.places)), np.inf)
-        ranges = _range_times(problem, sequence, self.places, self.places[:-1], budget)
-        for start, row in ranges.items():
-            for end, seconds in row.items():
-                matrix[index[start], index[end]] = seconds
-        np.fill_diagonal(matrix, 0.0)
-        return matrix
-
-    def _host_matrix(self, problem: Problem, order: Sequence[int]) -> np.ndarray:
-        seconds = [problem.host[n] if problem.host[n] < INFINITE else 0.0 for n in order]
-        forbidden = [problem.host[n] == INFINITE for n in order]
-        sums = np.cumsum([0.0, *seconds])[self.places]
-        barred = np.cumsum([0, *forbidden])[self.places]
-        allowed = (barred[None, :] == barred[:, None]) & (sums[None, :] >= sums[:, None])
-        return np.where(np.triu(allowed), sums[None, :] - sums[:, None], np.inf)
-
-    def least(self, pace: float) -> tuple[float, list[int]]:
-        """(least time of what is counted, end of each level) with no TPU's range above `pace`.
-
-        Where TPUs are held to a pace, only the host's time counts.
-        """
-        held = self.tpu if pace == INFINITE else np.where(self.tpu <= pace, 0.0, np.inf)
-        reached = np.full(len(self.places), np.inf)
-        reached[0] = 0.0
-        back = []
-        for device in self.devices:
-            steps = reached[:, None] + (self.host if device == HOST else held)
-            back.append(steps.argmin(axis=0))
-            reached = steps.min(axis=0)
-        ends: list[int] = []
-        place = len(self.places) - 1
-        for came in reversed(back):
-            ends.append(int(place))
-            place = came[place]
-        return float(reached[-1]), ends[::-1]
-
-    def best_pace(self) -> float:
-        """The pace of the TPUs at which they and the host are equally fast, or nearly so."""
-        paces = np.unique(self.tpu[np.isfinite(self.tpu)])
-        low, high = 0, len(paces) - 1
-        while low < high:
-            middle = (low + high) // 2
-            if self.least(paces[middle])[0] <= paces[middle]:
-                high = middle
-            else:
-                low = middle + 1
-        # Just below the pace at which the host keeps up, the host itself may set a better one.
-        candidates = {low, max(low - 1, 0)}
-        return float(
-            min((paces[i] for i in candidates), key=lambda pace: max(pace, self.least(pace)[0]))
-        )
+def _host_matrix(problem: Problem, order: Sequence[int], places: Sequence[int]) -> np.ndarray:
+    """The time of the host from each place to each later one."""
+    seconds = [problem.host[n] if problem.host[n] < INFINITE else 0.0 for n in order]
+    forbidden = [problem.host[n] == INFINITE for n in order]
+    sums = np.cumsum([0.0, *seconds])[places]
+    barred = np.cumsum([0, *forbidden])[places]
+    allowed = (barred[None, :] == barred[:, None]) & (sums[None, :] >= sums[:, None])
+    return np.where(np.triu(allowed), sums[None, :] - sums[:, None], np.inf)
 
 
 def _places(problem: Problem, sequence: Sequenced) -> list[int]:

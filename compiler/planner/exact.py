@@ -36,12 +36,6 @@ def exact(problem: Problem, seconds: float, hint: Solution | None = None) -> Sol
     if solver.solve(formulation.model) not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         return None
     scale, least, reached = formulation.scale, solver.best_objective_bound, solver.objective_value
-    if problem.objective == "throughput":
-        # Of the plans with this pace, the one with the lowest latency.
-        formulation.prefer_latency(solver)
-        again = _solver(min(seconds, 1.5))
-        if again.solve(formulation.model) in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-            solver = again
     stages = formulation.stages(solver)
     # Rounding moves each term by half a unit at most.
     slack = min(0.5 * formulation.terms, 1e-4 * reached)
@@ -97,6 +91,9 @@ class _Formulation:
             self._bound_host(problem.host_stages)
         self.sums = [_total(terms) for terms in loads.values()]
         self.goal: Any = sum(self.sums)
+        if problem.limit < INFINITE:
+            for value in self.sums:
+                self.model.add(value <= self._units(problem.limit))
         if problem.objective == "throughput":
             self.goal = self.model.new_int_var(0, 10**8, "")
             for value in self.sums:
@@ -223,15 +220,6 @@ class _Formulation:
         for n, row in enumerate(self.behind):
             for k, variable in enumerate(row):
                 self.model.add_hint(variable, level[n] > k)
-
-    def prefer_latency(self, solver: cp_model.CpSolver) -> None:
-        """Hold the goal that was reached, and ask for the least sum of loads."""
-        self.model.clear_hints()
-        for row in self.behind:
-            for variable in row:
-                self.model.add_hint(variable, solver.boolean_value(variable))
-        self.model.add(self.goal <= round(solver.objective_value))
-        self.model.minimize(sum(self.sums))
 
     def stages(self, solver: cp_model.CpSolver) -> Stages:
         rows: list[list[int]] = [[] for _ in self.devices]

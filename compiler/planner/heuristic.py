@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from compiler.planner.budget import SMALL_GRAPH, Budget
 from compiler.planner.cutting import cut_jointly, cut_turns
@@ -17,14 +17,18 @@ _IMPROVED = 3
 _ROUNDS = 3
 
 
-def heuristic(problem: Problem, seconds: float = 8.0, seed: int = 0) -> Solution:
-    """The best of several orders and sides, each cut by dynamic programming, then improved."""
+def heuristic(
+    problem: Problem, seconds: float = 8.0, seed: int = 0, starts: Iterable[Stages] = ()
+) -> Solution:
+    """The best of several orders and sides, each cut by dynamic programming, and of the plans
+    `starts`, then improved."""
     if not problem.count:
         return Solution((), 0.0)
     budget = Budget(seconds)
     rng = random.Random(seed)
     choices = sides(problem)
     found = _Found(problem)
+    found.add_all(starts)
     for order in orders(problem, rng):
         found.add_all(_plans_of_order(problem, order, choices, budget))
         if budget.spent:
@@ -57,7 +61,7 @@ class _Found:
         total = sum(loads(self.problem, stages).values())
         self.plans[stages] = (cost(self.problem, stages), total)
 
-    def add_all(self, plans: Iterator[Stages]) -> None:
+    def add_all(self, plans: Iterable[Stages]) -> None:
         for stages in plans:
             self.add(stages)
 

@@ -16,6 +16,7 @@ from compiler.planner.problem import (
     cached,
     filled,
     levels,
+    objective_of,
     stage_time,
 )
 
@@ -64,9 +65,8 @@ class Rows:
         for device, seconds in zip(self.devices, self.times, strict=True):
             loads[device] += seconds
         unevenness = sum(load * load for load in loads.values())
-        if self.problem.objective == "latency":
-            return sum(loads.values()), unevenness
-        return max(loads.values(), default=0.0), unevenness
+        times = loads.values()
+        return objective_of(self.problem, times, times), unevenness
 
     def allowed(self, n: int, stage: int) -> bool:
         times = self.problem.host if self.devices[stage] == HOST else self.problem.tpu

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -36,8 +36,10 @@ class Problem:
     """Nodes are numbered in a topological order. Infinite times forbid a device.
 
     `sizes` are parameter bytes, `stream` the time to send them at each run where they are not
-    cached. `rooms` bounds the bytes cached on the device of a node. `host_stages` bounds how many
-    stages the host may have.
+    cached. `capacities` bound the bytes cached on the device of a node. `host_stages` bounds how
+    many stages the host may have, `limit` the load of each device. `streaming` gives the exact time
+    to stream for nodes that share a TPU, where that may be more than bytes promise. With `replicas`
+    several TPUs may hold the same stage and take requests in turn.
     """
 
     tpu: Sequence[float]
@@ -51,10 +53,18 @@ class Problem:
     invoke: float = 0.0
     objective: Objective = "latency"
     host_stages: int | None = None
+    limit: float = INFINITE
+    streaming: Callable[[Sequence[int]], float] | None = None
+    replicas: bool = False
 
     @property
     def count(self) -> int:
         return len(self.tpu)
+
+    @cached_property
+    def free(self) -> bool:
+        """Whether a node may go to a TPU or to the host."""
+        return any(max(times) < INFINITE for times in zip(self.tpu, self.host, strict=True))
 
     @cached_property
     def rank(self) -> list[int]:
@@ -107,11 +117,13 @@ class Solution:
     """Stages in order, as (device, nodes); empty ones are left out.
 
     `bound` is what no plan can be better than where a solver has looked for it, else None.
+    `copies` says how many TPUs hold the stages of each device; one where it is not there.
     """
 
     stages: Stages
     cost: float
     bound: float | None = None
+    copies: Mapping[int, int] = field(default_factory=dict)
 
 
 def cached(problem: Problem, nodes: Iterable[int]) -> tuple[set[int], float]:
@@ -133,6 +145,13 @@ def cached(problem: Problem, nodes: Iterable[int]) -> tuple[set[int], float]:
         used -= problem.sizes[last]
         late += problem.stream[last]
     return set(holders), late
+
+
+def streaming(problem: Problem, nodes: Sequence[int]) -> float:
+    """Time to stream parameters where `nodes` share one TPU, as exactly as is known."""
+    if problem.streaming is not None:
+        return problem.streaming(nodes)
+    return cached(problem, nodes)[1]
 
 
 def stage_time(problem: Problem, device: int, nodes: Sequence[int]) -> float:
@@ -159,22 +178,36 @@ def loads(problem: Problem, stages: Sequence[tuple[int, Sequence[int]]]) -> dict
         whole.setdefault(device, []).extend(nodes)
     for device, nodes in whole.items():
         if device != HOST:
-            found[device] += cached(problem, nodes)[1]
+            found[device] += streaming(problem, nodes)
     return found
 
 
-def cost(problem: Problem, stages: Sequence[tuple[int, Sequence[int]]]) -> float:
-    times = loads(problem, stages).values()
-    return sum(times) if problem.objective == "latency" else max(times, default=0.0)
+def cost(
+    problem: Problem,
+    stages: Sequence[tuple[int, Sequence[int]]],
+    copies: Mapping[int, int] | None = None,
+) -> float:
+    """What is to be small; infinite where a device is over the limit."""
+    times = loads(problem, stages)
+    shares = [time / (copies or {}).get(device, 1) for device, time in times.items()]
+    return objective_of(problem, times.values(), shares)
+
+
+def objective_of(problem: Problem, times: Collection[float], shares: Collection[float]) -> float:
+    """As `cost`, of what a request takes on each device, and of the same divided by the copies."""
+    pace = max(shares, default=0.0)
+    if pace > problem.limit:
+        return INFINITE
+    return sum(times) if problem.objective == "latency" else pace
 
 
 def simple_bound(problem: Problem) -> float:
     """What cannot be undercut: every node on its faster device, parameters that fit nowhere
-    streamed, evenly shared."""
+    streamed, tensors moved between nodes that only one side may run, evenly shared."""
     nodes = range(problem.count)
-    tpu = sum(problem.tpu[n] for n in nodes if problem.host[n] == INFINITE) + _surely_streamed(
-        problem
-    )
+    tpu = sum(problem.tpu[n] for n in nodes if problem.host[n] == INFINITE)
+    tpu += _surely_streamed(problem) + _surely_moved(problem)
+    tpu += problem.invoke * _fewest_stages(problem)
     host = sum(problem.host[n] for n in nodes if problem.tpu[n] == INFINITE)
     free = sum(
         min(problem.tpu[n], problem.host[n])
@@ -202,6 +235,37 @@ def _surely_streamed(problem: Problem) -> float:
         late += problem.stream[n] * min(1.0, excess / problem.sizes[n])
         excess -= problem.sizes[n]
     return late
+
+
+def _surely_moved(problem: Problem) -> float:
+    """The time of the tensors that pass between what only a TPU and what only the host may run."""
+    seconds = 0.0
+    for tensor in problem.tensors:
+        source = tensor.source
+        reader_times = [(problem.tpu[n], problem.host[n]) for n in tensor.readers]
+        to_tpu = any(host == INFINITE for _, host in reader_times)
+        to_host = tensor.leaves or any(tpu == INFINITE for tpu, _ in reader_times)
+        if to_tpu and (source is None or problem.tpu[source] == INFINITE):
+            seconds += tensor.down
+        if to_host and source is not None and problem.host[source] == INFINITE:
+            seconds += tensor.up
+    return seconds
+
+
+def _fewest_stages(problem: Problem) -> int:
+    """How many stages of TPUs there are at least, as nodes of the host stand between them."""
+    stages: list[int] = []
+    # Whether the longest way to a node needs another stage for a node that only a TPU may run.
+    opens: list[bool] = []
+    for n, before in enumerate(problem.predecessors):
+        most, is_open = max(((stages[p], opens[p]) for p in before), default=(0, True))
+        if problem.host[n] == INFINITE:
+            most, is_open = most + is_open, False
+        elif problem.tpu[n] == INFINITE:
+            is_open = True
+        stages.append(most)
+        opens.append(is_open)
+    return max(stages, default=0)
 
 
 def levels(problem: Problem) -> list[int]:

@@ -83,6 +83,9 @@ def _segment(number: int, segment: SegmentEntry) -> Iterator[str]:
         yield f"segment {number} has index {segment['index']}"
     if (device == "tpu") != (tpu is not None):
         yield f"segment {number} is for the {device}, but its tpu is {tpu}"
+    numbers = [tpu, *segment.get("replicas", [])]
+    if len(set(numbers)) < len(numbers) or (tpu is None and len(numbers) > 1):
+        yield f"segment {number} has replicas that are not further Edge TPUs"
     files = {entry["path"] for entry in segment["files"]}
     if compiled is not None and compiled["path"] not in files:
         yield f"the compiled file of segment {number} is not among its files"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from itertools import chain
 
 from compiler.runtime.devices import (
     DEVICE_TYPES,
@@ -88,13 +89,21 @@ def _of_cluster(text: str, address: str | None) -> list[Device]:
     return found
 
 
+def tpu_numbers(segment: SegmentEntry) -> list[int]:
+    """The Edge TPUs that a segment is planned for, in the order in which they take requests; none
+    for one of the host."""
+    if segment["tpu"] is None:
+        return []
+    return [segment["tpu"], *segment.get("replicas", [])]
+
+
 class Fleet:
     """Which device runs which segment, and which takes over from one that is lost.
 
     The plan numbers its Edge TPUs, and each number is a place. At first place k has the k-th Edge
-    TPU that is there; where there are fewer, several numbers share one. Segments that
-    edgetpu_compiler has not compiled run on the CPU, and so does everything where no Edge TPU is
-    left.
+    TPU that is there; where there are fewer, several numbers share one. A segment with replicas has
+    several places, which take requests in turn. Segments that edgetpu_compiler has not compiled run
+    on the CPU, and so does everything where no Edge TPU is left.
 
     A device that fails is opened anew once. When it fails again before a run went well, it is lost,
     and `on_loss` decides about its places: "move" gives them to the other Edge TPUs in turn, "cpu"
@@ -141,12 +150,13 @@ class Fleet:
         """All that may be asked to run something."""
         return [self.cpu, *self.tpus]
 
-    def device(self, segment: SegmentEntry) -> Device:
-        """The device that runs a segment now."""
-        number = segment["tpu"]
+    def device(self, segment: SegmentEntry, request: int = 0) -> Device:
+        """The device that runs a segment of a request now, which has a number for its turn."""
+        numbers = tpu_numbers(segment)
         places = self._places
-        if number is None or not places:
+        if not numbers or not places:
             return self.cpu
+        number = numbers[request % len(numbers)]
         device = places[number % len(places)]
         # libedgetpu runs compiled files only; other devices run the plain one.
         if isinstance(device, EdgeTpu) and segment["compiled"] is None:
@@ -157,7 +167,7 @@ class Fleet:
         """Say what of the plan is not there; `planned` are the segments for Edge TPUs."""
         if not planned:
             return
-        number = len({segment["tpu"] for segment in planned})
+        number = len(set(chain.from_iterable(map(tpu_numbers, planned))))
         uncompiled = sum(segment["compiled"] is None for segment in planned)
         has_edge_tpu = any(isinstance(device, EdgeTpu) for device in self.tpus)
         if not self.tpus:

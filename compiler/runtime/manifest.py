@@ -56,6 +56,7 @@ NotNegative = Annotated[float, Limits(minimum=0)]
 Share = Annotated[float, Limits(minimum=0, maximum=1)]
 Dimension = Annotated[int | None, Limits(minimum=0, maximum=_INT32)]
 Shape = Annotated[list[Dimension] | None, Limits(most=64)]
+TpuNumber = Annotated[int, Limits(minimum=0, maximum=_MOST_TPUS - 1)]
 Tokens = Annotated[int, Limits(minimum=1, maximum=_INT32)]
 
 DeviceKind = Literal["tpu", "host"]
@@ -168,6 +169,14 @@ class PlannedSegmentEntry(TypedDict):
         Limits(minimum=0, maximum=_MOST_TPUS - 1),
         "the Edge TPU that it is planned for, from 0; null on the host",
     ]
+    replicas: NotRequired[
+        Annotated[
+            list[TpuNumber],
+            Limits(least=1, most=_MOST_TPUS),
+            "further Edge TPUs that hold it: of k in all, `tpu` first, the entry n modulo k serves "
+            "request n",
+        ]
+    ]
     parameter_bytes: Annotated[
         Count, "on the TPU as the device stores them, on the host of float weights"
     ]
@@ -211,6 +220,12 @@ class PredictionEntry(TypedDict):
     place: Annotated[Literal["tpu", "host", "auto"], "where operators go that both devices can run"]
     latency_ms: Annotated[Milliseconds, "of one inference"]
     interval_ms: Annotated[Milliseconds, "between two results of the full pipeline"]
+    bound_by: Annotated[
+        int | None,
+        Limits(minimum=0, maximum=_MOST_TPUS - 1),
+        "what sets `interval_ms`: an Edge TPU, with those that take turns with it; null for the "
+        "host",
+    ]
     gap_percent: Annotated[
         float | None,
         Limits(minimum=0),

@@ -10,7 +10,7 @@ import numpy as np
 from compiler.runtime.bundle import Bundle, RuntimeBundleError
 from compiler.runtime.conversion import convert
 from compiler.runtime.devices import Cpu, Device, DeviceError, Executable
-from compiler.runtime.fleet import Fleet
+from compiler.runtime.fleet import Fleet, tpu_numbers
 from compiler.runtime.inputs import Arrays, Inputs
 from compiler.runtime.lazy import LazySegments
 from compiler.runtime.manifest import ProgramEntry, SegmentEntry, TensorEntry
@@ -68,21 +68,23 @@ class Pipeline:
             # Where there is no other segment, idle threads may spin.
             fleet = Fleet([], Cpu(threads, spin=len(self.segments) == 1))
         self.fleet = fleet
-        # By segment the device that it is loaded on. Entries are replaced whole, so whoever reads
-        # one without the lock of its device gets the old or the new one.
-        self._opened: list[tuple[Device, Executable] | None] = [None] * len(self.segments)
+        # By segment what is loaded, by device. An entry is read and written under the lock of its
+        # device; only `_close_all` has none, and what it drops is loaded again.
+        self._opened: list[dict[Device, Executable]] = [{} for _ in self.segments]
         if limit is not None:
             self._open_lazily(limit)
         # What is wrong with a segment that stays loaded is said now, before anything runs.
-        for index in range(len(self.segments)):
-            self._use(index, _only_load)
+        for index, segment in enumerate(self.segments):
+            for turn in range(max(1, len(tpu_numbers(segment)))):
+                self._use(index, turn, _only_load)
 
-    def device(self, index: int) -> Device:
-        """The device that runs a segment now; after a device is lost, another one."""
-        return self.fleet.device(self.segments[index])
+    def device(self, index: int, request: int = 0) -> Device:
+        """The device that runs a segment of the request of this number now; after a device is lost,
+        another one."""
+        return self.fleet.device(self.segments[index], request)
 
-    def run(self, arrays: Arrays) -> dict[str, np.ndarray]:
-        """The model's outputs for one sample.
+    def run(self, arrays: Arrays, request: int = 0) -> dict[str, np.ndarray]:
+        """The model's outputs for one sample; `request` says which replicas take it.
 
         Raises ValueError for arrays that do not fit the inputs or hold NaN, SegmentError for a
         segment that fails, RuntimeBundleError where one has to be loaded and the bundle was
@@ -90,7 +92,7 @@ class Pipeline:
         """
         values = self.check_inputs(arrays)
         for index in range(len(self.segments)):
-            self.advance(index, values)
+            self.advance(index, values, request)
         return self.results(values)
 
     def check_inputs(self, arrays: Arrays) -> dict[str, np.ndarray]:
@@ -107,23 +109,23 @@ class Pipeline:
         """
         return self._model_inputs.samples(arrays)
 
-    def advance(self, index: int, values: dict[str, np.ndarray]) -> None:
+    def advance(self, index: int, values: dict[str, np.ndarray], request: int = 0) -> None:
         """Run a segment on `values` and put its outputs there; what no later segment reads is
         dropped.
 
         Raises SegmentError and RuntimeBundleError as `run` does, and then `values` is as it was.
         """
         # What the segment read is dropped only once it has run, so a failed run can be repeated.
-        values.update(self.run_segment(index, values))
+        values.update(self.run_segment(index, values, request))
         for name in self._last_reads.get(index, ()):
             del values[name]
 
-    def run_segment(self, index: int, values: Arrays) -> dict[str, np.ndarray]:
+    def run_segment(self, index: int, values: Arrays, request: int = 0) -> dict[str, np.ndarray]:
         """The outputs of one segment as it gives them: int8 from an Edge TPU, the model's own types
         from the host. `values` is not changed. Raises as `advance` does."""
         tensors = self.segments[index]["inputs"]
         arrays = [self._converted(values[tensor["name"]], tensor, index) for tensor in tensors]
-        results = self._use(index, lambda executable: executable.run(arrays))
+        results = self._use(index, request, lambda executable: executable.run(arrays))
         return dict(zip(self._output_names[index], results, strict=True))
 
     def results(self, values: Arrays) -> dict[str, np.ndarray]:
@@ -142,7 +144,7 @@ class Pipeline:
         except ValueError as error:
             raise SegmentError(f"segment {index}: tensor '{name}' {error}") from error
 
-    def _use(self, index: int, use: Callable[[Executable], T]) -> T:
+    def _use(self, index: int, request: int, use: Callable[[Executable], T]) -> T:
         """Use a segment where it is loaded; where its device fails, load it elsewhere and repeat.
 
         A use either returns or raises, and its arrays are not changed by it. So a run that failed
@@ -150,7 +152,7 @@ class Pipeline:
         ends: a device may fail twice until the fleet gives its segments to another, or raises.
         """
         while True:
-            device = self.device(index)
+            device = self.device(index, request)
             try:
                 # The device may be lost while this waits: then the use fails, and goes elsewhere.
                 with device.lock:
@@ -168,11 +170,10 @@ class Pipeline:
 
     def _loaded(self, index: int, device: Device) -> Executable:
         """A segment on a device, loaded if need be; the device's lock is held."""
-        opened = self._opened[index]
-        if opened is not None and opened[0] is device:
-            return opened[1]
-        executable = self._open(index, device)
-        self._opened[index] = device, executable
+        executable = self._opened[index].get(device)
+        if executable is None:
+            executable = self._open(index, device)
+            self._opened[index][device] = executable
         return executable
 
     def _open(self, index: int, device: Device) -> Executable:
@@ -193,7 +194,7 @@ class Pipeline:
         cpu = self.fleet.cpu
         sizes = [segment["parameter_bytes"] for segment in self.segments]
         segments = LazySegments(lambda index: self._open(index, cpu), sizes, limit)
-        self._opened = [(cpu, segments.segment(index)) for index in range(len(sizes))]
+        self._opened = [{cpu: segments.segment(index)} for index in range(len(sizes))]
 
     def _check_folder(self, cause: Exception | None = None) -> None:
         folder = self.bundle.folder
@@ -205,9 +206,8 @@ class Pipeline:
 
     def _close_all(self, device: Device) -> None:
         """Forget all segments on a device that failed: it is opened anew, or another one is."""
-        for index, opened in enumerate(self._opened):
-            if opened is not None and opened[0] is device:
-                self._opened[index] = None
+        for opened in self._opened:
+            opened.pop(device, None)
 
     def _report(self, index: int, device: Device, error: DeviceError) -> None:
         """Tell the fleet of a failure. Raises SegmentError where nobody may take over."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import heapq
+import itertools
 import os
 import threading
 from collections import deque
@@ -84,6 +85,8 @@ class Runner:
         self._waiting: dict[Device, list[_Request]] = {device: [] for device in self.fleet.devices}
         self._threads: list[threading.Thread] = []
         self._submitted = 0
+        # Calls of `run` take turns on replicas too, on their own.
+        self._runs = itertools.count()
         self._closed = False
         self._process = 0
 
@@ -101,7 +104,7 @@ class Runner:
         and the bundle was replaced since it was opened, RuntimeError where the runner is closed.
         """
         self._check_open()
-        return self.pipeline.run(inputs)
+        return self.pipeline.run(inputs, next(self._runs))
 
     @functools.cached_property
     def vision(self) -> Vision:
@@ -228,7 +231,7 @@ class Runner:
 
     def _push(self, request: _Request) -> None:
         """Queue a request at the device of its next segment; `_changed` is held."""
-        device = self.pipeline.device(request.index)
+        device = self.pipeline.device(request.index, request.number)
         heapq.heappush(self._waiting[device], request)
         self._changed.notify_all()
 
@@ -255,7 +258,7 @@ class Runner:
         try:
             # If the device was lost since the request was queued, this thread runs the segment on
             # the device that took over, under that one's lock.
-            self.pipeline.advance(request.index, request.values)
+            self.pipeline.advance(request.index, request.values, request.number)
         except BaseException as error:
             _fail(request, error)
             return

@@ -30,7 +30,8 @@ def dot(program: Program) -> str:
 
 def _box(segment: Segment, names: Mapping[ir.Node, str]) -> Iterator[str]:
     on_host = segment.tpu is None
-    place = "host" if on_host else f"TPU {segment.tpu}"
+    numbers = [] if on_host else [segment.tpu, *segment.replicas]
+    place = "host" if on_host else f"TPU {', '.join(map(str, numbers))}"
     colour = "orange" if on_host else "palegreen"
     title = _quoted(f"{segment.index}: {place}, {1e3 * segment.seconds:.3g} ms")
     yield f"subgraph cluster_{segment.index} {{ label={title}; style=filled; color={colour};"

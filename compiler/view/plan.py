@@ -54,6 +54,12 @@ def show_plan(console: Console, plan: Json) -> None:
         highlight=False,
     )
     console.print(predicted(plan["prediction"]), highlight=False)
+    if any(segment.get("replicas") for segment in tpu):
+        console.print(
+            "Where a segment has several Edge TPUs, these take requests in turn. Each is taken to "
+            "have a link of its own.",
+            highlight=False,
+        )
     if on_host:
         console.print(_reasons(on_host))
 
@@ -63,7 +69,10 @@ def predicted(prediction: Json) -> str:
     tpus = prediction["tpus"]
     several = tpus > 1
     devices = f"{tpus} Edge TPU{'s' if several else ''} and {prediction['host']}"
-    pipeline = f", a result each {prediction['interval_ms']:.3g} ms" if several else ""
+    pipeline = ""
+    if several:
+        limit = _limit(prediction["bound_by"])
+        pipeline = f", a result each {prediction['interval_ms']:.3g} ms, limited by {limit}"
     return (
         f"Predicted on {devices}: {prediction['latency_ms']:.3g} ms{pipeline}; "
         f"{_nearness(prediction['gap_percent'])} under this model; "
@@ -71,9 +80,19 @@ def predicted(prediction: Json) -> str:
     )
 
 
+def _limit(bound_by: int | None) -> str:
+    return "the host" if bound_by is None else f"tpu {bound_by}"
+
+
 def place_name(segment: Json) -> str:
-    """host, tpu 0, tpu 1 ..."""
-    return "host" if segment["device"] == "host" else f"tpu {segment['tpu']}"
+    """host, tpu 0, tpu 1 ...; tpu 0-3 or tpu 0,2 where several take requests in turn."""
+    if segment["device"] == "host":
+        return "host"
+    numbers = [segment["tpu"], *segment.get("replicas", [])]
+    first, last = numbers[0], numbers[-1]
+    if len(numbers) > 1 and numbers == list(range(first, last + 1)):
+        return f"tpu {first}-{last}"
+    return f"tpu {','.join(map(str, numbers))}"
 
 
 def show_forecasts(console: Console, name: str, target_name: str, rows: Sequence[Forecast]) -> None:
@@ -97,20 +116,33 @@ def show_forecasts(console: Console, name: str, target_name: str, rows: Sequence
             str(row.tpus),
             f"{row.tpu_segments}+{row.host_segments}",
             f"{row.latency_ms:.2f}",
-            f"{1e3 / row.interval_ms:.1f}" if row.interval_ms else "",
+            _rate(row),
             size(row.cached_bytes),
             size(row.streamed_bytes),
             f"{row.reload_ms:.2f}" if row.reload_ms else "",
             "" if row.gap_percent is None else f"{row.gap_percent:.1f}%",
         )
     console.print(table)
+    limited = "; * where the host limits them" if any(map(_limited_by_host, rows)) else ""
     console.print(
-        "Segments are TPU+host. Results/s are those of a full pipeline. Reload is the time that "
+        "Segments are TPU+host. Results/s are those of a full pipeline, if each Edge TPU has a "
+        f"link of its own{limited}. Reload is the time that "
         "is added where the segments of one Edge TPU are not compiled together. Gap is how far "
         "the plan may be from the best cut, where a solver looked for that. Of the cost model: "
         f"{_error(rows[0].host, rows[0].error_percent)}.",
         highlight=False,
     )
+
+
+def _rate(row: Forecast) -> str:
+    """Results per second, marked where the host limits them."""
+    if not row.interval_ms:
+        return ""
+    return f"{1e3 / row.interval_ms:.1f}{'*' if _limited_by_host(row) else ''}"
+
+
+def _limited_by_host(row: Forecast) -> bool:
+    return bool(row.interval_ms) and row.bound_by is None
 
 
 def _show_language_forecasts(

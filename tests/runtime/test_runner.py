@@ -170,7 +170,7 @@ def test_errors_of_a_segment_name_it_and_leave_the_runner_whole(
             def run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
                 raise RuntimeError("out of memory")
 
-        runner.pipeline._opened[2] = opened[0], Broken()
+        runner.pipeline._opened[2] = dict.fromkeys(opened, Broken())
         with pytest.raises(SegmentError, match="request 0: segment 2 failed on cpu: out of memory"):
             list(runner.stream(inputs(3)))
         with pytest.raises(SegmentError, match="segment 2 failed on cpu"):
