@@ -15,13 +15,15 @@ activation and S of the rows,
 
     error  ~  g D^2 / d^2 + d^2 m sum S^2      least for      d^4 = g D^2 / (m sum S^2)
 
-It is never less than 1, and never so large that the activation would need a much wider range.
+It is never less than 1, and never so large that the activation would need a much wider range. The
+channels of an activation keep theirs where the wider range costs about as much as they save.
 Cross-layer equalisation is from Nagel et al. (2019), who choose factors by ranges alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -60,6 +62,8 @@ SIDE = 0.5
 SPREAD = 4
 # How many times the halves of the samples may differ in a channel and still say something.
 MOST_APART = 2
+# What is left of an activation's error must be less than this for a wider range to be worth it.
+WORTH = 0.9
 # Keeps divisions by the size of channels that are zero finite.
 TINY = 1e-30
 
@@ -108,8 +112,59 @@ def _factors(
     best: np.ndarray = np.minimum(np.nan_to_num(wanted, nan=1.0, posinf=np.inf), most)
     is_left = ~np.isfinite(best) | (best < LEAST)
     best[is_left | classes.fixed] = 1
+    _leave_what_costs(best, finer, _Activations(nodes, stats, numbering, classes))
     factors: np.ndarray = best[classes.of]
     return factors.astype(np.float32)
+
+
+def _leave_what_costs(best: np.ndarray, finer: np.ndarray, activations: _Activations) -> None:
+    """Set factors back to 1, in place, where they save little of an activation's error, for its
+    range gets wider.
+
+    `finer` is how much the steps of each class weigh.
+    """
+    left = True
+    while left:
+        left = False
+        growth = activations.growth(best)
+        for value, grown in growth.items():
+            own = np.unique(activations.classes_of(value))
+            weights = finer[own]
+            rest = (weights * (grown / best[own]) ** 2).sum()
+            if np.any(best[own] != 1) and rest > WORTH * weights.sum():
+                best[own] = 1
+                left = True
+
+
+@dataclass(frozen=True)
+class _Activations:
+    """What `nodes` read and make, with what it shows and the classes of its channels."""
+
+    nodes: Sequence[ir.Node]
+    stats: Stats
+    numbering: Numbering
+    classes: FactorClasses
+
+    def classes_of(self, value: ir.Value) -> np.ndarray:
+        """The class of each channel [C]."""
+        found: np.ndarray = self.classes.of[self.numbering.of(value)]
+        return found
+
+    def growth(self, factors: np.ndarray) -> dict[ir.Value, float]:
+        """How many times as wide the range of each activation becomes by the factors of classes."""
+        groups = groups_of(self.nodes)
+        observed = groups.observed(self.numbering.values)
+        changed = dict(self.stats)
+        for value in observed:
+            name = str(value.name)
+            changed[name] = self.stats[name].times(factors[self.classes_of(value)])
+        before = _widest_ranges(groups, set(observed), self.stats)
+        after = _widest_ranges(groups, set(observed), changed)
+        found = {}
+        for value in observed:
+            group = groups.of(value)
+            found[value] = float(np.ptp(after[group]) / max(np.ptp(before[group]), TINY))
+        return found
 
 
 def _limits(

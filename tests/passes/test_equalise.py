@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 
 from compiler.graph import activations_around
-from compiler.quantize.calibrate import observe
+from compiler.quantize.calibrate import ChannelStats, observe
 from passes import SampleContext, equalise
 from tests.passes.golden import TARGET, run_passes
 
@@ -45,3 +46,35 @@ def test_what_was_multiplied_is_named() -> None:
 def test_where_no_factor_passes_nothing_was() -> None:
     context = equalised("Sigmoid")
     assert context.rescaled == set() and not context.trace.matches
+
+
+@pytest.mark.parametrize(("weights", "is_worth"), [((1.0, 0.45), False), ((0.45, 1.0), True)])
+def test_a_wider_range_must_save_more_than_it_costs(
+    weights: tuple[float, float], is_worth: bool
+) -> None:
+    """The first channel spans -6 to 20, the second -6 to 12, which may grow to -10 to 20: all steps
+    get 15% wider and those of the second channel 31% finer, which pays where it weighs more."""
+    text = f"""
+    g (float[1,2,2,2] x) => (float[1,2,2,1] y) {{
+        c = {CONV} (x, a, b)
+        y = {CONV} (c, w, z)
+    }}"""
+    constants = {
+        "a": np.eye(2, dtype=np.float32).reshape(2, 2, 1, 1),
+        "b": np.zeros(2, np.float32),
+        "w": np.array(weights, np.float32).reshape(1, 2, 1, 1),
+        "z": np.zeros(1, np.float32),
+    }
+    _, made = run_passes((), text, constants)
+    low = np.full((2, 2), -6, np.float32)
+    high = np.tile(np.float32([20, 12]), (2, 1))
+    ones = np.ones(2, np.float32)
+    one = np.ones((2, 1), np.float32)
+    stats = {
+        "x": ChannelStats(low, high, ones, ones),
+        "c": ChannelStats(low, high, ones, ones),
+        "y": ChannelStats(-one, one, one[0], one[0]),
+    }
+    context = SampleContext(TARGET, nodes=list(made.model.graph), stats=stats)
+    equalise.run(made.model, context)
+    assert ("c" in context.rescaled) == is_worth
