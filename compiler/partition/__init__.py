@@ -35,7 +35,7 @@ from compiler.targets import Target
 # Shares of the room for parameters that the planner may count on, one after the other, where the
 # tiles of the SRAM hold less than it planned with.
 TIGHTER_ROOMS = (0.94, 0.85)
-# A plan that is so much worse than the planner promised is planned again.
+# A plan that is so much worse than its bound, or than the planner promised, is planned again.
 PROMISE_SLACK = 1.001
 # Of the plans for a pipeline whose pace is nearly the best, other figures decide.
 NEAR_PACE = 1.01
@@ -167,7 +167,7 @@ class _Search:
         boundaries move, and it plans again with less room.
         """
         plan = self.assembled(found.stages, found.copies)
-        if found.bound is not None and found.bound >= _score(problem, plan) * PROVEN:
+        if found.bound is not None and _score(problem, plan) <= found.bound * PROMISE_SLACK:
             return plan
         by_bytes = replace(problem, streaming=None)
         promised = planner.cost(by_bytes, found.stages, found.copies)

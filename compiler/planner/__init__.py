@@ -70,9 +70,9 @@ def solve(
     """The best plan that is found, with a bound where the graph allows; about twice `seconds` of an
     x86 core at most.
 
-    `start` is a plan to begin from. Without `prove`, the best plan of the merged graph is enough; so
-    it is where the problem has a limit. Work is counted, not time: a problem has the same plan each
-    time.
+    `start` is a plan to begin from. Without `prove`, the best plan of the merged graph is enough,
+    as it is where the problem has a limit. Work is counted, not time: a problem has the same plan
+    each time.
     """
     if not problem.count or all(seconds == INFINITE for seconds in problem.tpu):
         return _on_host(problem)

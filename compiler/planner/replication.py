@@ -4,6 +4,7 @@ in turn."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,6 +15,17 @@ from compiler.planner.programme import Course, Step
 _NEAR = 1e-4
 # What rounding may add to a stage's time, as a share of it.
 _ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Column:
+    """The stages that end at one place: where they begin, and their times; first those of TPUs,
+    then those of the host."""
+
+    begins: np.ndarray
+    tpu: np.ndarray
+    hosted: np.ndarray
+    host: np.ndarray
 
 
 class Replication:
@@ -46,41 +58,54 @@ class Replication:
 
     def least_through(self, limit: float) -> np.ndarray:
         """Of each TPU's stage the least sum of a plan that has it, at this pace."""
-        needs = self._needs(limit)
-        before, _, _ = self._sums(self.tpu, self.host, needs)
+        before, _, _ = self._sums(self._columns(self.tpu, self.host), limit)
         # From the end: places in reverse, stages backwards.
-        turned = [matrix[::-1, ::-1].T for matrix in (self.tpu, self.host, needs)]
-        behind, _, _ = self._sums(*turned)
-        behind = behind[:, ::-1]
-        least = np.full_like(self.tpu, np.inf)
-        ends = np.arange(len(needs))
+        turned = self._columns(self.tpu[::-1, ::-1].T, self.host[::-1, ::-1].T)
+        behind = self._sums(turned, limit)[0][:, ::-1]
+        needs = self._needs(self.tpu, limit)
+        begins, ends = np.nonzero(needs <= self.tpus)
+        copies = needs[begins, ends]
+        rest = np.full(len(begins), np.inf)
         for used in range(self.tpus + 1):
-            left = self.tpus - used - needs
-            rest = np.where(left < 0, np.inf, behind[np.maximum(left, 0), ends])
-            np.minimum(least, before[used][:, None] + self.tpu + rest, out=least)
+            left = self.tpus - used - copies
+            on_the_way = before[used, begins] + behind[np.maximum(left, 0), ends]
+            np.minimum(rest, np.where(left < 0, np.inf, on_the_way), out=rest)
+        least = np.full_like(self.tpu, np.inf)
+        least[begins, ends] = rest + self.tpu[begins, ends]
         return least
 
-    def _needs(self, pace: float) -> np.ndarray:
-        """How many TPUs each stage needs; more than there are where it is not allowed."""
+    def _columns(self, tpu: np.ndarray, host: np.ndarray) -> list[Column]:
+        """The stages that end at each place."""
+        tpu, host = np.ascontiguousarray(tpu.T), np.ascontiguousarray(host.T)
+        columns = []
+        for place in range(len(tpu)):
+            begins = np.flatnonzero(np.isfinite(tpu[place, :place]))
+            hosted = np.flatnonzero(np.isfinite(host[place, :place]))
+            columns.append(Column(begins, tpu[place, begins], hosted, host[place, hosted]))
+        return columns
+
+    def _needs(self, times: np.ndarray, pace: float) -> np.ndarray:
+        """How many TPUs stages of these times need; more than there are where they cannot be."""
         most = self.tpus + 1
         if pace == INFINITE:
-            return np.where(np.isfinite(self.tpu), 1, most)
-        shares = np.minimum(self.tpu * (1 - _ROUNDING) / max(pace, 1.0), most)
+            return np.where(np.isfinite(times), 1, most)
+        shares = np.minimum(times * (1 - _ROUNDING) / max(pace, 1.0), most)
         return np.maximum(np.ceil(shares), 1).astype(np.int64)
 
     def _best_pace(self) -> float:
         """The best pace of the TPUs, or one that is nearly as good."""
+        columns = self._columns(self.tpu, self.host)
         low = high = max(self.least_pace, 1.0)
-        reached = self._reached(high)
+        reached = self._reached(high, columns)
         while reached is None and high < _largest(self.tpu):
             low, high = high, 1.05 * high if self.least_pace else 2 * high
-            reached = self._reached(high)
+            reached = self._reached(high, columns)
         if reached is None:
             return INFINITE
         high = min(high, max(reached, low))
         while high - low > _NEAR * high:
             middle = (low + high) / 2
-            reached = self._reached(middle)
+            reached = self._reached(middle, columns)
             if reached is None:
                 low = middle
             else:
@@ -88,60 +113,63 @@ class Replication:
         self.least_pace = low
         return high
 
-    def _reached(self, pace: float) -> float | None:
+    def _reached(self, pace: float, columns: Sequence[Column]) -> float | None:
         """The pace of a plan that is at least so fast; None where there is none."""
-        needs = self._needs(pace)
-        hosted = np.isfinite(self.host)
-        counts = np.where(hosted, 0, needs)
-        shares = np.where(hosted, 0.0, self.tpu / needs)
-        fewest = np.zeros(len(needs), np.int64)
-        reached = np.zeros(len(needs))
-        for place in range(1, len(needs)):
-            totals = fewest[:place] + counts[:place, place]
-            begin = int(totals.argmin())
-            fewest[place] = totals[begin]
-            reached[place] = max(reached[begin], shares[begin, place])
+        fewest = np.zeros(len(columns), np.int64)
+        reached = np.zeros(len(columns))
+        for place, column in enumerate(columns[1:], 1):
+            needs = self._needs(column.tpu, pace)
+            origins = np.concatenate([column.begins, column.hosted])
+            copies = np.concatenate([needs, np.zeros(len(column.hosted), np.int64)])
+            if not len(origins):
+                fewest[place] = self.tpus + 1
+                continue
+            totals = fewest[origins] + copies
+            best = int(totals.argmin())
+            share = column.tpu[best] / needs[best] if best < len(needs) else 0.0
+            fewest[place] = totals[best]
+            reached[place] = max(reached[origins[best]], share)
         return float(reached[-1]) if fewest[-1] <= self.tpus else None
 
     def _least(self, pace: float) -> Course | None:
         """The plan with the least sum at this pace."""
-        needs = self._needs(pace)
-        sums, came, on_host = self._sums(self.tpu, self.host, needs)
+        sums, came, on_host = self._sums(self._columns(self.tpu, self.host), pace)
         used = int(sums[:, -1].argmin())
         value = float(sums[used, -1])
         if value == INFINITE:
             return None
         found: list[tuple[int, int, int]] = []
-        place = len(needs) - 1
+        place = len(self.tpu) - 1
         while place:
             begin = int(came[used, place])
-            copies = 0 if on_host[used, place] else int(needs[begin, place])
+            copies = 0
+            if not on_host[used, place]:
+                copies = int(self._needs(self.tpu[begin, place], pace))
             found.append((begin, place, copies))
             used, place = used - copies, begin
         return Course(_steps(found[::-1]), value, pace)
 
     def _sums(
-        self, tpu: np.ndarray, host: np.ndarray, needs: np.ndarray
+        self, columns: Sequence[Column], pace: float
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """By TPUs that may be used, and by place: the least sum to get there, where the last stage
         begins, and whether the host has that."""
-        count = len(tpu)
         used = np.arange(self.tpus + 1)
-        sums = np.full((self.tpus + 1, count), np.inf)
+        sums = np.full((self.tpus + 1, len(columns)), np.inf)
         sums[:, 0] = 0.0
         came = np.zeros(sums.shape, np.int64)
         on_host = np.zeros(sums.shape, bool)
-        for place in range(1, count):
-            begins = np.flatnonzero(needs[:place, place] <= self.tpus)
-            hosted = np.flatnonzero(np.isfinite(host[:place, place]))
-            origins = np.concatenate([begins, hosted])
+        for place, column in enumerate(columns[1:], 1):
+            needs = self._needs(column.tpu, pace)
+            possible = np.flatnonzero(needs <= self.tpus)
+            begins = column.begins[possible]
+            origins = np.concatenate([begins, column.hosted])
             if not len(origins):
                 continue
-            left = used[:, None] - needs[begins, place]
+            left = used[:, None] - needs[possible]
             reached = np.where(left >= 0, sums[np.maximum(left, 0), begins], np.inf)
-            through_tpu = reached + tpu[begins, place]
-            through_host = sums[:, hosted] + host[hosted, place]
-            steps = np.hstack([through_tpu, through_host])
+            through_host = sums[:, column.hosted] + column.host
+            steps = np.hstack([reached + column.tpu[possible], through_host])
             best = steps.argmin(axis=1)
             sums[:, place] = steps[used, best]
             came[:, place] = origins[best]
