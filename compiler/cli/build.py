@@ -165,6 +165,7 @@ def build(
     edgetpu_compiler: shared.Tool = None,
     docker: shared.Docker = None,
     timeout: shared.Timeout = shared.TIMEOUT,
+    trust_compiler: shared.TrustCompiler = False,
     dump_passes: Annotated[
         Path | None,
         option(
@@ -203,7 +204,7 @@ def build(
     )
     tool = None
     if edgetpu_compiler != "none":
-        tool = compiler.find_edgetpu_compiler(edgetpu_compiler, docker, timeout)
+        tool = compiler.find_edgetpu_compiler(edgetpu_compiler, docker, timeout, trust_compiler)
     options = BuildOptions(
         outputs=parse.names(outputs),
         input=input,  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ def compile_(
     edgetpu_compiler: shared.Tool = None,
     docker: shared.Docker = None,
     timeout: shared.Timeout = shared.TIMEOUT,
+    trust_compiler: shared.TrustCompiler = False,
 ) -> None:
     """Run edgetpu_compiler on the segments of a bundle that was built without it.
 
@@ -20,7 +21,7 @@ def compile_(
     """
     from compiler.view.compiled import show_compilation
 
-    tool = compiler.find_edgetpu_compiler(edgetpu_compiler, docker, timeout)
+    tool = compiler.find_edgetpu_compiler(edgetpu_compiler, docker, timeout, trust_compiler)
     if tool is None:
         raise ToolchainError(
             "edgetpu_compiler is not on PATH: set $EDGETPU_COMPILER, or give --edgetpu-compiler or "

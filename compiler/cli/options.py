@@ -194,6 +194,15 @@ Timeout = Annotated[
         help="How long edgetpu_compiler may take for a segment.",
     ),
 ]
+TrustCompiler = Annotated[
+    bool,
+    typer.Option(
+        "--trust-compiler",
+        rich_help_panel=_TOOLCHAIN,
+        help="Keep what edgetpu_compiler gives even where its weights and scales are not found to "
+        "be those of the segment; the manifest says so.",
+    ),
+]
 # As vendor/edgetpu_compiler.py has it, which is too heavy to import for a default.
 TIMEOUT = 180
 

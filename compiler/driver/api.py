@@ -205,15 +205,18 @@ def find_edgetpu_compiler(
     path: AnyPath | None = None,
     docker: str | None = None,
     timeout: int = edgetpu_compiler.TIMEOUT,
+    trusted: bool = False,
 ) -> Tool | None:
     """edgetpu_compiler at `path`, else at $EDGETPU_COMPILER, else on PATH; or in the docker image
     `docker`.
 
     timeout: seconds that it may take for a segment
+    trusted: keep compiled files whose parameters are not found to be those of their segment
 
     None where none is installed. Raises ToolchainError for one that was named and is not there.
     """
-    return edgetpu_compiler.find(None if path is None else str(path), docker, timeout)
+    named = None if path is None else str(path)
+    return edgetpu_compiler.find(named, docker, timeout, trusted)
 
 
 def measure_host(threads: int = 2) -> str:

@@ -99,7 +99,7 @@ def compile_segments(
             entries = bundle.write_segments(programs, folder)
             written = Written(programs, entries, {})
         for segments in written.entries.values():
-            compilation.enter(segments, outcomes, folder)
+            compilation.enter(segments, outcomes, folder, tool.trusted)
     return written
 
 

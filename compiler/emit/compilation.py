@@ -18,10 +18,16 @@ from compiler.vendor.audit import Audit, audit
 from compiler.vendor.edgetpu_compiler import Compiled, Outcome, Refused, Session, Tool, groups
 
 
-def enter(segments: Iterable[SegmentEntry], outcomes: Mapping[Path, Outcome], folder: Path) -> None:
+def enter(
+    segments: Iterable[SegmentEntry],
+    outcomes: Mapping[Path, Outcome],
+    folder: Path,
+    trusted: bool = False,
+) -> None:
     """Put compiled files beside the segments' own and say in their entries what came of them.
 
-    Raises ToolchainError for one whose parameters are not those of its segment.
+    Raises ToolchainError for one whose parameters are not those of its segment, unless the compiler
+    is `trusted`.
     """
     for segment in segments:
         if segment["tpu"] is None:
@@ -30,12 +36,12 @@ def enter(segments: Iterable[SegmentEntry], outcomes: Mapping[Path, Outcome], fo
         if isinstance(outcome, Refused):
             manifests.enter_refused(segment, outcome)
         else:
-            found = _audit(segment, outcome, folder)
+            found = _audit(segment, outcome, folder, trusted)
             file = _copy(segment, outcome, folder)
             manifests.enter_compiled(segment, file, outcome, found)
 
 
-def _audit(segment: SegmentEntry, outcome: Compiled, folder: Path) -> Audit:
+def _audit(segment: SegmentEntry, outcome: Compiled, folder: Path, trusted: bool) -> Audit:
     """Compare a compiled file with the segment's own. Raises ToolchainError where they differ, or
     the compiled one cannot be read."""
     path = segment["files"][0]["path"]
@@ -46,11 +52,11 @@ def _audit(segment: SegmentEntry, outcome: Compiled, folder: Path) -> Audit:
             f"segment {segment['index']} ({path}): what edgetpu_compiler gave cannot be read: "
             f"{error}"
         ) from error
-    if found.status == "differs":
+    if found.status == "differs" and not trusted:
         raise ToolchainError(
             f"segment {segment['index']} ({path}): what edgetpu_compiler gave is not made of it: "
             f"{found.first_difference}; compile once more, and use another version or image of the "
-            "compiler if that stays"
+            "compiler if that stays; --trust-compiler keeps such files"
         )
     return found
 
@@ -90,7 +96,7 @@ def compile_bundle(
             with files.writing(path), Session(tool) as session:
                 outcomes = session.compile(parts, report("edgetpu_compiler", len(parts)))
                 for segments in programs:
-                    enter(segments, outcomes, path)
+                    enter(segments, outcomes, path, tool.trusted)
                 folders.synchronise(path)
                 manifests.write(path, found.manifest, is_last=True)
         finally:

@@ -360,7 +360,8 @@ def enter_compiled(
 
 
 def _not_judged(audit: Audit) -> list[NotJudgedEntry]:
-    counts = Counter((layer.operator, layer.detail) for layer in audit.of("not judged"))
+    doubtful = [*audit.of("not judged"), *audit.of("differs")]
+    counts = Counter((layer.operator, layer.detail) for layer in doubtful)
     found: list[NotJudgedEntry] = []
     for (operator, reason), count in counts.items():
         found.append({"operator": operator, "count": count, "reason": reason})

@@ -148,7 +148,8 @@ class CompiledEntry(TypedDict):
     ]
     not_judged: Annotated[
         list[NotJudgedEntry],
-        "the operators whose constants cannot be compared, and why; empty where it is audited",
+        "the operators whose constants cannot be compared, or differ where the compiler was "
+        "trusted all the same, and why; empty where it is audited",
     ]
 
 

@@ -120,11 +120,16 @@ Outcome = Compiled | Refused
 
 @dataclass(frozen=True)
 class Tool:
-    """How edgetpu_compiler is called: `command` is the program, or what runs it in a container."""
+    """How edgetpu_compiler is called: `command` is the program, or what runs it in a container.
+
+    `trusted`: what it gives is kept even where its parameters are not found to be those of the
+    plain file.
+    """
 
     command: tuple[str, ...]
     image: str | None = None
     timeout: int = TIMEOUT
+    trusted: bool = False
 
     def run(self, files: Sequence[Path], out: Path) -> subprocess.CompletedProcess[str]:
         """Compile files together into the folder `out`. Raises subprocess.TimeoutExpired, OSError
@@ -153,7 +158,12 @@ def _container(image: str, folders: Iterable[Path]) -> list[str]:
     return [*arguments, image, NAME]
 
 
-def find(path: str | None = None, image: str | None = None, timeout: int = TIMEOUT) -> Tool | None:
+def find(
+    path: str | None = None,
+    image: str | None = None,
+    timeout: int = TIMEOUT,
+    trusted: bool = False,
+) -> Tool | None:
     """The compiler at `path`, else at $EDGETPU_COMPILER, else on PATH; or in a container `image` of
     docker.
 
@@ -163,13 +173,13 @@ def find(path: str | None = None, image: str | None = None, timeout: int = TIMEO
         docker = shutil.which("docker")
         if docker is None:
             raise ToolchainError(f"{image}: docker is not installed, which runs images")
-        return Tool((docker,), image, timeout)
+        return Tool((docker,), image, timeout, trusted)
     named = path or os.environ.get(VARIABLE)
     found = shutil.which(named or NAME)
     if named and found is None:
         source = "" if path else f"${VARIABLE} "
         raise ToolchainError(f"{source}{named}: no such program")
-    return Tool((found,), None, timeout) if found else None
+    return Tool((found,), None, timeout, trusted) if found else None
 
 
 class Session:

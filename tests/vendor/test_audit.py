@@ -465,3 +465,22 @@ def test_build_refuses_it_too(
     assert code == 2
     assert "what edgetpu_compiler gave is not made of it: CONV_2D" in " ".join(err.split())
     assert not output.exists()
+
+
+def test_a_trusted_compiler_is_kept_and_not_called_audited(
+    small_bundle: Path,
+    tmp_path: Path,
+    edgetpu_compiler: Path,
+    run_cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "b"
+    shutil.copytree(small_bundle, path)
+    monkeypatch.setenv("STANDIN_COMPILER", "flip:300")
+    arguments = ("compile", path, "--edgetpu-compiler", edgetpu_compiler, "--trust-compiler")
+    code, out, _ = run_cli(*arguments)
+    assert code == 0
+    assert "parameters of 0 of 2 compiled segments" in " ".join(out.split())
+    entries = [s["compiled"] for s in bundles.load(path).manifest["segments"] if s["compiled"]]
+    assert not any(entry["audited"] for entry in entries)
+    assert all("differ" in entry["not_judged"][0]["reason"] for entry in entries)
