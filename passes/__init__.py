@@ -135,12 +135,6 @@ PASSES: tuple[Pass[PassContext], ...] = in_order(
         },
     ),
     Pass(
-        "cache_constants",
-        cache_constants.run,
-        kind="accuracy",
-        after={"fold_affine": "constants that a layer takes up need no layer of their own"},
-    ),
-    Pass(
         "join_phases",
         join_phases.run,
         after={"fold_constants": "the bounds of slices must be constants"},
@@ -151,6 +145,15 @@ PASSES: tuple[Pass[PassContext], ...] = in_order(
         after={
             "fold_affine": "a normalisation of the model's own joins that of the pixels",
             "join_phases": "the convolution must read the image, not its phases",
+        },
+    ),
+    Pass(
+        "cache_constants",
+        cache_constants.run,
+        kind="accuracy",
+        after={
+            "fold_affine": "constants that a layer takes up need no layer of their own",
+            "fold_pixels": "the normalisation of pixels goes into the convolution that reads them",
         },
     ),
     Pass(

@@ -65,8 +65,7 @@ def of(model: ir.Model) -> PictureEntry | None:
     form = pixels.of(model)
     if found is None or form is None or form.dtype == "float32":
         return found
-    # What passes did not fold was in the scale already.
-    return {**found, "normalised": model.meta.get(pixels.NORMALISED, "scale")}
+    return {**found, "normalised": model.meta[pixels.NORMALISED]}
 
 
 def known_range(model: ir.Model, options: BuildOptions) -> tuple[float, float] | None:

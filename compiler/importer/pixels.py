@@ -25,7 +25,7 @@ PixelType = Literal["float32", "uint8", "int8"]
 
 # Where an imported model keeps its `PixelInput`.
 META = "edgetpu.pixels"
-# Where a pass keeps what takes up the normalisation of pixels: "convolution" or "layer".
+# Where a model keeps what takes up the normalisation of pixels: "scale", "convolution" or "layer".
 NORMALISED = "edgetpu.normalised"
 # What int8 is less than the pixel that it stands for.
 INT8_SHIFT = 128
@@ -166,7 +166,10 @@ def _replace_input(model: ir.Model, old: ir.Value, new: ir.Value, pixels: PixelI
     if pixels.layout != pixels.file_layout:
         values = builder.transpose(values, NCHW if pixels.layout == "NHWC" else NHWC)
     if pixels.dtype != "float32":
-        values = _normalised(builder, values, pixels)
+        dequantized = values
+        values = _normalised(builder, dequantized, pixels)
+        # Arithmetic goes into a convolution, or fold_pixels says otherwise.
+        model.meta[NORMALISED] = "scale" if values is dequantized else "convolution"
     anchor.replace_input_with(0, None)
     graph.remove(anchor, safe=True)
     ir.convenience.replace_all_uses_with(old, values, replace_graph_outputs=True)
