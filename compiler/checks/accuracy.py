@@ -11,7 +11,6 @@ from compiler.checks.labelled import OPTION, Labelled
 from compiler.checks.readings import LEAST_RANKED, NEAR, mean_average_precision
 from compiler.errors import OptionError
 from compiler.runtime.detections import Detections
-from compiler.runtime.inputs import Arrays
 from compiler.runtime.manifest import AccuracyEntry
 from compiler.runtime.pictures import PictureError, Prepared
 from compiler.runtime.vision import Prediction, Vision
@@ -19,7 +18,7 @@ from compiler.runtime.vision import Prediction, Vision
 # Of fewer classes, being among the five best says nothing.
 _MANY = 2 * NEAR + 1
 
-Run = Callable[[Arrays], Mapping[str, np.ndarray]]
+Run = Callable[[dict[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 
 def accuracy(
