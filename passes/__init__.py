@@ -124,10 +124,21 @@ PASSES: tuple[Pass[PassContext], ...] = in_order(
     ),
     # What weights can take up, and what has a form that the Edge TPU can run.
     Pass(
+        "join_phases",
+        join_phases.run,
+        after={"fold_constants": "the bounds of slices must be constants"},
+    ),
+    Pass(
+        "fold_pixels",
+        fold_pixels.run,
+        after={"join_phases": "the convolution must read the image, not its phases"},
+    ),
+    Pass(
         "fold_affine",
         fold_affine.run,
         after={
             "keep_scales": "weights are constants once they are dequantized",
+            "fold_pixels": "who takes up the normalisation of pixels is noted there",
             "recognise_gelu": "it would fold the Gelu's factors into the layer in front",
             "recognise_hard_swish": "it would fold the HardSwish's factors",
             "recognise_norms": "Keras writes LayerNormalization with a BatchNormalization",
@@ -139,19 +150,6 @@ PASSES: tuple[Pass[PassContext], ...] = in_order(
         cache_constants.run,
         kind="accuracy",
         after={"fold_affine": "constants that a layer takes up need no layer of their own"},
-    ),
-    Pass(
-        "join_phases",
-        join_phases.run,
-        after={"fold_constants": "the bounds of slices must be constants"},
-    ),
-    Pass(
-        "fold_pixels",
-        fold_pixels.run,
-        after={
-            "fold_affine": "a normalisation of the model's own joins that of the pixels",
-            "join_phases": "the convolution must read the image, not its phases",
-        },
     ),
     Pass(
         "shuffle_channels",
