@@ -24,7 +24,7 @@ from compiler.checks.readings import (
 )
 from compiler.graph import Shape, is_constant
 from compiler.ops import Moves, operator_of
-from compiler.runtime.detections import Head, entry_of
+from compiler.runtime.detections import Head, entry_of, head_of
 from compiler.runtime.manifest import TaskEntry
 from compiler.runtime.recognition import recognise
 
@@ -46,16 +46,20 @@ _SUM_TOLERANCE = 1e-2
 
 
 def readings(
-    layers: Mapping[str, int], results: Sequence[Arrays], samples: Sequence[Arrays]
+    layers: Mapping[str, int],
+    results: Sequence[Arrays],
+    samples: Sequence[Arrays],
+    told: TaskEntry | None = None,
 ) -> list[Reading]:
     """What can be read off the outputs of a float model, from what it gives for `samples`.
 
     `layers` is what `scored` finds in the model before any rewriting; scores that are no
-    probabilities need it.
+    probabilities need it. `told` is what the file says of its outputs, which counts where values
+    leave a doubt, as those of random samples do.
     """
     if not results:
         return []
-    head = _detection_head(results, samples)
+    head = _detection_head(results, samples) or _told_head(results, samples, told)
     if head is not None:
         return [Boxes(head)]
     # Text is read from pictures and sound; a model of tokens gives classes for each.
@@ -71,7 +75,11 @@ def readings(
             found.append(reading)
         elif _is_probability_map(arrays, picture):
             found.append(Mask(name))
-    return found
+    if found or told is None or told["task"] != "classify":
+        return found
+    scores = told["scores"]
+    is_known = _are_comparable([result[scores] for result in results])
+    return [Classes(scores, axis=1)] if is_known else []
 
 
 def known_channels(read: Sequence[Reading]) -> dict[str, Channels]:
@@ -243,6 +251,20 @@ def _detection_head(results: Sequence[Arrays], samples: Sequence[Arrays]) -> Hea
         if result.keys() != results[0].keys() or not are_arrays:
             return None
     return recognise(results, size)
+
+
+def _told_head(
+    results: Sequence[Arrays], samples: Sequence[Arrays], told: TaskEntry | None
+) -> Head | None:
+    """The head that the file tells of; None where the outputs hold what no box has."""
+    size = _picture_size(samples[0])
+    if told is None or told["task"] != "detect" or size is None:
+        return None
+    head = head_of(told["head"], size)
+    for name in head.outputs:
+        if not _are_comparable([result[name] for result in results]):
+            return None
+    return head
 
 
 def _layer_outputs(value: ir.Value) -> int | None:

@@ -13,7 +13,8 @@ The import has to agree with the first two. Only one of them is in memory at a t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -119,6 +120,24 @@ def outputs(path: Path, model: ir.Model, sample: Sample) -> Sample:
         if results is not None:
             return results[0]
     return {}
+
+
+@contextmanager
+def running(path: Path, model: ir.Model, kind: str) -> Iterator[Callable[[Sample], Sample]]:
+    """What runs samples of a model, one at a time, as the baseline of that `kind` did."""
+    if kind == IMPORTED:
+        with Reference(model) as reference:
+            yield reference.run
+        return
+    session = _OPENERS[kind](path, model)
+
+    def run(sample: Sample) -> Sample:
+        (given,) = _as_in_file(Samples([lambda: sample]), model)
+        results = _run_file(session, [given])
+        assert results is not None
+        return results[0]
+
+    yield run
 
 
 def tolerance(model: ir.Model) -> float:

@@ -152,6 +152,17 @@ def detections_text(found: Mapping[str, Any]) -> str:
     )
 
 
+def labelled_text(found: Mapping[str, Any]) -> str:
+    """Both models against labels, beside each other."""
+    figures = []
+    for key, name in (("top1", "top-1"), ("top5", "top-5"), ("map50", "mAP@50")):
+        if key in found["float"]:
+            ours, theirs = found["bundle"][key], found["float"][key]
+            figures.append(f"{name} {ours:.3f} of the bundle, {theirs:.3f} of the float model")
+    objects = f" with {found['labels']} objects" if "map50" in found["float"] else ""
+    return f"{found['pictures']} labelled pictures{objects}: {'; '.join(figures)}."
+
+
 def equal_text(entry: Mapping[str, Any]) -> str:
     return f"{entry['equal']:.1%} of its values are the same as in float"
 

@@ -16,7 +16,7 @@ from compiler.checks.agreement import known_channels, readings
 from compiler.checks.channels import slice_text
 from compiler.checks.difference import Difference
 from compiler.checks.equality import Equality, tensors_of
-from compiler.checks.readings import Boxes
+from compiler.checks.readings import Boxes, Reading
 from compiler.checks.segments import Arrays, Boundaries, float_tensors, outputs_in_float
 from compiler.graph import origin_of
 from compiler.partition import Program
@@ -27,6 +27,7 @@ from compiler.runtime.manifest import (
     EmbeddingQualityEntry,
     MeasuredEntry,
     SegmentQualityEntry,
+    TaskEntry,
 )
 
 # Of an output, at most so many values are counted: two arrays of 4 MiB.
@@ -43,13 +44,18 @@ class HeldOut:
 
     `samples` were not calibrated on; `expected` is what the float model gives for them; `layers` is
     what `agreement.scored` finds in the model as its user wrote it, `rounded` what
-    `agreement.rounded` does.
+    `agreement.rounded` does; `told` is what its file says of its outputs.
     """
 
     samples: Sequence[Sample]
     expected: Sequence[Mapping[str, Any]]
     layers: Mapping[str, int] = field(default_factory=dict)
     rounded: Set[str] = frozenset()
+    told: TaskEntry | None = None
+
+    def readings(self) -> list[Reading]:
+        """What can be read off the outputs."""
+        return readings(self.layers, self.expected, self.samples, self.told)
 
 
 def verify(
@@ -248,7 +254,7 @@ class Outputs:
     """Compares the outputs of a model: their figures, and what a user reads off them."""
 
     def __init__(self, held_out: HeldOut) -> None:
-        self._read = readings(held_out.layers, held_out.expected, held_out.samples)
+        self._read = held_out.readings()
         self._known = known_channels(self._read)
         self._floats = _float_outputs(held_out.expected)
         self._rounded = held_out.rounded

@@ -96,6 +96,16 @@ def build(
         Path | None,
         option("tokenizer", help="tokenizer.json of an encoder, so that `serve` embeds texts."),
     ] = None,
+    labelled: Annotated[
+        Path | None,
+        option(
+            "labelled",
+            metavar="FOLDER",
+            help="Measure the float model and the bundle on labelled pictures: of a classifier, a "
+            "sub-folder for each class, called as its label; of a detector, pictures with YOLO's "
+            ".txt files beside them.",
+        ),
+    ] = None,
     min_sqnr: Annotated[
         float | None,
         option(
@@ -210,6 +220,7 @@ def build(
         input=input,  # type: ignore[arg-type]
         layout=layout,  # type: ignore[arg-type]
         labels=labels,
+        labelled=labelled,
         dims=parse.dims(dims),
         shapes=parse.shapes(shapes),
         values=parse.values(values),

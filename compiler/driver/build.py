@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from compiler import files, importer
 from compiler.checks import agreement, sensitivity, sights, verify
 from compiler.checks.baseline import Baseline, baseline
 from compiler.checks.pass_checks import Checker
-from compiler.driver import picture, quality, toolchain
+from compiler.driver import labelled, picture, quality, toolchain
 from compiler.driver.dump import GraphDump
 from compiler.driver.options import BuildOptions
 from compiler.driver.rewriting import PassDriver
@@ -31,7 +32,7 @@ from compiler.quantize.calibrate import Ranges, calibrate
 from compiler.quantize.products import Product, products
 from compiler.quantize.scales import assign
 from compiler.runtime import Bundle
-from compiler.runtime.manifest import Manifest, MeasuredEntry
+from compiler.runtime.manifest import Manifest, MeasuredEntry, VisionEntry
 from compiler.targets import Target
 from compiler.vendor import onnx_tf
 from passes import PassContext, SampleContext, fold_constants
@@ -60,16 +61,16 @@ def build(
         model = read(path, options, progress)
         importer.check_weights(model.graph)
         labels = picture.labels_of(model, options)
+        labelled.check(options)
         samples = sampling.load(
             options.calibration_path, model.graph.inputs, picture.form_of(model), options.seed
         )
         calibration, held_out = samples.split()
         expected = run_float_model(path, model, held_out, progress)
-        # Outputs that hold scores or rounded floats are told by the nodes behind them, which
-        # passes replace.
-        layers = agreement.scored(model.graph)
-        rounded = agreement.rounded(model.graph)
-        truth = verify.HeldOut(list(held_out), expected.results, layers, rounded)
+        truth = _truth(model, held_out, expected)
+        sight = _vision(model, truth, labels)
+        source = labelled.FloatModel(path, model, expected, sight)
+        marked = labelled.mark(source, options, progress)
 
         driver = pass_driver(model, options, path)
         rewritten = rewrite(model, options, progress, driver)
@@ -92,10 +93,9 @@ def build(
             plan = manifests.plan_entry(program, path, written.entries[""])
             manifest = manifests.assembled(plan, calibrated)
             entry = picture.of(model)
-            if entry is not None:
-                found = agreement.readings(layers, truth.expected, truth.samples)
-                told = agreement.task(found, truth.expected)
-                manifest["vision"] = vision.entry(entry, labels, told)
+            if entry is not None and sight is not None:
+                # Passes decide what takes up the normalisation of pixels.
+                manifest["vision"] = {**sight, "picture": entry}
             if options.tokenizer_path is not None:
                 manifest["tokenizer"] = bundle.copy_tokenizer(options.tokenizer_path, folder)
             manifests.write(folder, manifest)
@@ -103,6 +103,9 @@ def build(
         with stage("verify"):
             measured = _measure_quality(folder, program, truth, options, progress)
             manifests.enter_quality(manifest, measured)
+            if marked is not None:
+                right = marked.with_bundle(bundle.load(folder), progress)
+                manifests.enter_quality(manifest, right)
             warned = quality.warnings(manifest, program, _few(held_out))
             manifests.enter_quality(manifest, warned)
             manifests.write(folder, manifest)
@@ -188,6 +191,26 @@ def run_float_model(
     with stage("float model"):
         step = progress("running the float model", len(held_out))
         return baseline(path, model, held_out, step)
+
+
+def _truth(model: ir.Model, held_out: sampling.Samples, expected: Baseline) -> verify.HeldOut:
+    """What the bundle of an imported model is verified with."""
+    # Outputs that hold scores or rounded floats are told by the nodes behind them, which passes
+    # replace.
+    layers = agreement.scored(model.graph)
+    rounded = agreement.rounded(model.graph)
+    told = picture.task_of(model, expected.results[0])
+    return verify.HeldOut(list(held_out), expected.results, layers, rounded, told)
+
+
+def _vision(model: ir.Model, truth: verify.HeldOut, labels: Sequence[str]) -> VisionEntry | None:
+    """How pictures go into an imported model and what its outputs say; None where nothing says that
+    it takes pictures."""
+    entry = picture.of(model)
+    if entry is None:
+        return None
+    task = agreement.task(truth.readings(), truth.expected)
+    return vision.entry(entry, labels, task)
 
 
 def _partition_and_quantize(

@@ -85,6 +85,7 @@ SCOPES: Mapping[str, Scope] = {
     "observers": Scope("calibration", _ONNX),
     "seed": Scope("calibration", _ONNX),
     "tokenizer": Scope("calibration", _ONNX),
+    "labelled": Scope("accuracy", _ONNX),
     "min_sqnr": Scope("accuracy", _ONNX),
     "accuracy": Scope("accuracy", _ONNX),
     "keep_float": Scope("accuracy", _ONNX),
@@ -211,6 +212,8 @@ class BuildOptions:
                   that accuracy means nothing, and Python's manual for language models
     image:        how images become arrays
     labels:       a file with the name of a class in each line
+    labelled:     a folder of pictures with labels, to measure the float model and the bundle by: of
+                  classifiers a sub-folder for each class, of detectors .txt files as YOLO has them
     observers:    how ranges of activations are chosen from the samples
     min_sqnr:     the build fails where an output has a lower signal-to-noise ratio, in dB; outputs
                   of indices, booleans or text need 90% equal values, beside one of numbers
@@ -243,6 +246,7 @@ class BuildOptions:
     calibration: Path | str | None = None
     image: ImageOptions = field(default_factory=ImageOptions)
     labels: Path | str | None = None
+    labelled: Path | str | None = None
     observers: Observers = field(default_factory=_default_observers)
     min_sqnr: float | None = None
     accuracy: Literal["report"] | None = None
@@ -288,12 +292,17 @@ class BuildOptions:
         return None if self.labels is None else Path(self.labels)
 
     @property
+    def labelled_path(self) -> Path | None:
+        return None if self.labelled is None else Path(self.labelled)
+
+    @property
     def dump_folder(self) -> Path | None:
         return None if self.dump_passes is None else Path(self.dump_passes)
 
     def sources(self, model: Path) -> list[Path]:
         """Files and folders that a build of `model` may read, which its output must not replace."""
-        given = (self.calibration_path, self.tokenizer_path, self.labels_path)
+        data = (self.calibration_path, self.labels_path, self.labelled_path)
+        given = (*data, self.tokenizer_path)
         named = [path for path in given if path is not None]
         return [model, *named, Path(self.target), Path(self.partitioning.host)]
 

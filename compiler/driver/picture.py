@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
+import numpy as np
 import onnx_ir as ir
 
 from compiler.driver.options import BuildOptions
 from compiler.errors import OptionError, no_file
 from compiler.graph import shape_of
-from compiler.importer import metadata, pixels
+from compiler.importer import cutting, metadata, pixels
 from compiler.importer.metadata import Facts
 from compiler.importer.pixels import Layout, PixelInput
 from compiler.quantize import samples as sampling
-from compiler.runtime.manifest import PictureEntry
+from compiler.runtime.detections import Yolo, cell_count, entry_of
+from compiler.runtime.manifest import PictureEntry, TaskEntry
 from compiler.runtime.pictures import MOST_PIXELS
+from compiler.runtime.recognition import STRIDES
 
 # Where an imported model keeps its PictureEntry.
 META = "edgetpu.picture"
@@ -32,7 +36,8 @@ def settle(model: ir.Model, options: BuildOptions) -> None:
     """
     facts = metadata.of(model)
     is_formed = options.input != "float32" or options.layout is not None
-    is_shown = facts.is_picture or sampling.holds_pictures(options.calibration_path)
+    is_labelled = options.labelled is not None
+    is_shown = facts.is_picture or sampling.holds_pictures(options.calibration_path) or is_labelled
     if not is_formed and not is_shown:
         return
     value = picture_input(model)
@@ -41,6 +46,8 @@ def settle(model: ir.Model, options: BuildOptions) -> None:
             name = "input" if options.input != "float32" else "layout"
             given = options.input if name == "input" else options.layout
             raise OptionError(f"{given}: {_no_picture(model)}", name)
+        if is_labelled:
+            raise OptionError(f"{options.labelled}: {_no_picture(model)}", "labelled")
         return
     for line in facts.told:
         metadata.logger.info("taken from %s", line)
@@ -86,6 +93,28 @@ def known_range(model: ir.Model, options: BuildOptions) -> tuple[float, float] |
 def form_of(model: ir.Model) -> sampling.Form:
     """How samples become inputs of an imported model."""
     return sampling.Form(of(model), pixels.of(model))
+
+
+def task_of(model: ir.Model, results: Mapping[str, Any]) -> TaskEntry | None:
+    """What metadata say of the outputs of an imported model, where the shapes of its `results`
+    agree.
+
+    None where they say nothing, and of outputs that the user chose instead of the file's own.
+    """
+    facts = metadata.of(model)
+    entry = of(model)
+    if entry is None or cutting.of(model) or len(results) != 1:
+        return None
+    ((name, result),) = results.items()
+    shape = np.shape(result)
+    count = len(facts.labels)
+    if facts.task == "classify" and shape == (1, count) and count > 1:
+        return {"task": "classify", "scores": name}  # values tell a Softmax
+    height, width = entry["size"]
+    heads = [(1, 4 + count, cell_count((height, width), strides)) for strides in STRIDES]
+    if facts.task == "detect" and shape in heads:
+        return {"task": "detect", "head": entry_of(Yolo(name, rows=False, objectness=False))}
+    return None
 
 
 def labels_of(model: ir.Model, options: BuildOptions) -> list[str]:

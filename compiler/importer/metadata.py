@@ -22,6 +22,7 @@ import onnx_ir as ir
 from compiler.importer.inputs import Hints
 
 Fit = Literal["stretch", "letterbox", "crop"]
+Task = Literal["detect", "classify"]
 
 # Where an imported model keeps its `Facts`.
 META = "edgetpu.facts"
@@ -32,6 +33,8 @@ _MOST_CHARACTERS = 1 << 20
 _MOST_FILE_BYTES = 4 << 20
 _MOST_LABELS = 1 << 16
 _MOST_SIDE = 1 << 14
+# What Ultralytics calls the tasks whose outputs are read; others are segments, poses and so on.
+_TASKS: Mapping[str, Task] = {"detect": "detect", "classify": "classify"}
 _PREPROCESSOR = "preprocessor_config.json"
 _CONFIG = "config.json"
 # Below this size, ConvNeXT's and ResNet's preprocessing resizes by `crop_pct` and cuts the middle.
@@ -43,7 +46,8 @@ class Facts:
     """What is told of a model.
 
     Pictures of `size` (height, width) go in as (pixel - `mean`) / `std`; `resize` comes before the
-    middle is cut out. `told` says what was found where, a line each.
+    middle is cut out. `task` is what its own outputs say. `told` says what was found where, a line
+    each.
     """
 
     size: tuple[int, int] | None = None
@@ -55,6 +59,7 @@ class Facts:
     std: tuple[float, ...] | None = None
     colours: Literal["RGB", "BGR"] | None = None
     labels: tuple[str, ...] = ()
+    task: Task | None = None
     is_picture: bool = False
     told: tuple[str, ...] = ()
 
@@ -102,8 +107,9 @@ def _ultralytics(properties: Mapping[str, str]) -> Facts | None:
         told.append(f"imgsz {size[0]} x {size[1]}")
     if labels:
         told.append(f"{len(labels)} names")
+    task = _TASKS.get(properties.get("task", ""))
     # Its own preprocessing fits classifiers' pictures by cutting out the middle.
-    fit: Fit = "crop" if properties.get("task") == "classify" else "letterbox"
+    fit: Fit = "crop" if task == "classify" else "letterbox"
     return Facts(
         size=size,
         batch=batch if isinstance(batch, int) and 0 < batch < _MOST_SIDE else 1,
@@ -111,6 +117,7 @@ def _ultralytics(properties: Mapping[str, str]) -> Facts | None:
         mean=(0.0,),
         std=(255.0,),
         labels=labels,
+        task=task,
         is_picture=True,
         told=(f"the file (Ultralytics): {', '.join([*told, f'fit {fit}'])}",),
     )

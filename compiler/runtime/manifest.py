@@ -509,6 +509,27 @@ class DetectionQualityEntry(TypedDict):
     ]
 
 
+class AccuracyEntry(TypedDict, total=False):
+    """How right a model is about labelled pictures."""
+
+    top1: Annotated[Share, "of classifiers: the share of pictures whose best class is right"]
+    top5: Annotated[Share, "of more than ten classes: the share whose class is among the five best"]
+    map50: Annotated[
+        Share,
+        "of detectors: the mean of the average precisions of each labelled class, at an overlap "
+        "of 0.5, of boxes that score at least 0.05",
+    ]
+
+
+class LabelledEntry(TypedDict):
+    """Accuracy against labels, of the float model and of the bundle, on the same pictures."""
+
+    pictures: Annotated[Positive, "how many pictures"]
+    labels: Annotated[Positive, "how many objects or classes are labelled in them"]
+    float: Annotated[AccuracyEntry, "of the float model"]
+    bundle: Annotated[AccuracyEntry, "of the bundle"]
+
+
 class PerplexityEntry(TypedDict):
     """A language model's perplexity on text, of which some was prefilled and most decoded."""
 
@@ -568,6 +589,7 @@ class MeasuredEntry(TypedDict, total=False):
         dict[str, EmbeddingQualityEntry], "of encoders, inputs with an `attention_mask`, by output"
     ]
     detections: Annotated[DetectionQualityEntry, "of recognised object detectors"]
+    labelled: Annotated[LabelledEntry, "of the pictures of `--labelled`"]
     segments: Annotated[dict[str, SegmentQualityEntry], "for each TPU segment, by its `index`"]
     perplexity: Annotated[PerplexityEntry, "of language models"]
     warnings: Annotated[list[WarningEntry], "what is bad about the bundle, or cannot be told"]

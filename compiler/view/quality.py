@@ -133,6 +133,8 @@ def _show_sample_count(console: Console, quality: Json) -> None:
 
 def _readings(quality: Json) -> Iterator[str]:
     """What a user reads off the outputs: detections, classes, texts, masks."""
+    if "labelled" in quality:
+        yield verdict.labelled_text(quality["labelled"])
     if "detections" in quality:
         yield sentence(verdict.detections_text(quality["detections"])) + "."
     for name, entry in quality.get("outputs", {}).items():
