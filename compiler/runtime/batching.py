@@ -40,6 +40,8 @@ class Request:
                thread of the model
     cancelled: set from any thread by whoever wants no more
     arrived:   seconds on the monotonic clock
+    begun:     the same, where it got a slot; 0 before
+    first_token: the same, where its first token was drawn; 0 before
     """
 
     tokens: list[int]
@@ -48,6 +50,8 @@ class Request:
     emit: Callable[[Emitted], None]
     cancelled: threading.Event = field(default_factory=threading.Event)
     arrived: float = field(default_factory=time.monotonic)
+    begun: float = 0.0
+    first_token: float = 0.0
 
 
 @dataclass
@@ -214,6 +218,7 @@ class Batcher:
         return max(free, key=preference)
 
     def _begin(self, request: Request, slot: Slot) -> _Work:
+        request.begun = time.monotonic()
         prefill = self.model.prefill_steps(slot, request.tokens)
         return _Work(request, slot, Sampler(request.sampling), list(request.tokens), prefill)
 
@@ -237,7 +242,8 @@ class Batcher:
         is_whole = len(work.slot.tokens) == len(work.request.tokens)
         if is_whole:
             work.prefill = None
-            self._count_first_token(time.monotonic() - work.request.arrived)
+            work.request.first_token = time.monotonic()
+            self._count_first_token(work.request.first_token - work.request.arrived)
             self._append_token(work, logits)
 
     def _count_first_token(self, seconds: float) -> None:

@@ -42,6 +42,11 @@ class Text:
         longest_token = max((len(token) for token in self._tokenizer.get_vocab()), default=1)
         self._longest_text = language["context"] * longest_token
 
+    @property
+    def has_template(self) -> bool:
+        """Whether the model can take conversations."""
+        return self._settings["chat_template"] is not None
+
     def encode(self, text: str) -> list[int]:
         """The tokens of a prompt, with the model's begin token where it wants one.
 

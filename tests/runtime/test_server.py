@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import ollama
 import onnx
 import onnxruntime
 import openai
@@ -179,6 +181,9 @@ def test_many_at_once_get_their_own_answers(served: Served) -> None:
 
 def test_models_health_and_metrics(served: Served) -> None:
     assert [m.id for m in served.client.models.list()] == ["manual"]
+    (listed,) = ollama.Client(served.url, headers=KEY).list().models
+    digest = hashlib.sha256((served.bundle / "manifest.json").read_bytes()).hexdigest()
+    assert listed.model == "manual:latest" and listed.digest == digest
     assert httpx.get(f"{served.url}/health").json() == {"status": "ok"}
     served.client.completions.create(model="manual", prompt="The", max_tokens=1)
     text = httpx.get(f"{served.url}/metrics", headers={"Authorization": "Bearer secret"}).text

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Literal
 
 from compiler.runtime.batching import Batcher, Emitted, Request
-from compiler.runtime.server.formats import Json, usage
+from compiler.runtime.server.formats import Outcome
 from compiler.runtime.server.requests import CompletionOptions
 from compiler.runtime.server.workers import Worker
 from compiler.runtime.text import Detokenizer, Text
@@ -55,8 +56,18 @@ class Answer:
         """Give the slot to others; the model's thread sees it before its next token."""
         self._request.cancelled.set()
 
-    def usage(self) -> Json:
-        return usage(len(self._request.tokens), self._count)
+    def outcome(self) -> Outcome:
+        """How it went, once it is over."""
+        request = self._request
+        now = time.monotonic()
+        return Outcome(
+            finish=self.finish,
+            prompt_tokens=len(request.tokens),
+            tokens=self._count,
+            waited=request.begun - request.arrived,
+            prefill=request.first_token - request.begun,
+            decode=now - request.first_token,
+        )
 
     async def pieces(self) -> AsyncIterator[str]:
         """Text as soon as it is settled; whoever stops reading cancels the request.

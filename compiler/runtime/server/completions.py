@@ -10,12 +10,18 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from compiler.runtime.batching import Batcher
-from compiler.runtime.server import formats, requests
+from compiler.runtime.server import requests
 from compiler.runtime.server.answer import Answer, start_answer
-from compiler.runtime.server.errors import CLIENT_LEFT, error_body, model_failure, request_errors
+from compiler.runtime.server.errors import CLIENT_LEFT, model_failure, request_errors
 from compiler.runtime.server.fields import Body
-from compiler.runtime.server.formats import ChatFormat, EventWriter, Format, TextFormat
-from compiler.runtime.server.requests import CompletionOptions
+from compiler.runtime.server.formats import (
+    ChatFormat,
+    Format,
+    OpenAiWriter,
+    TextFormat,
+    Writer,
+)
+from compiler.runtime.server.requests import CompletionOptions, Message
 from compiler.runtime.server.status import metric, summary
 from compiler.runtime.server.web import ReleasingResponse, Web
 from compiler.runtime.server.workers import OVERHEAD, Worker
@@ -65,9 +71,7 @@ class CompletionServer:
         body = await self.web.read_body(http)
         with request_errors():
             options = self._options(body)
-            messages = requests.chat_messages(body)
-            size = sum(len(m["role"]) + len(m["content"]) + OVERHEAD for m in messages)
-            tokens = await self.web.readers.run(size, self.text.conversation, messages)
+            tokens = await self.read_chat(requests.chat_messages(body))
         return await self._respond(http, tokens, options, ChatFormat())
 
     async def complete(self, http: HttpRequest) -> Response:
@@ -77,8 +81,17 @@ class CompletionServer:
             options = self._options(body)
             prompt = requests.completion_prompt(body, self.batcher.longest_prompt)
             if isinstance(prompt, str):
-                prompt = await self.web.readers.run(len(prompt), self.text.encode, prompt)
+                prompt = await self.read_text(prompt)
         return await self._respond(http, prompt, options, TextFormat())
+
+    async def read_chat(self, messages: list[Message]) -> list[int]:
+        """The tokens of a conversation. Raises ValueError, BusyError."""
+        size = sum(len(m["role"]) + len(m["content"]) + OVERHEAD for m in messages)
+        return await self.web.readers.run(size, self.text.conversation, messages)
+
+    async def read_text(self, text: str) -> list[int]:
+        """The tokens of a text. Raises ValueError, BusyError."""
+        return await self.web.readers.run(len(text), self.text.encode, text)
 
     def _options(self, body: Body) -> CompletionOptions:
         context = self.batcher.model.context
@@ -87,14 +100,21 @@ class CompletionServer:
     async def _respond(
         self, http: HttpRequest, tokens: list[int], options: CompletionOptions, form: Format
     ) -> Response:
+        writer = OpenAiWriter(form, self.web.name, options.include_usage)
+        return await self.respond(http, tokens, options, writer)
+
+    async def respond(
+        self, http: HttpRequest, tokens: list[int], options: CompletionOptions, writer: Writer
+    ) -> Response:
+        """Answers a prompt, in pieces where the options say so."""
         with request_errors():
             answer = start_answer(self.batcher, self.text, self._writer, tokens, options)
         if options.stream:
-            events = self._events(answer, options, form)
-            return ReleasingResponse(events, answer.cancel, "text/event-stream")
-        return await self._whole(http, answer, form)
+            pieces = self._pieces(answer, writer)
+            return ReleasingResponse(pieces, answer.cancel, writer.media_type)
+        return await self._whole(http, answer, writer)
 
-    async def _whole(self, http: HttpRequest, answer: Answer, form: Format) -> Response:
+    async def _whole(self, http: HttpRequest, answer: Answer, writer: Writer) -> Response:
         """The whole answer at once; its slot is freed where the client goes away meanwhile."""
         reading = asyncio.ensure_future(answer.text())
         try:
@@ -108,26 +128,19 @@ class CompletionServer:
         finally:
             reading.cancel()
             answer.cancel()
-        body = formats.whole_answer(form, self.web.name, text, answer.finish, answer.usage())
-        return JSONResponse(body)
+        return JSONResponse(writer.whole(text, answer.outcome()))
 
-    async def _events(
-        self, answer: Answer, options: CompletionOptions, form: Format
-    ) -> AsyncIterator[str]:
-        """The answer as server-sent events."""
-        writer = EventWriter(form, self.web.name)
-        first = form.first()
-        if first is not None:
-            yield writer.event(first)
+    async def _pieces(self, answer: Answer, writer: Writer) -> AsyncIterator[str]:
+        """The answer as it is written."""
+        begin = writer.begin()
+        if begin:
+            yield begin
         try:
             async for piece in answer.pieces():
-                yield writer.event(form.piece(piece))
+                yield writer.piece(piece)
         except Exception as error:
-            # The status is long sent: an error can only come as an event.
+            # The status is long sent: an error can only come as a piece.
             failure = model_failure(error)
-            yield formats.server_event(error_body(failure.status_code, failure.detail))
+            yield writer.failure(failure.status_code, failure.detail)
             return
-        yield writer.event(form.last(), answer.finish)
-        if options.include_usage:
-            yield writer.usage(answer.usage())
-        yield formats.END_OF_EVENTS
+        yield writer.end(answer.outcome())

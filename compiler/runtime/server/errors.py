@@ -1,4 +1,4 @@
-"""Turns errors into HTTP statuses and the JSON that OpenAI's clients read."""
+"""Turns errors into HTTP statuses and the JSON that clients of OpenAI's or of Ollama's API read."""
 
 from __future__ import annotations
 
@@ -16,8 +16,14 @@ from compiler.runtime.batching import BusyError
 CLIENT_LEFT = 499
 
 
-def error_body(status: int, message: str) -> dict[str, object]:
-    """The JSON of an error."""
+# Endpoints below it are Ollama's.
+OLLAMA_PREFIX = "/api/"
+
+
+def error_body(status: int, message: str, path: str = "") -> dict[str, object]:
+    """The JSON of an error, as the clients of a path read it."""
+    if path.startswith(OLLAMA_PREFIX):
+        return {"error": message}
     kind = "invalid_request_error" if status < 500 else "server_error"
     return {"error": {"message": message, "type": kind, "param": None, "code": status}}
 
@@ -43,10 +49,10 @@ def model_failure(error: Exception) -> HTTPException:
 
 async def answer_http_error(http: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    body = error_body(error.status_code, str(error.detail))
+    body = error_body(error.status_code, str(error.detail), http.url.path)
     return JSONResponse(body, error.status_code, dict(error.headers or {}))
 
 
 async def answer_own_error(http: HttpRequest, error: Exception) -> Response:
     """Our own bug: the client hears of it in one line, the log has the rest."""
-    return JSONResponse(error_body(500, "the server failed"), 500)
+    return JSONResponse(error_body(500, "the server failed", http.url.path), 500)

@@ -7,7 +7,7 @@ line, which names the field.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,15 @@ def _check_texts(found: dict[str, Any]) -> None:
 
 def is_given(body: Body, name: str) -> bool:
     return body.get(name) is not None
+
+
+def refuse_others(body: Body, known: Set[str]) -> None:
+    """Refuse fields that are not served: to ignore one would give another answer than was asked
+    for. Those that ask for nothing (null, false, 0 or empty) may be there."""
+    for name, value in body.items():
+        if value and name not in known:
+            # A name may be as long as a request.
+            raise ValueError(f"{name[:60]}: is not supported")
 
 
 @dataclass(frozen=True)

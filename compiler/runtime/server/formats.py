@@ -6,15 +6,58 @@ import json
 import time
 import uuid
 from collections.abc import Mapping
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from compiler.runtime.server.errors import error_body
 
 Json = dict[str, Any]
 
 END_OF_EVENTS = "data: [DONE]\n\n"
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How an answer went.
+
+    finish:        why it ended: "stop" for an end token or a stop text, "length" for the limit of
+                   the request or of the model's context
+    prompt_tokens: tokens of the prompt
+    tokens:        tokens of the answer
+    waited, prefill, decode: seconds until it got a slot, to its first token, and from there on
+    """
+
+    finish: Literal["length", "stop"]
+    prompt_tokens: int
+    tokens: int
+    waited: float
+    prefill: float
+    decode: float
+
+
+class Writer(Protocol):
+    """Writes one answer as the clients of some endpoint read it."""
+
+    media_type: str  # of an answer that is streamed
+
+    def begin(self) -> str:
+        """What comes before any text; may be empty."""
+
+    def piece(self, text: str) -> str:
+        """A piece of an answer."""
+
+    def end(self, outcome: Outcome) -> str:
+        """What comes behind the text."""
+
+    def failure(self, status: int, message: str) -> str:
+        """An error behind the text so far, where the status is long sent."""
+
+    def whole(self, text: str, outcome: Outcome) -> Json:
+        """An answer that is not streamed."""
+
+
 class Format(Protocol):
-    """What differs between the two endpoints."""
+    """What differs between OpenAI's two endpoints."""
 
     id_prefix: str
     kind: str  # `object` of a whole answer
@@ -73,45 +116,56 @@ class TextFormat:
         return {"text": ""}
 
 
-def whole_answer(form: Format, model: str, text: str, finish: str, usage: Json) -> Json:
-    """The JSON of an answer that is not streamed."""
-    choices = [_choice(form.whole(text), finish)]
-    return _head(form, form.kind, model) | {"choices": choices, "usage": usage}
+class OpenAiWriter:
+    """Writes an answer of OpenAI's API: JSON, or server-sent events that share their id."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, form: Format, model: str, include_usage: bool) -> None:
+        self._form = form
+        self._include_usage = include_usage
+        self._head: Json = {
+            "id": f"{form.id_prefix}-{uuid.uuid4().hex}",
+            "object": form.event_kind,
+            "created": int(time.time()),
+            "model": model,
+        }
+
+    def begin(self) -> str:
+        first = self._form.first()
+        return "" if first is None else self._event(first)
+
+    def piece(self, text: str) -> str:
+        return self._event(self._form.piece(text))
+
+    def end(self, outcome: Outcome) -> str:
+        events = [self._event(self._form.last(), outcome.finish)]
+        if self._include_usage:
+            events.append(_server_event(self._head | {"choices": [], "usage": _usage(outcome)}))
+        return "".join([*events, END_OF_EVENTS])
+
+    def failure(self, status: int, message: str) -> str:
+        return _server_event(error_body(status, message))
+
+    def whole(self, text: str, outcome: Outcome) -> Json:
+        choices = [_choice(self._form.whole(text), outcome.finish)]
+        head = self._head | {"object": self._form.kind}
+        return head | {"choices": choices, "usage": _usage(outcome)}
+
+    def _event(self, part: Json, finish: str | None = None) -> str:
+        return _server_event(self._head | {"choices": [_choice(part, finish)]})
 
 
-class EventWriter:
-    """Writes the events of one streamed answer, which share their id."""
-
-    def __init__(self, form: Format, model: str) -> None:
-        self._head = _head(form, form.event_kind, model)
-
-    def event(self, part: Json, finish: str | None = None) -> str:
-        return server_event(self._head | {"choices": [_choice(part, finish)]})
-
-    def usage(self, usage: Json) -> str:
-        return server_event(self._head | {"choices": [], "usage": usage})
-
-
-def server_event(data: Mapping[str, Any]) -> str:
-    """A server-sent event."""
+def _server_event(data: Mapping[str, Any]) -> str:
     return f"data: {json.dumps(data)}\n\n"
 
 
-def usage(prompt_tokens: int, completion_tokens: int) -> Json:
+def _usage(outcome: Outcome) -> Json:
     """How many tokens were read and written."""
     return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-    }
-
-
-def _head(form: Format, kind: str, model: str) -> Json:
-    return {
-        "id": f"{form.id_prefix}-{uuid.uuid4().hex}",
-        "object": kind,
-        "created": int(time.time()),
-        "model": model,
+        "prompt_tokens": outcome.prompt_tokens,
+        "completion_tokens": outcome.tokens,
+        "total_tokens": outcome.prompt_tokens + outcome.tokens,
     }
 
 

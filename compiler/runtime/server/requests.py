@@ -54,6 +54,12 @@ UNSUPPORTED = (
     "echo",
 )
 
+# The same of a message, in OpenAI's API and in Ollama's.
+MESSAGE_UNSUPPORTED = (
+    *("tool_calls", "tool_call_id", "tool_name", "function_call"),
+    *("audio", "images"),
+)
+
 MOST_PREDICTIONS = 1000
 ENCODING_FORMAT = ChoiceField("encoding_format", default="float", choices=("float", "base64"))
 
@@ -73,7 +79,7 @@ class CompletionOptions:
     sampling: Sampling
     stops: list[str]
     stream: bool
-    include_usage: bool
+    include_usage: bool = False
 
 
 def completion_options(body: Body, most_tokens: int, context: int) -> CompletionOptions:
@@ -141,6 +147,9 @@ def chat_messages(body: Body) -> list[Message]:
 def _message(entry: object) -> Message:
     if not isinstance(entry, dict):
         raise _bad_messages()
+    for name in MESSAGE_UNSUPPORTED:
+        if entry.get(name):
+            raise ValueError(f"messages: {name} is not supported")
     role = entry.get("role")
     content = entry.get("content")
     # A content may come in parts, each with a text.
