@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from compiler.runtime.language import LanguageModel, Slot
-from compiler.runtime.sampling import Sampler, Sampling
+from compiler.runtime.sampling import Sampler, Sampling, Scored, scored
 
 # A token, then None at the end of an answer, or the error that ended it.
-Emitted = int | Exception | None
+Emitted = int | Scored | Exception | None
 
 _FIRST_TOKENS_KEPT = 1000
 
@@ -38,6 +38,7 @@ class Request:
 
     emit:      gets each token, then None or the error that ended the answer. It is called in the
                thread of the model
+    likeliest: where given, tokens come as `Scored`, each with so many of the likeliest ones
     cancelled: set from any thread by whoever wants no more
     arrived:   seconds on the monotonic clock
     begun:     the same, where it got a slot; 0 before
@@ -48,6 +49,7 @@ class Request:
     limit: int
     sampling: Sampling
     emit: Callable[[Emitted], None]
+    likeliest: int | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
     arrived: float = field(default_factory=time.monotonic)
     begun: float = 0.0
@@ -122,21 +124,22 @@ class Batcher:
         """Tokens that a prompt may have: one place of the context is left for the answer."""
         return self.model.context - 1
 
-    def submit(self, request: Request) -> None:
-        """Take a request, from any thread; it is answered by its `emit`.
+    def submit(self, *requests: Request) -> None:
+        """Take requests, all or none, from any thread; each is answered by its `emit`.
 
         Raises BusyError where the queue is full, ValueError for tokens that the model cannot read.
         """
-        self._check(request.tokens)
+        for request in requests:
+            self._check(request.tokens)
         with self._changed:
             if self._stopped:
                 raise BusyError("the server is stopping")
             self._forget_cancelled()
-            if len(self._queue) >= self.waiting:
-                self.counters.refused += 1
+            if len(self._queue) + len(requests) > self.waiting:
+                self.counters.refused += len(requests)
                 raise BusyError(f"{self.queued} requests are waiting already")
-            self._queue.append(request)
-            self.counters.requests += 1
+            self._queue += requests
+            self.counters.requests += len(requests)
             self._changed.notify()
 
     def close(self) -> None:
@@ -288,7 +291,8 @@ class Batcher:
         token = work.sampler.next(logits, work.text)
         work.text.append(token)
         self.counters.generated_tokens += 1
-        _emit(work.request, token)
+        count = work.request.likeliest
+        _emit(work.request, token if count is None else scored(token, logits, count))
         is_full = len(work.slot.tokens) >= self.model.context
         if token in self._ends or work.generated >= work.request.limit or is_full:
             self._finish(work, None)

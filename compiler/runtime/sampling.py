@@ -101,6 +101,28 @@ class Sampler:
         return min(index, len(ends) - 1)
 
 
+@dataclass(frozen=True)
+class Scored:
+    """A token with natural logarithms of probabilities: its own, and those of the likeliest tokens,
+    the likeliest first."""
+
+    token: int
+    logprob: float
+    likeliest: tuple[tuple[int, float], ...]
+
+
+def scored(token: int, logits: np.ndarray, count: int) -> Scored:
+    """A token with its probability, and those of the `count` likeliest, by the model's own logits
+    [V]: before temperature, penalties and cuts."""
+    scores = _finite(logits)
+    scores -= scores.max()
+    with np.errstate(under="ignore"):
+        scores -= np.log(np.exp(scores).sum())
+    first = np.argsort(-scores, kind="stable")[:count]
+    likeliest = tuple((int(index), float(scores[index])) for index in first)
+    return Scored(token, float(scores[token]), likeliest)
+
+
 def _finite(logits: np.ndarray) -> np.ndarray:
     """Scores in float64 that can be added, multiplied by a penalty and subtracted without becoming
     infinite."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from compiler.runtime import confined
@@ -60,6 +61,22 @@ class Text:
             return confined.decode(self._tokenizer, tokens)
         except ConfinedError as error:
             raise TextError(f"the tokenizer has no text for the tokens: {error}") from error
+
+    def token_text(self, token: int) -> str:
+        """What a token adds to a text; the name of a control token.
+
+        Of a token that is no whole character alone, the replacement character.
+        """
+        if token in self._control.ids:
+            return self._text_of(token)
+        # Behind another token: at its beginning, a text may lose a space.
+        tokens, text = self._anchor
+        return self.decode([*tokens, token])[len(text) :]
+
+    @cached_property
+    def _anchor(self) -> tuple[list[int], str]:
+        tokens = self._encode(self._tokenizer, "a", add_special_tokens=False)
+        return tokens, self.decode(tokens)
 
     def stream(self, tokens: Iterable[int], stops: Sequence[str] = ()) -> Iterator[str]:
         """The text of tokens as soon as it is settled; ends in front of the first of `stops`."""
@@ -169,7 +186,8 @@ class Detokenizer:
     """Turns the tokens of one text into characters as soon as these are settled.
 
     A character may need several tokens, and a stop text too: text that may still become either is
-    held back. `ended` says that an end token or a stop text came.
+    held back. `ended` says that an end token or a stop text came, `length` how many characters the
+    tokens are so far, and `given` how many of them were given.
     """
 
     def __init__(self, text: Text, stops: Sequence[str] = ()) -> None:
@@ -178,7 +196,8 @@ class Detokenizer:
         # So many characters at the end may be the beginning of a stop text.
         self._held = max((len(stop) for stop in self._stops), default=1) - 1
         self._tokens: list[int] = []
-        self._given = 0  # characters
+        self.given = 0
+        self.length = 0
         self.ended = False
 
     def push(self, token: int) -> str:
@@ -189,6 +208,7 @@ class Detokenizer:
         self._tokens.append(token)
         # Decoded as a whole: how a token is written depends on those in front of it.
         text = self._text.decode(self._tokens)
+        self.length = len(text.rstrip(_REPLACEMENT))
         stop = self._first_stop(text)
         if stop is not None:
             self.ended = True
@@ -211,6 +231,6 @@ class Detokenizer:
 
     def _give(self, text: str, end: int) -> str:
         """The characters up to `end` that were not given yet."""
-        part = text[self._given : max(end, self._given)]
-        self._given += len(part)
+        part = text[self.given : max(end, self.given)]
+        self.given += len(part)
         return part

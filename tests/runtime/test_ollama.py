@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,6 @@ import httpx
 import numpy as np
 import ollama
 import pytest
-import uvicorn
 from starlette.testclient import TestClient
 
 from compiler.runtime import Bundle
@@ -29,11 +26,10 @@ from compiler.runtime.server import (
     ModelCard,
     Web,
     application,
-    protocol,
 )
-from compiler.runtime.server.endpoints import Server
 from compiler.runtime.text import Text
 from tests.conftest import LANGUAGE
+from tests.runtime.listening import listening
 from tests.runtime.test_embedding_server import WIDTH, Encoder
 
 KEY = {"Authorization": "Bearer secret"}
@@ -47,22 +43,6 @@ class Served:
     client: ollama.Client
     text: Text
     bundle: Bundle
-
-
-@contextmanager
-def listening(server: Server) -> Iterator[str]:
-    """The server on a port of its own, with the protocol that `serve` has."""
-    config = protocol.uvicorn_config(application(server), "127.0.0.1", 0)
-    place = config.bind_socket()
-    place.listen()
-    running = uvicorn.Server(config)
-    thread = threading.Thread(target=running.run, args=([place],))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{place.getsockname()[1]}"
-    finally:
-        running.should_exit = True
-        thread.join(20)
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +225,25 @@ def test_what_is_not_served_is_refused_by_name(served: Served) -> None:
         answer = httpx.post(f"{served.url}/api/{path}", json=body, headers=KEY)
         error = answer.json()["error"]
         assert answer.status_code == 400 and word in error and "\n" not in error, (body, error)
+
+
+def test_logprobs(served: Served) -> None:
+    options = GREEDY | {"num_predict": 5}
+    made = served.client.generate(
+        "manual", "The import", raw=True, options=options, logprobs=True, top_logprobs=2
+    )
+    assert made.logprobs is not None and len(made.logprobs) == 5
+    assert "".join(entry.token for entry in made.logprobs) == made.response
+    for entry in made.logprobs:
+        assert entry.top_logprobs is not None and len(entry.top_logprobs) == 2
+        assert entry.top_logprobs[0].token == entry.token and entry.logprob <= 0
+    messages = [{"role": "user", "content": "A class"}]
+    lines = list(
+        served.client.chat("manual", messages, options=options, logprobs=True, stream=True)
+    )
+    assert sum(len(line.logprobs or ()) for line in lines) == 5
+    with pytest.raises(ollama.ResponseError, match="top_logprobs"):
+        served.client.chat("manual", messages, top_logprobs=2)
 
 
 def test_refusals_have_ollamas_shape(served: Served) -> None:

@@ -209,9 +209,12 @@ def test_bad_requests_are_refused_in_one_line(served: Served) -> None:
         ({"prompt": "x", "temperature": "hot"}, "temperature"),
         ({"prompt": "x", "temperature": -1}, "temperature"),
         ({"prompt": "x", "max_tokens": 0}, "max_tokens"),
-        ({"prompt": "x", "n": 2}, "n:"),
+        ({"prompt": "x", "n": 9}, "n:"),  # as many as may wait, and one
+        ({"prompt": "x", "n": 0}, "n:"),
         ({"prompt": "x", "stop": [1]}, "stop"),
-        ({"prompt": "x", "logprobs": 3}, "logprobs"),
+        ({"prompt": "x", "logprobs": 6}, "logprobs"),
+        ({"prompt": "x", "logprobs": True}, "logprobs"),
+        ({"prompt": "x", "top_logprobs": 1}, "top_logprobs"),
         ({"prompt": "x", "seed": -1}, "seed"),
         ({"prompt": "x", "seed": 1 << 64}, "seed"),
         ({"prompt": [-1]}, "prompt"),
@@ -616,5 +619,6 @@ def test_documented_limits() -> None:
         f"| `--max-texts` ({limits.texts})",
         f"| `--max-tokens` ({limits.tokens})",
         f"| stop texts | {bodies.STOP.most} |",
+        f"| choices (`n`) | {bodies.MOST_CHOICES}, and `--waiting`",
     }
     assert not [limit for limit in wanted if limit not in security]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 
 from prometheus_client.core import Metric
 from starlette.requests import Request as HttpRequest
@@ -11,17 +12,17 @@ from starlette.responses import JSONResponse, Response
 
 from compiler.runtime.batching import Batcher
 from compiler.runtime.server import requests
-from compiler.runtime.server.answer import Answer, start_answer
+from compiler.runtime.server.answer import Answer, merged, start_answers
 from compiler.runtime.server.errors import CLIENT_LEFT, model_failure, request_errors
-from compiler.runtime.server.fields import Body
 from compiler.runtime.server.formats import (
     ChatFormat,
     Format,
     OpenAiWriter,
+    Piece,
     TextFormat,
     Writer,
 )
-from compiler.runtime.server.requests import CompletionOptions, Message
+from compiler.runtime.server.requests import AnswerLimits, CompletionOptions, Message
 from compiler.runtime.server.status import metric, summary
 from compiler.runtime.server.web import ReleasingResponse, Web
 from compiler.runtime.server.workers import OVERHEAD, Worker
@@ -70,7 +71,7 @@ class CompletionServer:
         """Answers the last message of a conversation."""
         body = await self.web.read_body(http)
         with request_errors():
-            options = self._options(body)
+            options = requests.chat_options(body, self._limits())
             tokens = await self.read_chat(requests.chat_messages(body))
         return await self._respond(http, tokens, options, ChatFormat())
 
@@ -78,7 +79,7 @@ class CompletionServer:
         """Continues a text."""
         body = await self.web.read_body(http)
         with request_errors():
-            options = self._options(body)
+            options = requests.completion_options(body, self._limits())
             prompt = requests.completion_prompt(body, self.batcher.longest_prompt)
             if isinstance(prompt, str):
                 prompt = await self.read_text(prompt)
@@ -93,14 +94,16 @@ class CompletionServer:
         """The tokens of a text. Raises ValueError, BusyError."""
         return await self.web.readers.run(len(text), self.text.encode, text)
 
-    def _options(self, body: Body) -> CompletionOptions:
+    def _limits(self) -> AnswerLimits:
         context = self.batcher.model.context
-        return requests.completion_options(body, self.web.limits.tokens, context)
+        # More at once could never be queued.
+        return AnswerLimits(self.web.limits.tokens, context, self.batcher.waiting)
 
     async def _respond(
         self, http: HttpRequest, tokens: list[int], options: CompletionOptions, form: Format
     ) -> Response:
-        writer = OpenAiWriter(form, self.web.name, options.include_usage)
+        has_logprobs = options.likeliest is not None
+        writer = OpenAiWriter(form, self.web.name, options.include_usage, has_logprobs)
         return await self.respond(http, tokens, options, writer)
 
     async def respond(
@@ -108,39 +111,55 @@ class CompletionServer:
     ) -> Response:
         """Answers a prompt, in pieces where the options say so."""
         with request_errors():
-            answer = start_answer(self.batcher, self.text, self._writer, tokens, options)
+            answers = start_answers(self.batcher, self.text, self._writer, tokens, options)
         if options.stream:
-            pieces = self._pieces(answer, writer)
-            return ReleasingResponse(pieces, answer.cancel, writer.media_type)
-        return await self._whole(http, answer, writer)
+            pieces = self._pieces(answers, writer)
+            return ReleasingResponse(pieces, lambda: _cancel(answers), writer.media_type)
+        return await self._whole(http, answers, writer)
 
-    async def _whole(self, http: HttpRequest, answer: Answer, writer: Writer) -> Response:
-        """The whole answer at once; its slot is freed where the client goes away meanwhile."""
-        reading = asyncio.ensure_future(answer.text())
+    async def _whole(
+        self, http: HttpRequest, answers: Sequence[Answer], writer: Writer
+    ) -> Response:
+        """Whole answers at once; their slots are freed where the client goes away meanwhile."""
+        reading = asyncio.gather(*(answer.whole() for answer in answers))
         try:
             while not reading.done():
                 await asyncio.wait([reading], timeout=LOOK_SECONDS)
                 if not reading.done() and await http.is_disconnected():
                     return Response(status_code=CLIENT_LEFT)
-            text = reading.result()
+            choices = reading.result()
         except Exception as error:
             raise model_failure(error) from error
         finally:
             reading.cancel()
-            answer.cancel()
-        return JSONResponse(writer.whole(text, answer.outcome()))
+            _cancel(answers)
+        outcomes = [answer.outcome() for answer in answers]
+        return JSONResponse(writer.whole(choices, outcomes))
 
-    async def _pieces(self, answer: Answer, writer: Writer) -> AsyncIterator[str]:
-        """The answer as it is written."""
-        begin = writer.begin()
-        if begin:
-            yield begin
+    async def _pieces(self, answers: Sequence[Answer], writer: Writer) -> AsyncIterator[str]:
+        """The answers as they are written."""
+        for index in range(len(answers)):
+            if begin := writer.begin(index):
+                yield begin
         try:
-            async for piece in answer.pieces():
-                yield writer.piece(piece)
+            async with contextlib.aclosing(merged(answers)) as found:
+                async for index, piece in found:
+                    if written := _written(answers[index], index, piece, writer):
+                        yield written
         except Exception as error:
             # The status is long sent: an error can only come as a piece.
             failure = model_failure(error)
             yield writer.failure(failure.status_code, failure.detail)
             return
-        yield writer.end(answer.outcome())
+        yield writer.end([answer.outcome() for answer in answers])
+
+
+def _written(answer: Answer, index: int, piece: Piece | None, writer: Writer) -> str:
+    if piece is None:
+        return writer.last(index, answer.outcome())
+    return writer.piece(index, piece)
+
+
+def _cancel(answers: Sequence[Answer]) -> None:
+    for answer in answers:
+        answer.cancel()

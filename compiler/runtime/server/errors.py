@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from compiler.errors import one_line
 from compiler.runtime.batching import BusyError
+from compiler.runtime.server.fields import FieldError
 
 # nginx's status for a client that went away before the answer. Nobody reads it but logs.
 CLIENT_LEFT = 499
@@ -20,12 +21,22 @@ CLIENT_LEFT = 499
 OLLAMA_PREFIX = "/api/"
 
 
-def error_body(status: int, message: str, path: str = "") -> dict[str, object]:
-    """The JSON of an error, as the clients of a path read it."""
+def error_body(
+    status: int, message: str, path: str = "", field: str | None = None
+) -> dict[str, object]:
+    """The JSON of an error, as the clients of a path read it; `field` is the one that is wrong."""
     if path.startswith(OLLAMA_PREFIX):
         return {"error": message}
     kind = "invalid_request_error" if status < 500 else "server_error"
-    return {"error": {"message": message, "type": kind, "param": None, "code": status}}
+    return {"error": {"message": message, "type": kind, "param": field, "code": status}}
+
+
+class BadRequest(HTTPException):
+    """A request that is wrong; `field` is what is wrong in it, where that is known."""
+
+    def __init__(self, error: ValueError) -> None:
+        super().__init__(400, one_line(str(error)))
+        self.field = error.name if isinstance(error, FieldError) else None
 
 
 @contextlib.contextmanager
@@ -36,7 +47,7 @@ def request_errors() -> Iterator[None]:
     except BusyError as error:
         raise too_busy(error) from error
     except ValueError as error:
-        raise HTTPException(400, one_line(str(error))) from error
+        raise BadRequest(error) from error
 
 
 def too_busy(error: BusyError) -> HTTPException:
@@ -49,7 +60,8 @@ def model_failure(error: Exception) -> HTTPException:
 
 async def answer_http_error(http: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    body = error_body(error.status_code, str(error.detail), http.url.path)
+    field = error.field if isinstance(error, BadRequest) else None
+    body = error_body(error.status_code, str(error.detail), http.url.path, field)
     return JSONResponse(body, error.status_code, dict(error.headers or {}))
 
 

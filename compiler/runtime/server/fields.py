@@ -1,7 +1,7 @@
 """Kinds of fields that a request's JSON object may have, and how their values are checked.
 
-A field that is null counts as one that is not there. Everything here raises ValueError with one
-line, which names the field.
+A field that is null counts as one that is not there. Everything here raises FieldError, a
+ValueError with one line.
 """
 
 from __future__ import annotations
@@ -14,6 +14,14 @@ from typing import Any
 from compiler.runtime.confined import check_unicode
 
 Body = Mapping[str, Any]
+
+
+class FieldError(ValueError):
+    """What is wrong with the field `name` of a request."""
+
+    def __init__(self, name: str, complaint: str) -> None:
+        super().__init__(f"{name}: {complaint}")
+        self.name = name
 
 
 def parse_body(data: bytes) -> dict[str, Any]:
@@ -49,7 +57,7 @@ def refuse_others(body: Body, known: Set[str]) -> None:
     for name, value in body.items():
         if value and name not in known:
             # A name may be as long as a request.
-            raise ValueError(f"{name[:60]}: is not supported")
+            raise FieldError(name[:60], "is not supported")
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ class NumberField:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         # NaN lies in no range.
         if not is_number or not self.least <= value <= self.most:
-            raise ValueError(f"{self.name}: a number from {self.least} to {self.most}")
+            raise FieldError(self.name, f"a number from {self.least} to {self.most}")
         return float(value)
 
 
@@ -88,7 +96,7 @@ class IntegerField:
         value = body[self.name]
         # Neither true nor 1.0 is meant as a whole number.
         if type(value) is not int or not self.least <= value <= self.most:
-            raise ValueError(f"{self.name}: a whole number from {self.least} to {self.most}")
+            raise FieldError(self.name, f"a whole number from {self.least} to {self.most}")
         return value
 
 
@@ -103,7 +111,7 @@ class FlagField:
             return False
         value = body[self.name]
         if not isinstance(value, bool):
-            raise ValueError(f"{self.name}: true or false")
+            raise FieldError(self.name, "true or false")
         return value
 
 
@@ -120,7 +128,7 @@ class ChoiceField:
             return self.default
         value = body[self.name]
         if not isinstance(value, str) or value not in self.choices:
-            raise ValueError(f"{self.name}: {' or '.join(self.choices)}")
+            raise FieldError(self.name, f"{' or '.join(self.choices)}")
         return value
 
 
@@ -138,9 +146,9 @@ class TextsField:
         value = body[self.name]
         texts = [value] if isinstance(value, str) else value
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"{self.name}: a text, or a list of up to {self.most} texts")
+            raise FieldError(self.name, f"a text, or a list of up to {self.most} texts")
         if len(texts) > self.most:
-            raise ValueError(
-                f"{self.name}: has {len(texts)} texts; a request may have up to {self.most}"
+            raise FieldError(
+                self.name, f"has {len(texts)} texts; a request may have up to {self.most}"
             )
         return texts

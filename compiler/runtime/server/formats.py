@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -35,25 +35,52 @@ class Outcome:
     decode: float
 
 
+@dataclass(frozen=True)
+class TokenScore:
+    """A token of an answer with natural logarithms of probabilities.
+
+    text:      what it adds to the text
+    logprob:   its own
+    likeliest: texts of the likeliest tokens with theirs, the likeliest first
+    start:     characters of the answer in front of it
+    """
+
+    text: str
+    logprob: float
+    likeliest: list[tuple[str, float]]
+    start: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of an answer: some text, and where they were asked for the scores of its tokens."""
+
+    text: str
+    scores: list[TokenScore]
+
+
 class Writer(Protocol):
-    """Writes one answer as the clients of some endpoint read it."""
+    """Writes the answers to one prompt, its choices, as the clients of some endpoint read them."""
 
     media_type: str  # of an answer that is streamed
 
-    def begin(self) -> str:
-        """What comes before any text; may be empty."""
+    def begin(self, index: int) -> str:
+        """What comes before any text of a choice; may be empty."""
 
-    def piece(self, text: str) -> str:
-        """A piece of an answer."""
+    def piece(self, index: int, piece: Piece) -> str:
+        """A piece of a choice."""
 
-    def end(self, outcome: Outcome) -> str:
-        """What comes behind the text."""
+    def last(self, index: int, outcome: Outcome) -> str:
+        """What comes behind the text of a choice; may be empty."""
+
+    def end(self, outcomes: Sequence[Outcome]) -> str:
+        """What comes behind all choices."""
 
     def failure(self, status: int, message: str) -> str:
         """An error behind the text so far, where the status is long sent."""
 
-    def whole(self, text: str, outcome: Outcome) -> Json:
-        """An answer that is not streamed."""
+    def whole(self, choices: Sequence[Piece], outcomes: Sequence[Outcome]) -> Json:
+        """Answers that are not streamed."""
 
 
 class Format(Protocol):
@@ -75,6 +102,9 @@ class Format(Protocol):
     def last(self) -> Json:
         """The event that tells why the answer ended, as a part of its choice."""
 
+    def logprobs(self, scores: Sequence[TokenScore]) -> Json:
+        """The probabilities of tokens."""
+
 
 class ChatFormat:
     """Answers of /v1/chat/completions: messages of the assistant."""
@@ -94,6 +124,13 @@ class ChatFormat:
 
     def last(self) -> Json:
         return {"delta": {}}
+
+    def logprobs(self, scores: Sequence[TokenScore]) -> Json:
+        content = []
+        for score in scores:
+            top = [token_logprob(text, logprob) for text, logprob in score.likeliest]
+            content.append(token_logprob(score.text, score.logprob) | {"top_logprobs": top})
+        return {"content": content, "refusal": None}
 
 
 class TextFormat:
@@ -115,15 +152,24 @@ class TextFormat:
     def last(self) -> Json:
         return {"text": ""}
 
+    def logprobs(self, scores: Sequence[TokenScore]) -> Json:
+        return {
+            "tokens": [score.text for score in scores],
+            "token_logprobs": [score.logprob for score in scores],
+            "top_logprobs": [dict(score.likeliest) for score in scores],
+            "text_offset": [score.start for score in scores],
+        }
+
 
 class OpenAiWriter:
     """Writes an answer of OpenAI's API: JSON, or server-sent events that share their id."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, form: Format, model: str, include_usage: bool) -> None:
+    def __init__(self, form: Format, model: str, include_usage: bool, has_logprobs: bool) -> None:
         self._form = form
         self._include_usage = include_usage
+        self._has_logprobs = has_logprobs
         self._head: Json = {
             "id": f"{form.id_prefix}-{uuid.uuid4().hex}",
             "object": form.event_kind,
@@ -131,43 +177,65 @@ class OpenAiWriter:
             "model": model,
         }
 
-    def begin(self) -> str:
+    def begin(self, index: int) -> str:
         first = self._form.first()
-        return "" if first is None else self._event(first)
+        return "" if first is None else self._event(_choice(index, first))
 
-    def piece(self, text: str) -> str:
-        return self._event(self._form.piece(text))
+    def piece(self, index: int, piece: Piece) -> str:
+        part = self._form.piece(piece.text) | self._logprobs(piece)
+        return self._event(_choice(index, part))
 
-    def end(self, outcome: Outcome) -> str:
-        events = [self._event(self._form.last(), outcome.finish)]
-        if self._include_usage:
-            events.append(_server_event(self._head | {"choices": [], "usage": _usage(outcome)}))
-        return "".join([*events, END_OF_EVENTS])
+    def last(self, index: int, outcome: Outcome) -> str:
+        return self._event(_choice(index, self._form.last(), outcome.finish))
+
+    def end(self, outcomes: Sequence[Outcome]) -> str:
+        if not self._include_usage:
+            return END_OF_EVENTS
+        last = self._head | {"choices": [], "usage": _usage(outcomes)}
+        return _server_event(last) + END_OF_EVENTS
 
     def failure(self, status: int, message: str) -> str:
         return _server_event(error_body(status, message))
 
-    def whole(self, text: str, outcome: Outcome) -> Json:
-        choices = [_choice(self._form.whole(text), outcome.finish)]
+    def whole(self, choices: Sequence[Piece], outcomes: Sequence[Outcome]) -> Json:
+        entries = []
+        for index, (piece, outcome) in enumerate(zip(choices, outcomes, strict=True)):
+            part = self._form.whole(piece.text) | self._logprobs(piece)
+            entries.append(_choice(index, part, outcome.finish))
         head = self._head | {"object": self._form.kind}
-        return head | {"choices": choices, "usage": _usage(outcome)}
+        return head | {"choices": entries, "usage": _usage(outcomes)}
 
-    def _event(self, part: Json, finish: str | None = None) -> str:
-        return _server_event(self._head | {"choices": [_choice(part, finish)]})
+    def _logprobs(self, piece: Piece) -> Json:
+        return {"logprobs": self._form.logprobs(piece.scores)} if self._has_logprobs else {}
+
+    def _event(self, choice: Json) -> str:
+        event = self._head | {"choices": [choice]}
+        if self._include_usage:
+            # Only the event behind the last choice has it.
+            event["usage"] = None
+        return _server_event(event)
 
 
 def _server_event(data: Mapping[str, Any]) -> str:
     return f"data: {json.dumps(data)}\n\n"
 
 
-def _usage(outcome: Outcome) -> Json:
-    """How many tokens were read and written."""
+def token_logprob(text: str, logprob: float) -> Json:
+    """A token with its probability. It has bytes where it is made of whole characters."""
+    is_whole = "\ufffd" not in text
+    return {"token": text, "logprob": logprob, "bytes": [*text.encode()] if is_whole else None}
+
+
+def _usage(outcomes: Sequence[Outcome]) -> Json:
+    """How many tokens were read, once for all choices, and written."""
+    prompt = outcomes[0].prompt_tokens
+    written = sum(outcome.tokens for outcome in outcomes)
     return {
-        "prompt_tokens": outcome.prompt_tokens,
-        "completion_tokens": outcome.tokens,
-        "total_tokens": outcome.prompt_tokens + outcome.tokens,
+        "prompt_tokens": prompt,
+        "completion_tokens": written,
+        "total_tokens": prompt + written,
     }
 
 
-def _choice(part: Json, finish: str | None) -> Json:
-    return {"index": 0, "finish_reason": finish, "logprobs": None} | part
+def _choice(index: int, part: Json, finish: str | None = None) -> Json:
+    return {"index": index, "finish_reason": finish, "logprobs": None} | part

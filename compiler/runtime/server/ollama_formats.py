@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Protocol
 
-from compiler.runtime.server.formats import Json, Outcome
+from compiler.runtime.server.formats import ChatFormat, Json, Outcome, Piece
 
 _NANOSECONDS = 1e9
 
@@ -41,26 +42,38 @@ class OllamaWriter:
         self._form = form
         self._model = model
 
-    def begin(self) -> str:
+    def begin(self, index: int) -> str:
         return ""
 
-    def piece(self, text: str) -> str:
-        return _line(self._head() | self._form.part(text) | {"done": False})
+    def piece(self, index: int, piece: Piece) -> str:
+        return _line(self._head() | self._part(piece) | {"done": False})
 
-    def end(self, outcome: Outcome) -> str:
-        return _line(self.whole("", outcome))
+    def last(self, index: int, outcome: Outcome) -> str:
+        return ""
+
+    def end(self, outcomes: Sequence[Outcome]) -> str:
+        return _line(self.whole([Piece("", [])], outcomes))
 
     def failure(self, status: int, message: str) -> str:
         return _line({"error": message})
 
-    def whole(self, text: str, outcome: Outcome) -> Json:
+    def whole(self, choices: Sequence[Piece], outcomes: Sequence[Outcome]) -> Json:
+        # Ollama's API has one answer to a prompt.
+        (piece,), (outcome,) = choices, outcomes
         done = {"done": True, "done_reason": outcome.finish}
-        return self._head() | self._form.part(text) | done | _timings(outcome)
+        return self._head() | self._part(piece) | done | _timings(outcome)
 
     def loaded(self) -> Json:
         """The answer to a request that asks for nothing but the model to be loaded."""
         done = {"done": True, "done_reason": "load"}
         return self._head() | self._form.part("") | done
+
+    def _part(self, piece: Piece) -> Json:
+        part = self._form.part(piece.text)
+        if piece.scores:
+            # They have the form of OpenAI's.
+            part["logprobs"] = ChatFormat().logprobs(piece.scores)["content"]
+        return part
 
     def _head(self) -> Json:
         return {"model": self._model, "created_at": datetime.now(UTC).isoformat()}

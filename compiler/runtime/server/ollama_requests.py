@@ -10,6 +10,7 @@ from typing import Any
 from compiler.runtime.sampling import MAX_SEED, Sampling
 from compiler.runtime.server.fields import (
     Body,
+    FieldError,
     FlagField,
     IntegerField,
     NumberField,
@@ -17,7 +18,7 @@ from compiler.runtime.server.fields import (
     is_given,
     refuse_others,
 )
-from compiler.runtime.server.requests import MIN_P, STOP, CompletionOptions
+from compiler.runtime.server.requests import MIN_P, STOP, CompletionOptions, likeliest
 
 # The defaults are Ollama's.
 TEMPERATURE = NumberField("temperature", default=0.8, least=0, most=2)
@@ -56,8 +57,9 @@ OPTIONS = OF_LOADING | DRAWING | {field.name for field in NEUTRAL}
 
 # `keep_alive` may have any value: the model stays loaded for as long as the server runs.
 COMMON = {"model", "name", "options", "keep_alive"}
-CHAT = COMMON | {"messages", "stream"}
-GENERATE = COMMON | {"prompt", "system", "raw", "stream"}
+_ANSWER = COMMON | {"stream", "logprobs", "top_logprobs"}
+CHAT = _ANSWER | {"messages"}
+GENERATE = _ANSWER | {"prompt", "system", "raw"}
 EMBED = COMMON | {"input", "truncate"}
 EMBEDDINGS = COMMON | {"prompt"}
 
@@ -67,7 +69,7 @@ def model_name(body: Body) -> str:
     # The second name is an older one.
     found = body.get("model") or body.get("name")
     if not isinstance(found, str):
-        raise ValueError("model: the name of a model")
+        raise FieldError("model", "the name of a model")
     return found
 
 
@@ -81,6 +83,7 @@ def answer_options(body: Body, known: set[str], most_tokens: int) -> CompletionO
         sampling=_sampling(options),
         stops=[stop for stop in STOP.read(options) if stop],
         stream=_streams(body),
+        likeliest=likeliest(body),
     )
 
 
@@ -89,14 +92,14 @@ def _options(body: Body) -> dict[str, Any]:
         return {}
     options = body["options"]
     if not isinstance(options, dict):
-        raise ValueError("options: an object")
+        raise FieldError("options", "an object")
     refuse_others(options, OPTIONS)
     # Home Assistant sends whole numbers as 8192.0.
     found = {name: _whole(value) for name, value in options.items()}
     for field in NEUTRAL:
         field.read(found)
     if found.get("penalize_newline") is False:
-        raise ValueError("penalize_newline: false is not supported")
+        raise FieldError("penalize_newline", "false is not supported")
     return found
 
 
@@ -143,7 +146,7 @@ def text_field(body: Body, name: str) -> str:
         return ""
     value = body[name]
     if not isinstance(value, str):
-        raise ValueError(f"{name}: a text")
+        raise FieldError(name, "a text")
     return value
 
 
