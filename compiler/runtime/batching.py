@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from compiler.runtime.grammar import Constraint
 from compiler.runtime.language import LanguageModel, Slot
 from compiler.runtime.sampling import Sampler, Sampling, Scored, scored
 
@@ -38,6 +39,7 @@ class Request:
 
     emit:      gets each token, then None or the error that ended the answer. It is called in the
                thread of the model
+    constraint: what the answer may be; None: anything
     likeliest: where given, tokens come as `Scored`, each with so many of the likeliest ones
     cancelled: set from any thread by whoever wants no more
     arrived:   seconds on the monotonic clock
@@ -50,6 +52,7 @@ class Request:
     sampling: Sampling
     emit: Callable[[Emitted], None]
     likeliest: int | None = None
+    constraint: Constraint | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
     arrived: float = field(default_factory=time.monotonic)
     begun: float = 0.0
@@ -288,7 +291,11 @@ class Batcher:
         if np.isnan(logits).any():
             self._fail(work, ArithmeticError("its logits are not numbers"))
             return
-        token = work.sampler.next(logits, work.text)
+        try:
+            token = self._next_token(work, logits)
+        except Exception as error:
+            self._fail(work, error)
+            return
         work.text.append(token)
         self.counters.generated_tokens += 1
         count = work.request.likeliest
@@ -296,6 +303,14 @@ class Batcher:
         is_full = len(work.slot.tokens) >= self.model.context
         if token in self._ends or work.generated >= work.request.limit or is_full:
             self._finish(work, None)
+
+    def _next_token(self, work: _Work, logits: np.ndarray) -> int:
+        constraint = work.request.constraint
+        if constraint is None:
+            return work.sampler.next(logits, work.text)
+        token = work.sampler.next(constraint.allowed(logits), work.text)
+        constraint.take(token)
+        return token
 
     def _fail(self, work: _Work, error: Exception) -> None:
         self.counters.failed += 1

@@ -10,6 +10,7 @@ from compiler.runtime import confined
 from compiler.runtime.bundle import Bundle, RuntimeBundleError
 from compiler.runtime.confined import Confined, ConfinedError, RefusedError
 from compiler.runtime.control_tokens import ControlTokens, replace_characters
+from compiler.runtime.grammar import Grammars
 from compiler.runtime.manifest import fixed_shape
 
 Message = Mapping[str, Any]
@@ -39,6 +40,8 @@ class Text:
         self.vocabulary = fixed_shape(bundle.manifest["outputs"][0])[-1]
         self.ends: frozenset[int] = frozenset(self._settings["ends"])
         self._control = ControlTokens(self._tokenizer, {*self.ends, self._settings["begin"]})
+        # Holds answers to schemas.
+        self.grammars = Grammars(self._tokenizer, self.vocabulary, self.ends)
         # A longer text cannot fit the context, whatever its tokens.
         longest_token = max((len(token) for token in self._tokenizer.get_vocab()), default=1)
         self._longest_text = language["context"] * longest_token

@@ -190,7 +190,7 @@ def test_fields_that_are_not_served_are_refused_by_name(served: Served) -> None:
         "tools": [tool],
         "functions": [tool["function"]],
         "tool_choice": "required",
-        "response_format": {"type": "json_object"},
+        "response_format": {"type": "grammar"},
         "logit_bias": {"5": 1},
         "modalities": ["audio"],
         "audio": {"voice": "x"},

@@ -7,10 +7,11 @@ import itertools
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from compiler.runtime.batching import Batcher, Emitted, Request
+from compiler.runtime.grammar import Constraint
 from compiler.runtime.sampling import MAX_SEED, Sampling, Scored
 from compiler.runtime.server.formats import Outcome, Piece, TokenScore
 from compiler.runtime.server.requests import CompletionOptions
@@ -150,6 +151,14 @@ class Answer:
             yield self._scores.popleft()
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """The tokens of a prompt, and what its answers are held to; None: nothing."""
+
+    tokens: list[int]
+    constraint: Constraint | None
+
+
 async def merged(answers: Sequence[Answer]) -> AsyncGenerator[tuple[int, Piece | None], None]:
     """The pieces of several answers as they come, each with the answer's index; None where one is
     over. Raises what the model failed with; whoever stops reading cancels all of them."""
@@ -182,7 +191,11 @@ async def merged(answers: Sequence[Answer]) -> AsyncGenerator[tuple[int, Piece |
 
 
 def start_answers(
-    batcher: Batcher, text: Text, writer: Worker, prompt: list[int], options: CompletionOptions
+    batcher: Batcher,
+    text: Text,
+    writer: Worker,
+    prompt: Prompt,
+    options: CompletionOptions,
 ) -> list[Answer]:
     """Queue a prompt for the model's thread, once for each answer that is asked for.
 
@@ -194,9 +207,10 @@ def start_answers(
         # The request knows the queue and not the answer. So a refused one leaves no cycle of
         # objects that would keep its prompt in memory until the garbage collector comes by.
         sampling = _of_choice(options.sampling, index)
-        requests.append(
-            Request(prompt, options.limit, sampling, tokens.put, likeliest=options.likeliest)
-        )
+        request = Request(prompt.tokens, options.limit, sampling, tokens.put, options.likeliest)
+        if prompt.constraint is not None:
+            request.constraint = prompt.constraint.copy()
+        requests.append(request)
     batcher.submit(*requests)
     return [
         Answer(request, tokens, text, options.stops, writer)

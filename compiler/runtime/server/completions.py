@@ -11,9 +11,11 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from compiler.runtime.batching import Batcher
+from compiler.runtime.grammar import Constraint, GrammarError, is_installed
 from compiler.runtime.server import requests
-from compiler.runtime.server.answer import Answer, merged, start_answers
+from compiler.runtime.server.answer import Answer, Prompt, merged, start_answers
 from compiler.runtime.server.errors import CLIENT_LEFT, model_failure, request_errors
+from compiler.runtime.server.fields import FieldError
 from compiler.runtime.server.formats import (
     ChatFormat,
     Format,
@@ -22,10 +24,10 @@ from compiler.runtime.server.formats import (
     TextFormat,
     Writer,
 )
-from compiler.runtime.server.requests import AnswerLimits, CompletionOptions, Message
+from compiler.runtime.server.requests import AnswerLimits, CompletionOptions, Message, Schema
 from compiler.runtime.server.status import metric, summary
 from compiler.runtime.server.web import ReleasingResponse, Web
-from compiler.runtime.server.workers import OVERHEAD, Worker
+from compiler.runtime.server.workers import OVERHEAD, SHORT_TEXT, Worker
 from compiler.runtime.text import Text
 
 # How often a client that waits for a whole answer is looked after: does it still wait?
@@ -111,11 +113,27 @@ class CompletionServer:
     ) -> Response:
         """Answers a prompt, in pieces where the options say so."""
         with request_errors():
-            answers = start_answers(self.batcher, self.text, self._writer, tokens, options)
+            constraint = await self._constraint(options.schema)
+            prompt = Prompt(tokens, constraint)
+            answers = start_answers(self.batcher, self.text, self._writer, prompt, options)
         if options.stream:
             pieces = self._pieces(answers, writer)
             return ReleasingResponse(pieces, lambda: _cancel(answers), writer.media_type)
         return await self._whole(http, answers, writer)
+
+    async def _constraint(self, schema: Schema | None) -> Constraint | None:
+        """What holds an answer to a schema. Raises FieldError, BusyError."""
+        if schema is None:
+            return None
+        if not is_installed():
+            raise FieldError(schema.field, "needs the package llguidance on the server")
+        try:
+            # Large schemas take long, also where they are short texts.
+            return await self.web.readers.run(
+                SHORT_TEXT + 1, self.text.grammars.constraint, schema.value
+            )
+        except GrammarError as error:
+            raise FieldError(schema.field, str(error)) from error
 
     async def _whole(
         self, http: HttpRequest, answers: Sequence[Answer], writer: Writer

@@ -18,7 +18,14 @@ from compiler.runtime.server.fields import (
     is_given,
     refuse_others,
 )
-from compiler.runtime.server.requests import MIN_P, STOP, CompletionOptions, likeliest
+from compiler.runtime.server.requests import (
+    ANY_OBJECT,
+    MIN_P,
+    STOP,
+    CompletionOptions,
+    Schema,
+    likeliest,
+)
 
 # The defaults are Ollama's.
 TEMPERATURE = NumberField("temperature", default=0.8, least=0, most=2)
@@ -57,7 +64,7 @@ OPTIONS = OF_LOADING | DRAWING | {field.name for field in NEUTRAL}
 
 # `keep_alive` may have any value: the model stays loaded for as long as the server runs.
 COMMON = {"model", "name", "options", "keep_alive"}
-_ANSWER = COMMON | {"stream", "logprobs", "top_logprobs"}
+_ANSWER = COMMON | {"stream", "logprobs", "top_logprobs", "format"}
 CHAT = _ANSWER | {"messages"}
 GENERATE = _ANSWER | {"prompt", "system", "raw"}
 EMBED = COMMON | {"input", "truncate"}
@@ -84,7 +91,20 @@ def answer_options(body: Body, known: set[str], most_tokens: int) -> CompletionO
         stops=[stop for stop in STOP.read(options) if stop],
         stream=_streams(body),
         likeliest=likeliest(body),
+        schema=_schema(body),
     )
+
+
+def _schema(body: Body) -> Schema | None:
+    """The JSON that the answer has to be; None for text."""
+    value = body.get("format")
+    if not value:
+        return None
+    if value == "json":
+        return Schema("format", ANY_OBJECT)
+    if not isinstance(value, dict):
+        raise FieldError("format", "json, or a JSON schema")
+    return Schema("format", value)
 
 
 def _options(body: Body) -> dict[str, Any]:

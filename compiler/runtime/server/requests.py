@@ -5,7 +5,8 @@ Everything here raises ValueError with one line, which names the field.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from compiler.runtime.sampling import MAX_SEED, Sampling
 from compiler.runtime.server.fields import (
@@ -52,7 +53,6 @@ FIXED = (
 )
 # Values of fields that are not served which ask for nothing beyond a plain answer.
 NEUTRAL: dict[str, tuple[object, ...]] = {
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     # Without tools:
     "tool_choice": ("none", "auto"),
@@ -69,7 +69,9 @@ _COMMON = _HARMLESS | {
     *("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"),
     *("n", "best_of", "presence_penalty", "frequency_penalty", "logprobs"),
 }
-_CHAT = _COMMON | {"messages", "top_logprobs"}
+RESPONSE_FORMAT = "response_format"
+ANY_OBJECT = {"type": "object"}
+_CHAT = _COMMON | {"messages", "top_logprobs", RESPONSE_FORMAT}
 _COMPLETION = _COMMON | {"prompt"}
 _EMBEDDINGS = _HARMLESS | {"model", "input", "encoding_format"}
 # The same of a message, in OpenAI's API and in Ollama's.
@@ -83,6 +85,14 @@ ENCODING_FORMAT = ChoiceField("encoding_format", default="float", choices=("floa
 
 
 @dataclass(frozen=True)
+class Schema:
+    """A JSON schema, and the field that it came in."""
+
+    field: str
+    value: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class CompletionOptions:
     """How a chat or a completion is to be answered.
 
@@ -92,6 +102,7 @@ class CompletionOptions:
     stream:        whether the answer comes in events
     include_usage: whether the last event counts tokens
     choices:       how many answers are drawn
+    schema:        JSON that the answer has to be
     likeliest:     where given, tokens come with their probabilities, and with those of so many of
                    the likeliest ones
     """
@@ -103,6 +114,7 @@ class CompletionOptions:
     include_usage: bool = False
     choices: int = 1
     likeliest: int | None = None
+    schema: Schema | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +134,27 @@ class AnswerLimits:
 def chat_options(body: Body, limits: AnswerLimits) -> CompletionOptions:
     """How a chat is to be answered."""
     _refuse_others(body, _CHAT)
-    return _options(body, limits, likeliest(body))
+    options = _options(body, limits, likeliest(body))
+    return replace(options, schema=_schema(body))
+
+
+def _schema(body: Body) -> Schema | None:
+    """The JSON that a chat has to be answered with; None for text."""
+    if not is_given(body, RESPONSE_FORMAT):
+        return None
+    found = body[RESPONSE_FORMAT]
+    kind = found.get("type") if isinstance(found, dict) else None
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return Schema(RESPONSE_FORMAT, ANY_OBJECT)
+    wanted = found.get("json_schema") if kind == "json_schema" else None
+    schema = wanted.get("schema") if isinstance(wanted, dict) else None
+    if not isinstance(schema, dict):
+        raise FieldError(
+            RESPONSE_FORMAT, "text, json_object, or json_schema with {json_schema: {schema: {...}}}"
+        )
+    return Schema(RESPONSE_FORMAT, schema)
 
 
 def likeliest(body: Body) -> int | None:
