@@ -20,6 +20,7 @@ MAY_ALSO_IMPORT = {
     "cluster.py": {"ray"},
     "drawing.py": {"PIL"},
     "frigate.py": {"PIL", "zmq"},
+    "grammar.py": {"llguidance"},
     "pictures.py": {"PIL"},
     "server": {"prometheus_client", "starlette"},
     "server/forms.py": {"python_multipart"},

@@ -88,8 +88,8 @@ def serve(
 ) -> None:
     """Serve a bundle over HTTP.
 
-    A language model or an encoder is served as by OpenAI's API. An encoder is a bundle that was
-    built with --tokenizer.
+    A language model or an encoder is served as by OpenAI's API and by Ollama's. An encoder is a
+    bundle that was built with --tokenizer.
 
     A classifier or a detector takes pictures: POST one to /v1/vision/classify or /v1/vision/detect.
     A detector also answers clients of DeepStack at /v1/vision/detection, and with --zmq Frigate.
@@ -100,7 +100,7 @@ def serve(
         return
     takes_pictures = "vision" in bundle.manifest
     require_packages("serve", "vision" if takes_pictures else "text")
-    from compiler.runtime.server import Access, Limits, Web
+    from compiler.runtime.server import Access, Limits, ModelCard, Web
 
     # The command line takes an empty variable for none; it must not leave the server open.
     key = os.environ.get(KEY_VARIABLE) if api_key is None else api_key
@@ -108,7 +108,8 @@ def serve(
     limits = Limits(body_bytes, max_tokens, texts=max_texts, waiting=waiting)
     try:
         access = Access.of(address, allow_host or (), allow_origin or ())
-        web = Web(path.name.removesuffix(".bundle"), key, limits, access)
+        card = ModelCard.of(bundle)
+        web = Web(path.name.removesuffix(".bundle"), key, limits, access, card)
     except ValueError as error:
         raise OptionError(f"serve: {error}") from error
     with device_errors():

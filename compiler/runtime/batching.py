@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from compiler.runtime.grammar import Constraint
 from compiler.runtime.language import LanguageModel, Slot
-from compiler.runtime.sampling import Sampler, Sampling
+from compiler.runtime.sampling import Sampler, Sampling, Scored, scored
 
 # A token, then None at the end of an answer, or the error that ended it.
-Emitted = int | Exception | None
+Emitted = int | Scored | Exception | None
 
 _FIRST_TOKENS_KEPT = 1000
 
@@ -38,16 +39,24 @@ class Request:
 
     emit:      gets each token, then None or the error that ended the answer. It is called in the
                thread of the model
+    constraint: what the answer may be; None: anything
+    likeliest: where given, tokens come as `Scored`, each with so many of the likeliest ones
     cancelled: set from any thread by whoever wants no more
     arrived:   seconds on the monotonic clock
+    begun:     the same, where it got a slot; 0 before
+    first_token: the same, where its first token was drawn; 0 before
     """
 
     tokens: list[int]
     limit: int
     sampling: Sampling
     emit: Callable[[Emitted], None]
+    likeliest: int | None = None
+    constraint: Constraint | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
     arrived: float = field(default_factory=time.monotonic)
+    begun: float = 0.0
+    first_token: float = 0.0
 
 
 @dataclass
@@ -118,21 +127,22 @@ class Batcher:
         """Tokens that a prompt may have: one place of the context is left for the answer."""
         return self.model.context - 1
 
-    def submit(self, request: Request) -> None:
-        """Take a request, from any thread; it is answered by its `emit`.
+    def submit(self, *requests: Request) -> None:
+        """Take requests, all or none, from any thread; each is answered by its `emit`.
 
         Raises BusyError where the queue is full, ValueError for tokens that the model cannot read.
         """
-        self._check(request.tokens)
+        for request in requests:
+            self._check(request.tokens)
         with self._changed:
             if self._stopped:
                 raise BusyError("the server is stopping")
             self._forget_cancelled()
-            if len(self._queue) >= self.waiting:
-                self.counters.refused += 1
+            if len(self._queue) + len(requests) > self.waiting:
+                self.counters.refused += len(requests)
                 raise BusyError(f"{self.queued} requests are waiting already")
-            self._queue.append(request)
-            self.counters.requests += 1
+            self._queue += requests
+            self.counters.requests += len(requests)
             self._changed.notify()
 
     def close(self) -> None:
@@ -214,6 +224,7 @@ class Batcher:
         return max(free, key=preference)
 
     def _begin(self, request: Request, slot: Slot) -> _Work:
+        request.begun = time.monotonic()
         prefill = self.model.prefill_steps(slot, request.tokens)
         return _Work(request, slot, Sampler(request.sampling), list(request.tokens), prefill)
 
@@ -237,7 +248,8 @@ class Batcher:
         is_whole = len(work.slot.tokens) == len(work.request.tokens)
         if is_whole:
             work.prefill = None
-            self._count_first_token(time.monotonic() - work.request.arrived)
+            work.request.first_token = time.monotonic()
+            self._count_first_token(work.request.first_token - work.request.arrived)
             self._append_token(work, logits)
 
     def _count_first_token(self, seconds: float) -> None:
@@ -279,13 +291,26 @@ class Batcher:
         if np.isnan(logits).any():
             self._fail(work, ArithmeticError("its logits are not numbers"))
             return
-        token = work.sampler.next(logits, work.text)
+        try:
+            token = self._next_token(work, logits)
+        except Exception as error:
+            self._fail(work, error)
+            return
         work.text.append(token)
         self.counters.generated_tokens += 1
-        _emit(work.request, token)
+        count = work.request.likeliest
+        _emit(work.request, token if count is None else scored(token, logits, count))
         is_full = len(work.slot.tokens) >= self.model.context
         if token in self._ends or work.generated >= work.request.limit or is_full:
             self._finish(work, None)
+
+    def _next_token(self, work: _Work, logits: np.ndarray) -> int:
+        constraint = work.request.constraint
+        if constraint is None:
+            return work.sampler.next(logits, work.text)
+        token = work.sampler.next(constraint.allowed(logits), work.text)
+        constraint.take(token)
+        return token
 
     def _fail(self, work: _Work, error: Exception) -> None:
         self.counters.failed += 1

@@ -99,7 +99,7 @@ def encode(tokenizer: Any, text: str, add_special_tokens: bool = True) -> list[i
         check_unicode(text)
     except ValueError as error:
         raise ConfinedError(str(error)) from error
-    with _panics():
+    with panics():
         # Unlike `encode`, this lets other threads run meanwhile.
         (encoding,) = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return list(encoding.ids)
@@ -108,12 +108,12 @@ def encode(tokenizer: Any, text: str, add_special_tokens: bool = True) -> list[i
 def decode(tokenizer: Any, tokens: Sequence[int]) -> str:
     """The text of tokens, without control tokens. Raises ConfinedError where the library has none
     for them."""
-    with _panics():
+    with panics():
         return str(tokenizer.decode(list(tokens), skip_special_tokens=True))
 
 
 @contextlib.contextmanager
-def _panics() -> Iterator[None]:
+def panics() -> Iterator[None]:
     """Turns every failure of the tokenizers library into ConfinedError."""
     try:
         yield

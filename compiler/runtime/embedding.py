@@ -44,15 +44,29 @@ class Embedder:
         ids = next(i for i in self._pipeline.inputs if i["name"] == "input_ids")
         self.length = fixed_shape(ids)[1]
 
-    def tokens(self, text: str) -> np.ndarray:
-        """The tokens of a text, int32. Raises ValueError where they do not fit."""
+    def tokens(self, text: str, cuts: bool = False) -> np.ndarray:
+        """The tokens of a text, int32; with `cuts`, the end of a text that is too long is left out.
+
+        Raises ValueError where they do not fit.
+        """
         try:
             found = confined.encode(self._tokenizer, text)
+            if cuts and len(found) > self.length:
+                found = self._cut(text, found)
         except ConfinedError as error:
             raise ValueError(f"the tokenizer cannot take the text: {error}") from error
         if not 0 < len(found) <= self.length:
             raise ValueError(f"a text has {len(found)} tokens; the model takes 1 to {self.length}")
         return np.array(found, np.int32)
+
+    def _cut(self, text: str, tokens: list[int]) -> list[int]:
+        """As many tokens as the model takes, with what the tokenizer puts around every text."""
+        bare = confined.encode(self._tokenizer, text, add_special_tokens=False)
+        added = len(tokens) - len(bare)
+        fronts = (place for place in range(added + 1) if tokens[place : place + len(bare)] == bare)
+        front = next(fronts, 0)
+        behind = tokens[front + len(bare) :]
+        return [*tokens[: self.length - len(behind)], *behind][: self.length]
 
     def embed(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
         """The unit vector [D] of a text's tokens, float32; any thread may ask.

@@ -16,6 +16,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "top_p": (0, 1),
     "min_p": (0, 1),
     "repetition_penalty": (1e-3, 100),
+    "repetition_window": (0, 1 << 62),
 }
 
 
@@ -29,6 +30,7 @@ class Sampling:
     min_p:       draws from tokens with at least this share of the likeliest one's probability
     repetition_penalty: above 1, tokens that the text has are less likely (Keskar et al., 2019,
                  CTRL)
+    repetition_window: how many tokens at the end of the text that goes for; None: all of them
     seed:        draws the same tokens again from the same logits; None draws others each time
 
     Raises ValueError for a number out of its range.
@@ -39,12 +41,13 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    repetition_window: int | None = None
     seed: int | None = None
 
     def __post_init__(self) -> None:
         for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
-            if not least <= value <= most:
+            if value is not None and not least <= value <= most:
                 raise ValueError(f"{name} is {value}; it must be from {least} to {most}")
         if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
             raise ValueError(f"seed is {self.seed}; it must be from 0 to {MAX_SEED}")
@@ -66,7 +69,7 @@ class Sampler:
         sampling = self.sampling
         scores = _finite(logits)
         if sampling.repetition_penalty != 1:
-            _penalize(scores, text, sampling.repetition_penalty)
+            _penalize(scores, self._repeatable(text), sampling.repetition_penalty)
         if sampling.temperature == 0:
             return int(np.argmax(scores))
         # The largest score is subtracted first: it stays 0 however small the temperature is, and
@@ -84,6 +87,11 @@ class Sampler:
         drawn = self._draw(probabilities[kept])
         return int(likeliest[kept][drawn])
 
+    def _repeatable(self, text: Sequence[int]) -> Sequence[int]:
+        """The tokens of a text that should not come again."""
+        window = self.sampling.repetition_window
+        return text if window is None else text[max(len(text) - window, 0) :]
+
     def _draw(self, probabilities: np.ndarray) -> int:
         """An index, by probabilities that need not add up to 1; the first one is above 0."""
         ends = np.cumsum(probabilities)
@@ -91,6 +99,28 @@ class Sampler:
         index = int(np.searchsorted(ends, self._random.random(), side="right"))
         # Rounding may leave the last end a little below what was drawn.
         return min(index, len(ends) - 1)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A token with natural logarithms of probabilities: its own, and those of the likeliest tokens,
+    the likeliest first."""
+
+    token: int
+    logprob: float
+    likeliest: tuple[tuple[int, float], ...]
+
+
+def scored(token: int, logits: np.ndarray, count: int) -> Scored:
+    """A token with its probability, and those of the `count` likeliest, by the model's own logits
+    [V]: before temperature, penalties and cuts."""
+    scores = _finite(logits)
+    scores -= scores.max()
+    with np.errstate(under="ignore"):
+        scores -= np.log(np.exp(scores).sum())
+    first = np.argsort(-scores, kind="stable")[:count]
+    likeliest = tuple((int(index), float(scores[index])) for index in first)
+    return Scored(token, float(scores[token]), likeliest)
 
 
 def _finite(logits: np.ndarray) -> np.ndarray:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from compiler.runtime import confined
 from compiler.runtime.bundle import Bundle, RuntimeBundleError
 from compiler.runtime.confined import Confined, ConfinedError, RefusedError
 from compiler.runtime.control_tokens import ControlTokens, replace_characters
+from compiler.runtime.grammar import Grammars
 from compiler.runtime.manifest import fixed_shape
 
 Message = Mapping[str, Any]
@@ -38,9 +40,16 @@ class Text:
         self.vocabulary = fixed_shape(bundle.manifest["outputs"][0])[-1]
         self.ends: frozenset[int] = frozenset(self._settings["ends"])
         self._control = ControlTokens(self._tokenizer, {*self.ends, self._settings["begin"]})
+        # Holds answers to schemas.
+        self.grammars = Grammars(self._tokenizer, self.vocabulary, self.ends)
         # A longer text cannot fit the context, whatever its tokens.
         longest_token = max((len(token) for token in self._tokenizer.get_vocab()), default=1)
         self._longest_text = language["context"] * longest_token
+
+    @property
+    def has_template(self) -> bool:
+        """Whether the model can take conversations."""
+        return self._settings["chat_template"] is not None
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a prompt, with the model's begin token where it wants one.
@@ -55,6 +64,22 @@ class Text:
             return confined.decode(self._tokenizer, tokens)
         except ConfinedError as error:
             raise TextError(f"the tokenizer has no text for the tokens: {error}") from error
+
+    def token_text(self, token: int) -> str:
+        """What a token adds to a text; the name of a control token.
+
+        Of a token that is no whole character alone, the replacement character.
+        """
+        if token in self._control.ids:
+            return self._text_of(token)
+        # Behind another token: at its beginning, a text may lose a space.
+        tokens, text = self._anchor
+        return self.decode([*tokens, token])[len(text) :]
+
+    @cached_property
+    def _anchor(self) -> tuple[list[int], str]:
+        tokens = self._encode(self._tokenizer, "a", add_special_tokens=False)
+        return tokens, self.decode(tokens)
 
     def stream(self, tokens: Iterable[int], stops: Sequence[str] = ()) -> Iterator[str]:
         """The text of tokens as soon as it is settled; ends in front of the first of `stops`."""
@@ -164,7 +189,8 @@ class Detokenizer:
     """Turns the tokens of one text into characters as soon as these are settled.
 
     A character may need several tokens, and a stop text too: text that may still become either is
-    held back. `ended` says that an end token or a stop text came.
+    held back. `ended` says that an end token or a stop text came, `length` how many characters the
+    tokens are so far, and `given` how many of them were given.
     """
 
     def __init__(self, text: Text, stops: Sequence[str] = ()) -> None:
@@ -173,7 +199,8 @@ class Detokenizer:
         # So many characters at the end may be the beginning of a stop text.
         self._held = max((len(stop) for stop in self._stops), default=1) - 1
         self._tokens: list[int] = []
-        self._given = 0  # characters
+        self.given = 0
+        self.length = 0
         self.ended = False
 
     def push(self, token: int) -> str:
@@ -184,6 +211,7 @@ class Detokenizer:
         self._tokens.append(token)
         # Decoded as a whole: how a token is written depends on those in front of it.
         text = self._text.decode(self._tokens)
+        self.length = len(text.rstrip(_REPLACEMENT))
         stop = self._first_stop(text)
         if stop is not None:
             self.ended = True
@@ -206,6 +234,6 @@ class Detokenizer:
 
     def _give(self, text: str, end: int) -> str:
         """The characters up to `end` that were not given yet."""
-        part = text[self._given : max(end, self._given)]
-        self._given += len(part)
+        part = text[self.given : max(end, self.given)]
+        self.given += len(part)
         return part

@@ -32,7 +32,9 @@ class Encoder:
         self.order: list[str] = []
         self._texts: dict[int, str] = {}
 
-    def tokens(self, text: str) -> np.ndarray:
+    def tokens(self, text: str, cuts: bool = False) -> np.ndarray:
+        if cuts:
+            text = text[:100]
         if len(text) > 100:
             raise ValueError(f"a text has {len(text)} tokens; the model takes 1 to 100")
         self._texts[len(self._texts)] = text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import ollama
 import onnx
 import onnxruntime
 import openai
@@ -179,6 +181,9 @@ def test_many_at_once_get_their_own_answers(served: Served) -> None:
 
 def test_models_health_and_metrics(served: Served) -> None:
     assert [m.id for m in served.client.models.list()] == ["manual"]
+    (listed,) = ollama.Client(served.url, headers=KEY).list().models
+    digest = hashlib.sha256((served.bundle / "manifest.json").read_bytes()).hexdigest()
+    assert listed.model == "manual:latest" and listed.digest == digest
     assert httpx.get(f"{served.url}/health").json() == {"status": "ok"}
     served.client.completions.create(model="manual", prompt="The", max_tokens=1)
     text = httpx.get(f"{served.url}/metrics", headers={"Authorization": "Bearer secret"}).text
@@ -204,9 +209,12 @@ def test_bad_requests_are_refused_in_one_line(served: Served) -> None:
         ({"prompt": "x", "temperature": "hot"}, "temperature"),
         ({"prompt": "x", "temperature": -1}, "temperature"),
         ({"prompt": "x", "max_tokens": 0}, "max_tokens"),
-        ({"prompt": "x", "n": 2}, "n:"),
+        ({"prompt": "x", "n": 9}, "n:"),  # as many as may wait, and one
+        ({"prompt": "x", "n": 0}, "n:"),
         ({"prompt": "x", "stop": [1]}, "stop"),
-        ({"prompt": "x", "logprobs": 3}, "logprobs"),
+        ({"prompt": "x", "logprobs": 6}, "logprobs"),
+        ({"prompt": "x", "logprobs": True}, "logprobs"),
+        ({"prompt": "x", "top_logprobs": 1}, "top_logprobs"),
         ({"prompt": "x", "seed": -1}, "seed"),
         ({"prompt": "x", "seed": 1 << 64}, "seed"),
         ({"prompt": [-1]}, "prompt"),
@@ -611,5 +619,6 @@ def test_documented_limits() -> None:
         f"| `--max-texts` ({limits.texts})",
         f"| `--max-tokens` ({limits.tokens})",
         f"| stop texts | {bodies.STOP.most} |",
+        f"| choices (`n`) | {bodies.MOST_CHOICES}, and `--waiting`",
     }
     assert not [limit for limit in wanted if limit not in security]

@@ -1,5 +1,5 @@
-"""Serves a bundle over HTTP, in the way of OpenAI's API or DeepStack's; docs/security.md says what
-limits hold.
+"""Serves a bundle over HTTP, in the way of OpenAI's API, Ollama's or DeepStack's; docs/security.md
+says what limits hold.
 
 A request passes through these files, from top to bottom:
 
@@ -10,10 +10,12 @@ web.py          what all endpoints share: the API key, the limits, the body
 requests.py     which fields each endpoint takes, with defaults and limits, made of fields.py
 completions.py  /v1/chat/completions and /v1/completions of a language model
 embeddings.py   /v1/embeddings of an encoder
+ollama.py       /api/... of both, whose fields ollama_requests.py has
 vision.py       /v1/vision/... of a classifier or a detector, whose forms forms.py reads
 status.py       /v1/models, /health and /metrics of all
 answer.py       tokens of the model's thread become text for the event loop
-formats.py      answers as OpenAI's clients read them
+formats.py      answers as OpenAI's clients read them; ollama_formats.py, as Ollama's do
+card.py         what clients may know of the model
 errors.py       errors as HTTP statuses
 
 Threads. Everything that is `async` runs in one thread, on the event loop, and must not hold it up.
@@ -22,6 +24,7 @@ runs of an encoder, and decoding pictures. A language model has the thread of it
 tokens come back to the event loop through `answer.TokenQueue` alone.
 """
 
+from compiler.runtime.server.card import ModelCard
 from compiler.runtime.server.completions import CompletionServer
 from compiler.runtime.server.embeddings import EmbeddingServer
 from compiler.runtime.server.endpoints import application
@@ -34,6 +37,7 @@ __all__ = [
     "CompletionServer",
     "EmbeddingServer",
     "Limits",
+    "ModelCard",
     "VisionServer",
     "Web",
     "application",

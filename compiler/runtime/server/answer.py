@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import itertools
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from compiler.runtime.batching import Batcher, Emitted, Request
-from compiler.runtime.server.formats import Json, usage
+from compiler.runtime.grammar import Constraint
+from compiler.runtime.sampling import MAX_SEED, Sampling, Scored
+from compiler.runtime.server.formats import Outcome, Piece, TokenScore
 from compiler.runtime.server.requests import CompletionOptions
 from compiler.runtime.server.workers import Worker
 from compiler.runtime.text import Detokenizer, Text
@@ -40,25 +46,38 @@ class Answer:
     """
 
     def __init__(
-        self, request: Request, tokens: TokenQueue, detokenizer: Detokenizer, writer: Worker
+        self, request: Request, tokens: TokenQueue, text: Text, stops: Sequence[str], writer: Worker
     ) -> None:
         self._request = request
         self._tokens = tokens
-        self._detokenizer = detokenizer
+        self._text = text
+        self._detokenizer = Detokenizer(text, stops)
         self._writer = writer
         self._count = 0
         self._over = False
         self._error: Exception | None = None
+        # Probabilities whose text is not settled.
+        self._scores: deque[TokenScore] = deque()
         self.finish: Literal["length", "stop"] = "length"
 
     def cancel(self) -> None:
         """Give the slot to others; the model's thread sees it before its next token."""
         self._request.cancelled.set()
 
-    def usage(self) -> Json:
-        return usage(len(self._request.tokens), self._count)
+    def outcome(self) -> Outcome:
+        """How it went, once it is over."""
+        request = self._request
+        now = time.monotonic()
+        return Outcome(
+            finish=self.finish,
+            prompt_tokens=len(request.tokens),
+            tokens=self._count,
+            waited=request.begun - request.arrived,
+            prefill=request.first_token - request.begun,
+            decode=now - request.first_token,
+        )
 
-    async def pieces(self) -> AsyncIterator[str]:
+    async def pieces(self) -> AsyncIterator[Piece]:
         """Text as soon as it is settled; whoever stops reading cancels the request.
 
         Raises what the model failed with, after the text that came before.
@@ -69,57 +88,138 @@ class Answer:
                 # Detokenizing takes long in long answers, so it has a thread. Nothing else
                 # touches this answer until it is done.
                 piece = await self._writer.run(self._settle, tokens)
-                if piece:
+                if piece.text or piece.scores:
                     yield piece
                 if self._error is not None:
                     raise self._error
         finally:
             self.cancel()
 
-    async def text(self) -> str:
-        """The whole text."""
+    async def whole(self) -> Piece:
+        """All of it at once."""
         pieces = [piece async for piece in self.pieces()]
-        return "".join(pieces)
+        text = "".join(piece.text for piece in pieces)
+        scores = itertools.chain.from_iterable(piece.scores for piece in pieces)
+        return Piece(text, list(scores))
 
-    async def _next_tokens(self) -> list[int]:
+    async def _next_tokens(self) -> list[int | Scored]:
         """All tokens that have arrived, at least one unless the answer is over."""
-        tokens: list[int] = []
+        tokens: list[int | Scored] = []
         while not self._over and (not tokens or not self._tokens.empty()):
             item = await self._tokens.get()
-            if isinstance(item, int):
+            if isinstance(item, int | Scored):
                 tokens.append(item)
             else:
                 self._over = True
                 self._error = item
         return tokens
 
-    def _settle(self, tokens: list[int]) -> str:
-        """The text that some more tokens settle; runs in the thread of `writer`."""
+    def _settle(self, tokens: list[int | Scored]) -> Piece:
+        """What some more tokens settle; runs in the thread of `writer`."""
         parts = []
         for token in tokens:
             self._count += 1
-            parts.append(self._detokenizer.push(token))
+            parts.append(self._push(token))
             if self._detokenizer.ended:
                 # What came behind a stop text counts no more, nor does an error.
                 self._over = True
                 self._error = None
                 self.finish = "stop"
-                return "".join(parts)
-        if self._over:
-            parts.append(self._detokenizer.rest())
-        return "".join(parts)
+                break
+        else:
+            if self._over:
+                parts.append(self._detokenizer.rest())
+        return Piece("".join(parts), list(self._settled_scores()))
+
+    def _push(self, item: int | Scored) -> str:
+        """The text that a token settles."""
+        token = item.token if isinstance(item, Scored) else item
+        start = self._detokenizer.length
+        text = self._detokenizer.push(token)
+        if isinstance(item, Scored) and token not in self._text.ends:
+            self._scores.append(self._score(item, start))
+        return text
+
+    def _score(self, item: Scored, start: int) -> TokenScore:
+        likeliest = [(self._text.token_text(token), value) for token, value in item.likeliest]
+        return TokenScore(self._text.token_text(item.token), item.logprob, likeliest, start)
+
+    def _settled_scores(self) -> Iterator[TokenScore]:
+        """Those of tokens that begin within the text that was given: what a stop text cut off has
+        none."""
+        while self._scores and self._scores[0].start < self._detokenizer.given:
+            yield self._scores.popleft()
 
 
-def start_answer(
-    batcher: Batcher, text: Text, writer: Worker, prompt: list[int], options: CompletionOptions
-) -> Answer:
-    """Queue a prompt for the model's thread.
+@dataclass(frozen=True)
+class Prompt:
+    """The tokens of a prompt, and what its answers are held to; None: nothing."""
+
+    tokens: list[int]
+    constraint: Constraint | None
+
+
+async def merged(answers: Sequence[Answer]) -> AsyncGenerator[tuple[int, Piece | None], None]:
+    """The pieces of several answers as they come, each with the answer's index; None where one is
+    over. Raises what the model failed with; whoever stops reading cancels all of them."""
+    arrived: asyncio.Queue[tuple[int, Piece | Exception | None]] = asyncio.Queue(1)
+
+    async def read(index: int) -> None:
+        try:
+            async for piece in answers[index].pieces():
+                await arrived.put((index, piece))
+        except Exception as error:
+            await arrived.put((index, error))
+        else:
+            await arrived.put((index, None))
+
+    readers = [asyncio.ensure_future(read(index)) for index in range(len(answers))]
+    left = len(answers)
+    try:
+        while left:
+            index, item = await arrived.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                left -= 1
+            yield index, item
+    finally:
+        for reader in readers:
+            reader.cancel()
+        for answer in answers:
+            answer.cancel()
+
+
+def start_answers(
+    batcher: Batcher,
+    text: Text,
+    writer: Worker,
+    prompt: Prompt,
+    options: CompletionOptions,
+) -> list[Answer]:
+    """Queue a prompt for the model's thread, once for each answer that is asked for.
 
     Raises BusyError where the queue is full, ValueError for tokens that the model cannot read.
     """
-    tokens = TokenQueue()
-    # The request knows the queue and not the answer. So a refused one leaves no cycle of objects
-    # that would keep its prompt in memory until the garbage collector comes by.
-    request = Request(prompt, options.limit, options.sampling, tokens.put)
-    batcher.submit(request)
-    return Answer(request, tokens, Detokenizer(text, options.stops), writer)
+    queues = [TokenQueue() for _ in range(options.choices)]
+    requests = []
+    for index, tokens in enumerate(queues):
+        # The request knows the queue and not the answer. So a refused one leaves no cycle of
+        # objects that would keep its prompt in memory until the garbage collector comes by.
+        sampling = _of_choice(options.sampling, index)
+        request = Request(prompt.tokens, options.limit, sampling, tokens.put, options.likeliest)
+        if prompt.constraint is not None:
+            request.constraint = prompt.constraint.copy()
+        requests.append(request)
+    batcher.submit(*requests)
+    return [
+        Answer(request, tokens, text, options.stops, writer)
+        for request, tokens in zip(requests, queues, strict=True)
+    ]
+
+
+def _of_choice(sampling: Sampling, index: int) -> Sampling:
+    """With a seed too, each answer to one prompt is drawn differently."""
+    if sampling.seed is None:
+        return sampling
+    return replace(sampling, seed=(sampling.seed + index) % (MAX_SEED + 1))

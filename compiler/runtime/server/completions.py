@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 
 from prometheus_client.core import Metric
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from compiler.runtime.batching import Batcher
-from compiler.runtime.server import formats, requests
-from compiler.runtime.server.answer import Answer, start_answer
-from compiler.runtime.server.errors import CLIENT_LEFT, error_body, model_failure, request_errors
-from compiler.runtime.server.fields import Body
-from compiler.runtime.server.formats import ChatFormat, EventWriter, Format, TextFormat
-from compiler.runtime.server.requests import CompletionOptions
+from compiler.runtime.grammar import Constraint, GrammarError, is_installed
+from compiler.runtime.server import requests
+from compiler.runtime.server.answer import Answer, Prompt, merged, start_answers
+from compiler.runtime.server.errors import CLIENT_LEFT, model_failure, request_errors
+from compiler.runtime.server.fields import FieldError
+from compiler.runtime.server.formats import (
+    ChatFormat,
+    Format,
+    OpenAiWriter,
+    Piece,
+    TextFormat,
+    Writer,
+)
+from compiler.runtime.server.requests import AnswerLimits, CompletionOptions, Message, Schema
 from compiler.runtime.server.status import metric, summary
 from compiler.runtime.server.web import ReleasingResponse, Web
-from compiler.runtime.server.workers import OVERHEAD, Worker
+from compiler.runtime.server.workers import OVERHEAD, SHORT_TEXT, Worker
 from compiler.runtime.text import Text
 
 # How often a client that waits for a whole answer is looked after: does it still wait?
@@ -64,70 +73,111 @@ class CompletionServer:
         """Answers the last message of a conversation."""
         body = await self.web.read_body(http)
         with request_errors():
-            options = self._options(body)
-            messages = requests.chat_messages(body)
-            size = sum(len(m["role"]) + len(m["content"]) + OVERHEAD for m in messages)
-            tokens = await self.web.readers.run(size, self.text.conversation, messages)
+            options = requests.chat_options(body, self._limits())
+            tokens = await self.read_chat(requests.chat_messages(body))
         return await self._respond(http, tokens, options, ChatFormat())
 
     async def complete(self, http: HttpRequest) -> Response:
         """Continues a text."""
         body = await self.web.read_body(http)
         with request_errors():
-            options = self._options(body)
+            options = requests.completion_options(body, self._limits())
             prompt = requests.completion_prompt(body, self.batcher.longest_prompt)
             if isinstance(prompt, str):
-                prompt = await self.web.readers.run(len(prompt), self.text.encode, prompt)
+                prompt = await self.read_text(prompt)
         return await self._respond(http, prompt, options, TextFormat())
 
-    def _options(self, body: Body) -> CompletionOptions:
+    async def read_chat(self, messages: list[Message]) -> list[int]:
+        """The tokens of a conversation. Raises ValueError, BusyError."""
+        size = sum(len(m["role"]) + len(m["content"]) + OVERHEAD for m in messages)
+        return await self.web.readers.run(size, self.text.conversation, messages)
+
+    async def read_text(self, text: str) -> list[int]:
+        """The tokens of a text. Raises ValueError, BusyError."""
+        return await self.web.readers.run(len(text), self.text.encode, text)
+
+    def _limits(self) -> AnswerLimits:
         context = self.batcher.model.context
-        return requests.completion_options(body, self.web.limits.tokens, context)
+        # More at once could never be queued.
+        return AnswerLimits(self.web.limits.tokens, context, self.batcher.waiting)
 
     async def _respond(
         self, http: HttpRequest, tokens: list[int], options: CompletionOptions, form: Format
     ) -> Response:
-        with request_errors():
-            answer = start_answer(self.batcher, self.text, self._writer, tokens, options)
-        if options.stream:
-            events = self._events(answer, options, form)
-            return ReleasingResponse(events, answer.cancel, "text/event-stream")
-        return await self._whole(http, answer, form)
+        has_logprobs = options.likeliest is not None
+        writer = OpenAiWriter(form, self.web.name, options.include_usage, has_logprobs)
+        return await self.respond(http, tokens, options, writer)
 
-    async def _whole(self, http: HttpRequest, answer: Answer, form: Format) -> Response:
-        """The whole answer at once; its slot is freed where the client goes away meanwhile."""
-        reading = asyncio.ensure_future(answer.text())
+    async def respond(
+        self, http: HttpRequest, tokens: list[int], options: CompletionOptions, writer: Writer
+    ) -> Response:
+        """Answers a prompt, in pieces where the options say so."""
+        with request_errors():
+            constraint = await self._constraint(options.schema)
+            prompt = Prompt(tokens, constraint)
+            answers = start_answers(self.batcher, self.text, self._writer, prompt, options)
+        if options.stream:
+            pieces = self._pieces(answers, writer)
+            return ReleasingResponse(pieces, lambda: _cancel(answers), writer.media_type)
+        return await self._whole(http, answers, writer)
+
+    async def _constraint(self, schema: Schema | None) -> Constraint | None:
+        """What holds an answer to a schema. Raises FieldError, BusyError."""
+        if schema is None:
+            return None
+        if not is_installed():
+            raise FieldError(schema.field, "needs the package llguidance on the server")
+        try:
+            # Large schemas take long, also where they are short texts.
+            return await self.web.readers.run(
+                SHORT_TEXT + 1, self.text.grammars.constraint, schema.value
+            )
+        except GrammarError as error:
+            raise FieldError(schema.field, str(error)) from error
+
+    async def _whole(
+        self, http: HttpRequest, answers: Sequence[Answer], writer: Writer
+    ) -> Response:
+        """Whole answers at once; their slots are freed where the client goes away meanwhile."""
+        reading = asyncio.gather(*(answer.whole() for answer in answers))
         try:
             while not reading.done():
                 await asyncio.wait([reading], timeout=LOOK_SECONDS)
                 if not reading.done() and await http.is_disconnected():
                     return Response(status_code=CLIENT_LEFT)
-            text = reading.result()
+            choices = reading.result()
         except Exception as error:
             raise model_failure(error) from error
         finally:
             reading.cancel()
-            answer.cancel()
-        body = formats.whole_answer(form, self.web.name, text, answer.finish, answer.usage())
-        return JSONResponse(body)
+            _cancel(answers)
+        outcomes = [answer.outcome() for answer in answers]
+        return JSONResponse(writer.whole(choices, outcomes))
 
-    async def _events(
-        self, answer: Answer, options: CompletionOptions, form: Format
-    ) -> AsyncIterator[str]:
-        """The answer as server-sent events."""
-        writer = EventWriter(form, self.web.name)
-        first = form.first()
-        if first is not None:
-            yield writer.event(first)
+    async def _pieces(self, answers: Sequence[Answer], writer: Writer) -> AsyncIterator[str]:
+        """The answers as they are written."""
+        for index in range(len(answers)):
+            if begin := writer.begin(index):
+                yield begin
         try:
-            async for piece in answer.pieces():
-                yield writer.event(form.piece(piece))
+            async with contextlib.aclosing(merged(answers)) as found:
+                async for index, piece in found:
+                    if written := _written(answers[index], index, piece, writer):
+                        yield written
         except Exception as error:
-            # The status is long sent: an error can only come as an event.
+            # The status is long sent: an error can only come as a piece.
             failure = model_failure(error)
-            yield formats.server_event(error_body(failure.status_code, failure.detail))
+            yield writer.failure(failure.status_code, failure.detail)
             return
-        yield writer.event(form.last(), answer.finish)
-        if options.include_usage:
-            yield writer.usage(answer.usage())
-        yield formats.END_OF_EVENTS
+        yield writer.end([answer.outcome() for answer in answers])
+
+
+def _written(answer: Answer, index: int, piece: Piece | None, writer: Writer) -> str:
+    if piece is None:
+        return writer.last(index, answer.outcome())
+    return writer.piece(index, piece)
+
+
+def _cancel(answers: Sequence[Answer]) -> None:
+    for answer in answers:
+        answer.cancel()

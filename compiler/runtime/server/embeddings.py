@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,15 +39,17 @@ class EmbeddingJob:
     """Some texts, their tokens, and their embeddings as they are made.
 
     `tokenize` and `embed_next` run in the threads of workers, one after the other. `cancelled` is
-    set on the event loop and says that nobody wants the rest.
+    set on the event loop and says that nobody wants the rest. With `cuts`, texts that the model
+    cannot take as a whole end where it does; else they are refused.
     """
 
-    def __init__(self, embedder: Embedder, texts: Sequence[str]) -> None:
+    def __init__(self, embedder: Embedder, texts: Sequence[str], cuts: bool = False) -> None:
         self.cancelled = threading.Event()
         self.vectors: list[np.ndarray] = []
         self.token_count = 0
         self._embedder = embedder
         self._texts = texts
+        self._cuts = cuts
         self._tokens: list[np.ndarray] = []
 
     @property
@@ -60,7 +62,7 @@ class EmbeddingJob:
         for text in self._texts:
             if self.cancelled.is_set():
                 return
-            self._tokens.append(self._embedder.tokens(text))
+            self._tokens.append(self._embedder.tokens(text, self._cuts))
         self.token_count = sum(len(tokens) for tokens in self._tokens)
 
     def embed_next(self) -> bool:
@@ -70,6 +72,15 @@ class EmbeddingJob:
             return False
         self.vectors.append(self._embedder.embed(self._tokens[number]))
         return True
+
+    async def pieces(self, entry: Callable[[int, np.ndarray], object]) -> AsyncIterator[str]:
+        """The entries of a JSON list, one for each text: numbers as text take many times the
+        memory of the vectors."""
+        for index, vector in enumerate(self.vectors):
+            separator = ", " if index else ""
+            yield separator + json.dumps(entry(index, vector))
+            # A client that reads as fast as we write would never let others have the event loop.
+            await asyncio.sleep(0)
 
 
 class EmbeddingServer:
@@ -113,8 +124,15 @@ class EmbeddingServer:
         with request_errors():
             texts = requests.embedding_inputs(body, self.web.limits.texts)
             encoding = requests.ENCODING_FORMAT.read(body)
-            self._take_place()
         job = EmbeddingJob(self.embedder, texts)
+        return await self.respond(http, job, lambda: _json_pieces(job, encoding, self.web.name))
+
+    async def respond(
+        self, http: HttpRequest, job: EmbeddingJob, pieces: Callable[[], AsyncIterator[str]]
+    ) -> Response:
+        """Runs a job; `pieces` gives its answer then."""
+        with request_errors():
+            self._take_place()
         try:
             finished = await self._run(http, job)
         except BaseException:
@@ -124,10 +142,9 @@ class EmbeddingServer:
             self.counters.cancelled += 1
             self._free_place(job)
             return Response(status_code=CLIENT_LEFT)
-        self.counters.texts += len(texts)
+        self.counters.texts += len(job.vectors)
         self.counters.tokens += job.token_count
-        pieces = _json_pieces(job, encoding, self.web.name)
-        return ReleasingResponse(pieces, lambda: self._free_place(job), "application/json")
+        return ReleasingResponse(pieces(), lambda: self._free_place(job), "application/json")
 
     def _take_place(self) -> None:
         waiting = self.web.limits.waiting
@@ -157,14 +174,14 @@ class EmbeddingServer:
 
 
 async def _json_pieces(job: EmbeddingJob, encoding: str, model: str) -> AsyncIterator[str]:
-    """The answer's JSON in pieces: numbers as text take many times the memory of the vectors."""
+    """The answer's JSON in pieces."""
+
+    def entry(index: int, vector: np.ndarray) -> object:
+        return {"object": "embedding", "index": index, "embedding": _encoded(vector, encoding)}
+
     yield '{"object": "list", "data": ['
-    for index, vector in enumerate(job.vectors):
-        entry = {"object": "embedding", "index": index, "embedding": _encoded(vector, encoding)}
-        separator = ", " if index else ""
-        yield separator + json.dumps(entry)
-        # A client that reads as fast as we write would never let others have the event loop.
-        await asyncio.sleep(0)
+    async for piece in job.pieces(entry):
+        yield piece
     usage = {"prompt_tokens": job.token_count, "total_tokens": job.token_count}
     yield f'], "model": {json.dumps(model)}, "usage": {json.dumps(usage)}}}'
 

@@ -1,7 +1,8 @@
 """All endpoints, and the application that they make.
 
-To add one, write its handler in completions.py, embeddings.py, vision.py or status.py, declare the
-fields of its body in requests.py, and list it here; where its body is no JSON, in BODY_TYPES too.
+To add one, write its handler in completions.py, embeddings.py, ollama.py, vision.py or status.py,
+declare the fields of its body in requests.py or ollama_requests.py, and list it here; where its
+body is no JSON, in BODY_TYPES too.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from compiler.runtime.server.embeddings import EmbeddingServer
 from compiler.runtime.server.errors import answer_http_error, answer_own_error
 from compiler.runtime.server.forms import FORM_TYPE
 from compiler.runtime.server.guard import Access, Guard
+from compiler.runtime.server.ollama import OllamaAnswers, OllamaEmbeddings, OllamaModels
 from compiler.runtime.server.status import StatusEndpoints
 from compiler.runtime.server.vision import VisionServer
+from compiler.runtime.server.web import Web
 
 Server = CompletionServer | EmbeddingServer | VisionServer
 
@@ -40,13 +43,21 @@ def endpoints(server: Server) -> list[Route]:
     """The endpoints of a language model, an encoder, a classifier or a detector."""
     routes: list[Route] = []
     if isinstance(server, CompletionServer):
+        answers = OllamaAnswers(server)
         routes += [
             Route("/v1/chat/completions", server.chat, methods=["POST"]),
             Route("/v1/completions", server.complete, methods=["POST"]),
+            Route("/api/chat", answers.chat, methods=["POST"]),
+            Route("/api/generate", answers.generate, methods=["POST"]),
+            *_ollama_models(server.web, ["completion"]),
         ]
     if isinstance(server, EmbeddingServer):
+        embeddings = OllamaEmbeddings(server)
         routes += [
             Route("/v1/embeddings", server.embed, methods=["POST"]),
+            Route("/api/embed", embeddings.embed, methods=["POST"]),
+            Route("/api/embeddings", embeddings.embed_one, methods=["POST"]),
+            *_ollama_models(server.web, ["embedding"]),
         ]
     if isinstance(server, VisionServer) and server.task == "classify":
         routes += [
@@ -64,6 +75,16 @@ def endpoints(server: Server) -> list[Route]:
         Route("/metrics", status.metrics),
     ]
     return routes
+
+
+def _ollama_models(web: Web, capabilities: list[str]) -> list[Route]:
+    models = OllamaModels(web, capabilities)
+    return [
+        Route("/api/tags", models.tags),
+        Route("/api/ps", models.running),
+        Route("/api/version", models.version),
+        Route("/api/show", models.show, methods=["POST"]),
+    ]
 
 
 def application(server: Server) -> Starlette:

@@ -1,4 +1,4 @@
-"""Turns errors into HTTP statuses and the JSON that OpenAI's clients read."""
+"""Turns errors into HTTP statuses and the JSON that clients of OpenAI's or of Ollama's API read."""
 
 from __future__ import annotations
 
@@ -11,15 +11,32 @@ from starlette.responses import JSONResponse, Response
 
 from compiler.errors import one_line
 from compiler.runtime.batching import BusyError
+from compiler.runtime.server.fields import FieldError
 
 # nginx's status for a client that went away before the answer. Nobody reads it but logs.
 CLIENT_LEFT = 499
 
 
-def error_body(status: int, message: str) -> dict[str, object]:
-    """The JSON of an error."""
+# Endpoints below it are Ollama's.
+OLLAMA_PREFIX = "/api/"
+
+
+def error_body(
+    status: int, message: str, path: str = "", field: str | None = None
+) -> dict[str, object]:
+    """The JSON of an error, as the clients of a path read it; `field` is the one that is wrong."""
+    if path.startswith(OLLAMA_PREFIX):
+        return {"error": message}
     kind = "invalid_request_error" if status < 500 else "server_error"
-    return {"error": {"message": message, "type": kind, "param": None, "code": status}}
+    return {"error": {"message": message, "type": kind, "param": field, "code": status}}
+
+
+class BadRequest(HTTPException):
+    """A request that is wrong; `field` is what is wrong in it, where that is known."""
+
+    def __init__(self, error: ValueError) -> None:
+        super().__init__(400, one_line(str(error)))
+        self.field = error.name if isinstance(error, FieldError) else None
 
 
 @contextlib.contextmanager
@@ -30,7 +47,7 @@ def request_errors() -> Iterator[None]:
     except BusyError as error:
         raise too_busy(error) from error
     except ValueError as error:
-        raise HTTPException(400, one_line(str(error))) from error
+        raise BadRequest(error) from error
 
 
 def too_busy(error: BusyError) -> HTTPException:
@@ -43,10 +60,11 @@ def model_failure(error: Exception) -> HTTPException:
 
 async def answer_http_error(http: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    body = error_body(error.status_code, str(error.detail))
+    field = error.field if isinstance(error, BadRequest) else None
+    body = error_body(error.status_code, str(error.detail), http.url.path, field)
     return JSONResponse(body, error.status_code, dict(error.headers or {}))
 
 
 async def answer_own_error(http: HttpRequest, error: Exception) -> Response:
     """Our own bug: the client hears of it in one line, the log has the rest."""
-    return JSONResponse(error_body(500, "the server failed"), 500)
+    return JSONResponse(error_body(500, "the server failed", http.url.path), 500)

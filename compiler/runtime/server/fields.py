@@ -1,19 +1,27 @@
 """Kinds of fields that a request's JSON object may have, and how their values are checked.
 
-A field that is null counts as one that is not there. Everything here raises ValueError with one
-line, which names the field.
+A field that is null counts as one that is not there. Everything here raises FieldError, a
+ValueError with one line.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
 from compiler.runtime.confined import check_unicode
 
 Body = Mapping[str, Any]
+
+
+class FieldError(ValueError):
+    """What is wrong with the field `name` of a request."""
+
+    def __init__(self, name: str, complaint: str) -> None:
+        super().__init__(f"{name}: {complaint}")
+        self.name = name
 
 
 def parse_body(data: bytes) -> dict[str, Any]:
@@ -43,6 +51,15 @@ def is_given(body: Body, name: str) -> bool:
     return body.get(name) is not None
 
 
+def refuse_others(body: Body, known: Set[str]) -> None:
+    """Refuse fields that are not served: to ignore one would give another answer than was asked
+    for. Those that ask for nothing (null, false, 0 or empty) may be there."""
+    for name, value in body.items():
+        if value and name not in known:
+            # A name may be as long as a request.
+            raise FieldError(name[:60], "is not supported")
+
+
 @dataclass(frozen=True)
 class NumberField:
     """A number from `least` to `most`."""
@@ -60,7 +77,7 @@ class NumberField:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         # NaN lies in no range.
         if not is_number or not self.least <= value <= self.most:
-            raise ValueError(f"{self.name}: a number from {self.least} to {self.most}")
+            raise FieldError(self.name, f"a number from {self.least} to {self.most}")
         return float(value)
 
 
@@ -79,7 +96,7 @@ class IntegerField:
         value = body[self.name]
         # Neither true nor 1.0 is meant as a whole number.
         if type(value) is not int or not self.least <= value <= self.most:
-            raise ValueError(f"{self.name}: a whole number from {self.least} to {self.most}")
+            raise FieldError(self.name, f"a whole number from {self.least} to {self.most}")
         return value
 
 
@@ -94,7 +111,7 @@ class FlagField:
             return False
         value = body[self.name]
         if not isinstance(value, bool):
-            raise ValueError(f"{self.name}: true or false")
+            raise FieldError(self.name, "true or false")
         return value
 
 
@@ -111,7 +128,7 @@ class ChoiceField:
             return self.default
         value = body[self.name]
         if not isinstance(value, str) or value not in self.choices:
-            raise ValueError(f"{self.name}: {' or '.join(self.choices)}")
+            raise FieldError(self.name, f"{' or '.join(self.choices)}")
         return value
 
 
@@ -129,9 +146,9 @@ class TextsField:
         value = body[self.name]
         texts = [value] if isinstance(value, str) else value
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"{self.name}: a text, or a list of up to {self.most} texts")
+            raise FieldError(self.name, f"a text, or a list of up to {self.most} texts")
         if len(texts) > self.most:
-            raise ValueError(
-                f"{self.name}: has {len(texts)} texts; a request may have up to {self.most}"
+            raise FieldError(
+                self.name, f"has {len(texts)} texts; a request may have up to {self.most}"
             )
         return texts

@@ -132,7 +132,7 @@ class Guard:
         if refusal is None:
             await self._app(scope, receive, send)
             return
-        body = error_body(refusal.status, refusal.message)
+        body = error_body(refusal.status, refusal.message, scope["path"])
         # Where a head is not trusted, what follows it on the connection is no further request.
         response = JSONResponse(body, refusal.status, {"connection": "close"})
         await response(scope, receive, send)

@@ -5,17 +5,20 @@ Everything here raises ValueError with one line, which names the field.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from compiler.runtime.sampling import MAX_SEED, Sampling
 from compiler.runtime.server.fields import (
     Body,
     ChoiceField,
+    FieldError,
     FlagField,
     IntegerField,
     NumberField,
     TextsField,
     is_given,
+    refuse_others,
 )
 
 Message = dict[str, str]
@@ -35,27 +38,58 @@ STOP = TextsField("stop", most=16)
 STREAM = FlagField("stream")
 INCLUDE_USAGE = FlagField("include_usage")  # in stream_options
 
+LOGPROBS = FlagField("logprobs")
+TOP_LOGPROBS = IntegerField("top_logprobs", default=0, least=0, most=20)
+# The one of completions, where it is a number.
+COMPLETION_LOGPROBS = IntegerField("logprobs", default=0, least=0, most=5)
+# Answers to one prompt.
+MOST_CHOICES = 16
+
 # Fields of OpenAI's API for which only one value is served.
 FIXED = (
-    IntegerField("n", default=1, least=1, most=1),
     IntegerField("best_of", default=1, least=1, most=1),
     NumberField("presence_penalty", default=0, least=0, most=0),
     NumberField("frequency_penalty", default=0, least=0, most=0),
 )
-# Fields that would change the answer. To ignore them would give another one than was asked for.
-UNSUPPORTED = (
-    "tools",
-    "functions",
-    "response_format",
-    "logit_bias",
-    "logprobs",
-    "top_logprobs",
-    "suffix",
-    "echo",
+# Values of fields that are not served which ask for nothing beyond a plain answer.
+NEUTRAL: dict[str, tuple[object, ...]] = {
+    "modalities": (["text"],),
+    # Without tools:
+    "tool_choice": ("none", "auto"),
+    "function_call": ("none", "auto"),
+    "parallel_tool_calls": (True,),
+}
+# Fields that only tell who asks, or help servers of several machines.
+_HARMLESS = {
+    *("user", "metadata", "safety_identifier", "service_tier"),
+    *("prompt_cache_key", "prompt_cache_retention"),
+}
+_COMMON = _HARMLESS | {
+    *("model", "max_tokens", "max_completion_tokens", "stream", "stream_options", "stop"),
+    *("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"),
+    *("n", "best_of", "presence_penalty", "frequency_penalty", "logprobs"),
+}
+RESPONSE_FORMAT = "response_format"
+ANY_OBJECT = {"type": "object"}
+_CHAT = _COMMON | {"messages", "top_logprobs", RESPONSE_FORMAT}
+_COMPLETION = _COMMON | {"prompt"}
+_EMBEDDINGS = _HARMLESS | {"model", "input", "encoding_format"}
+# The same of a message, in OpenAI's API and in Ollama's.
+MESSAGE_UNSUPPORTED = (
+    *("tool_calls", "tool_call_id", "tool_name", "function_call"),
+    *("audio", "images"),
 )
 
 MOST_PREDICTIONS = 1000
 ENCODING_FORMAT = ChoiceField("encoding_format", default="float", choices=("float", "base64"))
+
+
+@dataclass(frozen=True)
+class Schema:
+    """A JSON schema, and the field that it came in."""
+
+    field: str
+    value: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -67,31 +101,102 @@ class CompletionOptions:
     stops:         texts in front of which the answer ends
     stream:        whether the answer comes in events
     include_usage: whether the last event counts tokens
+    choices:       how many answers are drawn
+    schema:        JSON that the answer has to be
+    likeliest:     where given, tokens come with their probabilities, and with those of so many of
+                   the likeliest ones
     """
 
     limit: int
     sampling: Sampling
     stops: list[str]
     stream: bool
-    include_usage: bool
+    include_usage: bool = False
+    choices: int = 1
+    likeliest: int | None = None
+    schema: Schema | None = None
 
 
-def completion_options(body: Body, most_tokens: int, context: int) -> CompletionOptions:
-    """The options of a chat or a completion whose answer may have `most_tokens`, and ends where the
-    model's context of so many tokens is full."""
-    for name in UNSUPPORTED:
-        if body.get(name):
-            raise ValueError(f"{name}: is not supported")
+@dataclass(frozen=True)
+class AnswerLimits:
+    """What answers of a server may have.
+
+    tokens:  of an answer
+    context: of prompt and answer together, as the model has it
+    choices: answers to one prompt
+    """
+
+    tokens: int
+    context: int
+    choices: int
+
+
+def chat_options(body: Body, limits: AnswerLimits) -> CompletionOptions:
+    """How a chat is to be answered."""
+    _refuse_others(body, _CHAT)
+    options = _options(body, limits, likeliest(body))
+    return replace(options, schema=_schema(body))
+
+
+def _schema(body: Body) -> Schema | None:
+    """The JSON that a chat has to be answered with; None for text."""
+    if not is_given(body, RESPONSE_FORMAT):
+        return None
+    found = body[RESPONSE_FORMAT]
+    kind = found.get("type") if isinstance(found, dict) else None
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return Schema(RESPONSE_FORMAT, ANY_OBJECT)
+    wanted = found.get("json_schema") if kind == "json_schema" else None
+    schema = wanted.get("schema") if isinstance(wanted, dict) else None
+    if not isinstance(schema, dict):
+        raise FieldError(
+            RESPONSE_FORMAT, "text, json_object, or json_schema with {json_schema: {schema: {...}}}"
+        )
+    return Schema(RESPONSE_FORMAT, schema)
+
+
+def likeliest(body: Body) -> int | None:
+    """How many of the likeliest tokens come with each of a chat; None: no probabilities at all."""
+    wants_them = LOGPROBS.read(body)
+    count = TOP_LOGPROBS.read(body)
+    if count and not wants_them:
+        raise FieldError("top_logprobs", "needs logprobs to be true")
+    return count if wants_them else None
+
+
+def completion_options(body: Body, limits: AnswerLimits) -> CompletionOptions:
+    """How a text is to be continued."""
+    _refuse_others(body, _COMPLETION)
+    # Older clients say false for none.
+    wants_them = is_given(body, "logprobs") and body["logprobs"] is not False
+    count = COMPLETION_LOGPROBS.read(body) if wants_them else None
+    return _options(body, limits, count)
+
+
+def _options(body: Body, limits: AnswerLimits, likeliest: int | None) -> CompletionOptions:
     for fixed in FIXED:
         fixed.read(body)
-    stops = STOP.read(body)
+    choices = IntegerField("n", default=1, least=1, most=min(MOST_CHOICES, limits.choices))
     return CompletionOptions(
-        limit=_limit(body, most_tokens, context),
+        limit=_limit(body, limits.tokens, limits.context),
         sampling=_sampling(body),
-        stops=[stop for stop in stops if stop],
+        stops=[stop for stop in STOP.read(body) if stop],
         stream=STREAM.read(body),
         include_usage=INCLUDE_USAGE.read(_stream_options(body)),
+        choices=choices.read(body),
+        likeliest=likeliest,
     )
+
+
+def _refuse_others(body: Body, known: set[str]) -> None:
+    asked = {name: value for name, value in body.items() if not _is_neutral(name, value)}
+    refuse_others(asked, known)
+
+
+def _is_neutral(name: str, value: object) -> bool:
+    return value in NEUTRAL.get(name, ())
 
 
 def _limit(body: Body, most_tokens: int, context: int) -> int:
@@ -104,8 +209,10 @@ def _limit(body: Body, most_tokens: int, context: int) -> int:
     except ValueError as error:
         if context >= most_tokens:
             raise
-        raise ValueError(
-            f"{error}; prompt and answer together end at the model's context of {context}"
+        complaint = str(error).removeprefix(f"{name}: ")
+        raise FieldError(
+            name,
+            f"{complaint}; prompt and answer together end at the model's context of {context}",
         ) from error
 
 
@@ -126,7 +233,8 @@ def _stream_options(body: Body) -> Body:
         return {}
     options = body["stream_options"]
     if not isinstance(options, dict):
-        raise ValueError("stream_options: an object")
+        raise FieldError("stream_options", "an object")
+    refuse_others(options, {INCLUDE_USAGE.name})
     return options
 
 
@@ -141,6 +249,9 @@ def chat_messages(body: Body) -> list[Message]:
 def _message(entry: object) -> Message:
     if not isinstance(entry, dict):
         raise _bad_messages()
+    for name in MESSAGE_UNSUPPORTED:
+        if entry.get(name):
+            raise FieldError("messages", f"{name} is not supported")
     role = entry.get("role")
     content = entry.get("content")
     # A content may come in parts, each with a text.
@@ -156,7 +267,7 @@ def _is_text_part(part: object) -> bool:
 
 
 def _bad_messages() -> ValueError:
-    return ValueError("messages: a list of {role, content} with text as content")
+    return FieldError("messages", "a list of {role, content} with text as content")
 
 
 def completion_prompt(body: Body, longest: int) -> str | list[int]:
@@ -171,7 +282,7 @@ def completion_prompt(body: Body, longest: int) -> str | list[int]:
         return found[0]
     # In front of the look at each entry, which would hold up the event loop for a long list.
     if len(found) > longest:
-        raise ValueError(f"prompt: has {len(found)} tokens; the model takes up to {longest}")
+        raise FieldError("prompt", f"has {len(found)} tokens; the model takes up to {longest}")
     # true is an int to Python.
     if not all(type(token) is int for token in found):
         raise _bad_prompt()
@@ -179,17 +290,16 @@ def completion_prompt(body: Body, longest: int) -> str | list[int]:
 
 
 def _bad_prompt() -> ValueError:
-    return ValueError("prompt: a text, or a list of token numbers")
+    return FieldError("prompt", "a text, or a list of token numbers")
 
 
 def embedding_inputs(body: Body, most_texts: int) -> list[str]:
     """The texts to embed."""
-    if is_given(body, "dimensions"):
-        raise ValueError("dimensions: is not supported")
+    refuse_others(body, _EMBEDDINGS)
     field = TextsField("input", most_texts)
     texts = field.read(body)
     if not texts:
-        raise ValueError(f"input: a text, or a list of up to {most_texts} texts")
+        raise FieldError("input", f"a text, or a list of up to {most_texts} texts")
     return texts
 
 

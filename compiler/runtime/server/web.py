@@ -14,6 +14,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from compiler.runtime.server.card import ModelCard
 from compiler.runtime.server.errors import request_errors
 from compiler.runtime.server.fields import parse_body
 from compiler.runtime.server.guard import Access
@@ -46,6 +47,7 @@ class Web:
     key:    where there is one, clients must send it as a bearer token
     limits: how much a client may ask for
     access: names that the server answers to, and web pages that may use it
+    card:   what clients may know of the model
 
     Raises ValueError for a key that no HTTP header can carry as it stands.
     """
@@ -54,6 +56,7 @@ class Web:
     key: str | None = None
     limits: Limits = field(default_factory=Limits)
     access: Access = field(default_factory=Access)
+    card: ModelCard = field(default_factory=ModelCard)
     readers: TextReaders = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
