@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -260,3 +262,18 @@ def test_a_failure_ends_all_choices(served: Served, monkeypatch: pytest.MonkeyPa
     url = str(served.client.base_url).removesuffix("v1/")
     assert served.client.completions.create(**asked).choices[1].text
     assert "requests_active 0" in httpx.get(f"{url}metrics").text
+
+
+def test_a_client_that_leaves_frees_the_slots_of_all_choices(served: Served) -> None:
+    url = str(served.client.base_url)
+    body = {"prompt": "The", "max_tokens": 400, "n": 3, "stream": True}
+    for _ in range(4):
+        with httpx.stream("POST", f"{url}completions", json=body) as answer:
+            next(answer.iter_lines())
+    ends = time.monotonic() + 10
+    while "requests_active 0" not in (found := httpx.get(f"{url.removesuffix('v1/')}metrics").text):
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+    (cancelled,) = re.findall(r"^coral_bundle_requests_cancelled_total (\d+)", found, re.MULTILINE)
+    # More than one of a prompt.
+    assert int(cancelled) > 4, found
