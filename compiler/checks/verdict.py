@@ -159,8 +159,10 @@ def labelled_text(found: Mapping[str, Any]) -> str:
         if key in found["float"]:
             ours, theirs = found["bundle"][key], found["float"][key]
             figures.append(f"{name} {ours:.3f} of the bundle, {theirs:.3f} of the float model")
-    objects = f" with {found['labels']} objects" if "map50" in found["float"] else ""
-    return f"{found['pictures']} labelled pictures{objects}: {'; '.join(figures)}."
+    count = found["pictures"]
+    pictures = "picture" if count == 1 else "pictures"
+    objects = f" ({found['labels']} objects)" if "map50" in found["float"] else ""
+    return f"By labels, {count} {pictures}{objects}: {'; '.join(figures)}."
 
 
 def equal_text(entry: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ from compiler.importer import adapters
 from compiler.importer import model as importing
 from compiler.quantize import samples as sampling
 from compiler.runtime import Bundle, Pipeline
-from tests.conftest import Cli, save
+from tests.conftest import Cli, save, small_network
 
 FLOAT, HALF, DOUBLE = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE
 RNG = np.random.default_rng(0)
@@ -299,3 +299,17 @@ def test_distance() -> None:
     assert distance(np.array([1, 2]), np.array([1, 3])) == 0.5
     assert distance([one, one], [one]) == np.inf
     assert distance(one * 0, one * 0) == 0 and distance(one, one * 0) > 1
+
+
+def test_one_sample_at_a_time_gives_what_all_gave(tmp_path: Path) -> None:
+    """Of the file, and of the import where onnxruntime does not run the file."""
+    path = save(tmp_path / "m.onnx", small_network())
+    imported = importer.load(path)
+    samples = sampling.load(None, imported.graph.inputs)
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for kind in (baseline.FILE, baseline.IMPORTED):
+        with baseline.running(path, imported, kind) as run:
+            for sample in samples:
+                wanted = session.run(None, sample)
+                for got, want in zip(run(sample).values(), wanted, strict=True):
+                    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)

@@ -127,7 +127,7 @@ def test_both_figures_are_printed(tmp_path: Path, run_cli: Cli) -> None:
     Image.new("RGB", (32, 32), COLOURS["green"]).save(folder / "green" / "a.png")
     code, out, _ = run_cli("build", path, "--labelled", folder)
     assert code == 0
-    text = "1 labelled pictures: top-1 1.000 of the bundle, 1.000 of the float model."
+    text = "By labels, 1 picture: top-1 1.000 of the bundle, 1.000 of the float model."
     assert text in " ".join(out.split())
 
 
