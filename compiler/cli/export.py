@@ -47,7 +47,10 @@ def export(
         _show("out", segment["outputs"])
     _show_host("in front, not in the files", made.chain.before)
     _show_host("behind, not in the files", made.chain.after)
-    what = "pictures, whose pixels went in as they are" if made.trial.takes_pixels else "inputs"
+    what = "inputs"
+    if made.trial.takes_pixels:
+        less = " less 128" if made.chain.inputs[0]["dtype"] == "int8" else " as they are"
+        what = f"pictures, whose pixels went in{less}"
     out.print(
         f"Ran the exported int8 files on {made.trial.samples} drawn {what}: every byte is the "
         "bundle's.",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -107,16 +108,21 @@ def vision_of(runner: Runner, shown: Shown) -> Vision:
 
 
 def results(
-    runner: Runner, files: Sequence[Path], source: Path, shown: Shown
+    runner: Runner, files: Sequence[Path], source: Path, shown: Shown, broken: list[Path]
 ) -> Iterator[Mapping[str, np.ndarray]]:
-    """Run the pictures of `source`, tell what is seen in each, and give its outputs. Raises
-    InputError, OptionError."""
+    """Run the pictures of `source`, tell what is seen in each, and give its outputs.
+
+    Those of a folder that cannot be read are told, left out and put into `broken`. Raises
+    InputError, OptionError.
+    """
     from compiler.runtime.vision import VisionError
 
     vision = vision_of(runner, shown)
-    destinations = _destinations(files, source, shown.save)
-    looks = vision.looks(_opened(files), runner.stream)
-    for file, destination, (prepared, outputs) in zip(files, destinations, looks, strict=True):
+    destination = _destination(source, shown.save)
+    read: deque[Path] = deque()
+    images = _opened(files, read, broken if source.is_dir() else None)
+    for prepared, outputs in vision.looks(images, runner.stream):
+        file = read.popleft()
         if vision.task is None:
             _tell_values(file, prepared.size, outputs, shown)
         else:
@@ -126,24 +132,36 @@ def results(
                 raise InputError(f"{runner.bundle.path}: {error}") from error
             _tell(file, vision.task, prepared.size, found, shown)
             if destination is not None:
-                _draw(file, found, destination)
+                _draw(file, found, destination(file))
         yield outputs
 
 
-def _destinations(pictures: Sequence[Path], source: Path, save: Path | None) -> list[Path | None]:
-    """Where each picture is drawn. Makes the folder for the pictures of a folder."""
+def _destination(source: Path, save: Path | None) -> Callable[[Path], Path] | None:
+    """Where a picture is drawn, if at all. Makes the folder for the pictures of a folder."""
     from compiler import files
 
-    if save is None or not source.is_dir():
-        return [save] * len(pictures)
+    if save is None:
+        return None
+    if not source.is_dir():
+        return lambda picture: save
     with files.writing(save):
         save.mkdir(parents=True, exist_ok=True)
-    return [save / picture.name for picture in pictures]
+    return lambda picture: save / picture.name
 
 
-def _opened(files: Sequence[Path]) -> Iterator[Image]:
+def _opened(files: Sequence[Path], read: deque[Path], broken: list[Path] | None) -> Iterator[Image]:
+    """The pictures, whose files are put into `read`; those that cannot be read into `broken`."""
     for file in files:
-        yield _opened_one(file)
+        try:
+            image = _opened_one(file)
+        except InputError as error:
+            if broken is None:
+                raise
+            broken.append(file)
+            notices([f"left out: {error}"])
+            continue
+        read.append(file)
+        yield image
 
 
 def _opened_one(file: Path) -> Image:

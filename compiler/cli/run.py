@@ -110,6 +110,8 @@ def run(
 def _run_arrays(runner: Runner, source: Path, output: Path) -> None:
     """Run the samples of a file and write what comes out."""
     samples = read_samples(source, runner)
+    if not samples:
+        raise InputError(f"{source}: holds no samples")
     notices([*runner.notices, *_infinite(samples, runner)])
     with progress_bars() as progress:
         done = progress("running", len(samples))
@@ -129,9 +131,10 @@ def _run_pictures(
 ) -> None:
     """Run pictures and tell what is seen; keep and write outputs only where that is asked for."""
     kept = []
+    broken: list[Path] = []
     with progress_bars() as progress:
         done = progress("running", len(files))
-        for result in picture_results(runner, files, source, shown):
+        for result in picture_results(runner, files, source, shown, broken):
             if output is not None:
                 kept.append(result)
             done()
@@ -141,6 +144,11 @@ def _run_pictures(
         # Standard output is for JSON alone.
         if path is not None and not shown.as_json:
             wrote(path)
+    if broken:
+        raise InputError(
+            f"{source}: {len(broken)} of {len(files)} pictures cannot be read, '{broken[0].name}' "
+            "first; the others were run"
+        )
 
 
 def _write(

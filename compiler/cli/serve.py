@@ -101,6 +101,7 @@ def serve(
     takes_pictures = "vision" in bundle.manifest
     require_packages("serve", "vision" if takes_pictures else "text")
     from compiler.runtime.server import Access, Limits, ModelCard, Web
+    from compiler.runtime.server.guard import LOCAL_HOSTS
 
     # The command line takes an empty variable for none; it must not leave the server open.
     key = os.environ.get(KEY_VARIABLE) if api_key is None else api_key
@@ -112,6 +113,8 @@ def serve(
         web = Web(path.name.removesuffix(".bundle"), key, limits, access, card)
     except ValueError as error:
         raise OptionError(f"serve: {error}") from error
+    if not key and address not in LOCAL_HOSTS:
+        notices([f"--address {address}: there is no key, and other machines may reach it"])
     with device_errors():
         if "language" in bundle.manifest:
             server, purpose = _language_server(web, bundle, devices, threads, slots)

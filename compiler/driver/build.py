@@ -68,16 +68,13 @@ def build(
         calibration, held_out = samples.split()
         expected = run_float_model(path, model, held_out, progress)
         truth = _truth(model, held_out, expected)
-        sight = _vision(model, truth, labels)
+        sight = _vision(model, truth, labels, options.labels_path)
         source = labelled.FloatModel(path, model, expected, sight)
         marked = labelled.mark(source, options, progress)
 
         driver = pass_driver(model, options, path)
         rewritten = rewrite(model, options, progress, driver)
-        program = _partition_and_quantize(rewritten, calibration, options, progress, driver)
-        if options.keep_float:
-            options = _with_float_nodes(program, calibration, options, progress)
-            program = _partition_and_quantize(rewritten, calibration, options, progress, driver)
+        program = _quantized(rewritten, calibration, options, progress, driver)
 
         converted = toolchain.convert_with_onnx_tf(program, calibration, options, progress)
         written = toolchain.emit({"": program}, folder, progress, converted)
@@ -203,14 +200,35 @@ def _truth(model: ir.Model, held_out: sampling.Samples, expected: Baseline) -> v
     return verify.HeldOut(list(held_out), expected.results, layers, rounded, told)
 
 
-def _vision(model: ir.Model, truth: verify.HeldOut, labels: Sequence[str]) -> VisionEntry | None:
+def _vision(
+    model: ir.Model, truth: verify.HeldOut, labels: Sequence[str], file: Path | None
+) -> VisionEntry | None:
     """How pictures go into an imported model and what its outputs say; None where nothing says that
     it takes pictures."""
     entry = picture.of(model)
     if entry is None:
         return None
     task = agreement.task(truth.readings(), truth.expected)
-    return vision.entry(entry, labels, task)
+    height, width = entry["size"]
+    fitting = picture.fitting_labels(labels, task, truth.expected, (height, width), file)
+    return vision.entry(entry, fitting, task)
+
+
+def _quantized(
+    rewritten: ir.Model,
+    calibration: sampling.Samples,
+    options: BuildOptions,
+    progress: Progress,
+    driver: PassDriver,
+) -> Program:
+    """The segments with their scales; what contributes most to the error is in float where options
+    ask for that."""
+    if options.keep_float:
+        # Quantizing changes weights, so what is tried first is a copy.
+        tried = rewritten.clone()
+        program = _partition_and_quantize(tried, calibration, options, progress, driver)
+        options = _with_float_nodes(program, calibration, options, progress)
+    return _partition_and_quantize(rewritten, calibration, options, progress, driver)
 
 
 def _partition_and_quantize(
@@ -238,6 +256,12 @@ def _with_float_nodes(
         trial = Bundle(folder.path, entry)
         shares = sensitivity.shares(trial, program, few, step)
     kept = sensitivity.kept_in_float(program, shares, options.keep_float / 100)
+    if not kept:
+        importer.metadata.logger.info(
+            "keep_float %g: nothing is kept, as segments are kept whole and each has more of the "
+            "multiply-accumulates: cuts or pins make smaller parts",
+            options.keep_float,
+        )
     partitioning = replace(options.partitioning, kept=tuple(kept))
     return replace(options, partitioning=partitioning)
 

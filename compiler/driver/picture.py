@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from compiler.importer import cutting, metadata, pixels
 from compiler.importer.metadata import Facts
 from compiler.importer.pixels import Layout, PixelInput
 from compiler.quantize import samples as sampling
-from compiler.runtime.detections import Yolo, cell_count, entry_of
+from compiler.runtime.detections import Size, Yolo, cell_count, entry_of, head_of
 from compiler.runtime.manifest import PictureEntry, TaskEntry
 from compiler.runtime.pictures import MOST_PIXELS
 from compiler.runtime.recognition import STRIDES
@@ -123,6 +123,35 @@ def labels_of(model: ir.Model, options: BuildOptions) -> list[str]:
     if options.labels_path is None:
         return list(metadata.of(model).labels)
     return read_labels(options.labels_path)
+
+
+def fitting_labels(
+    labels: Sequence[str],
+    task: TaskEntry,
+    results: Sequence[Mapping[str, Any]],
+    size: Size,
+    file: Path | None,
+) -> list[str]:
+    """The labels, where they are as many as the classes that outputs tell of, or that is not known.
+
+    Raises OptionError for another number in the user's `file`; of metadata such are left out.
+    """
+    count = _class_count(task, results[0], size) if results else None
+    if count is None or count == len(labels):
+        return list(labels)
+    if file is None:
+        return []
+    raise OptionError(f"{file}: {len(labels)} names for {count} classes", "labels")
+
+
+def _class_count(task: TaskEntry, outputs: Mapping[str, Any], size: Size) -> int | None:
+    if task["task"] == "classify":
+        return int(outputs[task["scores"]].shape[-1])
+    # Labels that a network gives beside corners are of those classes only that it found.
+    if task["task"] != "detect" or task["head"]["kind"] == "corners":
+        return None
+    _, scores = head_of(task["head"], size).candidates(outputs)
+    return int(scores.shape[1])
 
 
 def read_labels(path: Path) -> list[str]:
@@ -231,6 +260,10 @@ def _of_pixels(
 ) -> list[float]:
     """A mean or std of pixels from 0 to 255; options have them of [0, 1]. Raises OptionError for
     numbers of another count than the channels."""
+    if given is not None and option == "mean" and max(given) > 1:
+        text = ",".join(f"{number:g}" for number in given)
+        small = ",".join(f"{number / 255:.3g}" for number in given)
+        raise OptionError(f"{text}: images are taken as values from 0 to 1: give {small}", option)
     numbers = list(told) if given is None else [round(255 * number, 6) for number in given]
     if len(numbers) in (1, channels):
         return numbers

@@ -133,7 +133,7 @@ def _refuse_host_between(where: str, index: int, host: SegmentEntry) -> None:
     raise OptionError(
         f"{where}: on the host {first['operator']} '{first['node']}'{rest} between TPU segments, "
         f"in front of segment {index} ({first['reason']}): end the model in front of it, or run "
-        "the bundle itself"
+        "the bundle itself, for Frigate with `serve --zmq`"
     )
 
 

@@ -13,6 +13,7 @@ from compiler.export import frigate, metadata, pycoral, trial
 from compiler.export.chain import Chain, chain, single
 from compiler.export.trial import Trial
 from compiler.runtime import Bundle
+from compiler.runtime.manifest import FILE_NAME as MANIFEST
 from compiler.runtime.manifest import TensorEntry, VisionEntry
 from compiler.validation import require_choice
 
@@ -71,6 +72,8 @@ def export(bundle: Bundle, form: str, folder: Path, force: bool = False) -> Expo
     found = chain(bundle)
     if form in ("tflite", "frigate"):
         single(found, form)
+    if (folder / MANIFEST).exists():
+        raise OutputError(f"{folder}: is a bundle: name another folder")
     vision = bundle.manifest.get("vision")
     content = _models(found, vision)
     with files.temporary("export") as work:
@@ -149,7 +152,10 @@ def _add_frigate(content: _Content, found: Chain, vision: VisionEntry | None, tr
     """Frigate's labels and configuration. Raises OptionError where its detector refuses."""
     reason = frigate.refusal(found, vision, tried.takes_pixels)
     if reason is not None or vision is None:
-        raise OptionError(f"{found.bundle.path}: not a model for Frigate's Edge TPU: {reason}")
+        raise OptionError(
+            f"{found.bundle.path}: not a model for Frigate's Edge TPU detector: {reason}; "
+            "`serve --zmq` lets Frigate use the bundle itself"
+        )
     count = frigate.classes(found.outputs)
     labels = _labels(vision)
     if len(labels) != count:

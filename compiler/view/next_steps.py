@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from compiler.runtime.manifest import Manifest
+from compiler.errors import OptionError
+from compiler.export import frigate
+from compiler.export.chain import chain
 
 if TYPE_CHECKING:
     from compiler.runtime import Bundle
@@ -20,7 +22,7 @@ _PROGRAM = "coral-bundle"
 def show_next(console: Console, bundle: Bundle) -> None:
     """The next commands for this very bundle, each with what it does."""
     path = shlex.quote(str(bundle.path))
-    rows = list(_commands(path, bundle.manifest))
+    rows = list(_commands(path, bundle))
     width = max(len(command) for command, _ in rows)
     console.print("Next:", highlight=False)
     for command, purpose in rows:
@@ -28,7 +30,8 @@ def show_next(console: Console, bundle: Bundle) -> None:
         console.print(escape(line), highlight=False, soft_wrap=True)
 
 
-def _commands(path: str, manifest: Manifest) -> Iterator[tuple[str, str]]:
+def _commands(path: str, bundle: Bundle) -> Iterator[tuple[str, str]]:
+    manifest = bundle.manifest
     segments = list(manifest["segments"])
     language = manifest.get("language")
     if language is not None:
@@ -48,11 +51,25 @@ def _commands(path: str, manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield f"bench {path}", "measure its speed here"
     if "tokenizer" in manifest:
         yield f"serve {path}", "answer with embeddings"
-    if on_tpu:
-        form = "frigate" if _is_detector(manifest) else "tflite"
-        yield f"export {path} --for {form} -o exported", "for other software"
-
-
-def _is_detector(manifest: Manifest) -> bool:
+    if not on_tpu:
+        return
     vision = manifest.get("vision")
-    return vision is not None and vision["task"] == "detect"
+    if vision is not None:
+        yield f"serve {path}", "answer with what is in pictures"
+    form = _form(bundle)
+    if form is not None:
+        yield f"export {path} --for {form} -o exported", "for other software"
+    if form != "frigate" and vision is not None and vision["task"] == "detect":
+        yield f"serve {path} --zmq ipc:///tmp/cache/detector", "be Frigate's detector"
+
+
+def _form(bundle: Bundle) -> str | None:
+    """What a bundle can be exported for; None where nothing takes it."""
+    try:
+        found = chain(bundle)
+    except OptionError:
+        return None
+    # Whether pixels go in as they are shows when the files are run; `export` does that.
+    if frigate.refusal(found, bundle.manifest.get("vision"), takes_pixels=True) is None:
+        return "frigate"
+    return "tflite" if len(found.segments) == 1 else "pycoral"

@@ -222,3 +222,16 @@ def test_tflite_says_nothing_of_itself(detector_bundle: Path, street: Path) -> N
         check=True,
     )
     assert "red" in done.stdout and "XNNPACK" not in done.stderr
+
+
+def test_a_broken_picture_of_a_folder_is_left_out_and_told(
+    detector_bundle: Path, frames: Path, run_cli: Cli, tmp_path: Path
+) -> None:
+    whole = (frames / "frame2.jpg").read_bytes()
+    (frames / "frame2.jpg").write_bytes(whole[: len(whole) // 2])
+    code, out, err = run_cli("run", detector_bundle, frames, "--json", "--save", tmp_path / "drawn")
+    assert code == 2
+    seen = [Path(json.loads(line)["file"]).name for line in out.splitlines()]
+    assert seen == ["frame1.jpg", "frame10.jpg"]
+    assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == sorted(seen)
+    assert "left out: " in err and "1 of 3 pictures cannot be read, 'frame2.jpg' first" in err

@@ -8,7 +8,7 @@ body is no JSON, in BODY_TYPES too.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
@@ -21,7 +21,7 @@ from compiler.runtime.server.completions import CompletionServer
 from compiler.runtime.server.embeddings import EmbeddingServer
 from compiler.runtime.server.errors import answer_http_error, answer_own_error
 from compiler.runtime.server.forms import FORM_TYPE
-from compiler.runtime.server.guard import Access, Guard
+from compiler.runtime.server.guard import JSON, Access, Guard
 from compiler.runtime.server.ollama import OllamaAnswers, OllamaEmbeddings, OllamaModels
 from compiler.runtime.server.status import StatusEndpoints
 from compiler.runtime.server.vision import VisionServer
@@ -96,17 +96,19 @@ def application(server: Server) -> Starlette:
         # `close` waits for the model's thread, which may be in the middle of a run.
         await asyncio.to_thread(server.close)
 
+    routes = endpoints(server)
     return Starlette(
-        routes=endpoints(server),
+        routes=routes,
         lifespan=lifespan,
-        middleware=_middleware(server.web.access),
+        middleware=_middleware(server.web.access, routes),
         exception_handlers={HTTPException: answer_http_error, Exception: answer_own_error},
     )
 
 
-def _middleware(access: Access) -> list[Middleware]:
+def _middleware(access: Access, routes: Sequence[Route]) -> list[Middleware]:
+    types = {route.path: BODY_TYPES.get(route.path, JSON) for route in routes}
     # The guard comes first: what it refuses gets no CORS headers either.
-    middleware = [Middleware(Guard, access=access, types=BODY_TYPES)]
+    middleware = [Middleware(Guard, access=access, types=types)]
     if access.origins:
         cors = Middleware(
             CORSMiddleware,

@@ -119,8 +119,8 @@ def _is_address(name: str) -> bool:
 
 
 class Guard:
-    """Refuses requests by their head, in front of an ASGI application. A POST is JSON, but for the
-    paths of `types`."""
+    """Refuses requests by their head, in front of an ASGI application. `types` are those of the
+    bodies of POST requests, by path."""
 
     def __init__(self, app: ASGIApp, access: Access, types: Types) -> None:
         self._app = app
@@ -170,7 +170,9 @@ class Guard:
         such, where they are taken: what keeps pages away there is the Origin header."""
         if scope["method"] != "POST":
             return None
-        allowed = self._types.get(scope["path"], JSON)
+        allowed = self._types.get(scope["path"])
+        if allowed is None:
+            return None  # there is nothing at this path, which the application says
         given = headers.get("content-type", [])
         types = [value.partition(";")[0].strip().lower() for value in given]
         if len(types) == 1 and types[0] in allowed:
