@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from compiler.checks.readings import LEAST_FOUND
 from compiler.runtime.manifest import FindingEntry, WarningEntry
 
 # Below these a result is bad. SQNR of an output in dB: the error is about a sixth of what varies.
@@ -143,7 +144,7 @@ def detections_text(found: Mapping[str, Any]) -> str:
     if found["ap50"] is None:
         return (
             f"detections cannot be compared: the float model finds {found['float']} "
-            "in the held-out samples"
+            f"in the held-out samples, of {LEAST_FOUND} that are needed"
         )
     return (
         f"detections AP@50 {found['ap50']:.3f}, mean of classes {found['map50']:.3f}, "

@@ -88,8 +88,8 @@ def _loaded(path: Path) -> Any:
 def run(chain: Chain, paths: Sequence[Path]) -> Trial:
     """Hold exported files to the bundle on drawn inputs. Raises ToolchainError where a byte
     differs, which would be a defect of this program."""
-    exported = Files(chain, paths)
     pipeline = Pipeline(chain.bundle)
+    exported = Files(chain, paths)
     vision = chain.bundle.manifest.get("vision")
     picture = None if vision is None else vision["picture"]
     rng = np.random.default_rng(0)
