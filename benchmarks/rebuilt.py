@@ -13,29 +13,7 @@ from collections.abc import Callable
 from benchmarks import rebuilt_yolo as yolo
 from benchmarks.sketch import Sketch
 from compiler.ops.rules import OpInfo, TensorInfo
-
-# (outputs, expansion, repeats, first stride) of the stages of MobileNet v2.
-_STAGES = (
-    (16, 1, 1, 1),
-    (24, 6, 2, 2),
-    (32, 6, 3, 2),
-    (64, 6, 4, 2),
-    (96, 6, 3, 1),
-    (160, 6, 3, 2),
-    (320, 6, 1, 1),
-)
-# (outputs, stride) of the separable convolutions of MobileNet v1.
-_SEPARABLE = (
-    (64, 1),
-    (128, 2),
-    (128, 1),
-    (256, 2),
-    (256, 1),
-    (512, 2),
-    *[(512, 1)] * 5,
-    (1024, 2),
-    (1024, 1),
-)
+from fixtures.networks import MOBILENET_V1, MOBILENET_V2
 
 
 def rebuilt(path: str) -> list[OpInfo] | None:
@@ -74,7 +52,7 @@ def _inverted(
     sketch: Sketch, x: TensorInfo, halve: Callable[[TensorInfo], TensorInfo]
 ) -> TensorInfo:
     """The inverted residuals of MobileNet v2 and the layer behind them."""
-    for outputs, expansion, repeats, first in _STAGES:
+    for expansion, outputs, repeats, first in MOBILENET_V2:
         for index in range(repeats):
             y = sketch.conv(x, x.shape[-1] * expansion) if expansion > 1 else x
             y = halve(y) if index == 0 and first == 2 else sketch.depthwise(y)
@@ -88,7 +66,7 @@ def ssd_mobilenet_v1(classes: int = 90) -> list[OpInfo]:
     sketch = Sketch("uint8")
     x = sketch.conv(sketch.tensor(1, 300, 300, 3), 32, (3, 3), 2)
     levels = []
-    for index, (outputs, stride) in enumerate(_SEPARABLE):
+    for index, (outputs, stride) in enumerate(MOBILENET_V1):
         x = sketch.conv(sketch.depthwise(x, (3, 3), stride), outputs)
         if index in (10, 12):
             levels.append(x)
