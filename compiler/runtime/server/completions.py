@@ -25,7 +25,7 @@ from compiler.runtime.server.formats import (
     Writer,
 )
 from compiler.runtime.server.requests import AnswerLimits, CompletionOptions, Message, Schema
-from compiler.runtime.server.status import metric, summary
+from compiler.runtime.server.status import metric, request_metrics, summary
 from compiler.runtime.server.web import ReleasingResponse, Web
 from compiler.runtime.server.workers import OVERHEAD, SHORT_TEXT, Worker
 from compiler.runtime.text import Text
@@ -58,10 +58,7 @@ class CompletionServer:
         counters = self.batcher.counters
         refused = counters.refused + self.web.readers.refused
         return [
-            metric("requests_total", "counter", counters.requests),
-            metric("requests_refused_total", "counter", refused),
-            metric("requests_cancelled_total", "counter", counters.cancelled),
-            metric("requests_failed_total", "counter", counters.failed),
+            *request_metrics(counters, refused),
             metric("prompt_tokens_total", "counter", counters.prompt_tokens),
             metric("generated_tokens_total", "counter", counters.generated_tokens),
             metric("requests_active", "gauge", self.batcher.active),

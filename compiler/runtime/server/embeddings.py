@@ -18,7 +18,7 @@ from compiler.runtime.batching import BusyError
 from compiler.runtime.embedding import Embedder
 from compiler.runtime.server import requests
 from compiler.runtime.server.errors import CLIENT_LEFT, model_failure, request_errors
-from compiler.runtime.server.status import metric
+from compiler.runtime.server.status import metric, request_metrics
 from compiler.runtime.server.web import ReleasingResponse, Web
 from compiler.runtime.server.workers import OVERHEAD, Worker
 
@@ -109,10 +109,7 @@ class EmbeddingServer:
         counters = self.counters
         refused = counters.refused + self.web.readers.refused
         return [
-            metric("requests_total", "counter", counters.requests),
-            metric("requests_refused_total", "counter", refused),
-            metric("requests_cancelled_total", "counter", counters.cancelled),
-            metric("requests_failed_total", "counter", counters.failed),
+            *request_metrics(counters, refused),
             metric("texts_total", "counter", counters.texts),
             metric("prompt_tokens_total", "counter", counters.tokens),
             metric("requests_active", "gauge", self.active),

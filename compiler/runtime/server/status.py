@@ -69,6 +69,24 @@ class _Metrics(Collector):
         return self._server.metrics()
 
 
+class RequestCounters(Protocol):
+    """What any server counts of its requests."""
+
+    requests: int
+    cancelled: int
+    failed: int
+
+
+def request_metrics(counters: RequestCounters, refused: int) -> list[Metric]:
+    """The numbers of requests that every server has."""
+    return [
+        metric("requests_total", "counter", counters.requests),
+        metric("requests_refused_total", "counter", refused),
+        metric("requests_cancelled_total", "counter", counters.cancelled),
+        metric("requests_failed_total", "counter", counters.failed),
+    ]
+
+
 def metric(name: str, kind: Literal["counter", "gauge"], value: int) -> Metric:
     """A number; the name of a counter ends with `_total`."""
     family = CounterMetricFamily if kind == "counter" else GaugeMetricFamily

@@ -18,7 +18,7 @@ from compiler.runtime.runner import Runner
 from compiler.runtime.server import requests
 from compiler.runtime.server.errors import CLIENT_LEFT, model_failure, request_errors
 from compiler.runtime.server.forms import Form, read_form
-from compiler.runtime.server.status import metric, summary
+from compiler.runtime.server.status import metric, request_metrics, summary
 from compiler.runtime.server.web import Web
 from compiler.runtime.server.workers import Worker
 from compiler.runtime.vision import Prediction, VisionError, as_json
@@ -85,10 +85,7 @@ class VisionServer:
     def metrics(self) -> list[Metric]:
         counters = self.counters
         return [
-            metric("requests_total", "counter", counters.requests),
-            metric("requests_refused_total", "counter", counters.refused),
-            metric("requests_cancelled_total", "counter", counters.cancelled),
-            metric("requests_failed_total", "counter", counters.failed),
+            *request_metrics(counters, counters.refused),
             metric("predictions_total", "counter", counters.predictions),
             metric("requests_active", "gauge", self.active),
             summary("picture_seconds", counters.seconds),
