@@ -73,9 +73,10 @@ def chain(bundle: Bundle) -> Chain:
         raise OptionError(f"{where}: nothing of it runs on an Edge TPU: there is nothing to export")
     after = _behind(segments)
     made_behind = _made_by(after)
+    behind = {segment["index"] for segment in after}
     before = []
     for segment in segments:
-        if segment["device"] == "host" and segment not in after:
+        if segment["device"] == "host" and segment["index"] not in behind:
             before.append(segment)
     for segment in on_tpu:
         for name in _names(segment["inputs"]):

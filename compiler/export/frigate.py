@@ -6,7 +6,6 @@ blakeblackshear/frigate at e3fa7018, model type `yolo-generic`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from compiler.export.chain import Chain
@@ -20,11 +19,6 @@ STRIDES = (8, 16, 32)
 # Four sides with 16 bins each.
 BOX_CHANNELS = 64
 _COLOURS = {"RGB": "rgb", "BGR": "bgr"}
-
-
-def scores_of(outputs: Sequence[TensorEntry]) -> TensorEntry:
-    """The output with the logits of classes, of outputs that `refusal` takes."""
-    return next(tensor for tensor in outputs if fixed_shape(tensor)[2] != BOX_CHANNELS)
 
 
 def refusal(chain: Chain, vision: VisionEntry | None, takes_pixels: bool) -> str | None:
@@ -98,4 +92,6 @@ model:
 
 
 def classes(outputs: Sequence[TensorEntry]) -> int:
-    return math.prod(fixed_shape(scores_of(outputs))[2:])
+    """The number of classes, of outputs that `refusal` takes."""
+    channels = [fixed_shape(tensor)[2] for tensor in outputs]
+    return next(count for count in channels if count != BOX_CHANNELS)
