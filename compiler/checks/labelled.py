@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from compiler.errors import OptionError
-from compiler.runtime.pictures import SUFFIXES
+from compiler.runtime.pictures import SUFFIXES, in_folder
 
 OPTION = "labelled"
 _MOST_LABEL_BYTES = 1 << 20
@@ -51,7 +51,7 @@ def of_classes(folder: Path, labels: Sequence[str], count: int) -> list[Labelled
     numbers = _numbers(labels, count)
     found: list[Labelled] = []
     for own in sorted(path for path in folder.iterdir() if path.is_dir()):
-        pictures = _pictures(own)
+        pictures = in_folder(own)
         if not pictures:
             continue
         number = numbers.get(own.name)
@@ -59,7 +59,7 @@ def of_classes(folder: Path, labels: Sequence[str], count: int) -> list[Labelled
             raise OptionError(f"{own}: {_unknown(own.name, numbers)}", OPTION)
         found += [Labelled(picture, np.array([number])) for picture in pictures]
     if not found:
-        hint = "" if not _pictures(folder) else ", only pictures of no class"
+        hint = "" if not in_folder(folder) else ", only pictures of no class"
         raise OptionError(
             f"{folder}: holds no sub-folders of pictures{hint}: a classifier needs one for each "
             "class, called as the class is",
@@ -73,7 +73,7 @@ def of_objects(folder: Path, count: int | None) -> list[Labelled]:
 
     Raises OptionError for label files that do not read as such, and where nothing is labelled.
     """
-    pictures = _pictures(folder)
+    pictures = in_folder(folder)
     if not pictures:
         raise OptionError(f"{folder}: holds no pictures ({', '.join(sorted(SUFFIXES))})", OPTION)
     found = [_with_objects(picture, count) for picture in pictures]
@@ -84,11 +84,6 @@ def of_objects(folder: Path, count: int | None) -> list[Labelled]:
             OPTION,
         )
     return found
-
-
-def _pictures(folder: Path) -> list[Path]:
-    files = sorted(file for file in folder.iterdir() if file.is_file())
-    return [file for file in files if file.suffix.lower() in SUFFIXES]
 
 
 def _numbers(labels: Sequence[str], count: int) -> dict[str, int]:

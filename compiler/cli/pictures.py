@@ -43,7 +43,7 @@ class Shown:
 def pictures_at(path: Path) -> list[Path]:
     """The picture, or those of a folder in the order of the numbers in their names. Raises
     InputError."""
-    from compiler.runtime.pictures import SUFFIXES
+    from compiler.runtime.pictures import SUFFIXES, in_folder
 
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
@@ -53,7 +53,7 @@ def pictures_at(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise InputError(f"{path}: neither a file nor a folder")
-    files = [file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file()]
+    files = in_folder(path)
     if not files:
         known = ", ".join(sorted(SUFFIXES))
         raise InputError(f"{path}: holds no pictures ({known})")

@@ -59,6 +59,12 @@ class Prepared:
         return inside
 
 
+def in_folder(folder: Path) -> list[Path]:
+    """The files of a folder that are pictures by their suffix, in the order of their names."""
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    return [file for file in files if file.suffix.lower() in SUFFIXES]
+
+
 def read(source: Path | bytes) -> Image:
     """The picture in a file or in a file's bytes, upright (by its EXIF orientation). Raises
     PictureError for what is too large or not a PNG, JPEG, BMP or WebP."""
