@@ -10,7 +10,7 @@ import typer
 import compiler
 from compiler.cli import options as shared
 from compiler.cli import parse
-from compiler.cli.common import TAKEN, err, log_to, out, progress_bars, wrote
+from compiler.cli.common import NOTES, err, log_to, out, progress_bars, wrote
 from compiler.cli.options import option
 from compiler.driver.options import OPTIONAL, BuildOptions, LanguageOptions
 
@@ -250,7 +250,7 @@ def build(
     if verbose:
         log_to(err)
     measured = compiler.Timings()
-    log_to(err, TAKEN)
+    log_to(err, NOTES)
     with progress_bars() as progress:
         bundle = compiler.build(model, options, output, progress=progress, timings=measured)
     _show(bundle)

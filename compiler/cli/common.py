@@ -58,6 +58,10 @@ def device_errors() -> Iterator[None]:
         raise OptionError(str(error), "devices") from error
 
 
+# The name of compiler.progress.notes.
+NOTES = "compiler.notes"
+
+
 class _ConsoleHandler(logging.Handler):
     """Prints log lines above the progress bars."""
 
@@ -71,14 +75,11 @@ class _ConsoleHandler(logging.Handler):
 
 
 def log_to(console: Console, name: str = "compiler.driver") -> None:
-    """Print what the compiler logs, by default of its passes."""
+    """Print what the compiler logs: by default of its passes, under NOTES what users should
+    know."""
     logger = logging.getLogger(name)
     logger.setLevel(logging.INFO)
     logger.handlers = [_ConsoleHandler(console)]
-
-
-# The logger that says what was taken from metadata beside the model.
-TAKEN = "compiler.taken"
 
 
 def notices(texts: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ import compiler
 from compiler.cli import options as shared
 from compiler.cli import parse
 from compiler.cli.common import (
-    TAKEN,
+    NOTES,
     err,
     log_to,
     out,
@@ -100,7 +100,7 @@ def inspect(
     if kind == "tflite":
         _show_compiled(compiler.inspect_compiled(path, options), json)
         return
-    log_to(err, TAKEN)
+    log_to(err, NOTES)
     with progress_bars() as progress:
         inspection = compiler.inspect(path, options, progress=progress)
     _write_graphs(inspection, dot, netron)

@@ -11,7 +11,7 @@ import typer
 import compiler
 from compiler.cli import options as shared
 from compiler.cli import parse
-from compiler.cli.common import TAKEN, err, log_to, out, print_json, progress_bars
+from compiler.cli.common import NOTES, err, log_to, out, print_json, progress_bars
 from compiler.cli.options import option
 from compiler.driver.options import BuildOptions, LanguageOptions
 
@@ -67,7 +67,7 @@ def plan(
         language=LanguageOptions(context, chunk),
     )
     counts = [] if tpus is None else parse.counts(tpus)
-    log_to(err, TAKEN)
+    log_to(err, NOTES)
     with progress_bars() as progress:
         rows = compiler.plan(model, options, counts, progress=progress)
     if json:

@@ -26,7 +26,7 @@ from compiler.graph import activations_around, consumers_of, quantized_around
 from compiler.graph.lineage import Lineage
 from compiler.ops import Moves, operator_of
 from compiler.partition import PartitionOptions, Program, partition
-from compiler.progress import Progress, silent
+from compiler.progress import Progress, notes, silent
 from compiler.quantize import samples as sampling
 from compiler.quantize.calibrate import Ranges, calibrate
 from compiler.quantize.products import Product, products
@@ -98,15 +98,16 @@ def build(
             manifests.write(folder, manifest)
 
         with stage("verify"):
-            measured = _measure_quality(folder, program, truth, options, progress)
+            made = bundle.load(folder)
+            measured = _measure_quality(made, program, truth, options, progress)
             manifests.enter_quality(manifest, measured)
             if marked is not None:
-                right = marked.with_bundle(bundle.load(folder), progress)
+                right = marked.with_bundle(made, progress)
                 manifests.enter_quality(manifest, right)
             warned = quality.warnings(manifest, program, _few(held_out))
             manifests.enter_quality(manifest, warned)
             manifests.write(folder, manifest)
-            report.write(folder, manifest, sights.sights(bundle.load(folder, check=False), truth))
+            report.write(folder, manifest, sights.sights(made, truth))
         quality.require_sqnr(measured, options.min_sqnr)
     note_timings(timings, timer, driver)
     return manifest
@@ -227,7 +228,16 @@ def _quantized(
         # Quantizing changes weights, so what is tried first is a copy.
         tried = rewritten.clone()
         program = _partition_and_quantize(tried, calibration, options, progress, driver)
-        options = _with_float_nodes(program, calibration, options, progress)
+        kept = _float_nodes(program, calibration, options, progress)
+        if not kept:
+            notes.info(
+                "keep_float %g: nothing is kept, as segments are kept whole and each has more of "
+                "the multiply-accumulates: cuts or pins make smaller parts",
+                options.keep_float,
+            )
+            return program
+        partitioning = replace(options.partitioning, kept=tuple(kept))
+        options = replace(options, partitioning=partitioning)
     return _partition_and_quantize(rewritten, calibration, options, progress, driver)
 
 
@@ -243,10 +253,10 @@ def _partition_and_quantize(
     return quantize(program, calibration, options, progress, driver)
 
 
-def _with_float_nodes(
+def _float_nodes(
     program: Program, calibration: sampling.Samples, options: BuildOptions, progress: Progress
-) -> BuildOptions:
-    """The options, the nodes that contribute most to the error kept on the host."""
+) -> list[str]:
+    """Names of the nodes that contribute most to the error, as far as options let them be kept."""
     few = _few(calibration)
     step = progress("finding what contributes", len(few))
     with stage("sensitivity"), files.temporary("sensitivity") as folder:
@@ -255,30 +265,22 @@ def _with_float_nodes(
         entry = cast(Manifest, manifests.program_entry(program, segments))
         trial = Bundle(folder.path, entry)
         shares = sensitivity.shares(trial, program, few, step)
-    kept = sensitivity.kept_in_float(program, shares, options.keep_float / 100)
-    if not kept:
-        importer.metadata.logger.info(
-            "keep_float %g: nothing is kept, as segments are kept whole and each has more of the "
-            "multiply-accumulates: cuts or pins make smaller parts",
-            options.keep_float,
-        )
-    partitioning = replace(options.partitioning, kept=tuple(kept))
-    return replace(options, partitioning=partitioning)
+    return sensitivity.kept_in_float(program, shares, options.keep_float / 100)
 
 
 def _measure_quality(
-    folder: Path,
+    made: Bundle,
     program: Program,
     truth: verify.HeldOut,
     options: BuildOptions,
     progress: Progress,
 ) -> MeasuredEntry:
-    """The bundle in `folder`, loaded from disk, against the float results."""
+    """The bundle, as it was loaded from disk, against the float results."""
     step = progress("verifying", len(truth.samples))
-    measured = verify.verify(bundle.load(folder), program, truth, step)
+    measured = verify.verify(made, program, truth, step)
     if options.accuracy is not None:
         step = progress("finding what contributes", len(truth.samples))
-        shares = sensitivity.shares(bundle.load(folder), program, truth.samples, step)
+        shares = sensitivity.shares(made, program, truth.samples, step)
         manifests.enter_shares(measured, shares)
     return measured
 

@@ -14,13 +14,13 @@ from compiler.checks import baseline, labelled
 from compiler.checks.accuracy import accuracy
 from compiler.checks.labelled import Labelled
 from compiler.driver.options import BuildOptions
+from compiler.driver.picture import class_count
 from compiler.driver.stages import stage
 from compiler.emit import manifest as manifests
 from compiler.errors import OptionError
 from compiler.importer import pixels
 from compiler.progress import Progress
 from compiler.runtime import Bundle, Pipeline
-from compiler.runtime.detections import Corners, head_of
 from compiler.runtime.manifest import AccuracyEntry, Manifest, MeasuredEntry, VisionEntry
 from compiler.runtime.vision import Vision
 
@@ -95,12 +95,10 @@ def _read(
             labelled.OPTION,
         )
     labels = entry.get("labels", [])
-    if entry["task"] == "classify":
-        return labelled.of_classes(folder, labels, results[entry["scores"]].size)
     height, width = entry["picture"]["size"]
-    head = head_of(entry["head"], (height, width))
-    if isinstance(head, Corners) and head.labels is not None:
-        # Each box has one score: only names tell how many classes there are.
-        return labelled.of_objects(folder, len(labels) or None)
-    _, scores = head.candidates(results)
-    return labelled.of_objects(folder, scores.shape[1])
+    count = class_count(entry, results, (height, width))
+    if entry["task"] == "detect":
+        # Where boxes do not tell how many classes there are, only names can.
+        return labelled.of_objects(folder, count or len(labels) or None)
+    assert count is not None
+    return labelled.of_classes(folder, labels, count)

@@ -16,8 +16,9 @@ from compiler.graph import shape_of
 from compiler.importer import cutting, metadata, pixels
 from compiler.importer.metadata import Facts
 from compiler.importer.pixels import Layout, PixelInput
+from compiler.progress import notes
 from compiler.quantize import samples as sampling
-from compiler.runtime.detections import Size, Yolo, cell_count, entry_of, head_of
+from compiler.runtime.detections import Corners, Size, Yolo, cell_count, entry_of, head_of
 from compiler.runtime.manifest import PictureEntry, TaskEntry
 from compiler.runtime.pictures import MOST_PIXELS
 from compiler.runtime.recognition import STRIDES
@@ -50,7 +51,7 @@ def settle(model: ir.Model, options: BuildOptions) -> None:
             raise OptionError(f"{options.labelled}: {_no_picture(model)}", "labelled")
         return
     for line in facts.told:
-        metadata.logger.info("taken from %s", line)
+        notes.info("taken from %s", line)
     entry = _entry(value, options, facts)
     if value.dtype == ir.DataType.UINT8:
         _check_own_pixels(entry, options)
@@ -136,7 +137,9 @@ def fitting_labels(
 
     Raises OptionError for another number in the user's `file`; of metadata such are left out.
     """
-    count = _class_count(task, results[0], size) if results else None
+    has_corners = task["task"] == "detect" and task["head"]["kind"] == "corners"
+    # Names of such networks may count a class for the background, which boxes do not.
+    count = class_count(task, results[0], size) if results and not has_corners else None
     if count is None or count == len(labels):
         return list(labels)
     if file is None:
@@ -144,13 +147,17 @@ def fitting_labels(
     raise OptionError(f"{file}: {len(labels)} names for {count} classes", "labels")
 
 
-def _class_count(task: TaskEntry, outputs: Mapping[str, Any], size: Size) -> int | None:
+def class_count(task: TaskEntry, outputs: Mapping[str, Any], size: Size) -> int | None:
+    """The number of classes that outputs tell of, for pictures of `size` (height, width); None
+    where it is not known."""
     if task["task"] == "classify":
-        return int(outputs[task["scores"]].shape[-1])
-    # Labels that a network gives beside corners are of those classes only that it found.
-    if task["task"] != "detect" or task["head"]["kind"] == "corners":
+        return int(outputs[task["scores"]].size)
+    if task["task"] is None:
         return None
-    _, scores = head_of(task["head"], size).candidates(outputs)
+    head = head_of(task["head"], size)
+    if isinstance(head, Corners) and head.labels is not None:
+        return None  # each box has one score
+    _, scores = head.candidates(outputs)
     return int(scores.shape[1])
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ast
 import json
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,8 +25,6 @@ Task = Literal["detect", "classify"]
 
 # Where an imported model keeps its `Facts`.
 META = "edgetpu.facts"
-# Says what was taken from where, for who listens.
-logger = logging.getLogger("compiler.taken")
 # Longer texts are no lists of labels or sizes.
 _MOST_CHARACTERS = 1 << 20
 _MOST_FILE_BYTES = 4 << 20

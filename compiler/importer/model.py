@@ -18,6 +18,7 @@ from compiler.importer.metadata import Facts
 from compiler.importer.names import name_nodes
 from compiler.importer.reading import read_file
 from compiler.importer.widen import widen_halves
+from compiler.progress import notes
 
 # onnxruntime's operator that exporters write without a domain. ONNX's checker knows no such
 # operator, so it stands in the domain of onnxruntime's own until the opset is raised.
@@ -90,7 +91,7 @@ def _hints(model: ir.Model, facts: Facts, reading: Reading) -> Hints:
     asked = reading.hints(inputs) if reading.hints is not None else {}
     for name, shape in asked.items():
         sizes = ", ".join("?" if size is None else str(size) for size in shape)
-        metadata.logger.info("taken from the calibration samples: '%s' [%s]", name, sizes)
+        notes.info("taken from the calibration samples: '%s' [%s]", name, sizes)
     return joined(asked, facts.hints(inputs))
 
 
