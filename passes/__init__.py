@@ -45,7 +45,7 @@ from passes import (
     unfuse,
 )
 from passes.context import PassContext, SampleContext
-from passes.record import Pass, in_order, named
+from passes.record import Pass, Steps, in_order, named
 
 __all__ = [
     "ACCURACY",
@@ -56,6 +56,7 @@ __all__ = [
     "Pass",
     "PassContext",
     "SampleContext",
+    "Steps",
     "in_order",
 ]
 

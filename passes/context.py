@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,12 +37,22 @@ class Trace:
         return max(self.misses, key=lambda miss: miss.fitted, default=None)
 
 
+def everywhere(_: ir.Node) -> bool:
+    """A pass that is left to itself rewrites every node that it fits."""
+    return True
+
+
 @dataclass
 class PassContext:
-    """The target, and ears for what a pass matched and nearly matched."""
+    """The target, what a pass may rewrite, and ears for what it matched and nearly matched.
+
+    `takes` says whether the pass that runs is wanted at a node: accuracy and optional passes ask it
+    where they would rewrite.
+    """
 
     target: Target
     trace: Trace = field(default_factory=Trace)
+    takes: Callable[[ir.Node], bool] = everywhere
 
     def matched(self, node: ir.Node) -> None:
         """Note a rewrite that starts or ends at `node`."""

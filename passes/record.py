@@ -8,7 +8,7 @@ from typing import Generic, Literal, TypeVar
 
 import onnx_ir as ir
 
-from compiler.graph import OPSET, RAISED
+from compiler.graph import OPSET, RAISED, origin_of
 
 ContextT = TypeVar("ContextT")
 
@@ -60,3 +60,29 @@ def in_order(*passes: Pass[ContextT], earlier: Iterable[str] = ()) -> tuple[Pass
 def named(passes: Iterable[Pass[ContextT]], kind: Kind) -> tuple[str, ...]:
     """The names of the passes of one kind, in order."""
     return tuple(record.name for record in passes if record.kind == kind)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Which accuracy and optional passes run, and where.
+
+    `without` names accuracy passes that are left out, `also` the optional ones that run. `at` says
+    otherwise for single nodes: by the name of the pass, then by that of the node in the source.
+    """
+
+    without: frozenset[str] = frozenset()
+    also: frozenset[str] = frozenset()
+    at: Mapping[str, Mapping[str, bool]] = field(default_factory=dict)
+
+    def want(self, record: Pass[ContextT]) -> bool:
+        """Whether a pass runs at any node."""
+        return self._by_default(record) or any(self.at.get(record.name, {}).values())
+
+    def takes(self, record: Pass[ContextT], node: ir.Node) -> bool:
+        """Whether a pass may rewrite a node."""
+        return self.at.get(record.name, {}).get(origin_of(node), self._by_default(record))
+
+    def _by_default(self, record: Pass[ContextT]) -> bool:
+        if record.name in self.without:
+            return False
+        return record.kind != "optional" or record.name in self.also

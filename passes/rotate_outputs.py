@@ -24,7 +24,8 @@ def run(model: ir.Model, context: PassContext) -> None:
     names = Names(model.graph)
     for nodes in groups(model.graph, context.target):
         for node in nodes:
-            _rotate(node, Builder(model, names, node), context)
+            if context.takes(node):
+                _rotate(node, Builder(model, names, node), context)
     tidy(model)
 
 

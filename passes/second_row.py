@@ -30,6 +30,8 @@ def run(model: ir.Model, context: PassContext) -> None:
     for product in products(model.graph).values():
         node = product.z.producer()
         assert node is not None
+        if not context.takes(node):
+            continue
         b = Builder(model, names, node)
         b.replace(_from_two_rows(node, b))
         for value in b.made:

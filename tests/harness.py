@@ -19,7 +19,7 @@ from compiler.quantize.calibrate import Observers, calibrate, observe
 from compiler.quantize.scales import assign
 from compiler.runtime.tflite_segment import TFLiteSegment
 from compiler.targets import Target
-from passes import PASSES, PassContext
+from passes import PASSES, PassContext, Steps
 
 TARGET = Target.load()
 # They would hand lone joins, arithmetic or part of a product to the host.
@@ -32,7 +32,7 @@ def lowered(proto: onnx.ModelProto, folder: Path) -> tuple[ir.Model, ir.Model]:
     onnx.save(proto, path)
     model = importer.load(path)
     original = model.clone()
-    driver = PassDriver(without=TO_HOST, checker=Checker(original, 0))
+    driver = PassDriver(Steps(TO_HOST), checker=Checker(original, 0))
     driver.run(PASSES, model, PassContext(TARGET))
     return original, model
 

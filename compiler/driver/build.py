@@ -35,7 +35,7 @@ from compiler.runtime import Bundle
 from compiler.runtime.manifest import Manifest, MeasuredEntry, VisionEntry
 from compiler.targets import Target
 from compiler.vendor import onnx_tf
-from passes import PassContext, SampleContext, fold_constants
+from passes import PassContext, SampleContext, Steps, fold_constants
 
 # Samples on which `keep_float` and warnings look at single segments.
 SENSITIVITY_SAMPLES = 4
@@ -158,7 +158,7 @@ def pass_driver(model: ir.Model, options: BuildOptions, path: Path | None = None
     """
     checker = Checker(model, options.seed, path) if options.check_passes else None
     dump = None if options.dump_folder is None else GraphDump(options.dump_folder)
-    return PassDriver(options.without, options.also, checker, dump)
+    return PassDriver(Steps(options.without, options.also), checker, dump)
 
 
 def plan_program(
@@ -347,7 +347,7 @@ def _calibrated(
     program: Program, context: SampleContext, options: BuildOptions, driver: PassDriver | None
 ) -> Program:
     """Run the passes that look at samples, then choose scales by the ranges that they leave."""
-    driver = driver or PassDriver(options.without, options.also)
+    driver = driver or PassDriver(Steps(options.without, options.also))
     driver.run(passes.SAMPLE_PASSES, program.model, context)
     values = quantized_around(context.nodes)
     # All of the graph, also what the host computes: layers move there while accuracy is sought.

@@ -42,7 +42,7 @@ from compiler.runtime.bundle import sha256
 from compiler.runtime.language import LanguageModel
 from compiler.runtime.manifest import FileEntry, LanguageEntry, Manifest, ProgramEntry
 from compiler.targets import Target
-from passes import BALANCE, SampleContext
+from passes import BALANCE, SampleContext, Steps
 
 MEGABYTE = 1 << 20
 
@@ -71,7 +71,7 @@ def build(
         calibration, held_out = rows[:-HELD_OUT], rows[-HELD_OUT:]
 
         compiled, options = rotated(source, options)
-        driver = PassDriver(options.without, options.also)
+        driver = PassDriver(Steps(options.without, options.also))
         programs = quantized_programs(compiled, options, calibration, driver, progress)
         prefixed = {_file_prefix(name): program for name, program in programs.items()}
         written = toolchain.emit(prefixed, folder, progress)

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import onnx_ir as ir
@@ -21,7 +22,7 @@ from compiler.checks.pass_checks import Checker
 from compiler.driver.dump import GraphDump
 from compiler.driver.stages import stage
 from passes.context import NearMiss, PassContext, SampleContext, Trace
-from passes.record import Pass
+from passes.record import Pass, Steps
 
 logger = logging.getLogger(__name__)
 
@@ -45,12 +46,11 @@ class PassRun:
 class PassDriver:
     """Runs passes over models, and remembers in `runs` what each did.
 
-    `without` names passes to leave out, `also` the optional ones to run. The `checker` runs the
-    model after each pass, the `dump` writes it as ONNX.
+    `steps` say which passes run, and where. The `checker` runs the model after each pass, the
+    `dump` writes it as ONNX.
     """
 
-    without: frozenset[str] = frozenset()
-    also: frozenset[str] = frozenset()
+    steps: Steps = field(default_factory=Steps)
     checker: Checker | None = None
     dump: GraphDump | None = None
     runs: list[PassRun] = field(default_factory=list)
@@ -67,13 +67,14 @@ class PassDriver:
         Raises InternalError that names the pass, where one fails or the checker finds a difference.
         """
         for record in records:
-            if self._is_wanted(record) and record.accepts(model):
+            if self.steps.want(record) and record.accepts(model):
                 self.apply(record, model, context)
             step()
 
     def apply(self, record: Pass[ContextT], model: ir.Model, context: ContextT) -> None:
         """Run one pass, whether or not it is wanted."""
         context.trace = Trace()
+        context.takes = partial(self.steps.takes, record)
         start = time.perf_counter()
         with stage(record.name):
             record.run(model, context)
@@ -86,11 +87,6 @@ class PassDriver:
             return
         _log(record.name, context.trace)
         self._look_at(record.name, model, context)
-
-    def _is_wanted(self, record: Pass[ContextT]) -> bool:
-        if record.name in self.without:
-            return False
-        return record.kind != "optional" or record.name in self.also
 
     def _look_at(self, name: str, model: ir.Model, context: PassContext) -> None:
         # First the dump, so that it shows the model that the checker complains of.

@@ -18,9 +18,9 @@ from compiler.driver.dump import INLINE_BYTES, WEIGHTS, GraphDump
 from compiler.driver.rewriting import PassDriver
 from compiler.driver.stages import StageTimer
 from compiler.errors import InternalError, OutputError
-from compiler.graph import OPSET, array_of
+from compiler.graph import OPSET, array_of, origin_of
 from compiler.view.timings import show_timings
-from passes import PASSES, Pass, PassContext, SampleContext
+from passes import PASSES, Pass, PassContext, SampleContext, Steps
 from tests.passes.golden import TARGET, parsed
 
 RELU = "g (float[1,4] x) => (float[1,4] y) { n = Neg (x) y = Relu (n) }"
@@ -59,11 +59,33 @@ def test_which_passes_run() -> None:
         Pass("wanted", visit, kind="optional"),
         Pass("newer", visit, lowest_opset=OPSET + 1),
     ]
-    driver = PassDriver(without=frozenset({"left_out"}), also=frozenset({"wanted"}))
+    driver = PassDriver(Steps(frozenset({"left_out"}), frozenset({"wanted"})))
     steps: list[int] = []
     driver.run(records, model_of(RELU), PassContext(TARGET), lambda: steps.append(1))
     assert [run.name for run in driver.runs] == ["always", "accurate", "wanted"]
     assert len(steps) == len(records)
+
+
+def test_a_step_is_chosen_for_single_nodes() -> None:
+    """A pass that is left out runs where it is wanted, and one that runs leaves nodes alone."""
+    taken: list[bool] = []
+
+    def look(model: ir.Model, context: PassContext) -> None:
+        taken.append(context.takes(model.graph[-1]))
+
+    model = model_of(RELU)
+    name = origin_of(model.graph[-1])
+    records = [
+        Pass("left_out", look, kind="accuracy"),
+        Pass("unwanted", look, kind="optional"),
+        Pass("not_here", look, kind="accuracy"),
+        Pass("always", look),
+    ]
+    at = {"left_out": {name: True}, "unwanted": {"other": False}, "not_here": {name: False}}
+    driver = PassDriver(Steps(frozenset({"left_out"}), at=at))
+    driver.run(records, model, PassContext(TARGET))
+    assert [run.name for run in driver.runs] == ["left_out", "not_here", "always"]
+    assert taken == [True, False, True]
 
 
 def test_what_is_remembered_of_a_run() -> None:
