@@ -1,21 +1,26 @@
-"""Holds answers to a JSON schema: at each step, only those tokens remain possible that lead to JSON
-of the schema (constrained decoding, by the package llguidance)."""
+"""Holds answers to a JSON schema, or to a call of a tool: at each step, only those tokens remain
+possible that lead there (constrained decoding, by the package llguidance)."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from compiler.errors import one_line
 from compiler.runtime import confined
+from compiler.runtime.calls import CallForm
 from compiler.runtime.confined import ConfinedError
 
 # Without a limit, models that fill lines with spaces would never come to an end.
 _WHITESPACE = {"whitespace_flexible": True, "whitespace_pattern": "[ \\n]{1,16}"}
+
+# Arguments of calls are read by programs only.
+_ONE_LINE = {"whitespace_flexible": True, "whitespace_pattern": " ?"}
 
 
 class GrammarError(ValueError):
@@ -44,7 +49,7 @@ class Constraint:
         self._check()
         is_allowed = biases[: len(logits)] > 0
         if not is_allowed.any():
-            raise GrammarError("no token of the model leads to JSON of the schema")
+            raise GrammarError("no token of the model leads to what is asked for")
         return np.where(is_allowed, logits, -np.inf)
 
     def take(self, token: int) -> None:
@@ -70,18 +75,54 @@ class Grammars:
         self._tokens: Any = None
 
     def constraint(self, schema: Mapping[str, Any]) -> Constraint:
-        """Raises GrammarError for a schema that is none, or has what is not supported, and where
-        the model has no token that ends a text."""
+        """JSON of a schema. Raises GrammarError for a schema that is none, or has what is not
+        supported, and where the model has no token that ends a text."""
+        import llguidance
+
+        compile_schema = llguidance.LLMatcher.grammar_from_json_schema
+        return self._compiled(lambda: compile_schema(dict(schema), defaults=_WHITESPACE))
+
+    def call(self, form: CallForm, schemas: Mapping[str, Mapping[str, Any]]) -> Constraint:
+        """One call of a tool, of which `schemas` has the arguments by name.
+
+        Raises GrammarError as `constraint` does.
+        """
+        import llguidance
+
+        options = {"x-guidance": _ONE_LINE}
+        calls = []
+        for name, schema in schemas.items():
+            before = f'{{"name": {json.dumps(name)}, "{form.arguments}": '
+            arguments = json.dumps(options | dict(schema))
+            calls.append(f'{json.dumps(before)} %json {arguments} "}}"')
+        opening, closing = ("[", "]") if form.is_list else ("", "")
+        begin = self._literals(form.begin, opening)
+        end = self._literals(closing, form.end)
+        grammar = f"start: {begin} call {end}\ncall: {' | '.join(calls)}\n"
+        return self._compiled(lambda: llguidance.LLMatcher.grammar_from_lark(grammar))
+
+    def _literals(self, *texts: str) -> str:
+        """Texts in llguidance's notation; those of control tokens as these."""
+        special = {
+            token.content: index
+            for index, token in self._tokenizer.get_added_tokens_decoder().items()
+            if token.special
+        }
+        written = []
+        for text in filter(None, texts):
+            is_token = text in special
+            written.append(f"<[{special[text]}]>" if is_token else json.dumps(text))
+        return " ".join(written)
+
+    def _compiled(self, grammar: Callable[[], Any]) -> Constraint:
         import llguidance
 
         if not self._ends:
             raise GrammarError("the model has no token that ends a text")
         try:
             with confined.panics():
-                compile_schema = llguidance.LLMatcher.grammar_from_json_schema
-                grammar = compile_schema(dict(schema), defaults=_WHITESPACE)
                 constraint = Constraint(
-                    llguidance.LLMatcher(self._known_tokens(), grammar, log_level=0)
+                    llguidance.LLMatcher(self._known_tokens(), grammar(), log_level=0)
                 )
         except ConfinedError as error:
             raise GrammarError(str(error)) from error

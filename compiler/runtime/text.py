@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 from compiler.runtime import confined
 from compiler.runtime.bundle import Bundle, RuntimeBundleError
+from compiler.runtime.calls import CallForm, call_form
 from compiler.runtime.confined import Confined, ConfinedError, RefusedError
 from compiler.runtime.control_tokens import ControlTokens, replace_characters
 from compiler.runtime.grammar import Grammars
@@ -40,6 +41,7 @@ class Text:
         self.vocabulary = fixed_shape(bundle.manifest["outputs"][0])[-1]
         self.ends: frozenset[int] = frozenset(self._settings["ends"])
         self._control = ControlTokens(self._tokenizer, {*self.ends, self._settings["begin"]})
+        self.call_form: CallForm | None = call_form(self._settings["chat_template"])
         # Holds answers to schemas.
         self.grammars = Grammars(self._tokenizer, self.vocabulary, self.ends)
         # A longer text cannot fit the context, whatever its tokens.
@@ -64,6 +66,25 @@ class Text:
             return confined.decode(self._tokenizer, tokens)
         except ConfinedError as error:
             raise TextError(f"the tokenizer has no text for the tokens: {error}") from error
+
+    def decode_calls(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, with the control tokens that mark calls. Raises TextError."""
+        marks = self._call_marks
+        parts = []
+        begin = 0
+        for place, token in enumerate(tokens):
+            if token in marks:
+                parts += [self.decode(tokens[begin:place]), marks[token]]
+                begin = place + 1
+        return "".join([*parts, self.decode(tokens[begin:])])
+
+    @cached_property
+    def _call_marks(self) -> Mapping[int, str]:
+        form = self.call_form
+        if form is None:
+            return {}
+        marks = {text: self._tokenizer.token_to_id(text) for text in (form.begin, form.end)}
+        return {token: text for text, token in marks.items() if token in self._control.ids}
 
     def token_text(self, token: int) -> str:
         """What a token adds to a text; the name of a control token.
@@ -90,17 +111,21 @@ class Text:
                 return
         yield detokenizer.rest()
 
-    def conversation(self, messages: Sequence[Message]) -> list[int]:
-        """The tokens of a conversation, up to where the assistant answers. Raises TextError.
+    def conversation(
+        self, messages: Sequence[Message], tools: Sequence[Message] | None = None
+    ) -> list[int]:
+        """The tokens of a conversation, up to where the assistant answers, who may call `tools`.
+        Raises TextError.
 
-        Control tokens come from the template alone. Where messages spell them, they become the
-        tokens that any other text would have.
+        Control tokens come from the template alone. Where messages or tools spell them, they become
+        the tokens that any other text would have.
         """
-        rendered = self._render(messages)
+        said = {"messages": messages, "tools": tools}
+        rendered = self._render(said)
         tokens = self._encode(self._tokenizer, rendered, add_special_tokens=False)
-        stand_ins = self._control.stand_ins(messages)
+        stand_ins = self._control.stand_ins(said)
         if stand_ins:
-            disguised = replace_characters(messages, str.maketrans(stand_ins))
+            disguised = replace_characters(said, str.maketrans(stand_ins))
             parts = self._control.split(self._render(disguised))
             if self._spelled_in_messages(tokens, parts):
                 originals = {ord(stand_in): first for first, stand_in in stand_ins.items()}
@@ -127,8 +152,8 @@ class Text:
             tokens += self._encode(tokenizer, text, add_special_tokens=False)
         return tokens
 
-    def _render(self, messages: Any) -> str:
-        """What the chat template makes of messages.
+    def _render(self, said: Mapping[str, Any]) -> str:
+        """What the chat template makes of messages and tools.
 
         Templates come with models, from anywhere: they run in jinja2's sandbox, in a process with
         limits.
@@ -137,7 +162,7 @@ class Text:
         if source is None:
             raise TextError("the model has no chat template: use `generate` or /v1/completions")
         values = {
-            "messages": messages,
+            **said,
             "add_generation_prompt": True,
             "bos_token": self._text_of(self._settings["begin"]),
             "eos_token": self._text_of(next(iter(self._settings["ends"]), None)),
@@ -190,11 +215,17 @@ class Detokenizer:
 
     A character may need several tokens, and a stop text too: text that may still become either is
     held back. `ended` says that an end token or a stop text came, `length` how many characters the
-    tokens are so far, and `given` how many of them were given.
+    tokens are so far, and `given` how many of them were given. `decode` makes text of tokens.
     """
 
-    def __init__(self, text: Text, stops: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        text: Text,
+        stops: Sequence[str] = (),
+        decode: Callable[[Sequence[int]], str] | None = None,
+    ) -> None:
         self._text = text
+        self._decode = decode or text.decode
         self._stops = [stop for stop in stops if stop]
         # So many characters at the end may be the beginning of a stop text.
         self._held = max((len(stop) for stop in self._stops), default=1) - 1
@@ -210,7 +241,7 @@ class Detokenizer:
             return self.rest()
         self._tokens.append(token)
         # Decoded as a whole: how a token is written depends on those in front of it.
-        text = self._text.decode(self._tokens)
+        text = self._decode(self._tokens)
         self.length = len(text.rstrip(_REPLACEMENT))
         stop = self._first_stop(text)
         if stop is not None:
@@ -223,7 +254,7 @@ class Detokenizer:
 
     def rest(self) -> str:
         """What was held back, once no more tokens come."""
-        text = self._text.decode(self._tokens)
+        text = self._decode(self._tokens)
         return self._give(text, len(text))
 
     def _first_stop(self, text: str) -> int | None:

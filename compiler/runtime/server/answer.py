@@ -8,12 +8,12 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from compiler.runtime.batching import Batcher, Emitted, Request
+from compiler.runtime.calls import CallReader
 from compiler.runtime.grammar import Constraint
 from compiler.runtime.sampling import MAX_SEED, Sampling, Scored
-from compiler.runtime.server.formats import Outcome, Piece, TokenScore
+from compiler.runtime.server.formats import Finish, Outcome, Piece, TokenScore
 from compiler.runtime.server.requests import CompletionOptions
 from compiler.runtime.server.workers import Worker
 from compiler.runtime.text import Detokenizer, Text
@@ -46,19 +46,28 @@ class Answer:
     """
 
     def __init__(
-        self, request: Request, tokens: TokenQueue, text: Text, stops: Sequence[str], writer: Worker
+        self,
+        request: Request,
+        tokens: TokenQueue,
+        text: Text,
+        options: CompletionOptions,
+        writer: Worker,
     ) -> None:
         self._request = request
         self._tokens = tokens
         self._text = text
-        self._detokenizer = Detokenizer(text, stops)
+        calls = options.tools is not None
+        decode = text.decode_calls if calls else text.decode
+        self._detokenizer = Detokenizer(text, options.stops, decode)
+        self._tools = options.tools
+        self._reader = CallReader(text.call_form) if calls and text.call_form else None
         self._writer = writer
         self._count = 0
         self._over = False
         self._error: Exception | None = None
         # Probabilities whose text is not settled.
         self._scores: deque[TokenScore] = deque()
-        self.finish: Literal["length", "stop"] = "length"
+        self.finish: Finish = "length"
 
     def cancel(self) -> None:
         """Give the slot to others; the model's thread sees it before its next token."""
@@ -88,7 +97,7 @@ class Answer:
                 # Detokenizing takes long in long answers, so it has a thread. Nothing else
                 # touches this answer until it is done.
                 piece = await self._writer.run(self._settle, tokens)
-                if piece.text or piece.scores:
+                if piece.text or piece.scores or piece.calls:
                     yield piece
                 if self._error is not None:
                     raise self._error
@@ -100,7 +109,8 @@ class Answer:
         pieces = [piece async for piece in self.pieces()]
         text = "".join(piece.text for piece in pieces)
         scores = itertools.chain.from_iterable(piece.scores for piece in pieces)
-        return Piece(text, list(scores))
+        calls = itertools.chain.from_iterable(piece.calls for piece in pieces)
+        return Piece(text, list(scores), list(calls))
 
     async def _next_tokens(self) -> list[int | Scored]:
         """All tokens that have arrived, at least one unless the answer is over."""
@@ -129,7 +139,20 @@ class Answer:
         else:
             if self._over:
                 parts.append(self._detokenizer.rest())
-        return Piece("".join(parts), list(self._settled_scores()))
+        piece = Piece("".join(parts), list(self._settled_scores()))
+        return piece if self._reader is None else self._with_calls(piece, self._reader)
+
+    def _with_calls(self, piece: Piece, reader: CallReader) -> Piece:
+        """A piece without what is, or may become, a call; the last one with the calls."""
+        text = reader.push(piece.text)
+        if not self._over or self._error is not None:
+            return replace(piece, text=text)
+        rest, calls = reader.rest()
+        if self._tools is not None and self._tools.single:
+            calls = calls[:1]
+        if calls:
+            self.finish = "tool_calls"
+        return replace(piece, text=text + rest, calls=calls)
 
     def _push(self, item: int | Scored) -> str:
         """The text that a token settles."""
@@ -213,7 +236,7 @@ def start_answers(
         requests.append(request)
     batcher.submit(*requests)
     return [
-        Answer(request, tokens, text, options.stops, writer)
+        Answer(request, tokens, text, options, writer)
         for request, tokens in zip(requests, queues, strict=True)
     ]
 

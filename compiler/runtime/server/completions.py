@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 
 from prometheus_client.core import Metric
 from starlette.requests import Request as HttpRequest
@@ -24,8 +26,9 @@ from compiler.runtime.server.formats import (
     TextFormat,
     Writer,
 )
-from compiler.runtime.server.requests import AnswerLimits, CompletionOptions, Message, Schema
+from compiler.runtime.server.requests import AnswerLimits, CompletionOptions, Message
 from compiler.runtime.server.status import metric, request_metrics, summary
+from compiler.runtime.server.tools import TOOL_CHOICE, TOOLS, Tools
 from compiler.runtime.server.web import ReleasingResponse, Web
 from compiler.runtime.server.workers import OVERHEAD, SHORT_TEXT, Worker
 from compiler.runtime.text import Text
@@ -71,7 +74,7 @@ class CompletionServer:
         body = await self.web.read_body(http)
         with request_errors():
             options = requests.chat_options(body, self._limits())
-            tokens = await self.read_chat(requests.chat_messages(body))
+            tokens = await self.read_chat(requests.chat_messages(body), options.tools)
         return await self._respond(http, tokens, options, ChatFormat())
 
     async def complete(self, http: HttpRequest) -> Response:
@@ -84,10 +87,13 @@ class CompletionServer:
                 prompt = await self.read_text(prompt)
         return await self._respond(http, prompt, options, TextFormat())
 
-    async def read_chat(self, messages: list[Message]) -> list[int]:
+    async def read_chat(self, messages: list[Message], tools: Tools | None = None) -> list[int]:
         """The tokens of a conversation. Raises ValueError, BusyError."""
-        size = sum(len(m["role"]) + len(m["content"]) + OVERHEAD for m in messages)
-        return await self.web.readers.run(size, self.text.conversation, messages)
+        definitions = None if tools is None else tools.definitions
+        if definitions is not None and self.text.call_form is None:
+            raise FieldError(TOOLS, "the model's chat template has no known form of calls")
+        size = len(json.dumps([messages, definitions])) + OVERHEAD * len(messages)
+        return await self.web.readers.run(size, self.text.conversation, messages, definitions)
 
     async def read_text(self, text: str) -> list[int]:
         """The tokens of a text. Raises ValueError, BusyError."""
@@ -110,7 +116,7 @@ class CompletionServer:
     ) -> Response:
         """Answers a prompt, in pieces where the options say so."""
         with request_errors():
-            constraint = await self._constraint(options.schema)
+            constraint = await self._constraint(options)
             prompt = Prompt(tokens, constraint)
             answers = start_answers(self.batcher, self.text, self._writer, prompt, options)
         if options.stream:
@@ -118,19 +124,26 @@ class CompletionServer:
             return ReleasingResponse(pieces, lambda: _cancel(answers), writer.media_type)
         return await self._whole(http, answers, writer)
 
-    async def _constraint(self, schema: Schema | None) -> Constraint | None:
-        """What holds an answer to a schema. Raises FieldError, BusyError."""
-        if schema is None:
+    async def _constraint(self, options: CompletionOptions) -> Constraint | None:
+        """What holds an answer to a schema, or to a call. Raises FieldError, BusyError."""
+        grammars = self.text.grammars
+        form = self.text.call_form
+        if options.schema is not None:
+            field = options.schema.field
+            make = partial(grammars.constraint, options.schema.value)
+        elif options.tools is not None and options.tools.forced and form is not None:
+            field = TOOL_CHOICE
+            schemas = options.tools.schemas()
+            make = partial(grammars.call, form, {n: schemas[n] for n in options.tools.forced})
+        else:
             return None
         if not is_installed():
-            raise FieldError(schema.field, "needs the package llguidance on the server")
+            raise FieldError(field, "needs the package llguidance on the server")
         try:
             # Large schemas take long, also where they are short texts.
-            return await self.web.readers.run(
-                SHORT_TEXT + 1, self.text.grammars.constraint, schema.value
-            )
+            return await self.web.readers.run(SHORT_TEXT + 1, make)
         except GrammarError as error:
-            raise FieldError(schema.field, str(error)) from error
+            raise FieldError(field, str(error)) from error
 
     async def _whole(
         self, http: HttpRequest, answers: Sequence[Answer], writer: Writer

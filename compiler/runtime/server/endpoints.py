@@ -49,7 +49,7 @@ def endpoints(server: Server) -> list[Route]:
             Route("/v1/completions", server.complete, methods=["POST"]),
             Route("/api/chat", answers.chat, methods=["POST"]),
             Route("/api/generate", answers.generate, methods=["POST"]),
-            *_ollama_models(server.web, ["completion"]),
+            *_ollama_models(server.web, _capabilities(server)),
         ]
     if isinstance(server, EmbeddingServer):
         embeddings = OllamaEmbeddings(server)
@@ -75,6 +75,10 @@ def endpoints(server: Server) -> list[Route]:
         Route("/metrics", status.metrics),
     ]
     return routes
+
+
+def _capabilities(server: CompletionServer) -> list[str]:
+    return ["completion", *(["tools"] if server.text.call_form is not None else [])]
 
 
 def _ollama_models(web: Web, capabilities: list[str]) -> list[Route]:

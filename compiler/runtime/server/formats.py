@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from compiler.runtime.calls import Call
 from compiler.runtime.server.errors import error_body
 
 Json = dict[str, Any]
@@ -16,18 +17,21 @@ Json = dict[str, Any]
 END_OF_EVENTS = "data: [DONE]\n\n"
 
 
+Finish = Literal["length", "stop", "tool_calls"]
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How an answer went.
 
     finish:        why it ended: "stop" for an end token or a stop text, "length" for the limit of
-                   the request or of the model's context
+                   the request or of the model's context, "tool_calls" for calls of tools
     prompt_tokens: tokens of the prompt
     tokens:        tokens of the answer
     waited, prefill, decode: seconds until it got a slot, to its first token, and from there on
     """
 
-    finish: Literal["length", "stop"]
+    finish: Finish
     prompt_tokens: int
     tokens: int
     waited: float
@@ -53,10 +57,12 @@ class TokenScore:
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of an answer: some text, and where they were asked for the scores of its tokens."""
+    """A piece of an answer: some text, where they were asked for the scores of its tokens, and
+    calls of tools."""
 
     text: str
     scores: list[TokenScore]
+    calls: Sequence[Call] = ()
 
 
 class Writer(Protocol):
@@ -90,13 +96,13 @@ class Format(Protocol):
     kind: str  # `object` of a whole answer
     event_kind: str  # `object` of an event
 
-    def whole(self, text: str) -> Json:
+    def whole(self, piece: Piece) -> Json:
         """A whole answer, as a part of its choice."""
 
     def first(self) -> Json | None:
         """The event before any text, as a part of its choice; None where there is none."""
 
-    def piece(self, text: str) -> Json:
+    def piece(self, piece: Piece) -> Json:
         """A piece of an answer, as a part of an event's choice."""
 
     def last(self) -> Json:
@@ -113,14 +119,24 @@ class ChatFormat:
     kind = "chat.completion"
     event_kind = "chat.completion.chunk"
 
-    def whole(self, text: str) -> Json:
-        return {"message": {"role": "assistant", "content": text}}
+    def whole(self, piece: Piece) -> Json:
+        message: Json = {"role": "assistant", "content": piece.text}
+        if piece.calls:
+            # OpenAI's own answers have no content then, not even an empty one.
+            message["content"] = piece.text or None
+            message["tool_calls"] = _calls(piece.calls)
+        return {"message": message}
 
     def first(self) -> Json | None:
         return {"delta": {"role": "assistant", "content": ""}}
 
-    def piece(self, text: str) -> Json:
-        return {"delta": {"content": text}}
+    def piece(self, piece: Piece) -> Json:
+        delta: Json = {"content": piece.text} if piece.text else {}
+        if piece.calls:
+            # An answer has its calls in one piece, so the first of them has the index 0.
+            numbered = enumerate(_calls(piece.calls))
+            delta["tool_calls"] = [{"index": index} | call for index, call in numbered]
+        return {"delta": delta}
 
     def last(self) -> Json:
         return {"delta": {}}
@@ -140,14 +156,14 @@ class TextFormat:
     kind = "text_completion"
     event_kind = "text_completion"
 
-    def whole(self, text: str) -> Json:
-        return {"text": text}
+    def whole(self, piece: Piece) -> Json:
+        return {"text": piece.text}
 
     def first(self) -> Json | None:
         return None
 
-    def piece(self, text: str) -> Json:
-        return {"text": text}
+    def piece(self, piece: Piece) -> Json:
+        return {"text": piece.text}
 
     def last(self) -> Json:
         return {"text": ""}
@@ -182,7 +198,7 @@ class OpenAiWriter:
         return "" if first is None else self._event(_choice(index, first))
 
     def piece(self, index: int, piece: Piece) -> str:
-        part = self._form.piece(piece.text) | self._logprobs(piece)
+        part = self._form.piece(piece) | self._logprobs(piece)
         return self._event(_choice(index, part))
 
     def last(self, index: int, outcome: Outcome) -> str:
@@ -200,7 +216,7 @@ class OpenAiWriter:
     def whole(self, choices: Sequence[Piece], outcomes: Sequence[Outcome]) -> Json:
         entries = []
         for index, (piece, outcome) in enumerate(zip(choices, outcomes, strict=True)):
-            part = self._form.whole(piece.text) | self._logprobs(piece)
+            part = self._form.whole(piece) | self._logprobs(piece)
             entries.append(_choice(index, part, outcome.finish))
         head = self._head | {"object": self._form.kind}
         return head | {"choices": entries, "usage": _usage(outcomes)}
@@ -214,6 +230,15 @@ class OpenAiWriter:
             # Only the event behind the last choice has it.
             event["usage"] = None
         return _server_event(event)
+
+
+def _calls(calls: Sequence[Call]) -> list[Json]:
+    found = []
+    for call in calls:
+        function = {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)}
+        # Mistral's templates want ids of nine letters and digits; others take any.
+        found.append({"id": uuid.uuid4().hex[:9], "type": "function", "function": function})
+    return found
 
 
 def _server_event(data: Mapping[str, Any]) -> str:

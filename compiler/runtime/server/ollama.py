@@ -106,7 +106,7 @@ class OllamaAnswers:
             options = self._options(body, ollama_requests.CHAT)
             if not body.get("messages"):
                 return _loaded(body, writer)
-            tokens = await self._server.read_chat(requests.chat_messages(body))
+            tokens = await self._server.read_chat(requests.chat_messages(body), options.tools)
             options = self._within(options, body, tokens)
         return await self._server.respond(http, tokens, options, writer)
 

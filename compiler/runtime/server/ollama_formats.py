@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from compiler.runtime.server.formats import ChatFormat, Json, Outcome, Piece
+from compiler.runtime.server.tools import call_json
 
 _NANOSECONDS = 1e9
 
@@ -15,22 +16,25 @@ _NANOSECONDS = 1e9
 class OllamaFormat(Protocol):
     """What differs between the two endpoints."""
 
-    def part(self, text: str) -> Json:
-        """A text, whole or a piece, as a part of an answer."""
+    def part(self, piece: Piece) -> Json:
+        """A text and calls, whole or a piece, as a part of an answer."""
 
 
 class OllamaChat:
     """Answers of /api/chat: messages of the assistant."""
 
-    def part(self, text: str) -> Json:
-        return {"message": {"role": "assistant", "content": text}}
+    def part(self, piece: Piece) -> Json:
+        message: Json = {"role": "assistant", "content": piece.text}
+        if piece.calls:
+            message["tool_calls"] = [call_json(call) for call in piece.calls]
+        return {"message": message}
 
 
 class OllamaText:
     """Answers of /api/generate: plain text."""
 
-    def part(self, text: str) -> Json:
-        return {"response": text}
+    def part(self, piece: Piece) -> Json:
+        return {"response": piece.text}
 
 
 class OllamaWriter:
@@ -60,16 +64,17 @@ class OllamaWriter:
     def whole(self, choices: Sequence[Piece], outcomes: Sequence[Outcome]) -> Json:
         # Ollama's API has one answer to a prompt.
         (piece,), (outcome,) = choices, outcomes
-        done = {"done": True, "done_reason": outcome.finish}
+        reason = "stop" if outcome.finish == "tool_calls" else outcome.finish
+        done = {"done": True, "done_reason": reason}
         return self._head() | self._part(piece) | done | _timings(outcome)
 
     def loaded(self) -> Json:
         """The answer to a request that asks for nothing but the model to be loaded."""
         done = {"done": True, "done_reason": "load"}
-        return self._head() | self._form.part("") | done
+        return self._head() | self._form.part(Piece("", [])) | done
 
     def _part(self, piece: Piece) -> Json:
-        part = self._form.part(piece.text)
+        part = self._form.part(piece)
         if piece.scores:
             # They have the form of OpenAI's.
             part["logprobs"] = ChatFormat().logprobs(piece.scores)["content"]

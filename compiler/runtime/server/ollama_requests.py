@@ -26,6 +26,7 @@ from compiler.runtime.server.requests import (
     Schema,
     likeliest,
 )
+from compiler.runtime.server.tools import TOOLS, tools
 
 # The defaults are Ollama's.
 TEMPERATURE = NumberField("temperature", default=0.8, least=0, most=2)
@@ -65,7 +66,7 @@ OPTIONS = OF_LOADING | DRAWING | {field.name for field in NEUTRAL}
 # `keep_alive` may have any value: the model stays loaded for as long as the server runs.
 COMMON = {"model", "name", "options", "keep_alive"}
 _ANSWER = COMMON | {"stream", "logprobs", "top_logprobs", "format"}
-CHAT = _ANSWER | {"messages"}
+CHAT = _ANSWER | {"messages", TOOLS}
 GENERATE = _ANSWER | {"prompt", "system", "raw"}
 EMBED = COMMON | {"input", "truncate"}
 EMBEDDINGS = COMMON | {"prompt"}
@@ -92,6 +93,7 @@ def answer_options(body: Body, known: set[str], most_tokens: int) -> CompletionO
         stream=_streams(body),
         likeliest=likeliest(body),
         schema=_schema(body),
+        tools=tools(body),
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from compiler.runtime.sampling import MAX_SEED, Sampling
+from compiler.runtime.server import tools
 from compiler.runtime.server.fields import (
     Body,
     ChoiceField,
@@ -21,7 +22,7 @@ from compiler.runtime.server.fields import (
     refuse_others,
 )
 
-Message = dict[str, str]
+Message = dict[str, Any]
 
 # How tokens are drawn. The ranges lie within those of `Sampling`; that of the temperature is
 # OpenAI's, and its default too.
@@ -54,10 +55,8 @@ FIXED = (
 # Values of fields that are not served which ask for nothing beyond a plain answer.
 NEUTRAL: dict[str, tuple[object, ...]] = {
     "modalities": (["text"],),
-    # Without tools:
-    "tool_choice": ("none", "auto"),
+    # The older form of tools, without any:
     "function_call": ("none", "auto"),
-    "parallel_tool_calls": (True,),
 }
 # Fields that only tell who asks, or help servers of several machines.
 _HARMLESS = {
@@ -71,14 +70,14 @@ _COMMON = _HARMLESS | {
 }
 RESPONSE_FORMAT = "response_format"
 ANY_OBJECT = {"type": "object"}
-_CHAT = _COMMON | {"messages", "top_logprobs", RESPONSE_FORMAT}
+_TOOLS = {tools.TOOLS, tools.TOOL_CHOICE, tools.PARALLEL.name}
+_CHAT = _COMMON | _TOOLS | {"messages", "top_logprobs", RESPONSE_FORMAT}
 _COMPLETION = _COMMON | {"prompt"}
 _EMBEDDINGS = _HARMLESS | {"model", "input", "encoding_format"}
 # The same of a message, in OpenAI's API and in Ollama's.
-MESSAGE_UNSUPPORTED = (
-    *("tool_calls", "tool_call_id", "tool_name", "function_call"),
-    *("audio", "images"),
-)
+MESSAGE_UNSUPPORTED = ("function_call", "audio", "images")
+# What a message tells of the call that it answers, in OpenAI's API and in Ollama's.
+_OF_CALL = {"tool_call_id": "tool_call_id", "name": "name", "tool_name": "name"}
 
 MOST_PREDICTIONS = 1000
 ENCODING_FORMAT = ChoiceField("encoding_format", default="float", choices=("float", "base64"))
@@ -103,6 +102,7 @@ class CompletionOptions:
     include_usage: whether the last event counts tokens
     choices:       how many answers are drawn
     schema:        JSON that the answer has to be
+    tools:         what the answer may call
     likeliest:     where given, tokens come with their probabilities, and with those of so many of
                    the likeliest ones
     """
@@ -115,6 +115,7 @@ class CompletionOptions:
     choices: int = 1
     likeliest: int | None = None
     schema: Schema | None = None
+    tools: tools.Tools | None = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,11 @@ def chat_options(body: Body, limits: AnswerLimits) -> CompletionOptions:
     """How a chat is to be answered."""
     _refuse_others(body, _CHAT)
     options = _options(body, limits, likeliest(body))
-    return replace(options, schema=_schema(body))
+    found = tools.tools(body)
+    schema = _schema(body)
+    if found is not None and schema is not None:
+        raise FieldError(RESPONSE_FORMAT, "does not go together with tools")
+    return replace(options, schema=schema, tools=found)
 
 
 def _schema(body: Body) -> Schema | None:
@@ -239,7 +244,7 @@ def _stream_options(body: Body) -> Body:
 
 
 def chat_messages(body: Body) -> list[Message]:
-    """The conversation of a chat: for each message its role and its text."""
+    """The conversation of a chat: for each message its role and its text, and calls of tools."""
     found = body.get("messages")
     if not isinstance(found, list) or not found:
         raise _bad_messages()
@@ -254,12 +259,21 @@ def _message(entry: object) -> Message:
             raise FieldError("messages", f"{name} is not supported")
     role = entry.get("role")
     content = entry.get("content")
+    calls = tools.earlier_calls(entry["tool_calls"]) if entry.get("tool_calls") else []
+    if calls and content is None:
+        content = ""
     # A content may come in parts, each with a text.
     if isinstance(content, list) and all(_is_text_part(part) for part in content):
         content = "".join(part["text"] for part in content)
     if not isinstance(role, str) or not isinstance(content, str):
         raise _bad_messages()
-    return {"role": role, "content": content}
+    message: Message = {"role": role, "content": content}
+    if calls:
+        message["tool_calls"] = calls
+    if role == "tool":
+        told = {name: entry.get(given) for given, name in _OF_CALL.items()}
+        message |= {name: text for name, text in told.items() if isinstance(text, str)}
+    return message
 
 
 def _is_text_part(part: object) -> bool:
