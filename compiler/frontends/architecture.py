@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from compiler.errors import ModelError
+from compiler.frontends.rope import Scaling
 
 # Lists and tables are made of these numbers, which a stranger's file gives.
 MOST_LAYERS = 4096
@@ -55,14 +56,15 @@ class Architecture:
     hidden: int  # channels of the feed-forward part
     epsilon: float  # of all norms
     context: int  # the most tokens that the model was trained for
-    bases: tuple[float, ...]  # rotary base, per layer
+    bases: tuple[float, ...]  # rotary base, per layer; 0 for none
     windows: tuple[int, ...]  # how many tokens attention looks back, per layer; 0 for all
     interleaved: bool  # whether rotary embedding turns neighbours, as GGUF's Llama, or halves
     rotary: int  # channels of a head that rotary embedding turns
     activation: str = "silu"  # or "gelu"
     embedding_scale: float = 1.0
     attention_scale: float | None = None  # None for 1 / sqrt(head)
-    rope_factors: tuple[float, ...] = ()  # what rotary frequencies are divided by: one, or for each
+    rope_scaling: Scaling = field(default_factory=Scaling)
+    norms_inputs: bool = True  # whether there are norms in front of attention and of feed-forward
 
     def __post_init__(self) -> None:
         check_sizes(
@@ -82,6 +84,9 @@ class Architecture:
             raise ModelError(f"{self.name}: {problem}")
 
     def _layers_problem(self) -> str | None:
+        for factors in (self.rope_scaling.factors, self.rope_scaling.short_factors):
+            if len(factors) not in (0, 1, self.rotary // 2):
+                return f"{len(factors)} rotary factors for {self.rotary} channels"
         if len(self.bases) != self.layers or len(self.windows) != self.layers:
             return f"{len(self.bases)} kinds of layers for {self.layers} layers"
         if self.rotary > self.head or self.rotary % 2:
@@ -90,7 +95,8 @@ class Architecture:
 
     def _numbers_problem(self) -> str | None:
         scales = (self.epsilon, self.embedding_scale, self.attention_scale or 1.0)
-        numbers = (*scales, *self.bases, *self.rope_factors)
+        bases = [base for base in self.bases if base != 0]
+        numbers = (*scales, *bases, *self.rope_scaling.numbers)
         are_positive = all(0 < number < math.inf for number in numbers)
         if are_positive and min(self.windows) >= 0:
             return None
@@ -103,6 +109,11 @@ class Architecture:
         if self.head % HEAD_MULTIPLE:
             return (
                 f"heads of {self.head}; onnxruntime's attention takes multiples of {HEAD_MULTIPLE}"
+            )
+        if self.rotary % HEAD_MULTIPLE:
+            return (
+                f"rotary embedding of {self.rotary} channels; onnxruntime's attention takes "
+                f"multiples of {HEAD_MULTIPLE}"
             )
         if self.heads % self.kv_heads:
             return f"{self.heads} heads cannot share {self.kv_heads} keys and values"

@@ -154,7 +154,7 @@ class _Decoder:
         heads = self._architecture.heads
         kv_heads = self._architecture.kv_heads
         head = self._architecture.head
-        normed = self._norm(f"{prefix}attn_norm", stream)
+        normed = self._input_norm(f"{prefix}attn_norm", stream)
         query = self._linear(f"{prefix}attn_q", normed, heads * head)
         key = self._linear(f"{prefix}attn_k", normed, kv_heads * head)
         value = self._linear(f"{prefix}attn_v", normed, kv_heads * head)
@@ -206,27 +206,33 @@ class _Decoder:
     def _rotary_tables(self, base: float) -> tuple[ir.Value, ir.Value]:
         """(cos, sin) [C, rotary / 2] of the angles of every place in the cache.
 
-        Channel pair i of place p is turned by p * base^(-2i / rotary).
+        Channel pair i of place p is turned by p * base^(-2i / rotary), less where the embedding is
+        stretched. A base of 0 turns nothing.
         """
         if base in self._angles:
             return self._angles[base]
         rotary = self._architecture.rotary
-        frequencies = base ** (-np.arange(0, rotary, 2) / rotary)
-        factors = self._architecture.rope_factors
+        exponents = -np.arange(0, rotary, 2) / rotary
+        frequencies = base**exponents if base else np.zeros(rotary // 2)
+        gain = 1.0
         # Layers with a window have a smaller base of their own and are not stretched.
-        if factors and base == max(self._architecture.bases):
-            frequencies = frequencies / np.array(factors)
+        if base and base == max(self._architecture.bases):
+            scaling = self._architecture.rope_scaling
+            frequencies = frequencies / np.array(scaling.factors_for(self._program.context) or (1,))
+            gain = scaling.gain
         places = np.arange(self._program.context)
         angles = places[:, None] * frequencies
-        cos = self._writer.array(f"rotary.{base:g}.cos", np.cos(angles).astype(np.float32))
-        sin = self._writer.array(f"rotary.{base:g}.sin", np.sin(angles).astype(np.float32))
+        cos, sin = (
+            self._writer.array(f"rotary.{base:g}.{name}", (gain * table).astype(np.float32))
+            for name, table in (("cos", np.cos(angles)), ("sin", np.sin(angles)))
+        )
         self._angles[base] = (cos, sin)
         return cos, sin
 
     def _feed_forward(self, prefix: str, stream: ir.Value) -> ir.Value:
         """down(activation(gate(x)) * up(x)) of the normed stream x."""
         hidden = self._architecture.hidden
-        normed = self._norm(f"{prefix}ffn_norm", stream)
+        normed = self._input_norm(f"{prefix}ffn_norm", stream)
         gate = self._linear(f"{prefix}ffn_gate", normed, hidden)
         up = self._linear(f"{prefix}ffn_up", normed, hidden)
         active = self._activation(prefix, gate)
@@ -281,6 +287,10 @@ class _Decoder:
         attributes = {"axis": -1, "epsilon": self._architecture.epsilon}
         return self._writer.op(name, "RMSNormalization", [x, gain], shape_of(x), attributes)
 
+    def _input_norm(self, name: str, x: ir.Value) -> ir.Value:
+        """The norm that nearly all families have in front of a block."""
+        return self._norm(name, x) if self._architecture.norms_inputs else x
+
     def _optional_norm(self, name: str, x: ir.Value) -> ir.Value:
         """The norm that some families have behind a block."""
         if not self._has(f"{name}.weight"):
@@ -288,8 +298,11 @@ class _Decoder:
         return self._norm(name, x)
 
     def _head_norm(self, name: str, x: ir.Value, heads: int) -> ir.Value:
-        """A norm over the channels of each head by itself."""
+        """A norm over the channels of each head by itself, or where it has a gain for each channel
+        of all heads, over all of them."""
         shape = shape_of(x)
+        if self._source.weights[f"{name}.weight"].shape == shape[-1:]:
+            return self._norm(name, x)
         split = self._writer.reshape(
             f"{name}/heads", x, (*shape[:-1], heads, self._architecture.head)
         )

@@ -18,11 +18,13 @@ _LLAMA_MODULES = {
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
+    "self_attn.qkv_proj": "attn_qkv",
     "self_attn.q_norm": "attn_q_norm",
     "self_attn.k_norm": "attn_k_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "mlp.gate_up_proj": "ffn_up",
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
 }
@@ -49,7 +51,11 @@ class Family:
     # GGUF files do not say so. 0: all layers are alike.
     gguf_layer_period: int = 0
     gguf_local_base: float = 10000.0
+    # Of so many layers, the last has no rotary embedding. GGUF files do not say so either.
+    gguf_no_rope_period: int = 0
 
+    # Whether there are norms in front of attention and of the feed-forward part.
+    norms_inputs: bool = True
     # Whether all layers look back a window only, though config.json does not list their types.
     always_windowed: bool = False
     # What safetensors leave out of the gains of norms: Gemma stores them less one.
@@ -70,6 +76,18 @@ FAMILIES = (
     Family("mistral", "mistral", gguf_interleaved=True, always_windowed=True),
     Family("qwen2", "qwen2"),
     Family("qwen3", "qwen3"),
+    Family("smollm3", "smollm3", gguf_interleaved=True, gguf_no_rope_period=4),
+    Family("phi3", "phi3"),
+    Family("granite", "granite", gguf_interleaved=True),
+    Family(
+        "olmo2",
+        "olmo2",
+        norms_inputs=False,
+        other_modules={
+            "post_attention_layernorm": "post_attention_norm",
+            "post_feedforward_layernorm": "post_ffw_norm",
+        },
+    ),
     Family(
         "gemma3",
         "gemma3_text",

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from compiler.errors import CompilerError, ModelError, first_line
-from compiler.frontends.architecture import Architecture, Source, Tokenizer, check_sizes
+from compiler.frontends import rope
+from compiler.frontends.architecture import Architecture, Source, Tokenizer, Weight, check_sizes
 from compiler.frontends.families import BY_GGUF, Family
+from compiler.frontends.folding import (
+    joined_rows,
+    split_joined,
+    with_logit_scale,
+    with_residual_scale,
+)
 from compiler.frontends.gguf_file import read_metadata, read_weight
 from compiler.frontends.tokenizer import from_gguf
 
@@ -31,7 +40,12 @@ def read(path: Path) -> Source:
         why = first_line(error)
         raise ModelError(f"{path}: not a GGUF file, or a truncated one ({why})") from error
     try:
-        return Source(_architecture(path, fields), weights, _tokenizer(path, fields))
+        architecture = _architecture(path, fields, weights)
+        scale = partial(_scale, fields)
+        weights = split_joined(weights, joined_rows(architecture))
+        weights = with_residual_scale(weights, scale("residual_scale"))
+        weights = with_logit_scale(weights, 1 / scale("logit_scale"))
+        return Source(architecture, weights, _tokenizer(path, fields))
     except CompilerError:
         raise
     except KeyError as error:
@@ -48,7 +62,14 @@ def _tokenizer(path: Path, fields: Mapping[str, Any]) -> Tokenizer:
         raise ModelError(f"{path}: {error}") from error
 
 
-def _architecture(path: Path, fields: Mapping[str, Any]) -> Architecture:
+def _scale(fields: Mapping[str, Any], name: str) -> float:
+    """A factor that only some families have."""
+    return float(fields.get(f"{fields['general.architecture']}.{name}", 1.0))
+
+
+def _architecture(
+    path: Path, fields: Mapping[str, Any], weights: Mapping[str, Weight]
+) -> Architecture:
     name = fields["general.architecture"]
     family = BY_GGUF.get(name)
     if family is None:
@@ -59,7 +80,8 @@ def _architecture(path: Path, fields: Mapping[str, Any]) -> Architecture:
         key = f"{name}.{field}"
         return fields[key] if default is None else fields.get(key, default)
 
-    _check_supported(path, get("expert_count", 0), get("rope.scaling.type", "none"))
+    if get("expert_count", 0):
+        raise ModelError(f"{path}: it uses experts, which is not supported")
     width = int(get("embedding_length"))
     layers = int(get("block_count"))
     heads = int(get("attention.head_count"))
@@ -68,9 +90,10 @@ def _architecture(path: Path, fields: Mapping[str, Any]) -> Architecture:
     base = float(get("rope.freq_base", 10000.0))
     window = int(get("attention.sliding_window", 0))
     bases, windows = _layer_kinds(family, layers, base, window)
-    factor = 1.0
-    if get("rope.scaling.type", "none") == "linear":
-        factor = float(get("rope.scaling.factor", 1.0))
+    rotary = int(get("rope.dimension_count", head))
+    context = int(get("context_length"))
+    scaling = _Scaling(path, fields, weights)
+    attention_scale = get("attention.scale", 0.0)
     return Architecture(
         name=str(fields.get("general.name", path.stem)),
         vocabulary=len(fields["tokenizer.ggml.tokens"]),
@@ -81,22 +104,61 @@ def _architecture(path: Path, fields: Mapping[str, Any]) -> Architecture:
         head=head,
         hidden=int(get("feed_forward_length")),
         epsilon=float(get("attention.layer_norm_rms_epsilon")),
-        context=int(get("context_length")),
+        context=context,
         bases=bases,
         windows=windows,
         interleaved=family.gguf_interleaved,
-        rotary=int(get("rope.dimension_count", head)),
+        rotary=rotary,
         activation=family.activation,
-        embedding_scale=math.sqrt(width) if family.scales_embedding else 1.0,
-        rope_factors=(factor,) if factor != 1.0 else (),
+        embedding_scale=math.sqrt(width)
+        if family.scales_embedding
+        else get("embedding_scale", 1.0),
+        attention_scale=attention_scale or None,
+        rope_scaling=scaling.read(base, rotary, context),
+        norms_inputs=family.norms_inputs,
     )
 
 
-def _check_supported(path: Path, experts: Any, scaling: Any) -> None:
-    if experts:
-        raise ModelError(f"{path}: it uses experts, which is not supported")
-    if scaling not in ("none", "linear"):
-        raise ModelError(f"{path}: it uses rotary scaling '{scaling}', which is not supported")
+@dataclass(frozen=True)
+class _Scaling:
+    """What a file says on how its rotary embedding is stretched."""
+
+    path: Path
+    fields: Mapping[str, Any]
+    weights: Mapping[str, Weight]
+
+    def read(self, base: float, rotary: int, context: int) -> rope.Scaling:
+        """Raises ModelError for ways that are not known."""
+        kind = self._get("type") or "none"
+        factor = float(self._get("factor") or 1.0)
+        trained = int(self._get("original_context_length") or context)
+        if "rope_factors_long.weight" in self.weights:
+            short, long = (self._tensor(f"rope_factors_{kind}") for kind in ("short", "long"))
+            gain = self._get("attn_factor")
+            return rope.longrope(short, long, trained, context, gain)
+        # Of Llama 3 the converter writes the factors themselves.
+        if "rope_freqs.weight" in self.weights:
+            return rope.Scaling(tuple(self._tensor("rope_freqs")))
+        if kind == "none":
+            return rope.Scaling()
+        if kind == "linear":
+            return rope.linear(factor)
+        if kind == "yarn":
+            numbers = {
+                "factor": factor,
+                "original_max_position_embeddings": trained,
+                "beta_fast": self._get("yarn_beta_fast"),
+                "beta_slow": self._get("yarn_beta_slow"),
+            }
+            return rope.yarn(numbers, base, rotary, context)
+        raise ModelError(f"{self.path}: it uses rotary scaling '{kind}', which is not supported")
+
+    def _get(self, name: str) -> Any:
+        return self.fields.get(f"{self.fields['general.architecture']}.rope.scaling.{name}")
+
+    def _tensor(self, name: str) -> list[float]:
+        found: list[float] = self.weights[f"{name}.weight"].array().tolist()
+        return found
 
 
 def _layer_kinds(
@@ -105,11 +167,13 @@ def _layer_kinds(
     """(rotary base, window) of each layer."""
     period = family.gguf_layer_period
     if not period:
-        return (base,) * layers, (window,) * layers
-    bases = []
+        skipped = family.gguf_no_rope_period or layers + 1
+        bases = [0.0 if (index + 1) % skipped == 0 else base for index in range(layers)]
+        return tuple(bases), (window,) * layers
+    local_bases = []
     windows = []
     for index in range(layers):
         is_global = (index + 1) % period == 0
-        bases.append(base if is_global else family.gguf_local_base)
+        local_bases.append(base if is_global else family.gguf_local_base)
         windows.append(0 if is_global else window)
-    return tuple(bases), tuple(windows)
+    return tuple(local_bases), tuple(windows)

@@ -11,9 +11,15 @@ from typing import Any
 import numpy as np
 
 from compiler.errors import ModelError
-from compiler.frontends import safetensors
+from compiler.frontends import rope, safetensors
 from compiler.frontends.architecture import Architecture, Source, Tokenizer, Weight, check_sizes
 from compiler.frontends.families import BY_MODEL_TYPE, Family
+from compiler.frontends.folding import (
+    joined_rows,
+    split_joined,
+    with_logit_scale,
+    with_residual_scale,
+)
 from compiler.frontends.textfile import read_json, read_json_if_there, read_text
 from compiler.runtime import confined
 from compiler.runtime.confined import ConfinedError
@@ -35,7 +41,11 @@ def read(folder: Path) -> Source:
     for file in files:
         for name, weight in safetensors.read(file).items():
             weights[gguf_name(name, family)] = with_whole_gain(weight, family)
-    return Source(architecture(folder, config), weights, tokenizer(folder, config))
+    found = architecture(folder, config)
+    weights = split_joined(weights, joined_rows(found))
+    weights = with_residual_scale(weights, float(config.get("residual_multiplier", 1.0)))
+    weights = with_logit_scale(weights, 1 / float(config.get("logits_scaling", 1.0)))
+    return Source(found, weights, tokenizer(folder, config))
 
 
 def configuration(folder: Path) -> dict[str, Any]:
@@ -131,7 +141,7 @@ def _architecture(folder: Path, config: Mapping[str, Any]) -> Architecture:
     base, local_base = _rotary_bases(config)
     are_windowed = _windowed_layers(config, family, layers)
     window = _window(config)
-    scale = config.get("query_pre_attn_scalar")
+    rotary = int(head * float(config.get("partial_rotary_factor") or 1))
     return Architecture(
         name=folder.name,
         vocabulary=int(config["vocab_size"]),
@@ -143,16 +153,31 @@ def _architecture(folder: Path, config: Mapping[str, Any]) -> Architecture:
         hidden=int(config["intermediate_size"]),
         epsilon=float(config.get("rms_norm_eps", 1e-6)),
         context=int(config.get("max_position_embeddings", 2048)),
-        bases=tuple(local_base if is_windowed else base for is_windowed in are_windowed),
+        bases=_rotary_of_layers(config, are_windowed, base, local_base),
         windows=tuple(window if is_windowed else 0 for is_windowed in are_windowed),
         # Hugging Face's models turn the halves of a head.
         interleaved=False,
-        rotary=head,
+        rotary=rotary,
         activation=family.activation,
-        embedding_scale=math.sqrt(width) if family.scales_embedding else 1.0,
-        attention_scale=1 / math.sqrt(scale) if scale else None,
-        rope_factors=_rope_factors(folder, config, base, head),
+        embedding_scale=_embedding_scale(config, family, width),
+        attention_scale=_attention_scale(config),
+        rope_scaling=_rope_scaling(folder, config, base, rotary),
+        norms_inputs=family.norms_inputs,
     )
+
+
+def _embedding_scale(config: Mapping[str, Any], family: Family, width: int) -> float:
+    if family.scales_embedding:
+        return math.sqrt(width)
+    return float(config.get("embedding_multiplier", 1.0))
+
+
+def _attention_scale(config: Mapping[str, Any]) -> float | None:
+    """What scores are multiplied by; None for 1 / sqrt(head)."""
+    if scalar := config.get("query_pre_attn_scalar"):
+        return float(1 / math.sqrt(scalar))
+    multiplier = config.get("attention_multiplier")
+    return None if multiplier is None else float(multiplier)
 
 
 def _windowed_layers(config: Mapping[str, Any], family: Family, layers: int) -> list[bool]:
@@ -193,39 +218,48 @@ def _base_of_kind(rope: Mapping[str, Any], kind: str) -> float | None:
     return parameters.get("rope_theta")
 
 
-def _rope_factors(
-    folder: Path, config: Mapping[str, Any], base: float, head: int
-) -> tuple[float, ...]:
-    """What each rotary frequency is divided by; nothing where they stay. Raises ModelError."""
+def _rope_scaling(
+    folder: Path, config: Mapping[str, Any], base: float, rotary: int
+) -> rope.Scaling:
+    """How the rotary embedding is stretched. Raises ModelError for ways that are not known."""
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
     # Of parameters per kind of layer, those of full attention count: layers with a window are not
     # scaled.
     if _FULL in scaling:
         scaling = scaling[_FULL]
     kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind == "default":
-        return ()
+    context = int(config.get("max_position_embeddings", 2048))
+    # The dynamic kind begins to stretch behind this context, where programs end.
+    if kind in ("default", "dynamic"):
+        return rope.Scaling()
+    if kind == "linear":
+        return rope.linear(float(scaling["factor"]))
     if kind == "llama3":
-        return _llama3_factors(scaling, base, head)
-    raise ModelError(f"{folder}: its rotary scaling '{kind}' is not supported; 'llama3' is")
-
-
-def _llama3_factors(scaling: Mapping[str, Any], base: float, head: int) -> tuple[float, ...]:
-    """What each rotary frequency is divided by: long waves by `factor`, short ones by 1, and those
-    between by something between.
-
-    Source: transformers, modeling_rope_utils, 'llama3'.
-    """
-    factor = float(scaling["factor"])
-    low = float(scaling["low_freq_factor"])
-    high = float(scaling["high_freq_factor"])
-    trained_context = float(scaling["original_max_position_embeddings"])
-    if not (factor > 0 and high > low):
-        raise ValueError(
-            f"its rotary scaling has factor {factor}, and frequency factors {low} to {high}"
+        return rope.llama3(scaling, base, rotary)
+    if kind == "yarn":
+        return rope.yarn(scaling, base, rotary, context)
+    # "su" is an older name.
+    if kind in ("longrope", "su"):
+        trained = (
+            config.get("original_max_position_embeddings")
+            or scaling.get("original_max_position_embeddings")
+            or context
         )
-    # Tokens that a channel pair takes for a full turn.
-    wavelengths = 2 * math.pi * base ** (np.arange(0, head, 2) / head)
-    share_short = np.clip((trained_context / wavelengths - low) / (high - low), 0, 1)
-    kept_frequency = (1 - share_short) / factor + share_short
-    return tuple((1 / kept_frequency).tolist())
+        given = scaling.get("attention_factor")
+        gain = None if given is None else float(given)
+        factors = scaling["short_factor"], scaling["long_factor"]
+        return rope.longrope(*factors, int(trained), context, gain)
+    raise ModelError(
+        f"{folder}: its rotary scaling '{kind}' is not supported; linear, dynamic, yarn, longrope "
+        "and llama3 are"
+    )
+
+
+def _rotary_of_layers(
+    config: Mapping[str, Any], are_windowed: list[bool], base: float, local_base: float
+) -> tuple[float, ...]:
+    """The rotary base of each layer; 0 where it has none."""
+    # 1 for a layer that has one.
+    has_rotary = config.get("no_rope_layers") or [1] * len(are_windowed)
+    bases = [local_base if is_windowed else base for is_windowed in are_windowed]
+    return tuple(base if has else 0.0 for base, has in zip(bases, has_rotary, strict=True))

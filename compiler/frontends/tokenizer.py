@@ -18,6 +18,14 @@ _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# OpenAI's o200k, as tiktoken has it.
+_CASES = (r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]")
+_SHORT_FORMS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_GPT4O = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_CASES[0]}*{_CASES[1]}+{_SHORT_FORMS}"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?{_CASES[0]}+{_CASES[1]}*{_SHORT_FORMS}"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 _PATTERNS = {
     "gpt-2": _GPT2,
@@ -27,9 +35,17 @@ _PATTERNS = {
     "qwen2": _QWEN2,
     "smollm": _GPT2,
     "tekken": _LLAMA3,
+    "dbrx": _LLAMA3,
+    "smaug-bpe": _LLAMA3,
+    "gpt-4o": _GPT4O,
+    "olmo": _GPT2,
+    "phi-2": _GPT2,
+    "refact": _GPT2,
+    "starcoder": _GPT2,
+    "command-r": _GPT2,
 }
 # Of these, every digit is a token of its own.
-_SINGLE_DIGITS = {"smollm"}
+_SINGLE_DIGITS = {"smollm", "refact", "starcoder", "command-r"}
 # These take a whole word as a token where there is one, without merging.
 _WHOLE_WORDS = {"llama-bpe", "llama3", "tekken"}
 
