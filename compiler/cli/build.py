@@ -159,6 +159,10 @@ def build(
     place: shared.Place = None,
     pins: shared.Pins = None,
     cuts: shared.Cuts = None,
+    lora: Annotated[
+        list[Path] | None,
+        option("lora", help="A LoRA adapter to merge: a PEFT folder or a GGUF file; repeatable."),
+    ] = None,
     context: shared.Context = LanguageOptions.context,
     chunk: shared.Chunk = LanguageOptions.chunk,
     slots: shared.Slots = LanguageOptions.slots,
@@ -240,6 +244,7 @@ def build(
         force=force,
         tool=tool,
         lowering=tuple(lowering.split(",")),
+        lora=tuple(lora or ()),
         language=LanguageOptions(context, chunk, slots, max_ram),
         dump_passes=dump_passes,
     )

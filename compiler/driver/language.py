@@ -64,7 +64,7 @@ def build(
     with bundle.folder(output, options.force, options.sources(path)) as folder:
         with stage("import"):
             progress("reading the model", 1)
-            source = open_source(path)
+            source = open_source(path, options.lora_paths)
             sizes = fitted(options.language, source)
             rows = calibration_rows(source, options.calibration_path, sizes)
         options = replace(options, language=sizes)

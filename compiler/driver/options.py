@@ -103,6 +103,7 @@ SCOPES: Mapping[str, Scope] = {
     "host_int8": Scope("plan"),
     "kept": Scope("plan"),
     "host_bytes": Scope("plan"),
+    "lora": Scope("language", _LANGUAGE),
     "context": Scope("language", _LANGUAGE),
     "chunk": Scope("language", _LANGUAGE),
     "slots": Scope("language", _LANGUAGE),
@@ -228,6 +229,7 @@ class BuildOptions:
     force:        replaces an existing bundle
     tool:         edgetpu_compiler, as `find_edgetpu_compiler` gives it; None does not run it
     lowering:     who writes TPU segments: ("direct",), ("onnx-tf",) or ("onnx-tf", "direct")
+    lora:         LoRA adapters to merge into a language model: PEFT folders or GGUF files
     language:     sizes of a language model's programs
     dump_passes:  a new or empty folder for the ONNX model after each pass
 
@@ -259,6 +261,7 @@ class BuildOptions:
     force: bool = False
     tool: Tool | None = None
     lowering: tuple[str, ...] = ("direct",)
+    lora: tuple[Path | str, ...] = ()
     language: LanguageOptions = field(default_factory=LanguageOptions)
     dump_passes: Path | str | None = None
 
@@ -296,6 +299,10 @@ class BuildOptions:
         return None if self.labelled is None else Path(self.labelled)
 
     @property
+    def lora_paths(self) -> list[Path]:
+        return [Path(path) for path in self.lora]
+
+    @property
     def dump_folder(self) -> Path | None:
         return None if self.dump_passes is None else Path(self.dump_passes)
 
@@ -304,7 +311,7 @@ class BuildOptions:
         data = (self.calibration_path, self.labels_path, self.labelled_path)
         given = (*data, self.tokenizer_path)
         named = [path for path in given if path is not None]
-        return [model, *named, Path(self.target), Path(self.partitioning.host)]
+        return [model, *named, *self.lora_paths, Path(self.target), Path(self.partitioning.host)]
 
     def suited_to(self, kind: ModelKind, model: Path) -> BuildOptions:
         """These options with the defaults for that kind of model. Raises OptionError for options

@@ -13,8 +13,8 @@ import onnx_ir as ir
 
 from compiler.errors import ModelError
 from compiler.frontends.architecture import Architecture, Weight
-from compiler.frontends.families import Family
-from compiler.frontends.huggingface import gguf_name, with_whole_gain
+from compiler.frontends.families import Family, gguf_name
+from compiler.frontends.huggingface import with_whole_gain
 from compiler.graph import attribute_of, input_at, only_consumer, produced_by
 
 # Names of nodes: optimum writes `layers.0/self_attn/q_proj`, others have dots all along.

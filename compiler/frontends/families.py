@@ -6,6 +6,7 @@ field here (or in architecture.py, where models of one family differ) and a step
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -107,3 +108,15 @@ FAMILIES = (
 
 BY_GGUF = {family.gguf: family for family in FAMILIES}
 BY_MODEL_TYPE = {family.model_type: family for family in FAMILIES}
+
+_LAYER_MODULE = re.compile(r"model\.layers\.(\d+)\.(.+)")
+
+
+def gguf_name(name: str, family: Family) -> str:
+    """GGUF's name of a tensor that is called `name` in safetensors."""
+    module, _, kind = name.rpartition(".")
+    layer = _LAYER_MODULE.fullmatch(module)
+    if layer is None:
+        return f"{family.modules.get(module, module)}.{kind}"
+    index, inner = layer.groups()
+    return f"blk.{index}.{family.modules.get(inner, inner)}.{kind}"

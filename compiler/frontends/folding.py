@@ -46,6 +46,14 @@ def split_joined(weights: Weights, rows: Mapping[str, Mapping[str, int]]) -> dic
     return found
 
 
+def reordered(array: np.ndarray, head: int, to_interleaved: bool) -> np.ndarray:
+    """Rows of a query's or key's weights so that rotary embedding turns neighbours instead of the
+    halves of a head, or the other way round."""
+    split = (2, head // 2) if to_interleaved else (head // 2, 2)
+    heads = array.reshape(-1, *split, *array.shape[1:])
+    return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(array.shape)
+
+
 def with_residual_scale(weights: Weights, factor: float) -> dict[str, Weight]:
     """What layers add to the residual stream multiplied by a factor."""
     if factor == 1:

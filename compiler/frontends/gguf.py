@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from compiler.errors import CompilerError, ModelError, first_line
-from compiler.frontends import rope
+from compiler.frontends import lora, rope
 from compiler.frontends.architecture import Architecture, Source, Tokenizer, Weight, check_sizes
 from compiler.frontends.families import BY_GGUF, Family
 from compiler.frontends.folding import (
@@ -21,27 +19,19 @@ from compiler.frontends.folding import (
     with_logit_scale,
     with_residual_scale,
 )
-from compiler.frontends.gguf_file import read_metadata, read_weight
+from compiler.frontends.gguf_file import read_file
 from compiler.frontends.tokenizer import from_gguf
 
 
-def read(path: Path) -> Source:
-    """The model in a GGUF file. Raises ModelError for files that are broken or of a family that is
-    not supported."""
-    if not path.stat().st_size:
-        raise ModelError(f"{path}: is empty")
-    try:
-        data = np.memmap(path, np.uint8, "r")
-        fields, tensors = read_metadata(data)
-        weights = {name: read_weight(data, name, entry) for name, entry in tensors.items()}
-    except ModelError as error:
-        raise ModelError(f"{path}: {error}") from error
-    except Exception as error:
-        why = first_line(error)
-        raise ModelError(f"{path}: not a GGUF file, or a truncated one ({why})") from error
+def read(path: Path, adapters: Sequence[Path] = ()) -> Source:
+    """The model in a GGUF file, with adapters merged. Raises ModelError for files that are broken
+    or of a family that is not supported."""
+    fields, weights = read_file(path)
     try:
         architecture = _architecture(path, fields, weights)
         scale = partial(_scale, fields)
+        family = BY_GGUF[fields["general.architecture"]]
+        weights = lora.merged(weights, adapters, family, architecture)
         weights = split_joined(weights, joined_rows(architecture))
         weights = with_residual_scale(weights, scale("residual_scale"))
         weights = with_logit_scale(weights, 1 / scale("logit_scale"))

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from compiler.errors import ModelError
+from compiler.errors import ModelError, first_line
 from compiler.frontends.architecture import Weight
 
 # The largest files known have some thousand tensors and 300,000 tokens; a damaged count must not
@@ -104,6 +105,21 @@ class Cursor:
         if count > LARGEST_ARRAY:
             raise ValueError(f"an array of {count} numbers; at most {LARGEST_ARRAY} are read")
         return self.numbers(kind, count)
+
+
+def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Weight]]:
+    """(fields, weights) of a file. Raises ModelError for what is damaged."""
+    if not path.stat().st_size:
+        raise ModelError(f"{path}: is empty")
+    try:
+        data = np.memmap(path, np.uint8, "r")
+        fields, tensors = read_metadata(data)
+        return fields, {name: read_weight(data, name, entry) for name, entry in tensors.items()}
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
+    except Exception as error:
+        why = first_line(error)
+        raise ModelError(f"{path}: not a GGUF file, or a truncated one ({why})") from error
 
 
 def read_metadata(data: np.ndarray) -> tuple[dict[str, Any], dict[str, Entry]]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from compiler.errors import ModelError
-from compiler.frontends import rope, safetensors
+from compiler.frontends import lora, rope, safetensors
 from compiler.frontends.architecture import Architecture, Source, Tokenizer, Weight, check_sizes
-from compiler.frontends.families import BY_MODEL_TYPE, Family
+from compiler.frontends.families import BY_MODEL_TYPE, Family, gguf_name
 from compiler.frontends.folding import (
     joined_rows,
     split_joined,
@@ -24,14 +23,14 @@ from compiler.frontends.textfile import read_json, read_json_if_there, read_text
 from compiler.runtime import confined
 from compiler.runtime.confined import ConfinedError
 
-_LAYER_MODULE = re.compile(r"model\.layers\.(\d+)\.(.+)")
 _DEFAULT_BASE = 10000.0
 _WINDOWED = "sliding_attention"
 _FULL = "full_attention"
 
 
-def read(folder: Path) -> Source:
-    """The model in a folder. Raises ModelError for what is missing, broken or not supported."""
+def read(folder: Path, adapters: Sequence[Path] = ()) -> Source:
+    """The model in a folder, with adapters merged. Raises ModelError for what is missing, broken or
+    not supported."""
     config = configuration(folder)
     family = family_of(config)
     files = sorted(folder.glob("*.safetensors"))
@@ -42,10 +41,21 @@ def read(folder: Path) -> Source:
         for name, weight in safetensors.read(file).items():
             weights[gguf_name(name, family)] = with_whole_gain(weight, family)
     found = architecture(folder, config)
-    weights = split_joined(weights, joined_rows(found))
+    weights = lora.merged(weights, adapters, family, found)
+    return source(folder, config, found, weights)
+
+
+def source(
+    folder: Path,
+    config: Mapping[str, Any],
+    architecture: Architecture,
+    weights: Mapping[str, Weight],
+) -> Source:
+    """The model of a configuration, with weights by GGUF's names as they are stored."""
+    weights = split_joined(weights, joined_rows(architecture))
     weights = with_residual_scale(weights, float(config.get("residual_multiplier", 1.0)))
     weights = with_logit_scale(weights, 1 / float(config.get("logits_scaling", 1.0)))
-    return Source(found, weights, tokenizer(folder, config))
+    return Source(architecture, weights, tokenizer(folder, config))
 
 
 def configuration(folder: Path) -> dict[str, Any]:
@@ -78,16 +88,6 @@ def architecture(folder: Path, config: Mapping[str, Any]) -> Architecture:
         raise
     except Exception as error:  # numbers and texts of strangers fail in too many ways to list
         raise ModelError(f"{folder / 'config.json'}: cannot be understood ({error!r})") from error
-
-
-def gguf_name(name: str, family: Family) -> str:
-    """GGUF's name of a tensor that is called `name` in safetensors."""
-    module, _, kind = name.rpartition(".")
-    layer = _LAYER_MODULE.fullmatch(module)
-    if layer is None:
-        return f"{family.modules.get(module, module)}.{kind}"
-    index, inner = layer.groups()
-    return f"blk.{index}.{family.modules.get(inner, inner)}.{kind}"
 
 
 def with_whole_gain(weight: Weight, family: Family) -> Weight:

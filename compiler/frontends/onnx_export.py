@@ -56,13 +56,13 @@ def read(path: Path) -> Source:
     if (folder / GENAI).is_file():
         architecture, config = genai.read(folder, model)
         # The builder has merged into its operators and weights what families do otherwise.
-        family = LLAMA
+        weights = find_weights(model, architecture, LLAMA)
+        source = Source(architecture, weights, huggingface.tokenizer(folder, config))
     else:
         config = huggingface.configuration(folder)
         architecture = huggingface.architecture(folder, config)
-        family = huggingface.family_of(config)
-    weights = find_weights(model, architecture, family)
-    source = Source(architecture, weights, huggingface.tokenizer(folder, config))
+        weights = find_weights(model, architecture, huggingface.family_of(config))
+        source = huggingface.source(folder, config, architecture, weights)
     _check_same_logits(path, source)
     return source
 

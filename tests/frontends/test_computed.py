@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from compiler.errors import ModelError
-from compiler.frontends import decoder, huggingface, open_source
+from compiler.frontends import decoder, open_source
 from compiler.frontends.architecture import Source
-from compiler.frontends.families import BY_MODEL_TYPE
+from compiler.frontends.families import BY_MODEL_TYPE, gguf_name
 from compiler.graph.reference import Reference
 from fixtures.families import FILE, LONG_TOKENS, TOKENS, drawn
 from tests.frontends.test_families import folder_of
@@ -97,7 +97,7 @@ def written_gguf(name: str, path: Path) -> Path:
         array = found
         if family.gguf_interleaved and ("q_proj" in key or "k_proj" in key):
             array = interleaved(array, heads if "q_proj" in key else kv_heads)
-        stored = huggingface.gguf_name(key, family)
+        stored = gguf_name(key, family)
         writer.add_tensor(stored, array + (family.gain_offset if array.ndim == 1 else 0))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

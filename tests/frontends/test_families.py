@@ -12,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from compiler.errors import ModelError
-from compiler.frontends import families, huggingface, open_source
+from compiler.frontends import families, open_source
 from compiler.frontends.families import Family
 
 WIDTH = 64
@@ -71,8 +71,8 @@ def test_a_new_family_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_names_of_gemmas_norms_differ_from_llamas() -> None:
     """The same module name means another norm."""
     name = "model.layers.0.post_attention_layernorm.weight"
-    llama = huggingface.gguf_name(name, families.LLAMA)
-    gemma = huggingface.gguf_name(name, families.BY_GGUF["gemma3"])
+    llama = families.gguf_name(name, families.LLAMA)
+    gemma = families.gguf_name(name, families.BY_GGUF["gemma3"])
     assert (llama, gemma) == ("blk.0.ffn_norm.weight", "blk.0.post_attention_norm.weight")
 
 
