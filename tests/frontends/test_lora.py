@@ -111,7 +111,7 @@ def test_adapters_that_cannot_be_merged(tmp_path: Path) -> None:
     empty.mkdir()
     for adapter, message in (
         (model, "is no LoRA adapter"),
-        (other, "which the model does not have"),
+        (other, "the adapter is for another model"),
         (dora, "use_dora is not supported"),
         (peft_folder("llama", tmp_path / "zero", r=0), "must be positive"),
         (empty, "adapter_config.json"),
