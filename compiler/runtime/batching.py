@@ -45,6 +45,7 @@ class Request:
     arrived:   seconds on the monotonic clock
     begun:     the same, where it got a slot; 0 before
     first_token: the same, where its first token was drawn; 0 before
+    reused:    tokens of the prompt that were in the cache already
     """
 
     tokens: list[int]
@@ -57,6 +58,7 @@ class Request:
     arrived: float = field(default_factory=time.monotonic)
     begun: float = 0.0
     first_token: float = 0.0
+    reused: int = 0
 
 
 @dataclass
@@ -68,6 +70,7 @@ class Counters:
     cancelled: int = 0
     failed: int = 0
     prompt_tokens: int = 0
+    reused_tokens: int = 0
     generated_tokens: int = 0
     first_token: list[float] = field(default_factory=list)
 
@@ -225,8 +228,16 @@ class Batcher:
 
     def _begin(self, request: Request, slot: Slot) -> _Work:
         request.begun = time.monotonic()
-        prefill = self.model.prefill_steps(slot, request.tokens)
+        prefill = self._read(request, slot)
         return _Work(request, slot, Sampler(request.sampling), list(request.tokens), prefill)
+
+    def _read(self, request: Request, slot: Slot) -> Iterator[np.ndarray]:
+        """The logits behind each chunk of a prompt but for what the cache holds already."""
+        # This runs when the prompt's turn comes, not when it gets its slot: prompts that were read
+        # meanwhile may begin as it does.
+        request.reused = self.model.adopt(slot, request.tokens)
+        self.counters.reused_tokens += request.reused
+        yield from self.model.prefill_steps(slot, request.tokens)
 
     def _drop_cancelled(self) -> None:
         cancelled = [work for work in self._active if work.request.cancelled.is_set()]

@@ -21,6 +21,9 @@ from compiler.runtime.onnx_segment import Cache
 from compiler.runtime.pipeline import Arrays, Pipeline
 from compiler.runtime.sampling import Sampler, Sampling
 
+# Fewer tokens are as fast read again as copied.
+LEAST_COPIED = 16
+
 
 @dataclass
 class Slot:
@@ -129,6 +132,20 @@ class LanguageModel:
             if slot.tokens[index] != tokens[index]:
                 return index
         return limit
+
+    def adopt(self, slot: Slot, tokens: Sequence[int]) -> int:
+        """Copy the beginning of a text into a slot from the slot that holds most of it. Returns how
+        many tokens of the text the slot then holds."""
+        kept = self.kept(slot, tokens)
+        donor = max(self.slots, key=lambda other: self.kept(other, tokens))
+        count = self.kept(donor, tokens)
+        if count - kept < LEAST_COPIED:
+            return kept
+        for array in self._cache.values():
+            # [slots, heads, places, channels]
+            array[slot.index, :, kept:count] = array[donor.index, :, kept:count]
+        slot.tokens[:] = tokens[:count]
+        return count
 
     def decode(self, tokens: Mapping[int, int]) -> dict[int, np.ndarray]:
         """Append one token to each of some slots, given by index; returns the logits [V] behind

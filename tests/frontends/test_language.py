@@ -174,6 +174,23 @@ def test_slots_do_not_mix(host: Path) -> None:
             assert logits @ want > 0.9995 * np.linalg.norm(logits) * np.linalg.norm(want)
 
 
+def test_a_slot_takes_the_beginning_of_a_text_from_another(host: Path) -> None:
+    model = LanguageModel(bundle.load(host), slots=3)
+    first, second, third = model.slots
+    common = list(range(20, 60))
+    wanted = model.prefill(third, [*common, 7, 8, 9]).copy()
+    third.tokens.clear()
+    model.prefill(first, [*common, 300, 301])
+    assert model.adopt(second, [*common, 7, 8, 9]) == len(common) == len(second.tokens)
+    found = model.prefill(second, [*common, 7, 8, 9])
+    # Chunks begin at other places, which rounds otherwise.
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-3 * np.abs(wanted).max())
+    assert first.tokens == [*common, 300, 301]
+    # Too little to be worth a copy; and what is there already.
+    assert model.adopt(third, [20, 21, 22, 5]) == 0 and third.tokens == []
+    assert model.adopt(first, [*common, 300, 5]) == len(common) + 1
+
+
 def test_the_context_ends_a_text(host: Path) -> None:
     model = LanguageModel(bundle.load(host))
     made = list(model.generate(list(range(5, 195)), 100, Sampling(temperature=1.0, seed=1)))

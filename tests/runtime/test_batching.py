@@ -33,6 +33,9 @@ class Model:
     def kept(self, slot: Slot, tokens: Sequence[int]) -> int:
         return 0
 
+    def adopt(self, slot: Slot, tokens: Sequence[int]) -> int:
+        return 0
+
     def prefill_steps(self, slot: Slot, tokens: Sequence[int]) -> Iterator[np.ndarray]:
         slot.tokens.clear()
         for begin in range(0, len(tokens), self.chunk):

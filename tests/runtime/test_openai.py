@@ -63,6 +63,24 @@ def test_choices_have_seeds_of_their_own(served: Served) -> None:
     assert made.usage.total_tokens == prompt + 36
 
 
+def test_prompts_that_begin_alike_are_read_once(served: Served) -> None:
+    """Also by requests that came before the first of them was read."""
+    prompt = "The class definition of a module is an import of the statement."
+    made = served.client.completions.create(
+        model="m", prompt=prompt, max_tokens=2, temperature=1, seed=1, n=3
+    )
+    alone = [generated(served, prompt, 2, Sampling(1, seed=1 + index)) for index in range(3)]
+    assert [choice.text for choice in made.choices] == alone
+    url = str(served.client.base_url).replace("/v1/", "/metrics")
+    metrics = httpx.get(url).text
+    reused = re.search(r"^\w*reused_tokens_total ([0-9.]+)$", metrics, re.MULTILINE)
+    assert reused is not None and float(reused[1]) >= 2 * (len(served.text.encode(prompt)) - 1)
+    again = served.client.completions.create(model="m", prompt=prompt, max_tokens=1)
+    assert again.usage is not None and again.usage.prompt_tokens_details is not None
+    cached = again.usage.prompt_tokens_details.cached_tokens
+    assert cached == again.usage.prompt_tokens - 1
+
+
 def test_choices_in_a_stream(served: Served) -> None:
     asked: dict[str, Any] = {"max_tokens": 12, "temperature": 1.3, "seed": 5, "n": 2}
     whole = served.client.chat.completions.create(model="m", messages=MESSAGES, **asked)
@@ -84,7 +102,9 @@ def test_choices_in_a_stream(served: Served) -> None:
         assert chunk.usage is None and chunk.id == chunks[0].id
     assert found == [choice.message.content for choice in whole.choices]
     assert ends == ["length", "length"]
-    assert chunks[-1].choices == [] and chunks[-1].usage == whole.usage
+    usage = chunks[-1].usage
+    assert chunks[-1].choices == [] and usage is not None and whole.usage is not None
+    assert usage.total_tokens == whole.usage.total_tokens
 
 
 def test_more_choices_than_may_wait_are_refused_as_a_whole(served: Served) -> None:

@@ -80,6 +80,7 @@ class Answer:
         return Outcome(
             finish=self.finish,
             prompt_tokens=len(request.tokens),
+            reused=request.reused,
             tokens=self._count,
             waited=request.begun - request.arrived,
             prefill=request.first_token - request.begun,

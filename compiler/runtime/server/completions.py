@@ -63,6 +63,7 @@ class CompletionServer:
         return [
             *request_metrics(counters, refused),
             metric("prompt_tokens_total", "counter", counters.prompt_tokens),
+            metric("reused_tokens_total", "counter", counters.reused_tokens),
             metric("generated_tokens_total", "counter", counters.generated_tokens),
             metric("requests_active", "gauge", self.batcher.active),
             metric("requests_waiting", "gauge", self.batcher.queued),

@@ -27,12 +27,14 @@ class Outcome:
     finish:        why it ended: "stop" for an end token or a stop text, "length" for the limit of
                    the request or of the model's context, "tool_calls" for calls of tools
     prompt_tokens: tokens of the prompt
+    reused:        of these, tokens that were in the cache already
     tokens:        tokens of the answer
     waited, prefill, decode: seconds until it got a slot, to its first token, and from there on
     """
 
     finish: Finish
     prompt_tokens: int
+    reused: int
     tokens: int
     waited: float
     prefill: float
@@ -257,6 +259,7 @@ def _usage(outcomes: Sequence[Outcome]) -> Json:
     written = sum(outcome.tokens for outcome in outcomes)
     return {
         "prompt_tokens": prompt,
+        "prompt_tokens_details": {"cached_tokens": outcomes[0].reused},
         "completion_tokens": written,
         "total_tokens": prompt + written,
     }
