@@ -65,7 +65,7 @@ def test_choices_have_seeds_of_their_own(served: Served) -> None:
 
 def test_prompts_that_begin_alike_are_read_once(served: Served) -> None:
     """Also by requests that came before the first of them was read."""
-    prompt = "The class definition of a module is an import of the statement."
+    prompt = "The class definition of a module is an import of the statement. " * 3
     made = served.client.completions.create(
         model="m", prompt=prompt, max_tokens=2, temperature=1, seed=1, n=3
     )
