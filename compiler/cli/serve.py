@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import uvicorn
 
     from compiler.runtime import Bundle
+    from compiler.runtime.language import LanguageModel
     from compiler.runtime.server import Web
     from compiler.runtime.server.endpoints import Server
 
@@ -83,6 +84,13 @@ def serve(
             "tcp://127.0.0.1:5555.",
         ),
     ] = None,
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder for prompts that were read, of up to 2 GiB: texts that begin alike are "
+            "read once, also by the next server."
+        ),
+    ] = None,
     devices: shared.Devices = "auto",
     threads: shared.Threads = 2,
 ) -> None:
@@ -117,7 +125,8 @@ def serve(
         notices([f"--address {address}: there is no key, and other machines may reach it"])
     with device_errors():
         if "language" in bundle.manifest:
-            server, purpose = _language_server(web, bundle, devices, threads, slots)
+            model = _language_model(bundle, devices, threads, slots)
+            server, purpose = _language_server(web, bundle, model, cache_dir)
         elif takes_pictures:
             server, purpose = _vision_server(web, bundle, devices, threads)
         else:
@@ -125,18 +134,31 @@ def serve(
     _listen(server, address, port, f"Serving {escape(web.name)} on", purpose)
 
 
-def _language_server(
-    web: Web, bundle: Bundle, devices: str, threads: int, slots: int | None
-) -> tuple[Server, str]:
-    from compiler.runtime.batching import Batcher
+def _language_model(bundle: Bundle, devices: str, threads: int, slots: int | None) -> LanguageModel:
     from compiler.runtime.language import LanguageModel
-    from compiler.runtime.server import CompletionServer
-    from compiler.runtime.text import Text
 
     count = slots or bundle.manifest["language"]["slots"]
     model = LanguageModel(bundle, threads, count, devices=devices)
     notices(model.fleet.notices)
-    batcher = Batcher(model, web.limits.waiting)
+    return model
+
+
+def _language_server(
+    web: Web, bundle: Bundle, model: LanguageModel, cache_dir: Path | None
+) -> tuple[Server, str]:
+    from compiler.runtime.batching import Batcher
+    from compiler.runtime.prefixes import PrefixStore
+    from compiler.runtime.server import CompletionServer
+    from compiler.runtime.text import Text
+
+    store = None
+    if cache_dir is not None:
+        try:
+            store = PrefixStore(cache_dir, web.card.digest)
+        except OSError as error:
+            reason = error.strerror or error
+            raise OptionError(f"--cache-dir {cache_dir}: cannot be made: {reason}") from error
+    batcher = Batcher(model, web.limits.waiting, store)
     return CompletionServer(web, Text(bundle), batcher), f"with {len(model.slots)} slots"
 
 

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from compiler.runtime.grammar import Constraint
-from compiler.runtime.language import LanguageModel, Slot
+from compiler.runtime.language import LEAST_COPIED, LanguageModel, Slot
+from compiler.runtime.prefixes import PrefixStore
 from compiler.runtime.sampling import Sampler, Sampling, Scored, scored
 
 # A token, then None at the end of an answer, or the error that ended it.
@@ -96,13 +97,17 @@ class _Work:
 
 class Batcher:
     """Runs requests on a model, in a thread of its own; `waiting` of them may queue for a slot.
+    Prompts that were read are kept in a `store`.
 
     What goes wrong with one request ends that request alone.
     """
 
-    def __init__(self, model: LanguageModel, waiting: int = 32) -> None:
+    def __init__(
+        self, model: LanguageModel, waiting: int = 32, store: PrefixStore | None = None
+    ) -> None:
         self.model = model
         self.waiting = waiting
+        self._store = store
         self.counters = Counters()
         self._queue: deque[Request] = deque()
         self._active: list[_Work] = []
@@ -154,6 +159,8 @@ class Batcher:
             self._stopped = True
             self._changed.notify()
         self._thread.join()
+        if self._store is not None:
+            self._store.close()
 
     def _check(self, tokens: Sequence[int]) -> None:
         if not 1 <= len(tokens) <= self.longest_prompt:
@@ -236,8 +243,22 @@ class Batcher:
         # This runs when the prompt's turn comes, not when it gets its slot: prompts that were read
         # meanwhile may begin as it does.
         request.reused = self.model.adopt(slot, request.tokens)
+        if self._store is not None:
+            request.reused = self._restored(self._store, request, slot)
         self.counters.reused_tokens += request.reused
         yield from self.model.prefill_steps(slot, request.tokens)
+
+    def _restored(self, store: PrefixStore, request: Request, slot: Slot) -> int:
+        """How many tokens of a prompt a slot holds once the store was looked into."""
+        # Never all, as the last one gives the logits.
+        count, path = store.find(request.tokens[:-1])
+        if path is None or count - request.reused < LEAST_COPIED:
+            return request.reused
+        held = store.read(path, self.model.row_shapes, count)
+        if held is None:
+            return request.reused
+        self.model.write_cache(slot, request.tokens[:count], held)
+        return count
 
     def _drop_cancelled(self) -> None:
         cancelled = [work for work in self._active if work.request.cancelled.is_set()]
@@ -259,9 +280,16 @@ class Batcher:
         is_whole = len(work.slot.tokens) == len(work.request.tokens)
         if is_whole:
             work.prefill = None
+            self._keep(work)
             work.request.first_token = time.monotonic()
             self._count_first_token(work.request.first_token - work.request.arrived)
             self._append_token(work, logits)
+
+    def _keep(self, work: _Work) -> None:
+        """Give a prompt that was read to the store, where it is worth it."""
+        tokens = work.request.tokens
+        if self._store is not None and self._store.wants(tokens):
+            self._store.keep(tokens, self.model.read_cache(work.slot, len(tokens)))
 
     def _count_first_token(self, seconds: float) -> None:
         # A new list: threads that read the counters keep the one that they have.

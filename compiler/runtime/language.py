@@ -147,6 +147,21 @@ class LanguageModel:
         slot.tokens[:] = tokens[:count]
         return count
 
+    @property
+    def row_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of a slot's part of the cache, by name: [heads, places, channels]."""
+        return {name: array.shape[1:] for name, array in self._cache.items()}
+
+    def read_cache(self, slot: Slot, count: int) -> dict[str, np.ndarray]:
+        """A copy of what the cache holds for the first `count` tokens of a slot."""
+        return {name: array[slot.index, :, :count].copy() for name, array in self._cache.items()}
+
+    def write_cache(self, slot: Slot, tokens: Sequence[int], held: Arrays) -> None:
+        """Put tokens into a slot, with what `read_cache` gave for them."""
+        for name, array in self._cache.items():
+            array[slot.index, :, : len(tokens)] = held[name]
+        slot.tokens[:] = tokens
+
     def decode(self, tokens: Mapping[int, int]) -> dict[int, np.ndarray]:
         """Append one token to each of some slots, given by index; returns the logits [V] behind
         each."""
