@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -136,7 +137,7 @@ class PrefixStore:
 
     def _write(self, tokens: np.ndarray, cache: Arrays) -> Path:
         name = hashlib.sha256(self._digest.encode() + tokens.tobytes()).hexdigest()[:32]
-        arrays = {f"cache/{key}": array for key, array in cache.items()}
+        arrays: dict[str, Any] = {f"cache/{key}": array for key, array in cache.items()}
         with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as file:
             try:
                 np.savez(file, tokens=tokens, digest=np.array(self._digest), **arrays)
