@@ -15,7 +15,7 @@ from compiler import files, importer
 from compiler.checks import agreement, sensitivity, sights, verify
 from compiler.checks.baseline import Baseline, baseline
 from compiler.checks.pass_checks import Checker
-from compiler.driver import labelled, picture, quality, toolchain
+from compiler.driver import labelled, picture, quality, state, toolchain
 from compiler.driver.dump import GraphDump
 from compiler.driver.options import BuildOptions
 from compiler.driver.rewriting import PassDriver
@@ -24,11 +24,13 @@ from compiler.emit import bundle, report, vision
 from compiler.emit import manifest as manifests
 from compiler.graph import activations_around, consumers_of, quantized_around
 from compiler.graph.lineage import Lineage
+from compiler.importer import state as state_pairs
 from compiler.ops import Moves, operator_of
 from compiler.partition import PartitionOptions, Program, partition
 from compiler.progress import Progress, notes, silent
 from compiler.quantize import samples as sampling
 from compiler.quantize.calibrate import Ranges, calibrate
+from compiler.quantize.carried import carried
 from compiler.quantize.products import Product, products
 from compiler.quantize.scales import assign
 from compiler.runtime import Bundle
@@ -62,9 +64,8 @@ def build(
         importer.check_weights(model.graph)
         labels = picture.labels_of(model, options)
         labelled.check(options)
-        samples = sampling.load(
-            options.calibration_path, model.graph.inputs, picture.form_of(model), options.seed
-        )
+        state.settle(model, options)
+        samples = state.samples(path, model, options, progress)
         calibration, held_out = samples.split()
         expected = run_float_model(path, model, held_out, progress)
         truth = _truth(model, held_out, expected)
@@ -89,6 +90,7 @@ def build(
             manifests.enter_baseline(calibrated, expected.kind, expected.note)
             plan = manifests.plan_entry(program, path, written.entries[""])
             manifest = manifests.assembled(plan, calibrated)
+            state.enter(manifest, model)
             entry = picture.of(model)
             if entry is not None and sight is not None:
                 # Passes decide what takes up the normalisation of pixels.
@@ -198,7 +200,7 @@ def _truth(model: ir.Model, held_out: sampling.Samples, expected: Baseline) -> v
     layers = agreement.scored(model.graph)
     rounded = agreement.rounded(model.graph)
     told = picture.task_of(model, expected.results[0])
-    return verify.HeldOut(list(held_out), expected.results, layers, rounded, told)
+    return verify.HeldOut(list(held_out), expected.results, layers, rounded, told, held_out.starts)
 
 
 def _vision(
@@ -356,7 +358,8 @@ def _calibrated(
     with stage("calibrate"):
         found = calibrate(program.model, unknown, context.stats, context.samples, options.observers)
     with stage("quantize"):
-        quants = assign(context.nodes, values, context.ranges | found)
+        pairs = carried(program.model.graph, state_pairs.of(program.model), set(values))
+        quants = assign(context.nodes, values, context.ranges | found, pairs)
     return replace(program, quants=quants, means=context.means)
 
 

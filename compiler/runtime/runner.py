@@ -26,6 +26,7 @@ from compiler.runtime.devices import Device
 from compiler.runtime.fleet import Fleet
 from compiler.runtime.inputs import Arrays
 from compiler.runtime.pipeline import Pipeline, SegmentError
+from compiler.runtime.state import Session
 from compiler.runtime.vision import Prediction, Vision
 
 if TYPE_CHECKING:
@@ -104,7 +105,29 @@ class Runner:
         and the bundle was replaced since it was opened, RuntimeError where the runner is closed.
         """
         self._check_open()
-        return self.pipeline.run(inputs, next(self._runs))
+        try:
+            return self.pipeline.run(inputs, next(self._runs))
+        except ValueError as error:
+            state = self.bundle.manifest.get("state", [])
+            if any(entry["input"] not in inputs for entry in state):
+                raise ValueError(f"{error}: `session` carries the state of a sequence") from error
+            raise
+
+    def session(self) -> Session:
+        """A sequence of a model with state, such as a recording for a voice detector.
+
+            with runner.session() as session:
+                for frame in frames:
+                    outputs = session.run({"input": frame})
+
+        Raises ValueError for a model without state.
+        """
+        if "state" not in self.bundle.manifest:
+            raise ValueError(
+                f"{self.bundle.path}: the model has no state: `run` takes its samples; --state "
+                "names one when it is built"
+            )
+        return Session(self)
 
     @functools.cached_property
     def vision(self) -> Vision:
