@@ -1,4 +1,4 @@
-"""Runs the float model over sequences, its own outputs as the state of the next step."""
+"""Runs models with state over sequences, their own outputs as the state of the next step."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler.checks import baseline
+from compiler.checks.agreement import readings
+from compiler.checks.readings import Classes, Decisions
 from compiler.errors import CompilerError
+from compiler.graph.reference import Reference
 from compiler.importer import state
 from compiler.quantize.samples import Sample, Samples
 from compiler.quantize.sequences import Sequences, unrolled
+from compiler.runtime import Bundle, Pipeline
+from compiler.runtime.state import State
 
 
 def unroll(
@@ -37,3 +42,33 @@ def unroll(
                 raise baseline.failure(given.random, error) from error
 
         return unrolled(given, state.of(model), one, progress)
+
+
+def differing(trial: Bundle, model: ir.Model, samples: Samples) -> float | None:
+    """The share of steps in which a bundle decides otherwise than its float model, both on their
+    own state; the largest of all outputs, None where none is a decision or a class.
+
+    `samples` are steps of sequences with the float model's state.
+    """
+    steps = list(samples)
+    with Reference(model) as reference:
+        expected = [reference.run(step) for step in steps]
+    found = readings({}, expected, steps, in_steps=True)
+    judged = [reading for reading in found if isinstance(reading, Classes | Decisions)]
+    if not judged:
+        return None
+    carried = State.of(trial.manifest)
+    pipeline = Pipeline(trial)
+    for number, (step, wanted) in enumerate(zip(steps, expected, strict=True)):
+        given = step if number in samples.starts else carried.following(step)
+        results = pipeline.run(given)
+        carried.take(results)
+        for reading in judged:
+            reading.add(results, wanted, step)
+    return max(map(_share, judged))
+
+
+def _share(reading: Classes | Decisions) -> float:
+    if isinstance(reading, Decisions):
+        return reading.differing / max(reading.steps, 1)
+    return 1 - reading.same / max(reading.rows, 1)

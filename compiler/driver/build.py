@@ -240,7 +240,17 @@ def _quantized(
             return program
         partitioning = replace(options.partitioning, kept=tuple(kept))
         options = replace(options, partitioning=partitioning)
-    return _partition_and_quantize(rewritten, calibration, options, progress, driver)
+    if not calibration.starts or calibration.random:
+        return _partition_and_quantize(rewritten, calibration, options, progress, driver)
+
+    def make(kept: tuple[str, ...]) -> Program:
+        tried = rewritten.clone()
+        tried.meta.update(rewritten.meta)
+        partitioning = replace(options.partitioning, kept=(*options.partitioning.kept, *kept))
+        chosen = replace(options, partitioning=partitioning)
+        return _partition_and_quantize(tried, calibration, chosen, progress, driver)
+
+    return state.without_drift(make, calibration, options)
 
 
 def _partition_and_quantize(

@@ -9,6 +9,7 @@ cache_out, past and present.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -19,7 +20,7 @@ from compiler.graph import shape_of
 from compiler.graph.shapes import infer
 from compiler.importer.inputs import Hints
 
-# Where an imported model keeps {output: input}.
+# Where an imported model keeps {output: input}, as JSON, which goes into copies of it too.
 META = "edgetpu.state"
 # How many names an error offers.
 _CLOSEST = 3
@@ -50,13 +51,14 @@ def settle(model: ir.Model, named: Mapping[str, str] | None) -> dict[str, str]:
         pairs = recognised(graph.inputs, graph.outputs)
     else:
         pairs = _checked(model, named)
-    model.meta[META] = pairs
+    model.metadata_props[META] = json.dumps(pairs)
     return pairs
 
 
 def of(model: ir.Model) -> dict[str, str]:
     """{output: input} of an imported model's state."""
-    return dict(model.meta.get(META, {}))
+    pairs: dict[str, str] = json.loads(model.metadata_props.get(META, "{}"))
+    return pairs
 
 
 def recognised(inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> dict[str, str]:

@@ -79,6 +79,14 @@ class Samples:
         kept = [part for index, part in enumerate(parts) if index % step != step - 1]
         return self._joined(kept), self._joined(held or kept)
 
+    def first_sequences(self, steps: int) -> Samples:
+        """As many whole sequences as have up to so many steps together, or the first steps of one
+        that has more."""
+        ends = [*self.starts[1:], len(self)]
+        end = max((end for end in ends if end <= steps), default=min(steps, len(self)))
+        starts = tuple(start for start in self.starts if start < end)
+        return Samples(self.loaders[:end], self.random, starts)
+
     def _joined(self, parts: Sequence[Sequence[Loader]]) -> Samples:
         loaders: list[Loader] = []
         starts = []
