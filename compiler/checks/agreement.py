@@ -79,7 +79,7 @@ def readings(
             found.append(reading)
         elif _is_probability_map(arrays, picture):
             found.append(Mask(name))
-        elif in_steps and _is_one_probability(arrays):
+        elif in_steps and _decides(arrays, samples[0]):
             found.append(Decisions(name))
     if found or told is None or told["task"] != "classify":
         return found
@@ -230,11 +230,14 @@ def _is_probability_map(arrays: Sequence[np.ndarray], picture: tuple[int, int] |
     return all(array.min() >= 0 and array.max() <= 1 for array in arrays)
 
 
-def _is_one_probability(arrays: Sequence[np.ndarray]) -> bool:
-    """Whether an output is one probability, on both sides of one half."""
-    if arrays[0].size != 1:
+def _decides(arrays: Sequence[np.ndarray], sample: Arrays) -> bool:
+    """Whether an output is one probability, or one for each row of an input, on both sides of one
+    half."""
+    size = arrays[0].size
+    rows = {array.shape[0] for array in sample.values() if array.ndim}
+    if size != 1 and (size != arrays[0].shape[0] or size not in rows):
         return False
-    values = np.concatenate([array.reshape(1) for array in arrays])
+    values = np.concatenate([array.reshape(-1) for array in arrays])
     return 0 <= values.min() <= DECIDED < values.max() <= 1
 
 

@@ -64,7 +64,6 @@ def build(
         importer.check_weights(model.graph)
         labels = picture.labels_of(model, options)
         labelled.check(options)
-        state.settle(model, options)
         samples = state.samples(path, model, options, progress)
         calibration, held_out = samples.split()
         expected = run_float_model(path, model, held_out, progress)
@@ -134,6 +133,7 @@ def read(path: Path, options: BuildOptions, progress: Progress = silent) -> ir.M
             # Branches that are never taken go at once: onnxruntime crashes on some whose condition
             # is constant.
             fold_constants.run(model, PassContext(Target.load(options.target)))
+        state.settle(model, options)
         return model
 
 

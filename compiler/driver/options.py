@@ -30,6 +30,7 @@ Group = Literal["model", "calibration", "accuracy", "plan", "language", "toolcha
 ACCURACY = (
     "keep_gates",
     "keep_spectra",
+    "keep_states",
     "cache_constants",
     "split_gates",
     "split_joins",

@@ -41,16 +41,14 @@ _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 def settle(model: ir.Model, named: Mapping[str, str] | None) -> dict[str, str]:
     """Note which outputs of a model go back into which inputs; returns {output: input}.
 
-    `named` are pairs that the user gives; where it is None, they are recognised. Raises OptionError for names that the model does not have, and for pairs of unlike
-    shapes or types.
+    `named` are pairs that the user gives; where it is None, they are recognised. Raises
+    OptionError for names that the model does not have, and for pairs of unlike shapes or types.
     """
     graph = model.graph
     if any(value.shape is None for value in graph.outputs):
         infer(model)
-    if named is None:
-        pairs = recognised(graph.inputs, graph.outputs)
-    else:
-        pairs = _checked(model, named)
+    found = recognised(graph.inputs, graph.outputs)
+    pairs = found if named is None else _checked(model, named)
     model.metadata_props[META] = json.dumps(pairs)
     return pairs
 

@@ -147,21 +147,17 @@ def _share(
     """Give each state one scale behind and in front of a step, so that its int8 is carried as it
     is.
 
-    Scales that are prescribed stay, and ranges that are a clamp; what else holds the state takes
-    them over. A clamp of what goes in is no part of the state.
+    Scales that are prescribed stay, and what else holds the state takes them over.
     """
-    clamped = {groups.of(value) for value in groups.silent}
     links: nx.Graph = nx.Graph()
-    for after, before in carried:
-        if groups.of(before) not in clamped:
-            links.add_edge(groups.of(after), groups.of(before))
+    links.add_edges_from((groups.of(after), groups.of(before)) for after, before in carried)
     for members in nx.connected_components(links):
-        settled = [group for group in members if group in groups.fixed or group in clamped]
-        if settled:
-            quant = chosen[settled[0]]
+        prescribed = [group for group in members if group in groups.fixed]
+        if prescribed:
+            quant = chosen[prescribed[0]]
         else:
             ranges = [shared[group] for group in members]
             quant = from_range(min(low for low, _ in ranges), max(high for _, high in ranges))
         for group in members:
-            if group not in settled:
+            if group not in prescribed:
                 chosen[group] = quant
