@@ -10,8 +10,6 @@ import onnx
 import onnxruntime as ort
 from onnx import numpy_helper
 
-from tests.conftest import save
-
 # A gated recurrent unit over frames of 16 values, and how likely the last one is speech.
 GRU = """
     <ir_version: 10, opset_import: ["" : 18]>
@@ -59,10 +57,11 @@ def _model(path: Path, text: str, weights: Mapping[str, np.ndarray]) -> Path:
     proto = onnx.parser.parse_model(text)
     for name, array in weights.items():
         proto.graph.initializer.append(numpy_helper.from_array(array, name))
-    return save(path, proto)
+    onnx.save(proto, path)
+    return path
 
 
-def gru(path: Path) -> Path:
+def gru(path: Path, text: str = GRU) -> Path:
     """A detector with a long memory: gates that keep nine tenths of the state."""
     weights = _weights(
         {
@@ -72,8 +71,9 @@ def gru(path: Path) -> Path:
     )  # fmt: skip
     weights["b_z"] += 2
     weights["w_p"] *= 3
+    weights["b_p"] += 4
     weights["one"] = np.ones(1, np.float32)
-    return _model(path, GRU, weights)
+    return _model(path, text, weights)
 
 
 def encoder(path: Path) -> Path:
@@ -89,6 +89,14 @@ def recording(steps: int, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     swell = np.abs(np.sin(np.arange(steps) / 9 + rng.uniform(0, 6)))
     frames = rng.standard_normal((steps, *shape)) * swell.reshape(-1, *(1 for _ in shape))
     return frames.astype(np.float32)
+
+
+def recordings(folder: Path, name: str, shape: tuple[int, ...], steps: int = 60) -> Path:
+    """A folder with eight recordings, a file for each."""
+    folder.mkdir()
+    for number in range(8):
+        np.savez(folder / f"{number}.npz", **{name: recording(steps, shape, number)})
+    return folder
 
 
 def closed_loop(

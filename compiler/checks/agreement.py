@@ -238,7 +238,7 @@ def _decides(arrays: Sequence[np.ndarray], sample: Arrays) -> bool:
     if size != 1 and (size != arrays[0].shape[0] or size not in rows):
         return False
     values = np.concatenate([array.reshape(-1) for array in arrays])
-    return 0 <= values.min() <= DECIDED < values.max() <= 1
+    return bool(0 <= values.min() <= DECIDED < values.max() <= 1)
 
 
 def _picture_size(sample: Arrays) -> tuple[int, int] | None:

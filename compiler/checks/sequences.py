@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -44,9 +45,21 @@ def unroll(
         return unrolled(given, state.of(model), one, progress)
 
 
-def differing(trial: Bundle, model: ir.Model, samples: Samples) -> float | None:
-    """The share of steps in which a bundle decides otherwise than its float model, both on their
-    own state; the largest of all outputs, None where none is a decision or a class.
+@dataclass(frozen=True)
+class Drift:
+    """How many of how many steps a bundle decides otherwise than the float model."""
+
+    differing: int
+    steps: int
+
+    @property
+    def share(self) -> float:
+        return self.differing / max(self.steps, 1)
+
+
+def drift(trial: Bundle, model: ir.Model, samples: Samples) -> Drift | None:
+    """How a bundle decides beside its float model, both on their own state; the output that
+    differs most. None where no output is a decision or a class.
 
     `samples` are steps of sequences with the float model's state.
     """
@@ -55,20 +68,21 @@ def differing(trial: Bundle, model: ir.Model, samples: Samples) -> float | None:
         expected = [reference.run(step) for step in steps]
     found = readings({}, expected, steps, in_steps=True)
     judged = [reading for reading in found if isinstance(reading, Classes | Decisions)]
-    if not judged:
-        return None
     carried = State.of(trial.manifest)
     pipeline = Pipeline(trial)
     for number, (step, wanted) in enumerate(zip(steps, expected, strict=True)):
+        if not judged:
+            break
         given = step if number in samples.starts else carried.following(step)
         results = pipeline.run(given)
         carried.take(results)
         for reading in judged:
             reading.add(results, wanted, step)
-    return max(map(_share, judged))
+    drifts = [_drift(reading) for reading in judged]
+    return max(drifts, key=lambda found: found.share, default=None)
 
 
-def _share(reading: Classes | Decisions) -> float:
+def _drift(reading: Classes | Decisions) -> Drift:
     if isinstance(reading, Decisions):
-        return reading.differing / max(reading.steps, 1)
-    return 1 - reading.same / max(reading.rows, 1)
+        return Drift(reading.differing, reading.steps)
+    return Drift(reading.rows - reading.same, reading.rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -112,10 +113,17 @@ def _read_off(entry: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     agreeing = [text for share, text in shares if share >= LEAST_AGREEMENT]
     other = [text for share, text in shares if share < LEAST_AGREEMENT]
     if "decisions" in entry:
-        differing = entry["decisions"]["differing"] / entry["decisions"]["steps"]
-        texts = other if differing > MOST_DIFFERING else agreeing
-        texts.append(decisions_text(entry["decisions"]))
+        found = entry["decisions"]
+        is_bad = exceeds(found["differing"], found["steps"], MOST_DIFFERING)
+        texts = other if is_bad else agreeing
+        texts.append(decisions_text(found))
     return agreeing, other
+
+
+def exceeds(count: int, of: int, share: float) -> bool:
+    """Whether more than a share of some are counted, by more than chance (a standard
+    deviation)."""
+    return count - math.sqrt(count) > share * of
 
 
 def _bad_boxes(found: Mapping[str, Any]) -> list[str]:

@@ -22,7 +22,6 @@ from compiler.graph import origin_of
 from compiler.partition import Program
 from compiler.quantize.samples import Sample
 from compiler.runtime import Bundle, Pipeline
-from compiler.runtime.state import State
 from compiler.runtime.manifest import (
     DetectionQualityEntry,
     EmbeddingQualityEntry,
@@ -30,6 +29,7 @@ from compiler.runtime.manifest import (
     SegmentQualityEntry,
     TaskEntry,
 )
+from compiler.runtime.state import State
 
 # Of an output, at most so many values are counted: two arrays of 4 MiB.
 MOST_VALUES = 1 << 20

@@ -13,6 +13,7 @@ from compiler import files
 from compiler.checks import sensitivity
 from compiler.checks import sequences as checking
 from compiler.checks.segments import tpu_segments
+from compiler.checks.verdict import exceeds
 from compiler.driver import picture
 from compiler.driver.options import BuildOptions
 from compiler.driver.stages import stage
@@ -91,8 +92,8 @@ def without_drift(make: Make, calibration: Samples, options: BuildOptions) -> Pr
     for most in SHARES:
         with stage("sequences"), files.temporary("sequences") as folder:
             trial = _trial(program, folder.path)
-            differing = checking.differing(trial, program.model, few)
-            if differing is None or differing <= MOST_DIFFERING:
+            drift = checking.drift(trial, program.model, few)
+            if drift is None or not exceeds(drift.differing, drift.steps, MOST_DIFFERING):
                 return program
             names = _worst(program, trial, few, most)
         names = [name for name in names if not _is_pinned(name, options)]
@@ -102,7 +103,7 @@ def without_drift(make: Make, calibration: Samples, options: BuildOptions) -> Pr
             "over %d steps in a closed loop, %.1f%% are decided otherwise than in float, more than "
             "%.1f%%: %d nodes stay on the host (--pin 'NODE=tpu' keeps one on the Edge TPU)",
             len(few),
-            100 * differing,
+            100 * drift.share,
             100 * MOST_DIFFERING,
             len(names),
         )

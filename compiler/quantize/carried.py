@@ -23,7 +23,7 @@ def carried(
     found = []
     for output in graph.outputs:
         name = pairs.get(str(output.name))
-        after = _made_in_int8(output, quantized)
+        after = None if name is None else _made_in_int8(output, quantized)
         if name is None or after is None:
             continue
         found += [(after, before) for before in _read_in_int8(inputs[name], quantized)]
@@ -34,9 +34,10 @@ def _made_in_int8(value: ir.Value, quantized: Collection[ir.Value]) -> ir.Value 
     """The quantized value that a state comes from, moved at most."""
     while value not in quantized:
         node = value.producer()
-        if node is None or operator_of(node).moves < Moves.ELEMENTS:
+        moved = [] if node is None else activations_of(node)
+        if node is None or not moved or operator_of(node).moves < Moves.ELEMENTS:
             return None
-        value = activations_of(node)[0]
+        value = moved[0]
     return value
 
 

@@ -18,6 +18,7 @@ from compiler.quantize import samples as sampling
 from compiler.quantize.samples import Form, Loader, Sample, Samples
 from compiler.runtime import arrays
 from compiler.runtime.arrays import ArrayError
+from compiler.runtime.folders import Folder
 from compiler.runtime.state import sequences
 
 # Without samples of the user: so many sequences, of so many steps.
@@ -30,7 +31,7 @@ Run = Callable[[Sample], Mapping[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Recording:
-    """One sequence: the inputs of each step without the state, and the state that the first one takes."""
+    """One sequence: the inputs of each step without the state, and the state of the first one."""
 
     steps: Sequence[Loader]
     first: Sample
@@ -118,7 +119,7 @@ def unrolled(
 class _States:
     """The state in front of one step, on disk; `folder` lives as long as anything here does."""
 
-    folder: files.folders.Folder
+    folder: Folder
     number: int
 
     @property

@@ -26,7 +26,7 @@ from compiler.runtime.devices import Device
 from compiler.runtime.fleet import Fleet
 from compiler.runtime.inputs import Arrays
 from compiler.runtime.pipeline import Pipeline, SegmentError
-from compiler.runtime.state import Session
+from compiler.runtime.state import Session, State
 from compiler.runtime.vision import Prediction, Vision
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class Runner:
                 f"{self.bundle.path}: the model has no state: `run` takes its samples; --state "
                 "names one when it is built"
             )
-        return Session(self)
+        return Session(self.run, State.of(self.bundle.manifest))
 
     @functools.cached_property
     def vision(self) -> Vision:

@@ -4,7 +4,7 @@ sequences."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,8 +15,6 @@ from compiler.runtime.manifest import Manifest, StateEntry, fixed_shape
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-    from compiler.runtime.runner import Runner
 
 Results = dict[str, np.ndarray]
 Shape = tuple[int, ...]
@@ -80,9 +78,9 @@ class Session:
     where several threads call it.
     """
 
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
-        self._state = State.of(runner.bundle.manifest)
+    def __init__(self, run: Callable[[Arrays], Results], state: State) -> None:
+        self._run = run
+        self._state = state
         self._lock = threading.Lock()
 
     def run(self, inputs: Arrays) -> Results:
@@ -92,7 +90,7 @@ class Session:
         Raises what `Runner.run` raises; the state is then as it was.
         """
         with self._lock:
-            results = self._runner.run(self._state.with_state(inputs))
+            results = self._run(self._state.with_state(inputs))
             self._state.take(results)
         return results
 
@@ -166,11 +164,11 @@ def sequences(arrays: Arrays, shapes: Mapping[str, Shape], states: Iterable[str]
     _check_alike({name: len(array) for name, array in {**first, **inputs}.items()}, "sequences")
     _check_alike({name: array.shape[1] for name, array in inputs.items()}, "steps")
     number = len(next(iter(inputs.values())))
-    found = []
+    cut = []
     for index in range(number):
         own = {name: array[index] for name, array in inputs.items()}
-        found.append(Steps(own, {name: array[index] for name, array in first.items()}))
-    return found
+        cut.append(Steps(own, {name: array[index] for name, array in first.items()}))
+    return cut
 
 
 def _cut(name: str, array: np.ndarray, shape: Shape, count: int) -> np.ndarray:
