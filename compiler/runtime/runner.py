@@ -129,6 +129,10 @@ class Runner:
             )
         return Session(self.run, State.of(self.bundle.manifest))
 
+    def first_step(self, inputs: Arrays) -> Arrays:
+        """Inputs of a sequence's first step, as a picture alone is one: a state is zeros there."""
+        return State.of(self.bundle.manifest).with_state(inputs)
+
     @functools.cached_property
     def vision(self) -> Vision:
         """How pictures become inputs, and outputs predictions. Raises VisionError where the bundle
@@ -143,7 +147,7 @@ class Runner:
         pictures become inputs or what its outputs mean, and what `run` raises.
         """
         prepared = self.vision.prepare(picture)
-        outputs = self.run(self.vision.inputs(prepared))
+        outputs = self.run(self.first_step(self.vision.inputs(prepared)))
         return self.vision.read(outputs, prepared, least)
 
     def watch(
@@ -185,8 +189,12 @@ class Runner:
         """The outputs of many samples, in their order, at the pipeline's full rate.
 
         Samples are taken from `inputs` as results are taken from here, at most `depth` ahead. The
-        first failure ends the stream, with the errors of `submit`.
+        first failure ends the stream, with the errors of `submit`. Of a model with state they are
+        the steps of one sequence, which wait for each other.
         """
+        if "state" in self.bundle.manifest:
+            yield from self.session().stream(inputs)
+            return
         pending: deque[Future[Results]] = deque()
         try:
             for sample in inputs:

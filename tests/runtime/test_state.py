@@ -88,6 +88,16 @@ def test_sessions_carry_their_own_state(detector: Bundle) -> None:
         assert not np.array_equal(alone[0][0]["hn"], alone[0][1]["hn"])
 
 
+def test_a_stream_is_one_sequence(detector: Bundle) -> None:
+    frames = recording(6, (1, 16), 3)
+    with Runner(detector, "cpu") as runner, runner.session() as session:
+        wanted = [session.run({"frame": frame})["speech"] for frame in frames]
+        found = [step["speech"] for step in runner.stream({"frame": frame} for frame in frames)]
+        first = runner.run(runner.first_step({"frame": frames[0]}))["speech"]
+    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(first, wanted[0])
+
+
 def test_sessions_follow_the_file(detector: Bundle) -> None:
     frames = recording(40, (1, 16), 7)
     wanted = closed_loop(detector.path.with_suffix(".onnx"), {"frame": frames}, {"hn": "h"})
