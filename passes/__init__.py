@@ -24,6 +24,7 @@ from passes import (
     keep_gates,
     keep_scales,
     keep_spectra,
+    keep_states,
     keep_tails,
     lower,
     normalise_linears,
@@ -123,6 +124,12 @@ PASSES: tuple[Pass[PassContext], ...] = in_order(
         kind="accuracy",
         after={"recognise_norms": "the square root of a decomposed norm is no spectrum's"},
     ),
+    Pass(
+        "keep_states",
+        keep_states.run,
+        kind="accuracy",
+        after={"recognise_norms": "a norm on the way is no arithmetic that carries a state"},
+    ),
     # What weights can take up, and what has a form that the Edge TPU can run.
     Pass(
         "fold_affine",
@@ -177,6 +184,7 @@ PASSES: tuple[Pass[PassContext], ...] = in_order(
         after={
             "keep_gates": "what stays on the host stays in ONNX",
             "keep_spectra": "what stays on the host stays in ONNX",
+            "keep_states": "what stays on the host stays in ONNX",
             "fold_affine": "weights are rearranged here, so they must be final",
             "join_phases": "the layer that it changes is a Conv of ONNX",
             "fold_pixels": "weights are rearranged here, so they must be final",

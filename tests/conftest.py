@@ -18,7 +18,8 @@ from compiler.driver import build as building
 from compiler.driver import language
 from compiler.driver.options import BuildOptions, LanguageOptions
 from compiler.partition import PartitionOptions
-from tests import eyes
+from compiler.runtime import Bundle
+from tests import eyes, streaming
 
 
 def save(path: Path, proto: onnx.ModelProto) -> Path:
@@ -70,6 +71,16 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model, folder / "small.bundle", BuildOptions(partitioning=PartitionOptions(tpus=2))
     )
     return folder / "small.bundle"
+
+
+@pytest.fixture(scope="session")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A voice detector with state, calibrated on eight recordings; its file is beside it."""
+    folder = tmp_path_factory.mktemp("detector")
+    samples = streaming.recordings(folder / "samples", "frame", (1, 16))
+    model = streaming.gru(folder / "detector.onnx")
+    building.build(model, folder / "detector.bundle", BuildOptions(calibration=samples))
+    return Bundle.open(folder / "detector.bundle")
 
 
 @pytest.fixture(scope="session")

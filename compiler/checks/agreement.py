@@ -1,4 +1,4 @@
-"""Tells what can be read off a model's outputs: classes, text, masks, detections.
+"""Tells what can be read off a model's outputs: classes, text, decisions, masks, detections.
 
 The kind of an output is told from its shape, its values and the layer that makes it. Where that
 leaves a doubt nothing is said: agreement on something that is not there would be worse than none.
@@ -13,9 +13,11 @@ import onnx_ir as ir
 
 from compiler.checks.channels import Channels
 from compiler.checks.readings import (
+    DECIDED,
     Arrays,
     Boxes,
     Classes,
+    Decisions,
     Mask,
     Reading,
     Text,
@@ -50,12 +52,14 @@ def readings(
     results: Sequence[Arrays],
     samples: Sequence[Arrays],
     told: TaskEntry | None = None,
+    in_steps: bool = False,
 ) -> list[Reading]:
     """What can be read off the outputs of a float model, from what it gives for `samples`.
 
     `layers` is what `scored` finds in the model before any rewriting; scores that are no
     probabilities need it. `told` is what the file says of its outputs, which counts where values
-    leave a doubt, as those of random samples do.
+    leave a doubt, as those of random samples do. `in_steps` says that samples are steps of
+    sequences.
     """
     if not results:
         return []
@@ -75,6 +79,8 @@ def readings(
             found.append(reading)
         elif _is_probability_map(arrays, picture):
             found.append(Mask(name))
+        elif in_steps and _decides(arrays, samples[0]):
+            found.append(Decisions(name))
     if found or told is None or told["task"] != "classify":
         return found
     scores = told["scores"]
@@ -222,6 +228,17 @@ def _is_probability_map(arrays: Sequence[np.ndarray], picture: tuple[int, int] |
     if picture is None or arrays[0].shape not in ((1, 1, *picture), (1, *picture, 1)):
         return False
     return all(array.min() >= 0 and array.max() <= 1 for array in arrays)
+
+
+def _decides(arrays: Sequence[np.ndarray], sample: Arrays) -> bool:
+    """Whether an output is one probability, or one for each row of an input, on both sides of one
+    half."""
+    size = arrays[0].size
+    rows = {array.shape[0] for array in sample.values() if array.ndim}
+    if size != 1 and (size != arrays[0].shape[0] or size not in rows):
+        return False
+    values = np.concatenate([array.reshape(-1) for array in arrays])
+    return bool(0 <= values.min() <= DECIDED < values.max() <= 1)
 
 
 def _picture_size(sample: Arrays) -> tuple[int, int] | None:

@@ -122,11 +122,25 @@ def outputs(path: Path, model: ir.Model, sample: Sample) -> Sample:
     return {}
 
 
+def kind_of(path: Path, model: ir.Model, sample: Sample) -> str:
+    """The kind of baseline that runs a sample."""
+    for kind, open_file in _OPENERS.items():
+        try:
+            results = _run_file(
+                open_file(path, model), _as_in_file(Samples([lambda: sample]), model)
+            )
+        except Exception:  # whatever onnxruntime raises, the next may run
+            continue
+        if results is not None:
+            return kind
+    return IMPORTED
+
+
 @contextmanager
 def running(path: Path, model: ir.Model, kind: str) -> Iterator[Callable[[Sample], Sample]]:
     """What runs samples of a model, one at a time, as the baseline of that `kind` did."""
     if kind == IMPORTED:
-        with Reference(model) as reference:
+        with _reference(model) as reference:
             yield reference.run
         return
     session = _OPENERS[kind](path, model)
@@ -236,28 +250,32 @@ def _run_file(
 
 def _run_imported(model: ir.Model, samples: Samples, progress: Callable[[], None]) -> list[Sample]:
     results = []
+    with _reference(model) as reference:
+        for sample in samples:
+            try:
+                results.append(reference.run(sample))
+            except Exception as error:
+                raise failure(samples.random, error) from error
+            progress()
+    return results
+
+
+def _reference(model: ir.Model) -> Reference:
+    """The imported model in onnxruntime. Raises ModelError where that cannot load it."""
     try:
-        reference = Reference(model)
+        return Reference(model)
     except CompilerError:
         raise
     except Exception as error:
         why = f"{first_line(error)}{_branch_advice(model, error)}"
         raise ModelError(f"onnxruntime cannot run the model: {why}") from error
-    with reference:
-        for sample in samples:
-            try:
-                results.append(reference.run(sample))
-            except Exception as error:
-                raise _failure(samples, error) from error
-            progress()
-    return results
 
 
-def _failure(samples: Samples, error: Exception) -> CalibrationError:
+def failure(is_random: bool, error: Exception) -> CalibrationError:
     """Of a model that onnxruntime loads and that then fails: which of the two is to blame cannot be
     told."""
-    where = "random data" if samples.random else "a sample"
-    advice = "give samples to calibrate on" if samples.random else "check the samples"
+    where = "random data" if is_random else "a sample"
+    advice = "give samples to calibrate on" if is_random else "check the samples"
     return CalibrationError(
         f"the float model fails on {where}: {first_line(error)}; if values like these cannot be "
         f"its input, {advice}; else the model itself is broken"

@@ -1,5 +1,5 @@
 """What a user reads off the outputs of a model, and how much of it is the same in a bundle:
-classes, text, masks, detections.
+classes, text, decisions, masks, detections.
 
 Each reading takes the outputs of the bundle (`got`) and of the float model (`want`) sample by
 sample, and reports its figures as the manifest has them.
@@ -22,6 +22,8 @@ Arrays = Mapping[str, np.ndarray]
 NEAR = 5
 # A pixel belongs to a mask above this probability.
 IN_MASK = 0.5
+# A step is answered with yes above this probability.
+DECIDED = 0.5
 # With fewer pixels in all masks of the float model, one pixel more or less would count too much.
 LEAST_MASK = 64
 # Boxes show the same object from this intersection over union on, as in PASCAL VOC's AP@50.
@@ -100,6 +102,27 @@ class Text:
 
 
 @dataclass
+class Decisions:
+    """Whether the probability of each step is above one half, as of speech."""
+
+    output: str
+    steps: int = 0
+    yes: int = 0
+    differing: int = 0
+
+    def add(self, got: Arrays, want: Arrays, sample: Arrays) -> None:
+        ours = np.asarray(got[self.output]) > DECIDED
+        theirs = np.asarray(want[self.output]) > DECIDED
+        self.steps += theirs.size
+        self.yes += int(theirs.sum())
+        self.differing += int((ours != theirs).sum())
+
+    def report(self) -> dict[str, Any]:
+        counts = {"steps": self.steps, "yes": self.yes, "differing": self.differing}
+        return {"decisions": counts}
+
+
+@dataclass
 class Mask:
     """Pixels of a probability map above one half.
 
@@ -157,7 +180,7 @@ class Boxes:
         }
 
 
-Reading = Classes | Text | Mask | Boxes
+Reading = Classes | Text | Decisions | Mask | Boxes
 
 
 def frames(array: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,8 @@ LEAST_DB = 15.0
 LEAST_COSINE = 0.98
 # Shares of what a user reads off: classes, texts, masks, detections.
 LEAST_AGREEMENT = 0.9
+# Of a probability at each step, the share that may be decided otherwise than in float.
+MOST_DIFFERING = 0.01
 # With fewer calibration samples, more are the first thing to try.
 FEW_SAMPLES = 32
 # An output that varies by less, as a share of its size, cannot be judged: a good int8 result is off
@@ -109,7 +112,18 @@ def _read_off(entry: Mapping[str, Any]) -> tuple[list[str], list[str]]:
         shares.append((entry["mask_iou"], mask_text(entry["mask_iou"])))
     agreeing = [text for share, text in shares if share >= LEAST_AGREEMENT]
     other = [text for share, text in shares if share < LEAST_AGREEMENT]
+    if "decisions" in entry:
+        found = entry["decisions"]
+        is_bad = exceeds(found["differing"], found["steps"], MOST_DIFFERING)
+        texts = other if is_bad else agreeing
+        texts.append(decisions_text(found))
     return agreeing, other
+
+
+def exceeds(count: int, of: int, share: float) -> bool:
+    """Whether more than a share of some are counted, by more than chance (a standard
+    deviation)."""
+    return count - math.sqrt(count) > share * of
 
 
 def _bad_boxes(found: Mapping[str, Any]) -> list[str]:
@@ -182,6 +196,11 @@ def text_text(found: Mapping[str, Any]) -> str:
         f"{found['equal']} of {found['lines']} texts are the same, "
         f"{found['character_error']:.1%} of characters wrong"
     )
+
+
+def decisions_text(found: Mapping[str, Any]) -> str:
+    share = found["differing"] / found["steps"]
+    return f"{found['differing']} of {found['steps']} steps are decided otherwise ({share:.2%})"
 
 
 def mask_text(found: float) -> str:

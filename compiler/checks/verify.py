@@ -29,6 +29,7 @@ from compiler.runtime.manifest import (
     SegmentQualityEntry,
     TaskEntry,
 )
+from compiler.runtime.state import State
 
 # Of an output, at most so many values are counted: two arrays of 4 MiB.
 MOST_VALUES = 1 << 20
@@ -44,7 +45,8 @@ class HeldOut:
 
     `samples` were not calibrated on; `expected` is what the float model gives for them; `layers` is
     what `agreement.scored` finds in the model as its user wrote it, `rounded` what
-    `agreement.rounded` does; `told` is what its file says of its outputs.
+    `agreement.rounded` does; `told` is what its file says of its outputs; `starts` are the numbers
+    of the samples that begin sequences, where they are steps of such.
     """
 
     samples: Sequence[Sample]
@@ -52,10 +54,11 @@ class HeldOut:
     layers: Mapping[str, int] = field(default_factory=dict)
     rounded: Set[str] = frozenset()
     told: TaskEntry | None = None
+    starts: Sequence[int] = ()
 
     def readings(self) -> list[Reading]:
         """What can be read off the outputs."""
-        return readings(self.layers, self.expected, self.samples, self.told)
+        return readings(self.layers, self.expected, self.samples, self.told, bool(self.starts))
 
 
 def verify(
@@ -66,8 +69,11 @@ def verify(
 
     The float model and the bundle are not in memory at the same time: what the one gives at the
     boundaries of segments waits on disk for the other. `progress` is called after each sample.
+
+    Sequences run in a closed loop: behind its first step, the bundle goes on from its own state.
     """
     outputs = Outputs(held_out)
+    state = State.of(bundle.manifest)
     own: dict[int, _Differences] = defaultdict(_Differences)
     cumulative: dict[int, _Differences] = defaultdict(_Differences)
     with files.temporary("verify") as folder:
@@ -76,7 +82,10 @@ def verify(
         pipeline = Pipeline(bundle)
         pairs = zip(held_out.samples, held_out.expected, strict=True)
         for number, (sample, wanted) in enumerate(pairs):
-            reached: dict[str, np.ndarray] = dict(pipeline.check_inputs(sample))
+            given = sample
+            if held_out.starts and number not in held_out.starts:
+                given = state.following(sample)
+            reached: dict[str, np.ndarray] = dict(pipeline.check_inputs(given))
             for index, segment in enumerate(pipeline.segments):
                 pipeline.advance(index, reached)
                 if segment["device"] != "tpu":
@@ -88,10 +97,19 @@ def verify(
                 alone = pipeline.run_segment(index, floats)
                 own[index].add(outputs_in_float(segment, alone), floats)
                 cumulative[index].add(outputs_in_float(segment, reached), floats)
-            outputs.add(pipeline.results(reached), wanted, sample)
+            results = pipeline.results(reached)
+            outputs.add(results, wanted, sample)
+            state.take(results)
             progress()
     segments = {str(index): _segment_entry(own[index], cumulative[index]) for index in sorted(own)}
-    return {"samples": len(held_out.samples), **outputs.report(), "segments": segments}
+    measured: MeasuredEntry = {
+        "samples": len(held_out.samples),
+        **outputs.report(),
+        "segments": segments,
+    }
+    if held_out.starts:
+        measured["sequences"] = len(held_out.starts)
+    return measured
 
 
 def worst_segment(quality: Mapping[str, Any]) -> tuple[str, float] | None:

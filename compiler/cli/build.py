@@ -35,6 +35,7 @@ def build(
     dims: shared.Dims = None,
     shapes: shared.Shapes = None,
     values: shared.Values = None,
+    state: shared.State = None,
     force: Annotated[
         bool,
         option("force", "--force", help="Replace an existing bundle, once the new one is whole."),
@@ -228,6 +229,7 @@ def build(
         dims=parse.dims(dims),
         shapes=parse.shapes(shapes),
         values=parse.values(values),
+        state=parse.state(state),
         target=target,
         partitioning=parse.partition_options(tpus, objective, place, host, pins, cuts or ()),
         calibration=calibration,

@@ -63,6 +63,7 @@ def inspect(
     dims: shared.Dims = None,
     shapes: shared.Shapes = None,
     values: shared.Values = None,
+    state: shared.State = None,
     target: shared.Target = BuildOptions.target,
     host: shared.Host = "pi5",
     tpus: shared.Tpus = 1,
@@ -86,6 +87,7 @@ def inspect(
         dims=parse.dims(dims),
         shapes=parse.shapes(shapes),
         values=parse.values(values),
+        state=parse.state(state),
         target=target,
         partitioning=parse.partition_options(tpus, objective, place, host, pins, cuts or ()),
     )

@@ -97,6 +97,15 @@ Values = Annotated[
         "bundle has no such input. May be repeated.",
     ),
 ]
+State = Annotated[
+    list[str] | None,
+    option(
+        "state",
+        metavar="OUTPUT=INPUT",
+        help="An output that goes back into an input at the next step: stateN=state. May be "
+        "repeated; none: there is none. Default: told by names and shapes.",
+    ),
+]
 Without = Annotated[
     list[str] | None,
     option(

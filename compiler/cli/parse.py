@@ -47,6 +47,22 @@ def values(texts: Texts) -> dict[str, str]:
     return found
 
 
+def state(texts: Texts) -> dict[str, str] | None:
+    """Of OUTPUT=INPUT, or "none" alone; None where nothing is given."""
+    given = list(texts or ())
+    if given in ([], ["none"]):
+        return {} if given else None
+    found: dict[str, str] = {}
+    for text in given:
+        output, _, name = text.partition("=")
+        if not output or not name:
+            raise OptionError(f"{text}: write OUTPUT=INPUT, e.g. stateN=state, or none", "state")
+        if output in found or name in found.values():
+            raise OptionError(f"{text}: an output and an input are named once each", "state")
+        found[output] = name
+    return found
+
+
 def pins(texts: Texts) -> dict[str, Any]:
     """Of NODE=DEVICE."""
     found = {}

@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 
 from compiler.cli import options as shared
+from compiler.cli import sequences
 from compiler.cli.common import (
     console_beside,
     device_errors,
@@ -75,7 +76,8 @@ def run(
     A classifier's five best classes are printed, or a detector's boxes in pixels of the picture.
 
     Arrays may hold several samples, stacked along the first axis. These go through as a pipeline,
-    as the pictures of a folder do.
+    as the pictures of a folder do. For a model with state they are the steps of a sequence, and an
+    axis in front of that counts sequences; the state of the first step may be given too.
 
     An output NAME whose shape differs between samples, as its size depends on their data, is
     written as an array for each sample: NAME/0, NAME/1, ...
@@ -109,6 +111,9 @@ def run(
 
 def _run_arrays(runner: Runner, source: Path, output: Path) -> None:
     """Run the samples of a file and write what comes out."""
+    if "state" in runner.bundle.manifest:
+        _run_sequences(runner, source, output)
+        return
     samples = read_samples(source, runner)
     if not samples:
         raise InputError(f"{source}: holds no samples")
@@ -119,7 +124,25 @@ def _run_arrays(runner: Runner, source: Path, output: Path) -> None:
         for result in runner.stream(samples):
             results.append(result)
             done()
-    outputs = _write(runner, results, output, [source])
+    _tell(_write(runner, results, output, [source]), output)
+
+
+def _run_sequences(runner: Runner, source: Path, output: Path) -> None:
+    """Run the sequences of a file, each with a state of its own, and write what comes out."""
+    found = sequences.read(source, runner)
+    steps = [given.step(index) for given in found for index in range(len(given))]
+    notices([*runner.notices, *_infinite(steps, runner)])
+    with progress_bars() as progress:
+        outputs = sequences.run(runner, found, progress("running", len(steps)))
+    from compiler import files
+
+    with files.output(output, [source, *runner.bundle.paths()]) as file:
+        _save(file, outputs)
+    _tell(outputs, output)
+
+
+def _tell(outputs: Arrays, output: Path) -> None:
+    """Say what was written."""
     console = console_beside(output)
     for name, array in outputs.items():
         console.print(f"{escape(name)}: {list(array.shape)} {array.dtype}", highlight=False)
@@ -204,7 +227,7 @@ def _outputs(names: Sequence[str], results: Sequence[Arrays]) -> dict[str, np.nd
     for name in names:
         arrays = [result[name] for result in results]
         if len({array.shape for array in arrays}) == 1:
-            outputs[name] = _stack(arrays)
+            outputs[name] = sequences.stack(arrays)
             continue
         prefix = f"{name}/"
         while any(other.startswith(prefix) for other in names):
@@ -228,16 +251,3 @@ def _save(file: BinaryIO, outputs: Arrays) -> None:
         for name, array in outputs.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asanyarray(array))
-
-
-def _stack(results: Sequence[np.ndarray]) -> np.ndarray:
-    """Results of one shape as one array: side by side where they have an axis for samples, of
-    length 1."""
-    import numpy as np
-
-    first = results[0]
-    if len(results) == 1:
-        return first
-    if first.ndim and len(first) == 1:
-        return np.concatenate(results)
-    return np.stack(results)

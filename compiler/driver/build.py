@@ -15,7 +15,7 @@ from compiler import files, importer
 from compiler.checks import agreement, sensitivity, sights, verify
 from compiler.checks.baseline import Baseline, baseline
 from compiler.checks.pass_checks import Checker
-from compiler.driver import labelled, picture, quality, toolchain
+from compiler.driver import labelled, picture, quality, state, toolchain
 from compiler.driver.dump import GraphDump
 from compiler.driver.options import BuildOptions
 from compiler.driver.rewriting import PassDriver
@@ -24,11 +24,13 @@ from compiler.emit import bundle, report, vision
 from compiler.emit import manifest as manifests
 from compiler.graph import activations_around, consumers_of, quantized_around
 from compiler.graph.lineage import Lineage
+from compiler.importer import state as state_pairs
 from compiler.ops import Moves, operator_of
 from compiler.partition import PartitionOptions, Program, partition
 from compiler.progress import Progress, notes, silent
 from compiler.quantize import samples as sampling
 from compiler.quantize.calibrate import Ranges, calibrate
+from compiler.quantize.carried import carried
 from compiler.quantize.products import Product, products
 from compiler.quantize.scales import assign
 from compiler.runtime import Bundle
@@ -62,9 +64,7 @@ def build(
         importer.check_weights(model.graph)
         labels = picture.labels_of(model, options)
         labelled.check(options)
-        samples = sampling.load(
-            options.calibration_path, model.graph.inputs, picture.form_of(model), options.seed
-        )
+        samples = state.samples(path, model, options, progress)
         calibration, held_out = samples.split()
         expected = run_float_model(path, model, held_out, progress)
         truth = _truth(model, held_out, expected)
@@ -89,6 +89,7 @@ def build(
             manifests.enter_baseline(calibrated, expected.kind, expected.note)
             plan = manifests.plan_entry(program, path, written.entries[""])
             manifest = manifests.assembled(plan, calibrated)
+            state.enter(manifest, model)
             entry = picture.of(model)
             if entry is not None and sight is not None:
                 # Passes decide what takes up the normalisation of pixels.
@@ -132,6 +133,7 @@ def read(path: Path, options: BuildOptions, progress: Progress = silent) -> ir.M
             # Branches that are never taken go at once: onnxruntime crashes on some whose condition
             # is constant.
             fold_constants.run(model, PassContext(Target.load(options.target)))
+        state.settle(model, options)
         return model
 
 
@@ -198,7 +200,7 @@ def _truth(model: ir.Model, held_out: sampling.Samples, expected: Baseline) -> v
     layers = agreement.scored(model.graph)
     rounded = agreement.rounded(model.graph)
     told = picture.task_of(model, expected.results[0])
-    return verify.HeldOut(list(held_out), expected.results, layers, rounded, told)
+    return verify.HeldOut(list(held_out), expected.results, layers, rounded, told, held_out.starts)
 
 
 def _vision(
@@ -238,7 +240,17 @@ def _quantized(
             return program
         partitioning = replace(options.partitioning, kept=tuple(kept))
         options = replace(options, partitioning=partitioning)
-    return _partition_and_quantize(rewritten, calibration, options, progress, driver)
+    if not calibration.starts or calibration.random:
+        return _partition_and_quantize(rewritten, calibration, options, progress, driver)
+
+    def make(kept: tuple[str, ...]) -> Program:
+        tried = rewritten.clone()
+        tried.meta.update(rewritten.meta)
+        partitioning = replace(options.partitioning, kept=(*options.partitioning.kept, *kept))
+        chosen = replace(options, partitioning=partitioning)
+        return _partition_and_quantize(tried, calibration, chosen, progress, driver)
+
+    return state.without_drift(make, calibration, options)
 
 
 def _partition_and_quantize(
@@ -356,7 +368,8 @@ def _calibrated(
     with stage("calibrate"):
         found = calibrate(program.model, unknown, context.stats, context.samples, options.observers)
     with stage("quantize"):
-        quants = assign(context.nodes, values, context.ranges | found)
+        pairs = carried(program.model.graph, state_pairs.of(program.model), set(values))
+        quants = assign(context.nodes, values, context.ranges | found, pairs)
     return replace(program, quants=quants, means=context.means)
 
 

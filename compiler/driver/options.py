@@ -30,6 +30,7 @@ Group = Literal["model", "calibration", "accuracy", "plan", "language", "toolcha
 ACCURACY = (
     "keep_gates",
     "keep_spectra",
+    "keep_states",
     "cache_constants",
     "split_gates",
     "split_joins",
@@ -74,6 +75,7 @@ SCOPES: Mapping[str, Scope] = {
     "dims": Scope("model", _ONNX),
     "shapes": Scope("model", _ONNX),
     "values": Scope("model", _ONNX),
+    "state": Scope("model", _ONNX),
     "force": Scope("model"),
     "calibration": Scope("calibration"),
     "mean": Scope("calibration", _ONNX),
@@ -205,11 +207,14 @@ class BuildOptions:
     shapes:       fixes the shapes of inputs, by name: {"x": (1, 3, 224, 224)}
     values:       fixes what inputs hold, by name, as text: {"rate": "16000"}; branches that depend
                   on it are dropped, and the bundle has no such input
+    state:        outputs that go back into inputs at the next step of a sequence, as {output:
+                  input}; None recognises them by their names and shapes, {} is none
     target:       the Edge TPU and its link: "usb3", "usb2", "pcie", "devboard", or a .toml file
     partitioning: which node runs where
     calibration:  an .npz file with an array per input, an .npy file, a folder of these, or a folder
                   of images; UTF-8 text for a language model. Arrays hold samples of the input's
-                  shape, stacked along the first axis. None takes random data for ONNX files, so
+                  shape, stacked along the first axis; of models with state the steps of a sequence,
+                  or [sequence, step, ...]. None takes random data for ONNX files, so
                   that accuracy means nothing, and Python's manual for language models
     image:        how images become arrays
     labels:       a file with the name of a class in each line
@@ -243,6 +248,7 @@ class BuildOptions:
     dims: Mapping[str, int] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     values: Mapping[str, str] = field(default_factory=dict)
+    state: Mapping[str, str] | None = None
     target: str = "usb3"
     partitioning: PartitionOptions = field(default_factory=_default_partitioning)
     calibration: Path | str | None = None

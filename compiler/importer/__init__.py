@@ -7,6 +7,7 @@ metadata    what exporters tell beside the graph
 checking    what such a model must fulfil
 values      inputs that the user fixes to a value
 inputs      shapes of all other inputs
+state       outputs that go back into inputs at the next step
 upgrade     raises the opset, with one adapter per operator (adapters)
 widen       float16 to float32
 model       all of these, in their order

@@ -11,7 +11,7 @@ from onnx_ir.passes import common
 
 from compiler.errors import ModelError, first_line
 from compiler.graph import HOST_REASON, IR_VERSION, is_current, key_of
-from compiler.importer import checking, cutting, metadata, upgrade
+from compiler.importer import checking, cutting, metadata, state, upgrade
 from compiler.importer import values as fixed_values
 from compiler.importer.inputs import Hints, fix_inputs, joined
 from compiler.importer.metadata import Facts
@@ -92,7 +92,8 @@ def _hints(model: ir.Model, facts: Facts, reading: Reading) -> Hints:
     for name, shape in asked.items():
         sizes = ", ".join("?" if size is None else str(size) for size in shape)
         notes.info("taken from the calibration samples: '%s' [%s]", name, sizes)
-    return joined(asked, facts.hints(inputs))
+    told = joined(asked, facts.hints(inputs))
+    return joined(told, state.hints(inputs, model.graph.outputs))
 
 
 def _normalise(model: ir.Model, path: Path) -> None:

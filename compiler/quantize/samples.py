@@ -39,10 +39,12 @@ class Form:
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples, read when they are needed. `random` tells that they are not the user's."""
+    """Samples, read when they are needed. `random` tells that they are not the user's, `starts`
+    which of them begin sequences; it is empty where samples do not follow each other."""
 
     loaders: Sequence[Loader]
     random: bool = False
+    starts: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.loaders)
@@ -52,8 +54,10 @@ class Samples:
             yield load_one()
 
     def split(self) -> tuple[Samples, Samples]:
-        """(for calibration, held out for verification): every fourth is held out; a single one
-        serves both."""
+        """(for calibration, held out for verification): every fourth is held out, of sequences
+        every fourth sequence; a single one serves both."""
+        if self.starts:
+            return self._split_sequences()
         if len(self) < 2:
             return self, self
         step = 4 if len(self) >= 4 else 2
@@ -61,6 +65,35 @@ class Samples:
         held = kept[step - 1 :: step]
         del kept[step - 1 :: step]
         return Samples(kept, self.random), Samples(held, self.random)
+
+    def _split_sequences(self) -> tuple[Samples, Samples]:
+        """Whole sequences are held out; of a single one the last quarter, which goes on from the
+        state that it has there."""
+        ends = [*self.starts[1:], len(self)]
+        parts = [self.loaders[start:end] for start, end in zip(self.starts, ends, strict=True)]
+        if len(parts) == 1 and len(self) > 1:
+            last = len(self) - max(1, len(self) // 4)
+            parts = [self.loaders[:last], self.loaders[last:]]
+        step = 4 if len(parts) >= 4 else 2
+        held = parts[step - 1 :: step]
+        kept = [part for index, part in enumerate(parts) if index % step != step - 1]
+        return self._joined(kept), self._joined(held or kept)
+
+    def first_sequences(self, steps: int) -> Samples:
+        """As many whole sequences as have up to so many steps together, or the first steps of one
+        that has more."""
+        ends = [*self.starts[1:], len(self)]
+        end = max((end for end in ends if end <= steps), default=min(steps, len(self)))
+        starts = tuple(start for start in self.starts if start < end)
+        return Samples(self.loaders[:end], self.random, starts)
+
+    def _joined(self, parts: Sequence[Sequence[Loader]]) -> Samples:
+        loaders: list[Loader] = []
+        starts = []
+        for part in parts:
+            starts.append(len(loaders))
+            loaders += part
+        return Samples(loaders, self.random, tuple(starts))
 
 
 def load(
@@ -78,7 +111,7 @@ def load(
             partial(random_sample, inputs, seed + i, form.pixels) for i in range(RANDOM_SAMPLES)
         ]
         return Samples(loaders, random=True)
-    saved = _files_of(path, ARRAYS)
+    saved = array_files(path)
     if saved:
         return Samples(_from_files(saved, inputs, form.pixels))
     images = _files_of(path, pictures.SUFFIXES)
@@ -147,6 +180,12 @@ def _rank(value: ir.Value) -> int | None:
 def _goes_with(shape: Sequence[int], known: Sequence[int | None]) -> bool:
     pairs = zip(shape, known, strict=True)
     return all(wanted in (None, size) for size, wanted in pairs)
+
+
+def array_files(path: Path) -> list[Path]:
+    """The files of arrays in `path`, or `path` itself. Raises CalibrationError where nothing is
+    there."""
+    return _files_of(path, ARRAYS)
 
 
 def _files_of(path: Path, suffixes: Collection[str]) -> list[Path]:
@@ -238,23 +277,35 @@ def _sample_at(arrays: Mapping[str, np.ndarray], index: int) -> Sample:
 def _stacked(array: np.ndarray, value: ir.Value, where: str) -> np.ndarray:
     """An array as [samples, *input shape], of the input's type."""
     shape = shape_of(value)
-    dtype = _dtype_of(value)
-    what = f"{where}: array '{value.name}' {list(array.shape)} {array.dtype}"
-    if array.dtype.kind != dtype.kind:
-        raise CalibrationError(f"{what}: the model takes {dtype.name}")
     found = stacked(array, shape)
     if found is None:
         raise CalibrationError(
-            f"{what}: the model takes {list(shape)}, or several stacked along the first axis"
+            f"{_named(array, value, where)}: the model takes {list(shape)}, or several stacked "
+            "along the first axis"
         )
+    return typed(found, value, where)
+
+
+def typed(array: np.ndarray, value: ir.Value, where: str) -> np.ndarray:
+    """An array in the type of an input. Raises CalibrationError for another kind of number, NaN and
+    infinity."""
+    dtype = dtype_of(value)
+    what = _named(array, value, where)
+    if array.dtype.kind != dtype.kind:
+        raise CalibrationError(f"{what}: the model takes {dtype.name}")
     with np.errstate(over="ignore"):
-        found = found.astype(dtype, copy=False)
+        found = array.astype(dtype, copy=False)
     if found.dtype.kind == "f" and not np.isfinite(found).all():
         raise CalibrationError(f"{what}: holds NaN, infinity, or what is infinite as {dtype.name}")
     return found
 
 
-def _dtype_of(value: ir.Value) -> np.dtype:
+def _named(array: np.ndarray, value: ir.Value, where: str) -> str:
+    return f"{where}: array '{value.name}' {list(array.shape)} {array.dtype}"
+
+
+def dtype_of(value: ir.Value) -> np.dtype:
+    """numpy's type of an input."""
     assert value.dtype is not None
     return np.dtype(value.dtype.numpy())
 
@@ -264,7 +315,7 @@ def _picture_sample(path: Path, value: ir.Value, entry: PictureEntry) -> Sample:
         image = pictures.read(path)
     except PictureError as error:
         raise CalibrationError(f"{path}: {error}") from error
-    return {str(value.name): pictures.prepare(image, entry, _dtype_of(value)).array}
+    return {str(value.name): pictures.prepare(image, entry, dtype_of(value)).array}
 
 
 def random_sample(
@@ -285,7 +336,7 @@ def random_sample(
 
 def _random_array(value: ir.Value, rng: np.random.Generator) -> np.ndarray:
     shape = shape_of(value)
-    dtype = _dtype_of(value)
+    dtype = dtype_of(value)
     if dtype.kind == "f":
         return rng.standard_normal(shape).astype(dtype)
     if dtype == np.uint8 and len(shape) == 4:

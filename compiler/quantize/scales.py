@@ -114,9 +114,15 @@ def groups_of(nodes: Iterable[ir.Node]) -> Groups:
 
 
 def assign(
-    nodes: Iterable[ir.Node], values: Iterable[ir.Value], ranges: Ranges
+    nodes: Iterable[ir.Node],
+    values: Iterable[ir.Value],
+    ranges: Ranges,
+    carried: Iterable[tuple[ir.Value, ir.Value]] = (),
 ) -> dict[str, Quant]:
-    """A scale for each of `values`, which are all activations of the TPU nodes `nodes`."""
+    """A scale for each of `values`, which are all activations of the TPU nodes `nodes`.
+
+    Pairs in `carried` hold one state behind and in front of a step: they share a scale.
+    """
     values = list(values)
     groups = groups_of(nodes)
     shared: dict[int | ir.Value, tuple[float, float]] = {}
@@ -125,9 +131,33 @@ def assign(
         low, high = ranges[str(value.name)]
         lowest, highest = shared.get(group, (low, high))
         shared[group] = (min(lowest, low), max(highest, high))
-    found = {}
-    for value in values:
-        group = groups.of(value)
-        prescribed = groups.fixed.get(group)
-        found[str(value.name)] = prescribed or from_range(*shared[group])
-    return found
+    chosen: dict[int | ir.Value, Quant] = {}
+    for group, (low, high) in shared.items():
+        chosen[group] = groups.fixed.get(group) or from_range(low, high)
+    _share(carried, groups, shared, chosen)
+    return {str(value.name): chosen[groups.of(value)] for value in values}
+
+
+def _share(
+    carried: Iterable[tuple[ir.Value, ir.Value]],
+    groups: Groups,
+    shared: Mapping[int | ir.Value, tuple[float, float]],
+    chosen: dict[int | ir.Value, Quant],
+) -> None:
+    """Give each state one scale behind and in front of a step, so that its int8 is carried as it
+    is.
+
+    Scales that are prescribed stay, and what else holds the state takes them over.
+    """
+    links: nx.Graph = nx.Graph()
+    links.add_edges_from((groups.of(after), groups.of(before)) for after, before in carried)
+    for members in nx.connected_components(links):
+        prescribed = [group for group in members if group in groups.fixed]
+        if prescribed:
+            quant = chosen[prescribed[0]]
+        else:
+            ranges = [shared[group] for group in members]
+            quant = from_range(min(low for low, _ in ranges), max(high for _, high in ranges))
+        for group in members:
+            if group not in prescribed:
+                chosen[group] = quant

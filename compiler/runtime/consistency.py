@@ -45,6 +45,7 @@ def _complaints(manifest: Manifest) -> Iterator[str]:
         yield from _cache(program, language is not None)
     if language is not None:
         yield from language_complaints(manifest, language)
+    yield from _state(manifest)
     vision = manifest.get("vision")
     if vision is not None:
         yield from _picture(manifest, vision["picture"])
@@ -111,6 +112,26 @@ def _cache(program: ProgramEntry, is_language: bool) -> Iterator[str]:
             is_known = source in reads and output in gives
             if not is_known or _form(inputs[source]) != _form(outputs[output]):
                 yield f"segment {number} cannot write '{output}' to where '{source}' lies"
+
+
+def _state(manifest: Manifest) -> Iterator[str]:
+    """A state goes from an output into an input of the same shape and type, each once."""
+    inputs = {tensor["name"]: tensor for tensor in manifest["inputs"]}
+    outputs = {tensor["name"]: tensor for tensor in manifest["outputs"]}
+    taken: set[str] = set()
+    for entry in manifest.get("state", []):
+        output, name = entry["output"], entry["input"]
+        if output not in outputs or name not in inputs:
+            yield f"its state goes from '{output}' to '{name}', which are not output and input"
+            continue
+        given, wanted = outputs[output], inputs[name]
+        is_known = given["shape"] is not None and None not in given["shape"]
+        is_other_shape = is_known and given["shape"] != wanted["shape"]
+        if given["dtype"] != wanted["dtype"] or is_other_shape:
+            yield f"its state goes from '{output}' to '{name}', which is of another form"
+        if name in taken:
+            yield f"two states go to '{name}'"
+        taken.add(name)
 
 
 def _form(tensor: TensorEntry) -> Form:

@@ -73,7 +73,7 @@ class FrigateDetector:
 
         vision = self._runner.vision
         prepared = await asyncio.to_thread(vision.prepare, Image.fromarray(pixels))
-        outputs = await self._runner.run_async(vision.inputs(prepared))
+        outputs = await self._runner.run_async(self._runner.first_step(vision.inputs(prepared)))
         found = await asyncio.to_thread(vision.read, outputs, prepared)
         return rows_of(found, prepared.size)
 

@@ -250,6 +250,14 @@ class ProgramEntry(TypedDict):
     segments: Annotated[list[SegmentEntry], "in the order to run"]
 
 
+class StateEntry(TypedDict):
+    """An output that goes back into an input at the next step of a sequence."""
+
+    output: Annotated[Name, "the output that gives it"]
+    input: Annotated[Name, "the input that takes it, of the same shape and type"]
+    initial: Annotated[Literal["zeros"], "what the first step of a sequence takes"]
+
+
 class PictureEntry(TypedDict):
     """How a picture becomes an input of the program: it is turned upright, fitted to the size, and
     each value is (pixel - `mean`) / `std`, of pixels from 0 to 255."""
@@ -415,6 +423,14 @@ class TextEntry(TypedDict):
     character_error: Annotated[NotNegative, "edits for each character of the float model's text"]
 
 
+class DecisionsEntry(TypedDict):
+    """Agreement of a probability on which side of one half it is: yes or no."""
+
+    steps: Annotated[Positive, "how many were decided"]
+    yes: Annotated[Index, "how many of them the float model answers with yes"]
+    differing: Annotated[Index, "how many the bundle decides differently"]
+
+
 @final
 class OutputQualityEntry(TypedDict):
     """How far an output of the bundle is from the float model's, over all held-out samples: one of
@@ -450,6 +466,7 @@ class OutputQualityEntry(TypedDict):
             "the five with the largest scores",
         ]
     ]
+    decisions: NotRequired[Annotated[DecisionsEntry, "of a probability, as of speech"]]
     mask_iou: NotRequired[
         Annotated[
             Share,
@@ -581,6 +598,11 @@ class MeasuredEntry(TypedDict, total=False):
     """What verification adds to a bundle that is written."""
 
     samples: Annotated[Positive, "how many held-out samples were measured"]
+    sequences: Annotated[
+        Positive,
+        "of models with state: how many sequences the samples are steps of; the bundle ran each "
+        "with its own state",
+    ]
     outputs: Annotated[
         dict[str, OutputQualityEntry | ExactQualityEntry],
         "for each output, how far it is off; of indices, booleans or text, how much of it is equal",
@@ -641,6 +663,13 @@ class Manifest(PlanEntry):
     quality: Annotated[QualityEntry, "calibration, and what verification measured"]
     tokenizer: NotRequired[Annotated[FileEntry, "of an encoder built with `--tokenizer`"]]
     vision: NotRequired[Annotated[VisionEntry, "of models that take pictures"]]
+    state: NotRequired[
+        Annotated[
+            list[StateEntry],
+            Limits(least=1),
+            "of models with state; a runtime carries it from step to step",
+        ]
+    ]
     language: NotRequired[
         Annotated[
             LanguageEntry, "of language models only; the program of the manifest is its prefill"

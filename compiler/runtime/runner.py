@@ -26,6 +26,7 @@ from compiler.runtime.devices import Device
 from compiler.runtime.fleet import Fleet
 from compiler.runtime.inputs import Arrays
 from compiler.runtime.pipeline import Pipeline, SegmentError
+from compiler.runtime.state import Session, State
 from compiler.runtime.vision import Prediction, Vision
 
 if TYPE_CHECKING:
@@ -104,7 +105,33 @@ class Runner:
         and the bundle was replaced since it was opened, RuntimeError where the runner is closed.
         """
         self._check_open()
-        return self.pipeline.run(inputs, next(self._runs))
+        try:
+            return self.pipeline.run(inputs, next(self._runs))
+        except ValueError as error:
+            state = self.bundle.manifest.get("state", [])
+            if any(entry["input"] not in inputs for entry in state):
+                raise ValueError(f"{error}: `session` carries the state of a sequence") from error
+            raise
+
+    def session(self) -> Session:
+        """A sequence of a model with state, such as a recording for a voice detector.
+
+            with runner.session() as session:
+                for frame in frames:
+                    outputs = session.run({"input": frame})
+
+        Raises ValueError for a model without state.
+        """
+        if "state" not in self.bundle.manifest:
+            raise ValueError(
+                f"{self.bundle.path}: the model has no state: `run` takes its samples; --state "
+                "names one when it is built"
+            )
+        return Session(self.run, State.of(self.bundle.manifest))
+
+    def first_step(self, inputs: Arrays) -> Arrays:
+        """Inputs of a sequence's first step, as a picture alone is one: a state is zeros there."""
+        return State.of(self.bundle.manifest).with_state(inputs)
 
     @functools.cached_property
     def vision(self) -> Vision:
@@ -120,7 +147,7 @@ class Runner:
         pictures become inputs or what its outputs mean, and what `run` raises.
         """
         prepared = self.vision.prepare(picture)
-        outputs = self.run(self.vision.inputs(prepared))
+        outputs = self.run(self.first_step(self.vision.inputs(prepared)))
         return self.vision.read(outputs, prepared, least)
 
     def watch(
@@ -162,8 +189,12 @@ class Runner:
         """The outputs of many samples, in their order, at the pipeline's full rate.
 
         Samples are taken from `inputs` as results are taken from here, at most `depth` ahead. The
-        first failure ends the stream, with the errors of `submit`.
+        first failure ends the stream, with the errors of `submit`. Of a model with state they are
+        the steps of one sequence, which wait for each other.
         """
+        if "state" in self.bundle.manifest:
+            yield from self.session().stream(inputs)
+            return
         pending: deque[Future[Results]] = deque()
         try:
             for sample in inputs:

@@ -49,6 +49,7 @@ def show_quality(console: Console, quality: Json) -> None:
         console.print(_outputs(floats))
     if others:
         console.print(_exact_outputs(others))
+    _show_sequences(console, quality)
     _show_sample_count(console, quality)
     for line in [*_readings(quality), *_embeddings(quality)]:
         console.print(line, highlight=False)
@@ -116,6 +117,20 @@ def _exact_outputs(outputs: Json) -> Table:
     return table
 
 
+def _show_sequences(console: Console, quality: Json) -> None:
+    """That the figures are those of a closed loop."""
+    count = quality.get("sequences")
+    if count is None:
+        return
+    sequences = "a held-out sequence" if count == 1 else f"{count} held-out sequences"
+    console.print(
+        f"Measured over {sequences}, {quality['samples']} steps in all, in a closed loop: at each "
+        "step the bundle goes on from its own state.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
 def _show_sample_count(console: Console, quality: Json) -> None:
     """On how few held-out samples the figures rest. Figures on random data mean nothing anyway."""
     count = quality.get("samples", FEW_HELD_OUT)
@@ -149,6 +164,8 @@ def _readings_of(entry: Json) -> list[str]:
         texts.append(verdict.classes_text(entry))
     if "text" in entry:
         texts.append(verdict.text_text(entry["text"]))
+    if "decisions" in entry:
+        texts.append(verdict.decisions_text(entry["decisions"]))
     if "mask_iou" in entry:
         texts.append(verdict.mask_text(entry["mask_iou"]))
     if "equal" in entry and "sqnr_db" in entry:

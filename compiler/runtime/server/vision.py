@@ -152,7 +152,7 @@ class VisionServer:
             prepared = await self._worker.run(vision.prepare, picture)
         await self._require_client(http)
         try:
-            outputs = await self.runner.run_async(vision.inputs(prepared))
+            outputs = await self.runner.run_async(self.runner.first_step(vision.inputs(prepared)))
             found = await self._worker.run(vision.read, outputs, prepared, least, most)
         except Exception as error:
             self.counters.failed += 1
