@@ -134,7 +134,7 @@ class _Search:
             return self._thrifty(plan), bound
         if self.problem.tpus > 1:
             plan = self._at_once(plan)
-            bound = planner.makespan_bound(self.problem)
+            bound = planner.makespan_bound(self.problem, plan.latency)
         return plan, bound
 
     def _at_once(self, plan: Plan) -> Plan:
