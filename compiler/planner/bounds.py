@@ -60,14 +60,16 @@ def _shared_work(problem: Problem) -> float:
 
 
 def _host_is_outside(problem: Problem) -> bool:
-    """Whether no TPU needs what the host makes of what a TPU made."""
+    """Whether no TPU needs what only the host can make of what a TPU made."""
     behind_tpu = [False] * problem.count
+    behind_host = [False] * problem.count
     for n, before in enumerate(problem.predecessors):
         on_tpu_only = problem.host[n] == INFINITE
-        hosted = any(behind_tpu[p] and problem.host[p] < INFINITE for p in before)
-        if on_tpu_only and hosted:
+        on_host_only = problem.tpu[n] == INFINITE
+        if on_tpu_only and any(behind_host[p] for p in before):
             return False
         behind_tpu[n] = on_tpu_only or any(behind_tpu[p] for p in before)
+        behind_host[n] = any(behind_host[p] for p in before) or (on_host_only and behind_tpu[n])
     return True
 
 
@@ -109,12 +111,10 @@ class _Way:
 
 
 def _extra(problem: Problem, nodes: Sequence[int]) -> float:
-    if any(problem.host[n] < INFINITE for n in nodes):
-        return 0.0
     # A stage of their own between the others gives at least one tensor to the one behind it.
     made = [problem.tensors[t] for n in nodes for t in problem.makes[n]]
     apart = problem.invoke + min(tensor.up + tensor.down for tensor in made)
-    return min(apart, sum(problem.tpu[n] for n in nodes))
+    return min(apart, sum(min(problem.tpu[n], problem.host[n]) for n in nodes))
 
 
 def _regions(problem: Problem, needs: Sequence[int]) -> list[list[int]]:

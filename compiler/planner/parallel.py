@@ -8,7 +8,7 @@ stage ends earlier. Work is counted, as everywhere in the planner.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 
 from compiler.planner.budget import Budget
 from compiler.planner.problem import (
@@ -20,7 +20,7 @@ from compiler.planner.problem import (
     stage_time,
     streaming_of_each,
 )
-from compiler.planner.schedule import Tasks, makespan
+from compiler.planner.schedule import Tasks, makespan, remaining, schedule
 from compiler.planner.sections import Section, sections
 
 Draft = tuple[tuple[int, frozenset[int]], ...]
@@ -54,44 +54,102 @@ def parallel(problem: Problem, start: Stages, seconds: float) -> Solution:
     best = sorted(drafts, key=drafts.__getitem__)[:_IMPROVED]
     improved = [_descend(clock, draft, found) for draft in best]
     draft = min([*improved, first], key=clock.score)
-    return Solution(_in_order(problem, draft), clock.score(draft)[0])
+    order = clock.order(draft)
+    assert order is not None
+    stages = tuple((draft[stage][0], tuple(sorted(draft[stage][1]))) for stage in order)
+    return Solution(stages, clock.score(draft)[0])
 
 
 class _Clock:
-    """Tells when drafts end; times of stages that were seen are known."""
+    """Tells when drafts end; what was found of stages that were seen is known."""
 
     def __init__(self, problem: Problem, budget: Budget) -> None:
         self.problem, self.budget = problem, budget
         self._times: dict[tuple[bool, frozenset[int]], float] = {}
         self._late: dict[frozenset[int], dict[int, float]] = {}
+        self._read: dict[frozenset[int], tuple[int, frozenset[int]]] = {}
         self._scores: dict[Draft, Score] = {}
 
     def score(self, draft: Draft) -> Score:
         known = self._scores.get(draft)
         if known is None:
-            known = self._scores[draft] = self._score(draft)
+            order = self.order(draft)
+            known = _NEVER
+            if order is not None:
+                tasks = self._tasks(draft, order)
+                known = makespan(tasks), sum(tasks.seconds)
+            self._scores[draft] = known
         return known
 
-    def _score(self, draft: Draft) -> Score:
-        problem = self.problem
-        self.budget.spend(20 * problem.count + 40 * len(draft))
-        order = sorted_stages(problem, draft)
-        if order is None:
-            return _NEVER
+    def order(self, draft: Draft) -> list[int] | None:
+        """An order of the stages in which none comes before what it needs; of those that may come
+        next, the one with the first node. None where stages need each other."""
+        needs = self._needs(draft)
+        waiting = [len(others) for others in needs]
+        behind: list[list[int]] = [[] for _ in draft]
+        for stage, others in enumerate(needs):
+            for other in others:
+                behind[other].append(stage)
+        ready = []
+        for stage, count in enumerate(waiting):
+            if not count:
+                ready.append((self._read[draft[stage][1]][0], stage))
+        heapify(ready)
+        order: list[int] = []
+        while ready:
+            _, stage = heappop(ready)
+            order.append(stage)
+            for other in behind[stage]:
+                waiting[other] -= 1
+                if not waiting[other]:
+                    heappush(ready, (self._read[draft[other][1]][0], other))
+        return order if len(order) == len(draft) else None
+
+    def critical(self, draft: Draft) -> list[int]:
+        """The stages without which the last one would end earlier."""
+        order = self.order(draft)
+        assert order is not None
+        tasks = self._tasks(draft, order)
+        enough = self.score(draft)[0] * _GAIN
+        ways = zip(schedule(tasks), remaining(tasks), order, strict=True)
+        return sorted(stage for interval, way, stage in ways if interval.start + way >= enough)
+
+    def _tasks(self, draft: Draft, order: Sequence[int]) -> Tasks:
         seconds = self._seconds(draft)
-        stage_of = _stage_of(draft)
-        place = {stage: i for i, stage in enumerate(order)}
-        needs = []
-        for stage in order:
-            before = _needed(problem, draft[stage][1], stage_of)
-            needs.append([place[other] for other in before - {stage}])
-        tasks = Tasks([seconds[s] for s in order], [draft[s][0] for s in order], needs)
-        return makespan(tasks), sum(seconds)
+        needs = self._needs(draft)
+        place = {stage: index for index, stage in enumerate(order)}
+        return Tasks(
+            [seconds[stage] for stage in order],
+            [draft[stage][0] for stage in order],
+            [[place[other] for other in needs[stage]] for stage in order],
+        )
+
+    def _needs(self, draft: Draft) -> list[set[int]]:
+        """The stages that make what each stage reads."""
+        stage_of: dict[int, int] = {}
+        for stage, (_, nodes) in enumerate(draft):
+            stage_of |= dict.fromkeys(nodes, stage)
+        found = []
+        steps = 15 * len(draft) + self.problem.count // 20
+        for _, nodes in draft:
+            read = self._read_from_outside(nodes)
+            steps += len(read)
+            found.append({stage_of[n] for n in read})
+        self.budget.spend(steps)
+        return found
+
+    def _read_from_outside(self, nodes: frozenset[int]) -> frozenset[int]:
+        known = self._read.get(nodes)
+        if known is None:
+            self.budget.spend(3 * len(nodes))
+            before = {p for n in nodes for p in self.problem.predecessors[n]}
+            known = self._read[nodes] = (min(nodes), frozenset(before - nodes))
+        return known[1]
 
     def _seconds(self, draft: Draft) -> list[float]:
         whole: dict[int, frozenset[int]] = {}
         for device, nodes in draft:
-            whole[device] = whole.get(device, frozenset()) | nodes
+            whole[device] = whole[device] | nodes if device in whole else nodes
         found = []
         for device, nodes in draft:
             seconds = self._time(device, nodes)
@@ -116,78 +174,37 @@ class _Clock:
         return self._late[nodes]
 
 
-def _stage_of(draft: Draft) -> dict[int, int]:
-    found: dict[int, int] = {}
-    for stage, (_, nodes) in enumerate(draft):
-        found |= dict.fromkeys(nodes, stage)
-    return found
-
-
-def _needed(problem: Problem, nodes: Iterable[int], stage_of: dict[int, int]) -> set[int]:
-    """The stages that make what nodes read, their own included."""
-    return {stage_of[p] for n in nodes for p in problem.predecessors[n]}
-
-
-def sorted_stages(problem: Problem, draft: Draft) -> list[int] | None:
-    """An order of the stages in which none comes before what it needs; of those that may come next,
-    the one with the first node. None where stages need each other."""
-    stage_of = _stage_of(draft)
-    waiting = []
-    behind: list[list[int]] = [[] for _ in draft]
-    for stage, (_, nodes) in enumerate(draft):
-        needed = _needed(problem, nodes, stage_of) - {stage}
-        waiting.append(len(needed))
-        for other in needed:
-            behind[other].append(stage)
-    first = [min(nodes) for _, nodes in draft]
-    ready = [stage for stage, count in enumerate(waiting) if not count]
-    order: list[int] = []
-    while ready:
-        stage = min(ready, key=first.__getitem__)
-        ready.remove(stage)
-        order.append(stage)
-        for other in behind[stage]:
-            waiting[other] -= 1
-            if not waiting[other]:
-                ready.append(other)
-    return order if len(order) == len(draft) else None
-
-
-def _in_order(problem: Problem, draft: Draft) -> Stages:
-    order = sorted_stages(problem, draft)
-    assert order is not None
-    return tuple((draft[stage][0], tuple(sorted(draft[stage][1]))) for stage in order)
-
-
 # Drafts that spread sections.
 
 
 def _spread(
     problem: Problem, start: Draft, found: Sequence[Section], clock: _Clock
 ) -> Iterator[Draft]:
-    """Drafts in which sections are spread over two and more TPUs: all of them at once, and each
+    """Drafts in which sections are spread over two and more TPUs: all of them at once, then each
     where it helps."""
-    for width in range(2, problem.tpus + 1):
-        if clock.budget.spent:
-            return
+    if not found:
+        return
+    widths = sorted({problem.tpus, -(-problem.tpus // 2), 2}, reverse=True)
+    for width in widths:
         draft = start
         for section in found:
             draft = fan_out(problem, draft, section, width)
         yield draft
-        yield _without_useless(clock, start, found, width)
+    for width in widths:
+        yield _where_it_helps(clock, start, found, width)
 
 
-def _without_useless(
+def _where_it_helps(
     clock: _Clock, start: Draft, found: Sequence[Section], width: int
 ) -> Draft:
     """The start with each section spread that makes it end earlier, in their order."""
     best = start
     for section in found:
+        if clock.budget.spent:
+            break
         draft = fan_out(clock.problem, best, section, width)
         if clock.score(draft) < clock.score(best):
             best = draft
-        if clock.budget.spent:
-            break
     return best
 
 
@@ -208,7 +225,9 @@ def fan_out(problem: Problem, draft: Draft, section: Section, width: int) -> Dra
             parts = [rest - behind, rest & behind]
         for part in parts:
             if part:
-                found.append((device, part))
+                # No TPU is invoked for what only joins other parts.
+                is_light = len(parts) > 1 and _may_run(problem, HOST, part)
+                found.append((HOST if is_light else device, part))
                 if device != HOST:
                     held[device] += sum(problem.sizes[n] for n in part)
     for device, branches in _shares(problem, section, width, held):
@@ -273,22 +292,27 @@ def _layers(problem: Problem, nodes: frozenset[int]) -> list[frozenset[int]]:
 
 
 def _descend(clock: _Clock, draft: Draft, found: Sequence[Section]) -> Draft:
-    """Take every move that helps until none does."""
-    best = clock.score(draft)
-    changed = True
-    while changed and not clock.budget.spent:
-        changed = False
-        stage = 0
-        while stage < len(draft) and not clock.budget.spent:
-            for moved in _moves(clock.problem, draft, stage, found):
-                score = clock.score(moved)
-                if _is_less(score, best):
-                    draft, best, changed = moved, score, True
-                    break
-                if clock.budget.spent:
-                    break
-            stage += 1
+    """Take every move that helps until none does, first of the stages that make others late."""
+    for only_critical in (True, False):
+        moved: Draft | None = draft
+        while moved is not None:
+            draft = moved
+            stages = clock.critical(draft) if only_critical else range(len(draft))
+            moved = _first_better(clock, draft, stages, found)
     return draft
+
+
+def _first_better(
+    clock: _Clock, draft: Draft, stages: Iterable[int], found: Sequence[Section]
+) -> Draft | None:
+    best = clock.score(draft)
+    for stage in stages:
+        for moved in _moves(clock.problem, draft, stage, found):
+            if clock.budget.spent:
+                return None
+            if _is_less(clock.score(moved), best):
+                return moved
+    return None
 
 
 def _is_less(score: Score, other: Score) -> bool:
