@@ -46,7 +46,7 @@ NEAR_LATENCY = 1.01
 # A plan that is so near to its bound, as a share of it, is not searched for again.
 PROVEN = 1 - 1e-6
 # So many ways to divide layers among Edge TPUs are planned.
-TRIED_DIVISIONS = 2
+TRIED_DIVISIONS = 3
 
 __all__ = [
     "DeviceKind",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 
 import onnx_ir as ir
 
 from compiler.graph import activations_of, element_count
 from compiler.ops.common import FLOAT_BYTES
 from compiler.partition.plan import Plan, Segment
-from compiler.partition.shards import can_divide
+from compiler.partition.shards import can_divide, layer_of, tail_of
 from compiler.targets import Host, Target
 
 
@@ -19,31 +20,66 @@ class Division:
 
     places: tuple[int, ...]
     parts: int
-    gain: float
 
 
 def divisions(graph: ir.Graph, plan: Plan, target: Target) -> list[Division]:
-    """For each number of Edge TPUs the layers that should gain by it; what gains most first.
+    """Ways to divide layers that may make an inference faster; their plans decide.
 
-    The plan of the divided graph decides: these are estimates.
+    Pairs of layers whose shards go through both, layers that should gain by themselves, and both.
     """
     place_of = {node: place for place, node in enumerate(graph)}
+    pairs = {place_of[node] for node in _pairs(graph, plan, target)}
+    alone, parts = _gaining(plan, target)
+    single = {place_of[node] for node in alone} - pairs
+    found = []
+    for places in (pairs | single, pairs, single):
+        division = Division(tuple(sorted(places)), parts if single else plan.options.tpus)
+        if places and division not in found:
+            found.append(division)
+    return found
+
+
+def _gaining(plan: Plan, target: Target) -> tuple[list[ir.Node], int]:
+    """The layers that should gain by themselves, and the shards with which they gain most."""
     host = Host.load(plan.options.host)
-    found: dict[tuple[int, ...], Division] = {}
+    best: list[ir.Node] = []
+    best_gain, best_parts = 0.0, 0
     for parts in range(2, plan.options.tpus + 1):
-        gains: dict[int, float] = {}
+        nodes = []
+        whole = 0.0
         for segment in plan.segments:
             if segment.tpu is not None:
-                for node in filter(can_divide, segment.nodes):
-                    gain = _Estimate(plan, target, host, segment).gain(node, parts)
-                    if gain > 0:
-                        gains[place_of[node]] = gain
-        if gains:
-            places = tuple(sorted(gains))
-            division = Division(places, parts, sum(gains.values()))
-            if places not in found or found[places].gain < division.gain:
-                found[places] = division
-    return sorted(found.values(), key=lambda division: (-division.gain, division.parts))
+                estimate = _Estimate(plan, target, host, segment)
+                gains = {n: estimate.gain(n, parts) for n in segment.nodes if can_divide(n)}
+                nodes += [node for node, gain in gains.items() if gain > 0]
+                whole += sum(gain for gain in gains.values() if gain > 0)
+        if whole > best_gain:
+            best, best_gain, best_parts = nodes, whole, parts
+    return best, best_parts
+
+
+def _pairs(graph: ir.Graph, plan: Plan, target: Target) -> list[ir.Node]:
+    """The nodes of pairs of layers of which the second reads what only numbers by themselves are
+    made of in between, and whose parameters take long to stream."""
+    on_tpu: set[ir.Node] = set()
+    for segment in plan.segments:
+        if segment.tpu is not None:
+            on_tpu.update(segment.nodes)
+    left = {node: None for node in graph if node in on_tpu and can_divide(node)}
+    found: list[ir.Node] = []
+    while left:
+        layer = layer_of(next(iter(left)))
+        for tile in layer.tiles:
+            left.pop(tile, None)
+        tail = tail_of(layer, left)
+        members = [*layer.tiles, *tail.second]
+        parameters = chain.from_iterable(plan.costs[node].parameters for node in members)
+        is_long = sum(p.stream for p in parameters) > 2 * target.invoke
+        if tail.second and is_long and on_tpu.issuperset(tail.nodes):
+            found += members
+            for tile in tail.second:
+                del left[tile]
+    return found
 
 
 @dataclass(frozen=True)
