@@ -152,7 +152,7 @@ def program_entry(program: Program, segments: Sequence[SegmentEntry]) -> Program
 def prediction_entry(program: Program) -> PredictionEntry:
     """What the cost model says of the whole plan, and how far to trust it."""
     plan = program.plan
-    return {
+    entry: PredictionEntry = {
         "tpus": plan.options.tpus,
         "host": plan.options.host,
         "objective": plan.options.objective,
@@ -163,6 +163,13 @@ def prediction_entry(program: Program) -> PredictionEntry:
         "gap_percent": None if plan.gap is None else round(100 * plan.gap, 2),
         "error_percent": program.target.error_percent,
     }
+    if plan.p95 is not None and plan.options.rate is not None:
+        entry["rate"] = plan.options.rate
+        entry["p95_ms"] = milliseconds(plan.p95)
+        entry["load"] = round(plan.options.rate * plan.interval, 4)
+    if plan.host_slots > 1:
+        entry["host_slots"] = plan.host_slots
+    return entry
 
 
 # Segments.

@@ -18,6 +18,7 @@ from compiler.errors import OptionError
 from compiler.graph import element_count
 from compiler.graph.lineage import names_of
 from compiler.partition.dividing import divisions
+from compiler.partition.load import best_under_load, repeated
 from compiler.partition.options import DeviceKind, PartitionOptions, PlacePolicy
 from compiler.partition.placement import joining, no_node, place_nodes
 from compiler.partition.plan import Placement, Placements, Plan, Segment
@@ -73,7 +74,7 @@ def partition(model: ir.Model, target: Target, options: PartitionOptions | None 
         plan, bound = search.assembled(stages), None
     else:
         plan, bound = search.planned()
-        if options.objective == "latency" and options.tpus > 1:
+        if options.sought == "latency" and options.tpus > 1:
             plan, bound = search.at_once(search.stages_of(plan))
     return search.finished(plan, bound)
 
@@ -83,6 +84,8 @@ def partition_for_all(
 ) -> tuple[ir.Model, Plan]:
     """As `partition`; where the latency of several Edge TPUs counts, layers are divided among them
     if that is predicted to be faster. Returns the model as it was cut, too."""
+    if options.rate is not None:
+        return _under_load(model, target, options, options.rate)
     plan = partition(model, target, options)
     if options.objective != "latency" or options.tpus == 1 or options.cuts:
         return model, plan
@@ -99,6 +102,24 @@ def partition_for_all(
         if _faster(best[1], other) is other:
             best = copy, other
     return best
+
+
+def _under_load(
+    model: ir.Model, target: Target, options: PartitionOptions, rate: float
+) -> tuple[ir.Model, Plan]:
+    """The plan with which 95% of the requests are answered soonest: one for all Edge TPUs, for
+    latency or for throughput, or one for fewer that is there several times."""
+    found = []
+    sizes = {options.tpus // copies for copies in range(1, options.tpus + 1)}
+    for tpus in sorted(sizes, reverse=True):
+        alone = replace(options, objective="latency", rate=None, tpus=tpus)
+        cut, plan = partition_for_all(model, target, alone)
+        found.append((cut, repeated(plan, options.tpus // tpus)))
+    full = replace(options, objective="throughput", rate=None)
+    found.append((model, partition(model, target, full)))
+    cut, plan = best_under_load(found, rate)
+    # How far another plan could be better is not known.
+    return cut, replace(plan, options=options, gap=None)
 
 
 def _segment_numbers(model: ir.Model, plan: Plan) -> list[int]:
@@ -294,7 +315,11 @@ class _Search:
 
 def _score(problem: planner.Problem, plan: Plan) -> float:
     """What the planner's problem asks to be small, of an assembled plan."""
-    return planner.objective_of(problem, plan.loads.values(), plan.shares.values())
+    loads = plan.loads
+    if None in loads:
+        # As in the problem.
+        loads[None] = plan.shares[None]
+    return planner.objective_of(problem, loads.values(), plan.shares.values())
 
 
 def _better(problem: planner.Problem, plan: Plan, other: Plan) -> Plan:

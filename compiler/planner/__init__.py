@@ -39,6 +39,7 @@ from compiler.planner.problem import (
     objective_of,
     simple_bound,
 )
+from compiler.planner.queueing import arrivals, latencies, percentile
 from compiler.planner.schedule import Interval, Tasks, makespan, schedule
 
 # Graphs of more nodes go to the heuristic alone.
@@ -56,12 +57,14 @@ __all__ = [
     "Tasks",
     "Tensor",
     "alternate",
+    "arrivals",
     "by_ideals",
     "cached",
     "cost",
     "exact",
     "finish",
     "heuristic",
+    "latencies",
     "loads",
     "makespan",
     "makespan_bound",
@@ -69,6 +72,7 @@ __all__ = [
     "neighbours",
     "objective_of",
     "parallel",
+    "percentile",
     "schedule",
     "solve",
 ]
