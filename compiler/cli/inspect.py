@@ -68,6 +68,7 @@ def inspect(
     host: shared.Host = "pi5",
     tpus: shared.Tpus = 1,
     objective: shared.Objective = "latency",
+    rate: shared.Rate = None,
     place: shared.Place = None,
     pins: shared.Pins = None,
     cuts: shared.Cuts = None,
@@ -89,7 +90,9 @@ def inspect(
         values=parse.values(values),
         state=parse.state(state),
         target=target,
-        partitioning=parse.partition_options(tpus, objective, place, host, pins, cuts or ()),
+        partitioning=parse.partition_options(
+            tpus, objective, place, host, pins, cuts or (), parse.rate(rate)
+        ),
     )
     kind = compiler.kind_of(path)
     if (kind != "onnx" and (dot or netron)) or (kind == "tflite" and html):

@@ -43,6 +43,7 @@ _INT32 = 2**31 - 1
 # Bounds that keep a hostile manifest from overflowing float32, int32 or a machine's memory.
 _LARGEST_SCALE = 1e37
 _MOST_TPUS = 65536
+_MOST_SLOTS = 1024
 
 # Hostile names must not reach a terminal or a file system as control characters or lone surrogates.
 Path = Annotated[str, Limits(pattern=r"^[^\u0000-\u001f\u007f\ud800-\udfff]{1,1024}$")]
@@ -188,6 +189,13 @@ class PlannedSegmentEntry(TypedDict):
         dict[str, Milliseconds],
         "of one run, by what the time goes to: invoke, compute, in, out, stream",
     ]
+    start_ms: NotRequired[
+        Annotated[
+            Milliseconds,
+            "when it is predicted to start in a request that is alone; it ends after the sum of "
+            "`predicted_ms`",
+        ]
+    ]
     operators: Annotated[list[OperatorEntry], "in the order to run"]
     in_place: NotRequired[
         Annotated[
@@ -217,9 +225,9 @@ class PredictionEntry(TypedDict):
 
     tpus: Annotated[int, Limits(minimum=1, maximum=_MOST_TPUS), "Edge TPUs that were allowed"]
     host: Annotated[str, "the host that was planned for"]
-    objective: Annotated[Literal["latency", "throughput"], "what the plan is best in"]
+    objective: Annotated[Literal["latency", "throughput", "p95"], "what the plan is best in"]
     place: Annotated[Literal["tpu", "host", "auto"], "where operators go that both devices can run"]
-    latency_ms: Annotated[Milliseconds, "of one inference"]
+    latency_ms: Annotated[Milliseconds, "of one inference: the end of its schedule"]
     interval_ms: Annotated[Milliseconds, "between two results of the full pipeline"]
     bound_by: Annotated[
         int | None,
@@ -232,6 +240,31 @@ class PredictionEntry(TypedDict):
         Limits(minimum=0),
         "how far at most the cut is from the best under this cost model; null where no solver "
         "looked for it",
+    ]
+    rate: NotRequired[
+        Annotated[float, Limits(minimum=0), "of `p95`: requests per second that were planned for"]
+    ]
+    p95_ms: NotRequired[
+        Annotated[
+            Milliseconds,
+            "of `p95`: the time in which 95% of the requests are answered, of simulated ones that "
+            "come by chance at `rate`",
+        ]
+    ]
+    load: NotRequired[
+        Annotated[
+            float,
+            Limits(minimum=0),
+            "of `p95`: the share of the time that the busiest device works; from 1 on, requests "
+            "come faster than they are answered",
+        ]
+    ]
+    host_slots: NotRequired[
+        Annotated[
+            int,
+            Limits(minimum=1, maximum=_MOST_SLOTS),
+            "segments that the host was planned to run at once; 1 where it is not said",
+        ]
     ]
     error_percent: Annotated[
         float | None,
