@@ -43,6 +43,7 @@ _INT32 = 2**31 - 1
 # Bounds that keep a hostile manifest from overflowing float32, int32 or a machine's memory.
 _LARGEST_SCALE = 1e37
 _MOST_TPUS = 65536
+_MOST_SLOTS = 1024
 
 # Hostile names must not reach a terminal or a file system as control characters or lone surrogates.
 Path = Annotated[str, Limits(pattern=r"^[^\u0000-\u001f\u007f\ud800-\udfff]{1,1024}$")]
@@ -232,6 +233,13 @@ class PredictionEntry(TypedDict):
         Limits(minimum=0),
         "how far at most the cut is from the best under this cost model; null where no solver "
         "looked for it",
+    ]
+    host_slots: NotRequired[
+        Annotated[
+            int,
+            Limits(minimum=1, maximum=_MOST_SLOTS),
+            "segments that the host was planned to run at once; 1 where it is not said",
+        ]
     ]
     error_percent: Annotated[
         float | None,
