@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
 
 from compiler.runtime.devices import (
@@ -18,7 +19,7 @@ from compiler.runtime.devices import (
     edge_tpus,
     log,
 )
-from compiler.runtime.manifest import SegmentEntry
+from compiler.runtime.manifest import ProgramEntry, SegmentEntry
 
 ON_LOSS = ("move", "cpu", "stop")
 _MOST_SIMULATED = 64
@@ -97,6 +98,28 @@ def tpu_numbers(segment: SegmentEntry) -> list[int]:
     return [segment["tpu"], *segment.get("replicas", [])]
 
 
+@dataclass(frozen=True)
+class HostThreads:
+    """How segments share the CPU: `workers` run at once, each with its share of `count` threads.
+
+    By default there are as many workers as the plan took the host to have, and no more than threads
+    (`host_slots` in the manifest; one where it does not say).
+    """
+
+    count: int = 2
+    workers: int | None = None
+
+    @classmethod
+    def of(cls, threads: int | HostThreads) -> HostThreads:
+        return threads if isinstance(threads, HostThreads) else cls(threads)
+
+    def workers_for(self, programs: Sequence[ProgramEntry]) -> int:
+        if self.workers is not None:
+            return self.workers
+        planned = [program["prediction"].get("host_slots", 1) for program in programs]
+        return min(self.count, *planned)
+
+
 class Fleet:
     """Which device runs which segment, and which takes over from one that is lost.
 
@@ -130,18 +153,18 @@ class Fleet:
     def of(
         cls,
         devices: str | Sequence[Device],
-        threads: int,
-        *programs: Sequence[SegmentEntry],
+        threads: int | HostThreads,
+        *programs: ProgramEntry,
         on_loss: str = "move",
     ) -> Fleet:
-        """The fleet for some programs, each given by its segments. Its notices say what a user
-        would not expect of where they run."""
+        """The fleet for some programs. Its notices say what a user would not expect of where they
+        run."""
+        threads = HostThreads.of(threads)
         # Threads may spin where a program is one segment: nothing else wants the cores meanwhile.
-        spin = all(len(segments) == 1 for segments in programs)
-        fleet = cls(devices, Cpu(threads, spin), on_loss)
-        planned: list[SegmentEntry] = []
-        for segments in programs:
-            planned += [segment for segment in segments if segment["tpu"] is not None]
+        spin = all(len(program["segments"]) == 1 for program in programs)
+        fleet = cls(devices, Cpu(threads.count, spin, threads.workers_for(programs)), on_loss)
+        segments = chain.from_iterable(program["segments"] for program in programs)
+        planned = [segment for segment in segments if segment["tpu"] is not None]
         fleet._notice_missing(planned)
         return fleet
 
