@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 
 from compiler.runtime import Bundle, Device, DeviceError, Pipeline, SegmentError
-from compiler.runtime.devices import Cpu
+from compiler.runtime.devices import Cpu, Executable
 from compiler.runtime.executor import Executor
 from compiler.runtime.fleet import Fleet
 from compiler.runtime.manifest import Manifest, SegmentEntry
@@ -166,7 +166,7 @@ class ComputingCpu(Cpu):
         self._trouble = trouble
         _running[self] = threading.Semaphore(slots)
 
-    def open(self, folder: Path, segment: SegmentEntry) -> _Computed:
+    def open(self, folder: Path, segment: SegmentEntry) -> Executable:
         return _Computed(self, segment, self._trouble)
 
 

@@ -146,19 +146,29 @@ class EdgeTpu(Device):
             raise DeviceError(f"{self.name}: cannot be opened for {path.name}: {reason}") from error
 
 
+class Link:
+    """What connects Edge TPUs to the host: one transfer at a time."""
+
+
 class Simulated(Device):
     """Stands for an Edge TPU: computes on the CPU, and takes as long as was predicted.
 
     `slowdown` multiplies the predicted time; 0 is as fast as the CPU. `broken` is called before
-    each run and may raise DeviceError, so that a test can lose the device.
+    each run and may raise DeviceError, so that a test can lose the device. `link` is its own unless
+    it is given one that others have too; only `simulate` (simulation.py) looks at it.
     """
 
     def __init__(
-        self, name: str, slowdown: float = 1.0, broken: Callable[[], None] = lambda: None
+        self,
+        name: str,
+        slowdown: float = 1.0,
+        broken: Callable[[], None] = lambda: None,
+        link: Link | None = None,
     ) -> None:
         super().__init__(name)
         self.slowdown = slowdown
         self.broken = broken
+        self.link = link or Link()
 
     def open(self, folder: Path, segment: SegmentEntry) -> Executable:
         predicted_ms = sum(segment["predicted_ms"].values())

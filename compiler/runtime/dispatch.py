@@ -25,7 +25,7 @@ class Task(NamedTuple):
     group: int
     negated_rank: float
     number: int
-    index: int
+    segment: int
     attempt: int
     flight: Flight
 
@@ -65,7 +65,7 @@ class Dispatcher:
         """Take what a segment gave, and queue what waited for it; nothing of a stale task."""
         if task.is_stale:
             return
-        for index in task.flight.finish(task.index, results):
+        for index in task.flight.finish(task.segment, results):
             self._push(self._task(task.flight, index))
 
     def take(self, device: Device) -> Task | None:
@@ -75,7 +75,7 @@ class Dispatcher:
             task = heapq.heappop(queue)
             if task.is_stale:
                 continue
-            if self._device_of(task.flight, task.index) is device:
+            if self._device_of(task.flight, task.segment) is device:
                 return task
             # The device was lost since the task was queued.
             self._push(task)
@@ -87,6 +87,6 @@ class Dispatcher:
         return Task(group, -rank, flight.number, index, flight.attempt, flight)
 
     def _push(self, task: Task) -> None:
-        device = self._device_of(task.flight, task.index)
+        device = self._device_of(task.flight, task.segment)
         heapq.heappush(self._queues[device], task)
         self._wake(device)

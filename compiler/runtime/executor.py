@@ -186,7 +186,7 @@ class Executor:
         request = _request(task)
         begin = time.perf_counter()
         try:
-            results = request.pipeline.execute(task.index, request.values, request.number)
+            results = request.pipeline.execute(task.segment, request.values, request.number)
         except TensorLostError as error:
             self._begin_again(task, error)
             return
@@ -194,7 +194,7 @@ class Executor:
             self._fail(task, error)
             return
         if request.spans is not None:
-            request.spans.append(Span(task.index, device.name, begin, time.perf_counter()))
+            request.spans.append(Span(task.segment, device.name, begin, time.perf_counter()))
         with self._lock:
             self._dispatcher.finish(task, results)
             is_last = not task.is_stale and request.left == 0

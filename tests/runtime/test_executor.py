@@ -20,7 +20,6 @@ from compiler.runtime.dispatch import Dispatcher
 from compiler.runtime.executor import Executor
 from compiler.runtime.fleet import Fleet
 from compiler.runtime.manifest import SegmentEntry
-from compiler.runtime.onnx_segment import Cache
 from tests.schedules import (
     SHAPE,
     ComputingCpu,
@@ -172,7 +171,7 @@ def test_the_longest_path_goes_first_then_the_oldest() -> None:
         dispatcher.begin(Flight(flow, {"x": x}, number))
     order = []
     while (task := dispatcher.take(tpu)) is not None:
-        order.append((task.number, task.index))
+        order.append((task.number, task.segment))
     # The third request is in the next group of two, and waits for both.
     assert order == [(0, 1), (1, 1), (0, 0), (1, 0), (2, 1), (2, 0)]
 
@@ -190,7 +189,6 @@ def test_what_writes_over_a_tensor_waits_for_its_readers() -> None:
     )
     assert Flow(made.manifest).needs == [set(), {0}, {1}]
     assert Flow(made.manifest).is_chain
-    assert Cache  # the arrays that are written to
 
 
 def test_a_tensor_is_freed_when_its_last_reader_has_run() -> None:
@@ -205,7 +203,7 @@ def test_a_tensor_is_freed_when_its_last_reader_has_run() -> None:
 
     def count(entry: SegmentEntry, arrays: list[np.ndarray]) -> list[np.ndarray]:
         nonlocal most
-        results = [array.view(Counted) for array in compute(entry, arrays)]
+        results: list[np.ndarray] = [array.view(Counted) for array in compute(entry, arrays)]
         most = max(most, len(alive))
         alive.update(results)
         return results
@@ -213,7 +211,7 @@ def test_a_tensor_is_freed_when_its_last_reader_has_run() -> None:
     class Counted(np.ndarray):
         """An array that can be referred to weakly and hashed by identity."""
 
-        __hash__ = object.__hash__
+        __hash__ = object.__hash__  # type: ignore[assignment]
 
     fleet = Fleet([Scripted(f"tpu:{n}", count) for n in range(2)], ComputingCpu(Trouble()))
     executor = Executor(fleet)
