@@ -189,6 +189,13 @@ class PlannedSegmentEntry(TypedDict):
         dict[str, Milliseconds],
         "of one run, by what the time goes to: invoke, compute, in, out, stream",
     ]
+    start_ms: NotRequired[
+        Annotated[
+            Milliseconds,
+            "when it is predicted to start in a request that is alone; it ends after the sum of "
+            "`predicted_ms`",
+        ]
+    ]
     operators: Annotated[list[OperatorEntry], "in the order to run"]
     in_place: NotRequired[
         Annotated[
@@ -220,7 +227,7 @@ class PredictionEntry(TypedDict):
     host: Annotated[str, "the host that was planned for"]
     objective: Annotated[Literal["latency", "throughput"], "what the plan is best in"]
     place: Annotated[Literal["tpu", "host", "auto"], "where operators go that both devices can run"]
-    latency_ms: Annotated[Milliseconds, "of one inference"]
+    latency_ms: Annotated[Milliseconds, "of one inference: the end of its schedule"]
     interval_ms: Annotated[Milliseconds, "between two results of the full pipeline"]
     bound_by: Annotated[
         int | None,
