@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import uvicorn
 
     from compiler.runtime import Bundle
+    from compiler.runtime.fleet import HostThreads
     from compiler.runtime.server import Web
     from compiler.runtime.server.endpoints import Server
 
@@ -85,6 +86,7 @@ def serve(
     ] = None,
     devices: shared.Devices = "auto",
     threads: shared.Threads = 2,
+    host_workers: shared.HostWorkers = None,
 ) -> None:
     """Serve a bundle over HTTP.
 
@@ -94,9 +96,12 @@ def serve(
     A classifier or a detector takes pictures: POST one to /v1/vision/classify or /v1/vision/detect.
     A detector also answers clients of DeepStack at /v1/vision/detection, and with --zmq Frigate.
     """
+    from compiler.runtime.fleet import HostThreads
+
     bundle = open_bundle(path)
+    workers = HostThreads(threads, host_workers)
     if zmq is not None:
-        _serve_frigate(bundle, zmq, max_body or PICTURE_BYTES, devices, threads)
+        _serve_frigate(bundle, zmq, max_body or PICTURE_BYTES, devices, workers)
         return
     takes_pictures = "vision" in bundle.manifest
     require_packages("serve", "vision" if takes_pictures else "text")
@@ -117,16 +122,16 @@ def serve(
         notices([f"--address {address}: there is no key, and other machines may reach it"])
     with device_errors():
         if "language" in bundle.manifest:
-            server, purpose = _language_server(web, bundle, devices, threads, slots)
+            server, purpose = _language_server(web, bundle, devices, workers, slots)
         elif takes_pictures:
-            server, purpose = _vision_server(web, bundle, devices, threads)
+            server, purpose = _vision_server(web, bundle, devices, workers)
         else:
-            server, purpose = _embedding_server(web, bundle, devices, threads)
+            server, purpose = _embedding_server(web, bundle, devices, workers)
     _listen(server, address, port, f"Serving {escape(web.name)} on", purpose)
 
 
 def _language_server(
-    web: Web, bundle: Bundle, devices: str, threads: int, slots: int | None
+    web: Web, bundle: Bundle, devices: str, threads: HostThreads, slots: int | None
 ) -> tuple[Server, str]:
     from compiler.runtime.batching import Batcher
     from compiler.runtime.language import LanguageModel
@@ -140,7 +145,9 @@ def _language_server(
     return CompletionServer(web, Text(bundle), batcher), f"with {len(model.slots)} slots"
 
 
-def _embedding_server(web: Web, bundle: Bundle, devices: str, threads: int) -> tuple[Server, str]:
+def _embedding_server(
+    web: Web, bundle: Bundle, devices: str, threads: HostThreads
+) -> tuple[Server, str]:
     from compiler.runtime.embedding import Embedder
     from compiler.runtime.server import EmbeddingServer
 
@@ -149,7 +156,9 @@ def _embedding_server(web: Web, bundle: Bundle, devices: str, threads: int) -> t
     return EmbeddingServer(web, embedder), "for embeddings"
 
 
-def _vision_server(web: Web, bundle: Bundle, devices: str, threads: int) -> tuple[Server, str]:
+def _vision_server(
+    web: Web, bundle: Bundle, devices: str, threads: HostThreads
+) -> tuple[Server, str]:
     from compiler.runtime import Runner
     from compiler.runtime.server import VisionServer
     from compiler.runtime.vision import VisionError
@@ -165,7 +174,7 @@ def _vision_server(web: Web, bundle: Bundle, devices: str, threads: int) -> tupl
 
 
 def _serve_frigate(
-    bundle: Bundle, endpoint: str, most_bytes: int, devices: str, threads: int
+    bundle: Bundle, endpoint: str, most_bytes: int, devices: str, threads: HostThreads
 ) -> None:
     """Serve Frigate's ZMQ detector until interrupted."""
     import asyncio

@@ -177,9 +177,7 @@ def _spread(
         yield _without_useless(clock, start, found, width)
 
 
-def _without_useless(
-    clock: _Clock, start: Draft, found: Sequence[Section], width: int
-) -> Draft:
+def _without_useless(clock: _Clock, start: Draft, found: Sequence[Section], width: int) -> Draft:
     """The start with each section spread that makes it end earlier, in their order."""
     best = start
     for section in found:
@@ -297,9 +295,7 @@ def _is_less(score: Score, other: Score) -> bool:
     return score[0] <= other[0] and score[1] < other[1] * _GAIN
 
 
-def _moves(
-    problem: Problem, draft: Draft, stage: int, found: Sequence[Section]
-) -> Iterator[Draft]:
+def _moves(problem: Problem, draft: Draft, stage: int, found: Sequence[Section]) -> Iterator[Draft]:
     """Drafts in which one stage stands elsewhere: on another device, within another stage, in
     exchange with another, or with a branch less."""
     device, nodes = draft[stage]

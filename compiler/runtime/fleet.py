@@ -39,14 +39,23 @@ def parse(text: str) -> list[Device]:
     kind, _, rest = text.partition(":")
     if kind == "ray":
         return _of_cluster(text, rest or None)
-    if kind == "sim" and rest.isdecimal() and 1 <= int(rest) <= _MOST_SIMULATED:
-        return [Simulated(f"sim:{number}") for number in range(int(rest))]
+    simulated = parse_simulated(text)
+    if simulated is not None:
+        return simulated
     names = list(dict.fromkeys(text.split(",")))
     if not all(_is_name(name) for name in names):
         raise DeviceChoiceError(
             f"'{text}': write auto, cpu, sim:2, ray, or names such as usb:0,pci:0"
         )
     return _named(text, names)
+
+
+def parse_simulated(text: str, slowdown: float = 1.0) -> list[Device] | None:
+    """The devices of "sim:4"; None for any other text."""
+    kind, _, rest = text.partition(":")
+    if kind != "sim" or not rest.isdecimal() or not 1 <= int(rest) <= _MOST_SIMULATED:
+        return None
+    return [Simulated(f"sim:{number}", slowdown) for number in range(int(rest))]
 
 
 def _all_edge_tpus() -> list[Device]:
