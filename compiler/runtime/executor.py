@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from concurrent.futures import CancelledError, Future
+from queue import SimpleQueue
 
 import numpy as np
 
@@ -54,15 +55,18 @@ class Executor:
         self._has_one_slot = slots == 1
         # All of the following is read and written under this lock.
         self._lock = threading.Lock()
-        self._wakers = {device: threading.Condition(self._lock) for device in fleet.devices}
-        self._dispatcher = Dispatcher(
-            fleet.devices, _device_of, self.depth, lambda device: self._wakers[device].notify()
-        )
+        self._dispatcher = Dispatcher(fleet.devices, _device_of, self.depth, self._wake)
         self._threads: list[threading.Thread] = []
         self._requests: set[_Request] = set()
         self._numbers = itertools.count()
         self._closed = False
         self._process = 0
+        # A token for each task that was queued for a device, and at the end one for each thread. A
+        # token whose task is gone wakes a thread for nothing. A queue wakes a thread faster than a
+        # condition does.
+        self._tokens: dict[Device, SimpleQueue[None]] = {}
+        for device in fleet.devices:
+            self._tokens[device] = SimpleQueue()
 
     def run(self, pipeline: Pipeline, values: Arrays, spans: list[Span] | None = None) -> Results:
         """The model's outputs for one sample, as `Pipeline.check_inputs` gives it.
@@ -123,8 +127,9 @@ class Executor:
             for request in left:
                 request.over = True
             self._requests.clear()
-            for waker in self._wakers.values():
-                waker.notify_all()
+            for device in self.fleet.devices:
+                for _ in range(device.slots):
+                    self._wake(device)
         # Without the lock: cancelling runs callbacks of the caller.
         for request in left:
             request.future.cancel()
@@ -158,16 +163,21 @@ class Executor:
             task = None
             task = self._take(device)
 
+    def _wake(self, device: Device) -> None:
+        self._tokens[device].put(None)
+
     def _take(self, device: Device) -> Task | None:
         """The next task of a device; None when the executor is closed."""
-        with self._lock:
-            while not self._closed:
+        while True:
+            self._tokens[device].get()
+            with self._lock:
+                if self._closed:
+                    return None
                 task = self._dispatcher.take(device)
-                if task is None:
-                    self._wakers[device].wait()
-                elif not self._was_cancelled(task):
-                    return task
-        return None
+                while task is not None and self._was_cancelled(task):
+                    task = self._dispatcher.take(device)
+            if task is not None:
+                return task
 
     def _was_cancelled(self, task: Task) -> bool:
         request = _request(task)
