@@ -53,20 +53,25 @@ class Executor:
         # One request for each slot to work on, and two that wait, so that none is ever idle.
         self.depth = depth or slots + 2
         self._has_one_slot = slots == 1
+        # A token for each task that was queued for a device, and at the end one for each thread. A
+        # token whose task is gone wakes a thread for nothing. A queue wakes a thread faster than a
+        # condition does.
+        tokens: dict[Device, SimpleQueue[None]] = {}
+        for device in fleet.devices:
+            tokens[device] = SimpleQueue()
+        self._tokens = tokens
         # All of the following is read and written under this lock.
         self._lock = threading.Lock()
-        self._dispatcher = Dispatcher(fleet.devices, _device_of, self.depth, self._wake)
+        # What it calls does not refer to the executor: the devices are let go with the last one
+        # that does.
+        self._dispatcher = Dispatcher(
+            fleet.devices, _device_of, self.depth, lambda device: tokens[device].put(None)
+        )
         self._threads: list[threading.Thread] = []
         self._requests: set[_Request] = set()
         self._numbers = itertools.count()
         self._closed = False
         self._process = 0
-        # A token for each task that was queued for a device, and at the end one for each thread. A
-        # token whose task is gone wakes a thread for nothing. A queue wakes a thread faster than a
-        # condition does.
-        self._tokens: dict[Device, SimpleQueue[None]] = {}
-        for device in fleet.devices:
-            self._tokens[device] = SimpleQueue()
 
     def run(self, pipeline: Pipeline, values: Arrays, spans: list[Span] | None = None) -> Results:
         """The model's outputs for one sample, as `Pipeline.check_inputs` gives it.
@@ -129,7 +134,7 @@ class Executor:
             self._requests.clear()
             for device in self.fleet.devices:
                 for _ in range(device.slots):
-                    self._wake(device)
+                    self._tokens[device].put(None)
         # Without the lock: cancelling runs callbacks of the caller.
         for request in left:
             request.future.cancel()
@@ -162,9 +167,6 @@ class Executor:
             # Nobody may hold the request while this waits for the next one.
             task = None
             task = self._take(device)
-
-    def _wake(self, device: Device) -> None:
-        self._tokens[device].put(None)
 
     def _take(self, device: Device) -> Task | None:
         """The next task of a device; None when the executor is closed."""

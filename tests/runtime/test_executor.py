@@ -150,6 +150,21 @@ def test_closing_ends_a_run_that_waits() -> None:
     assert not closes.is_alive()
 
 
+def test_devices_are_let_go_with_the_executor() -> None:
+    """At once, so that another program may have them."""
+    gc.disable()
+    try:
+        fleet = Fleet([Scripted("tpu:0", compute)], ComputingCpu(Trouble()))
+        executor = Executor(fleet)
+        executor.run(Pipeline(TILED, fleet=fleet), random_inputs(TILED, random.Random(0)))
+        executor.close()
+        device = weakref.ref(fleet.tpus[0])
+        del fleet, executor
+        assert device() is None
+    finally:
+        gc.enable()
+
+
 def test_the_longest_path_goes_first_then_the_oldest() -> None:
     """On one device: a short segment, one in front of a long path, and the rest of that path."""
     made = bundle(
