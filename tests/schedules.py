@@ -1,5 +1,5 @@
-"""Random programs on random devices: made up of integer arithmetic, so that whatever the schedule,
-results are equal to the last bit or wrong."""
+"""Random programs on random devices, some of which keep what they compute: made up of integer
+arithmetic, so that whatever the schedule, results are equal to the last bit or wrong."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from compiler.runtime.devices import Cpu, Executable
 from compiler.runtime.executor import Executor
 from compiler.runtime.fleet import Fleet
 from compiler.runtime.manifest import Manifest, SegmentEntry
+from compiler.runtime.remote import Feed, Tensor, TensorLostError
 
 SHAPE = (3, 5)
 Arrays = dict[str, np.ndarray]
@@ -158,6 +159,44 @@ class Computing(Device):
         return _Computed(self, segment, self._trouble)
 
 
+class Holding(Computing):
+    """Keeps what it computes, and loses all of it when it fails."""
+
+    holds_tensors = True
+
+    def __init__(self, name: str, trouble: Trouble) -> None:
+        super().__init__(name, trouble)
+        self.era = 0
+
+    def open(self, folder: Path, segment: SegmentEntry) -> _Held:
+        return _Held(self, segment, self._trouble)
+
+
+class _Held(_Computed):
+    def run_there(self, feeds: list[np.ndarray | Feed]) -> list[Tensor]:
+        device = cast(Holding, self._device)
+        arrays = [feed.tensor.fetch() if isinstance(feed, Feed) else feed for feed in feeds]
+        era = device.era
+        try:
+            results = self.run(arrays)
+        except DeviceError:
+            device.era += 1
+            raise
+        return [_HeldArray(device, era, result) for result in results]
+
+
+@dataclass(frozen=True)
+class _HeldArray:
+    device: Holding
+    era: int
+    array: np.ndarray
+
+    def fetch(self) -> np.ndarray:
+        if self.era != self.device.era:
+            raise TensorLostError(f"{self.device.name}: it is gone", self.device)
+        return self.array
+
+
 class ComputingCpu(Cpu):
     """Likewise, with several slots; it is never lost."""
 
@@ -190,7 +229,8 @@ def run_one(seed: int, longest_delay: float = 2e-4) -> None:
         lose=lambda name: name != "cpu" and chance.random() < losses,
         fail=lambda index: chance.random() < failures,
     )
-    tpus = [Computing(f"tpu:{number}", trouble) for number in range(dice.randint(0, 5))]
+    kinds = dice.choice([[Computing], [Holding], [Computing, Holding]])
+    tpus = [dice.choice(kinds)(f"tpu:{number}", trouble) for number in range(dice.randint(0, 5))]
     fleet = Fleet(tpus, ComputingCpu(trouble, dice.randint(1, 3)), dice.choice(["move", "cpu"]))
     pipeline = Pipeline(made, fleet=fleet)
     executor = Executor(fleet, dice.choice([None, 1, 3]))

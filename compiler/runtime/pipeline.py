@@ -20,6 +20,10 @@ from compiler.runtime.remote import Feed, RemoteExecutable, Tensor, TensorLostEr
 
 __all__ = ["Arrays", "Pipeline", "SegmentError"]
 
+# A device that fails now and then, and is forgiven each time, may lose the tensors of a request
+# again and again.
+_MOST_ATTEMPTS = 100
+
 
 class SegmentError(Exception):
     """A segment that failed where no other device can help."""
@@ -181,8 +185,7 @@ class Pipeline:
 
         Raises SegmentError where it began again too often, or nobody may take over.
         """
-        # Each device may lose what it holds twice until it counts as lost.
-        if attempt > 2 * len(self.fleet.devices):
+        if attempt > _MOST_ATTEMPTS:
             raise SegmentError(f"{error}; the request began again {attempt - 1} times") from error
         self._close_all(error.holder)
         try:
