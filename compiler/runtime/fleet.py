@@ -111,6 +111,8 @@ def tpu_numbers(segment: SegmentEntry) -> list[int]:
 class HostThreads:
     """How segments share the CPU: `workers` run at once, each with its share of `count` threads.
 
+        Runner(bundle, threads=HostThreads(4, workers=2))
+
     By default there are as many workers as the plan took the host to have, and no more than threads
     (`host_slots` in the manifest; one where it does not say).
     """
@@ -120,9 +122,11 @@ class HostThreads:
 
     @classmethod
     def of(cls, threads: int | HostThreads) -> HostThreads:
+        """A number of threads that share the work by default, or what is given."""
         return threads if isinstance(threads, HostThreads) else cls(threads)
 
     def workers_for(self, programs: Sequence[ProgramEntry]) -> int:
+        """How many segments of some programs, which share the CPU, run at once."""
         if self.workers is not None:
             return self.workers
         planned = [program["prediction"].get("host_slots", 1) for program in programs]
