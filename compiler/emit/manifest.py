@@ -200,7 +200,6 @@ def planned_segment_entry(
         "streamed_bytes": segment.streamed,
         "macs": segment.macs,
         "predicted_ms": {what: milliseconds(seconds) for what, seconds in segment.times.items()},
-        "start_ms": milliseconds(program.plan.schedule[segment.index].start),
         "operators": [operator_entry(program, node, is_tpu) for node in segment.nodes],
     }
     if segment.replicas:

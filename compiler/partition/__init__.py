@@ -18,7 +18,7 @@ from compiler.errors import OptionError
 from compiler.graph import element_count
 from compiler.graph.lineage import names_of
 from compiler.partition.options import DeviceKind, PartitionOptions, PlacePolicy
-from compiler.partition.placement import joining, no_node, place_nodes
+from compiler.partition.placement import no_node, place_nodes
 from compiler.partition.plan import Placement, Placements, Plan, Segment
 from compiler.partition.problem import (
     Units,
@@ -131,24 +131,8 @@ class _Search:
         """The best plan found, and what no plan can be better than where a solver has looked."""
         plan, bound = self._best(self.problem, self.task.options.seconds)
         if self.problem.objective == "throughput":
-            return self._thrifty(plan), bound
-        if self.problem.tpus > 1:
-            plan = self._at_once(plan)
-            bound = planner.makespan_bound(self.problem)
+            plan = self._thrifty(plan)
         return plan, bound
-
-    def _at_once(self, plan: Plan) -> Plan:
-        """A plan whose segments run at once where they do not need each other, if one is faster.
-
-        The host may then join what several Edge TPUs made.
-        """
-        joins = joining(self.task, self.placements)
-        placements = replace(self.placements, free=self.placements.free | joins)
-        problem = planner_problem(self.task, self.units, placements)
-        seconds = self.task.options.seconds / 2
-        found = planner.parallel(problem, self._stages_of(plan), seconds)
-        other = self.assembled(found.stages)
-        return min(plan, other, key=lambda plan: plan.latency)
 
     def _thrifty(self, fastest: Plan) -> Plan:
         """Of the plans whose pace is within 1% of the fastest one's, the one with the least

@@ -8,7 +8,6 @@ from itertools import chain
 
 import onnx_ir as ir
 
-from compiler import planner
 from compiler.device.cost import Cost
 from compiler.device.draft import layers_of
 from compiler.partition.options import DeviceKind, PartitionOptions
@@ -91,25 +90,9 @@ class Plan:
     gap: float | None = None
 
     @property
-    def schedule(self) -> list[planner.Interval]:
-        """When each segment of a single inference runs, in seconds from its start.
-
-        Segments that do not need each other run at once where their devices differ.
-        """
-        maker: dict[ir.Value, int] = {}
-        needs: list[list[int]] = []
-        devices: list[int] = []
-        for index, segment in enumerate(self.segments):
-            needs.append(sorted({maker[value] for value in segment.inputs if value in maker}))
-            devices.append(planner.HOST if segment.tpu is None else segment.tpu)
-            maker |= dict.fromkeys(segment.outputs, index)
-        seconds = [segment.seconds for segment in self.segments]
-        return planner.schedule(planner.Tasks(seconds, devices, needs))
-
-    @property
     def latency(self) -> float:
         """Predicted seconds of one inference."""
-        return max((interval.end for interval in self.schedule), default=0.0)
+        return sum(s.seconds for s in self.segments)
 
     @property
     def loads(self) -> dict[int | None, float]:

@@ -97,23 +97,13 @@ def planner_problem(task: Task, units: Units, placements: Placements) -> planner
 
 def _streaming(
     task: Task, units: Units, placements: Placements
-) -> Callable[[Sequence[int]], list[float]]:
-    """The seconds to stream for each of the units that share an Edge TPU, whose tiles must take
-    what stays."""
+) -> Callable[[Sequence[int]], float]:
+    """The seconds to stream for units that share an Edge TPU, whose tiles must take what stays."""
     costs = [[placements.costs[node] for node in unit] for unit in units]
 
-    def seconds(members: Sequence[int]) -> list[float]:
+    def seconds(members: Sequence[int]) -> float:
         together = list(chain.from_iterable(costs[unit] for unit in members))
-        kept, _, _ = streamed(together, task.target)
-        found = []
-        number = 0  # of a layer among those of all units
-        for unit in members:
-            parameters = list(chain.from_iterable(cost.parameters for cost in costs[unit]))
-            sent = [p for i, p in enumerate(parameters, number) if i not in kept]
-            number += len(parameters)
-            # What is always streamed belongs to the time of the unit itself.
-            found.append(sum(p.stream for p in sent if not p.layer.is_streamed))
-        return found
+        return streamed(together, task.target)[2]
 
     return seconds
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from compiler.planner.bounds import makespan_bound
 from compiler.planner.budget import Budget
 from compiler.planner.exact import exact
 from compiler.planner.heuristic import heuristic
@@ -23,7 +22,6 @@ from compiler.planner.ideals import by_ideals
 from compiler.planner.improving import neighbours
 from compiler.planner.merging import by_merging
 from compiler.planner.orders import alternate
-from compiler.planner.parallel import finish, parallel
 from compiler.planner.problem import (
     HOST,
     INFINITE,
@@ -39,7 +37,6 @@ from compiler.planner.problem import (
     objective_of,
     simple_bound,
 )
-from compiler.planner.schedule import Interval, Tasks, makespan, schedule
 
 # Graphs of more nodes go to the heuristic alone.
 EXACT_NODES = 700
@@ -47,29 +44,22 @@ EXACT_NODES = 700
 __all__ = [
     "HOST",
     "INFINITE",
-    "Interval",
     "Budget",
     "Objective",
     "Problem",
     "Solution",
     "Stages",
-    "Tasks",
     "Tensor",
     "alternate",
     "by_ideals",
     "cached",
     "cost",
     "exact",
-    "finish",
     "heuristic",
     "loads",
-    "makespan",
-    "makespan_bound",
     "needed",
     "neighbours",
     "objective_of",
-    "parallel",
-    "schedule",
     "solve",
 ]
 

@@ -84,11 +84,9 @@ def _merged(problem: Problem, groups: Groups) -> Problem:
     edges = {(number[u], number[v]) for u, v in problem.edges if number[u] != number[v]}
     exact = problem.streaming
 
-    def streaming(members: Sequence[int]) -> list[float]:
+    def streaming(members: Sequence[int]) -> float:
         assert exact is not None
-        nodes = sorted(chain.from_iterable(groups[index] for index in members))
-        times = dict(zip(nodes, exact(nodes), strict=True))
-        return [sum(times[n] for n in groups[index]) for index in members]
+        return exact(sorted(chain.from_iterable(groups[index] for index in members)))
 
     return replace(
         problem,
