@@ -29,7 +29,7 @@ import onnx_ir as ir
 from compiler import planner
 from compiler.driver import build
 from compiler.driver.options import BuildOptions
-from compiler.partition import PartitionOptions, Plan, partition
+from compiler.partition import PartitionOptions, Plan, partition_for_all
 from compiler.partition.placement import place_nodes
 from compiler.partition.problem import planner_problem, units_of
 from compiler.partition.segments import assemble
@@ -152,7 +152,7 @@ def lowered(name: str, folder: Path) -> ir.Model:
 
 
 def ours(model: ir.Model, tpus: int, objective: planner.Objective) -> Plan:
-    return partition(model, Target.load(), PartitionOptions(tpus, objective))
+    return partition_for_all(model, Target.load(), PartitionOptions(tpus, objective))[1]
 
 
 def peers(model: ir.Model, tpus: int) -> dict[str, list[Plan]]:

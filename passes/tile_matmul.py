@@ -81,15 +81,15 @@ def _tile(node: ir.Node, tiling: Tiling, b: Builder) -> ir.Value:
     x, weight, bias = node.inputs
     assert x is not None and weight is not None and bias is not None
     outputs, inputs = shape_of(weight)[:2]
-    columns = _slices(inputs, tiling.inputs)
+    columns = slices_of(inputs, tiling.inputs)
     parts = [x] if len(columns) == 1 else [_columns_of(b, x, part) for part in columns]
     tiles = []
-    for rows in _slices(outputs, tiling.outputs):
+    for rows in slices_of(outputs, tiling.outputs):
         total: ir.Value | None = None
         for part, own_columns in zip(parts, columns, strict=True):
             w = b.rows(weight, rows)
             if len(columns) > 1:
-                w = _inputs_of(b, w, own_columns)
+                w = inputs_of(b, w, own_columns)
             # The bias is added once.
             c = b.rows(bias, rows) if total is None else zero_bias(b, rows.stop - rows.start, w)
             y = b.op(node.op_type, [part, w, c], node.attributes, node.domain)
@@ -102,7 +102,7 @@ def _tile(node: ir.Node, tiling: Tiling, b: Builder) -> ir.Value:
     return b.op("Concat", tiles, {"axis": last_axis})
 
 
-def _slices(count: int, size: int) -> list[slice]:
+def slices_of(count: int, size: int) -> list[slice]:
     """Slices of `size`, the last of which may be smaller."""
     return [slice(begin, min(begin + size, count)) for begin in range(0, count, size)]
 
@@ -114,7 +114,7 @@ def _columns_of(b: Builder, x: ir.Value, columns: slice) -> ir.Value:
     return b.op("Slice", [x, *constants])
 
 
-def _inputs_of(b: Builder, weight: ir.Value, columns: slice) -> ir.Value:
+def inputs_of(b: Builder, weight: ir.Value, columns: slice) -> ir.Value:
     """Weights [N, K, ...] for some of the inputs."""
     outputs, _, *taps = shape_of(weight)
     new = (outputs, columns.stop - columns.start, *taps)

@@ -156,6 +156,7 @@ def build(
     host: shared.Host = "pi5",
     tpus: shared.Tpus = 1,
     objective: shared.Objective = "latency",
+    rate: shared.Rate = None,
     place: shared.Place = None,
     pins: shared.Pins = None,
     cuts: shared.Cuts = None,
@@ -225,7 +226,9 @@ def build(
         shapes=parse.shapes(shapes),
         values=parse.values(values),
         target=target,
-        partitioning=parse.partition_options(tpus, objective, place, host, pins, cuts or ()),
+        partitioning=parse.partition_options(
+            tpus, objective, place, host, pins, cuts or (), parse.rate(rate)
+        ),
         calibration=calibration,
         image=image,
         observers=compiler.Observers.parse(observers or ()),

@@ -67,6 +67,7 @@ def inspect(
     host: shared.Host = "pi5",
     tpus: shared.Tpus = 1,
     objective: shared.Objective = "latency",
+    rate: shared.Rate = None,
     place: shared.Place = None,
     pins: shared.Pins = None,
     cuts: shared.Cuts = None,
@@ -87,7 +88,9 @@ def inspect(
         shapes=parse.shapes(shapes),
         values=parse.values(values),
         target=target,
-        partitioning=parse.partition_options(tpus, objective, place, host, pins, cuts or ()),
+        partitioning=parse.partition_options(
+            tpus, objective, place, host, pins, cuts or (), parse.rate(rate)
+        ),
     )
     kind = compiler.kind_of(path)
     if (kind != "onnx" and (dot or netron)) or (kind == "tflite" and html):

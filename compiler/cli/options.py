@@ -121,10 +121,14 @@ Objective = Annotated[
     str,
     option(
         "objective",
-        metavar="latency|throughput",
+        metavar="latency|throughput|p95",
         help="Make one inference fast, or a pipeline over all Edge TPUs, which may hold a segment "
-        "several times.",
+        "several times, or the slowest of twenty requests that come at `--rate`.",
     ),
+]
+Rate = Annotated[
+    str | None,
+    option("rate", metavar="30/s", help="Requests per second, for `--objective p95`."),
 ]
 Place = Annotated[
     str | None,

@@ -100,10 +100,34 @@ def size(text: str | None) -> tuple[int, int] | None:
     return int(parts[0]), int(parts[1])
 
 
+def rate(text: str | None) -> float | None:
+    """Requests per second, written 30/s or 30."""
+    if text is None:
+        return None
+    try:
+        return float(text.removesuffix("/s"))
+    except ValueError:
+        raise OptionError(f"{text}: write requests per second as 30/s", "rate") from None
+
+
 def partition_options(
-    tpus: int, objective: str, place: str | None, host: str, pinned: Texts, cuts: Sequence[str]
+    tpus: int,
+    objective: str,
+    place: str | None,
+    host: str,
+    pinned: Texts,
+    cuts: Sequence[str],
+    rate: float | None,
 ) -> PartitionOptions:
     """The options of the partition, which checks the choices itself."""
     from compiler import PartitionOptions
 
-    return PartitionOptions(tpus, objective, place, pins(pinned), tuple(cuts), host)  # type: ignore[arg-type]
+    return PartitionOptions(
+        tpus,
+        objective,  # type: ignore[arg-type]  # it checks itself
+        place,  # type: ignore[arg-type]
+        pins(pinned),
+        tuple(cuts),
+        host,
+        rate=rate,
+    )

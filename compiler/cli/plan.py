@@ -40,6 +40,7 @@ def plan(
     target: shared.Target = BuildOptions.target,
     host: shared.Host = "pi5",
     objective: shared.Objective = "throughput",
+    rate: shared.Rate = None,
     place: shared.Place = None,
     pins: shared.Pins = None,
     context: shared.Context = LanguageOptions.context,
@@ -63,7 +64,9 @@ def plan(
         values=parse.values(values),
         without=frozenset(without or ()),
         target=target,
-        partitioning=parse.partition_options(1, objective, place, host, pins, ()),
+        partitioning=parse.partition_options(
+            1, objective, place, host, pins, (), parse.rate(rate)
+        ),
         language=LanguageOptions(context, chunk),
     )
     counts = [] if tpus is None else parse.counts(tpus)

@@ -113,7 +113,7 @@ def plan(
     if kind_of(source) != "language":
         return planning.forecasts(source, options, tpus or planning.DEFAULT_TPUS, progress)
     count = tpus[0] if tpus else 1
-    partitioning = replace(options.partitioning, tpus=count, objective="latency")
+    partitioning = replace(options.partitioning, tpus=count, objective="latency", rate=None)
     options = replace(options, partitioning=partitioning)
     return planning.language_forecasts(source, options, progress)
 

@@ -25,7 +25,7 @@ from compiler.emit import manifest as manifests
 from compiler.graph import activations_around, consumers_of, quantized_around
 from compiler.graph.lineage import Lineage
 from compiler.ops import Moves, operator_of
-from compiler.partition import PartitionOptions, Program, partition
+from compiler.partition import PartitionOptions, Program, partition_for_all
 from compiler.progress import Progress, notes, silent
 from compiler.quantize import samples as sampling
 from compiler.quantize.calibrate import Ranges, calibrate
@@ -178,7 +178,8 @@ def partition_model(model: ir.Model, target: str, options: PartitionOptions) -> 
     with stage("partition"):
         device = Target.load(target, options.host)
         placed = replace(options, place=options.place or "tpu")
-        return Program(model, partition(model, device, placed), device)
+        divided, plan = partition_for_all(model, device, placed)
+        return Program(divided, plan, device)
 
 
 def run_float_model(

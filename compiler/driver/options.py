@@ -96,6 +96,7 @@ SCOPES: Mapping[str, Scope] = {
     "host": Scope("plan"),
     "tpus": Scope("plan"),
     "objective": Scope("plan"),
+    "rate": Scope("plan", _ONNX),
     "place": Scope("plan"),
     "pins": Scope("plan"),
     "cuts": Scope("plan", _ONNX),

@@ -27,7 +27,7 @@ class Forecast:
 
     tpus:           Edge TPUs that the plan may use
     host:           the CPU that predictions are for
-    objective:      "latency" or "throughput"
+    objective:      "latency", "throughput" or "p95"
     place:          "tpu", "host" or "auto"
     latency_ms:     one inference
     interval_ms:    time between two results of a full pipeline
@@ -40,6 +40,10 @@ class Forecast:
     cached_bytes:   parameters that stay in the Edge TPUs
     streamed_bytes: parameters that are sent at each inference
     reload_ms:      what is added where the segments of one Edge TPU are not compiled together
+    host_slots:     segments of different requests that the host runs at once
+    rate:           requests per second that are planned for, None where no load is
+    p95_ms:         the time in which 95% of such requests are answered
+    load:           the share of the time that the busiest device then works
     """
 
     tpus: int
@@ -56,6 +60,10 @@ class Forecast:
     cached_bytes: int
     streamed_bytes: int
     reload_ms: float
+    host_slots: int
+    rate: float | None
+    p95_ms: float | None
+    load: float | None
 
 
 @dataclass(frozen=True)
@@ -131,7 +139,9 @@ def _language_rows(model: Path, options: BuildOptions) -> Iterator[LanguageForec
 def _figures(program: Program) -> dict[str, Any]:
     """The fields of a Forecast."""
     segments = program.plan.segments
+    alone = {"host_slots": 1, "rate": None, "p95_ms": None, "load": None}
     return {
+        **alone,
         **manifests.prediction_entry(program),
         "tpu_segments": sum(segment.device == "tpu" for segment in segments),
         "host_segments": sum(segment.device == "host" for segment in segments),

@@ -152,7 +152,7 @@ def program_entry(program: Program, segments: Sequence[SegmentEntry]) -> Program
 def prediction_entry(program: Program) -> PredictionEntry:
     """What the cost model says of the whole plan, and how far to trust it."""
     plan = program.plan
-    return {
+    entry: PredictionEntry = {
         "tpus": plan.options.tpus,
         "host": plan.options.host,
         "objective": plan.options.objective,
@@ -163,6 +163,13 @@ def prediction_entry(program: Program) -> PredictionEntry:
         "gap_percent": None if plan.gap is None else round(100 * plan.gap, 2),
         "error_percent": program.target.error_percent,
     }
+    if plan.p95 is not None and plan.options.rate is not None:
+        entry["rate"] = plan.options.rate
+        entry["p95_ms"] = milliseconds(plan.p95)
+        entry["load"] = round(plan.options.rate * plan.interval, 4)
+    if plan.host_slots > 1:
+        entry["host_slots"] = plan.host_slots
+    return entry
 
 
 # Segments.
@@ -200,6 +207,7 @@ def planned_segment_entry(
         "streamed_bytes": segment.streamed,
         "macs": segment.macs,
         "predicted_ms": {what: milliseconds(seconds) for what, seconds in segment.times.items()},
+        "start_ms": milliseconds(program.plan.schedule[segment.index].start),
         "operators": [operator_entry(program, node, is_tpu) for node in segment.nodes],
     }
     if segment.replicas:

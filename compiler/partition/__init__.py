@@ -17,8 +17,10 @@ from compiler import planner
 from compiler.errors import OptionError
 from compiler.graph import element_count
 from compiler.graph.lineage import names_of
+from compiler.partition.dividing import divisions
+from compiler.partition.load import best_under_load, repeated
 from compiler.partition.options import DeviceKind, PartitionOptions, PlacePolicy
-from compiler.partition.placement import no_node, place_nodes
+from compiler.partition.placement import joining, no_node, place_nodes
 from compiler.partition.plan import Placement, Placements, Plan, Segment
 from compiler.partition.problem import (
     Units,
@@ -29,6 +31,7 @@ from compiler.partition.problem import (
 )
 from compiler.partition.program import Program
 from compiler.partition.segments import assemble, halved, streamed
+from compiler.partition.shards import PLANNED, divide
 from compiler.partition.task import Task, boundary
 from compiler.targets import Target
 
@@ -39,8 +42,12 @@ TIGHTER_ROOMS = (0.94, 0.85)
 PROMISE_SLACK = 1.001
 # Of the plans for a pipeline whose pace is nearly the best, other figures decide.
 NEAR_PACE = 1.01
+# A plan with more segments that run at once must be so much faster.
+NEAR_LATENCY = 1.01
 # A plan that is so near to its bound, as a share of it, is not searched for again.
 PROVEN = 1 - 1e-6
+# So many ways to divide layers among Edge TPUs are planned.
+TRIED_DIVISIONS = 3
 
 __all__ = [
     "DeviceKind",
@@ -52,6 +59,7 @@ __all__ = [
     "Segment",
     "halved",
     "partition",
+    "partition_for_all",
     "streamed",
 ]
 
@@ -60,19 +68,72 @@ def partition(model: ir.Model, target: Target, options: PartitionOptions | None 
     """Cut a lowered model into segments for `target`. Raises OptionError for options that cannot be
     met."""
     options = options or PartitionOptions()
-    task = Task(model.graph, target, options)
-    placements = place_nodes(task)
-    units = units_of(model.graph, placements)
-    search = _Search(task, placements, units, planner_problem(task, units, placements))
+    search = _search_of(Task(model.graph, target, options))
     if options.cuts:
         stages = stages_of_cuts(search.units_named(options.cuts), search.problem, options.tpus)
         plan, bound = search.assembled(stages), None
     else:
         plan, bound = search.planned()
-    gap = None
-    if bound is not None and plan.objective > 0:
-        gap = max(0.0, 1 - bound / plan.objective)
-    return replace(plan, placements=_final_placements(task, placements, plan), gap=gap)
+        if options.sought == "latency" and options.tpus > 1:
+            plan, bound = search.at_once(search.stages_of(plan))
+    return search.finished(plan, bound)
+
+
+def partition_for_all(
+    model: ir.Model, target: Target, options: PartitionOptions
+) -> tuple[ir.Model, Plan]:
+    """As `partition`; where the latency of several Edge TPUs counts, layers are divided among them
+    if that is predicted to be faster. Returns the model as it was cut, too."""
+    if options.rate is not None:
+        return _under_load(model, target, options, options.rate)
+    plan = partition(model, target, options)
+    if options.objective != "latency" or options.tpus == 1 or options.cuts:
+        return model, plan
+    best = model, plan
+    for division in divisions(model.graph, plan, target)[:TRIED_DIVISIONS]:
+        copy = model.clone()
+        nodes = list(copy.graph)
+        planned = _segment_numbers(model, plan)
+        for node, number in zip(nodes, planned, strict=True):
+            node.meta[PLANNED] = number
+        divide(copy, [nodes[i] for i in division.places], division.parts, target.block_outputs)
+        search = _search_of(Task(copy.graph, target, options))
+        other = search.finished(*search.at_once(search.stages_planned(plan)))
+        if _faster(best[1], other) is other:
+            best = copy, other
+    return best
+
+
+def _under_load(
+    model: ir.Model, target: Target, options: PartitionOptions, rate: float
+) -> tuple[ir.Model, Plan]:
+    """The plan with which 95% of the requests are answered soonest: one for all Edge TPUs, for
+    latency or for throughput, or one for fewer that is there several times."""
+    found = []
+    sizes = {options.tpus // copies for copies in range(1, options.tpus + 1)}
+    for tpus in sorted(sizes, reverse=True):
+        alone = replace(options, objective="latency", rate=None, tpus=tpus)
+        cut, plan = partition_for_all(model, target, alone)
+        found.append((cut, repeated(plan, options.tpus // tpus)))
+    full = replace(options, objective="throughput", rate=None)
+    found.append((model, partition(model, target, full)))
+    cut, plan = best_under_load(found, rate)
+    # How far another plan could be better is not known.
+    return cut, replace(plan, options=options, gap=None)
+
+
+def _segment_numbers(model: ir.Model, plan: Plan) -> list[int]:
+    """The segment of each node of a graph, in the graph's order."""
+    number_of: dict[ir.Node, int] = {}
+    for segment in plan.segments:
+        number_of |= dict.fromkeys(segment.nodes, segment.index)
+    return [number_of[node] for node in model.graph]
+
+
+def _search_of(task: Task) -> _Search:
+    placements = place_nodes(task)
+    units = units_of(task.graph, placements)
+    return _Search(task, placements, units, planner_problem(task, units, placements))
 
 
 def _final_placements(task: Task, placements: Placements, plan: Plan) -> dict[ir.Node, Placement]:
@@ -134,12 +195,48 @@ class _Search:
             plan = self._thrifty(plan)
         return plan, bound
 
+    def finished(self, plan: Plan, bound: float | None) -> Plan:
+        """A plan with what is told of it beside its segments."""
+        gap = None
+        if bound is not None and plan.objective > 0:
+            gap = max(0.0, 1 - bound / plan.objective)
+        placements = _final_placements(self.task, self.placements, plan)
+        return replace(plan, placements=placements, gap=gap)
+
+    def at_once(self, start: planner.Stages) -> tuple[Plan, float]:
+        """A plan whose segments run at once where they do not need each other, if one is faster
+        than the one to begin from, and what no plan can be faster than.
+
+        The host may join what several Edge TPUs made.
+        """
+        joins = joining(self.task, self.placements)
+        placements = replace(self.placements, free=self.placements.free | joins)
+        problem = planner_problem(self.task, self.units, placements)
+        found = planner.parallel(problem, start, self.task.options.seconds / 2)
+        best = _faster(self.assembled(start), self.assembled(found.stages))
+        return best, planner.makespan_bound(problem, best.latency)
+
+    def stages_planned(self, plan: Plan) -> planner.Stages:
+        """The stages of a plan for the same graph before layers were divided; what the host has to
+        do in between divides stages."""
+        members: dict[int, list[int]] = {segment.index: [] for segment in plan.segments}
+        for number, unit in enumerate(self.units):
+            members[unit[0].meta[PLANNED]].append(number)
+        sides = [seconds < planner.INFINITE for seconds in self.problem.tpu]
+        stages: list[tuple[int, tuple[int, ...]]] = []
+        for segment in plan.segments:
+            for on_tpu, nodes in planner.alternate(self.problem, members[segment.index], sides):
+                if nodes:
+                    tpu = segment.tpu if segment.tpu is not None else 0
+                    stages.append((tpu if on_tpu else planner.HOST, tuple(nodes)))
+        return tuple(stages)
+
     def _thrifty(self, fastest: Plan) -> Plan:
         """Of the plans whose pace is within 1% of the fastest one's, the one with the least
         latency, then the least streaming, then the fewest TPUs."""
         limit = NEAR_PACE * fastest.interval
         problem = replace(self.problem, objective="latency", limit=limit)
-        plan, _ = self._best(problem, self.task.options.seconds / 2, self._stages_of(fastest))
+        plan, _ = self._best(problem, self.task.options.seconds / 2, self.stages_of(fastest))
         return min(plan, fastest, key=lambda plan: (_score(problem, plan), *_expense(plan)))
 
     def _best(
@@ -196,7 +293,7 @@ class _Search:
     ) -> Plan | None:
         enough = _score(problem, plan) * (1 - 1e-6)
         copies = {s.tpu: 1 + len(s.replicas) for s in plan.segments if s.tpu is not None}
-        for stages in planner.neighbours(problem, self._stages_of(plan), budget):
+        for stages in planner.neighbours(problem, self.stages_of(plan), budget):
             if budget.spent:
                 return None
             # Assembling takes about so much longer than a step of the planner.
@@ -206,7 +303,7 @@ class _Search:
                 return candidate
         return None
 
-    def _stages_of(self, plan: Plan) -> planner.Stages:
+    def stages_of(self, plan: Plan) -> planner.Stages:
         unit_of = unit_numbers(self.units)
         stages = []
         for segment in plan.segments:
@@ -218,11 +315,20 @@ class _Search:
 
 def _score(problem: planner.Problem, plan: Plan) -> float:
     """What the planner's problem asks to be small, of an assembled plan."""
-    return planner.objective_of(problem, plan.loads.values(), plan.shares.values())
+    loads = plan.loads
+    if None in loads:
+        # As in the problem.
+        loads[None] = plan.shares[None]
+    return planner.objective_of(problem, loads.values(), plan.shares.values())
 
 
 def _better(problem: planner.Problem, plan: Plan, other: Plan) -> Plan:
     return min(plan, other, key=lambda plan: _score(problem, plan))
+
+
+def _faster(plan: Plan, other: Plan) -> Plan:
+    """The other plan where it is worth its segments."""
+    return other if other.latency * NEAR_LATENCY < plan.latency else plan
 
 
 def _expense(plan: Plan) -> tuple[int, int]:

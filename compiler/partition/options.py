@@ -7,12 +7,16 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from compiler import planner
+from compiler.errors import OptionError
 from compiler.targets import Host
 from compiler.validation import require_choice, require_count, require_number
 
 DeviceKind = Literal["tpu", "host"]
+PlanObjective = Literal["latency", "throughput", "p95"]
 PlacePolicy = Literal["tpu", "host", "auto"]
 MOST_TPUS = 64
+# Requests per second.
+LEAST_RATE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,9 @@ class PartitionOptions:
     """Choices that decide which node runs where.
 
     tpus:       how many Edge TPUs there are, 1 to 64
-    objective:  "latency" makes one inference fast, "throughput" a pipeline of them
+    objective:  "latency" makes one inference fast, "throughput" a pipeline of them, "p95" the
+                slowest of twenty requests that come at `rate`
+    rate:       requests per second that are planned for; only with "p95", which needs it
     place:      "tpu" gives an Edge TPU all that it takes, "auto" what is predicted to be faster
                 there, "host" nothing. None is "tpu", and "auto" for language models
     pins:       names of nodes (with * and ?) and the device that each is pinned to
@@ -36,7 +42,7 @@ class PartitionOptions:
     """
 
     tpus: int = 1
-    objective: planner.Objective = "latency"
+    objective: PlanObjective = "latency"
     place: PlacePolicy | None = None
     pins: Mapping[str, DeviceKind] = field(default_factory=dict)
     cuts: tuple[str, ...] = ()
@@ -45,10 +51,15 @@ class PartitionOptions:
     host_int8: bool = False
     kept: tuple[str, ...] = ()
     host_bytes: int | None = None
+    rate: float | None = None
 
     def __post_init__(self) -> None:
         require_count("tpus", self.tpus, 1, MOST_TPUS)
-        require_choice("objective", self.objective, get_args(planner.Objective))
+        require_choice("objective", self.objective, get_args(PlanObjective))
+        if (self.objective == "p95") != (self.rate is not None):
+            raise OptionError("--objective p95 needs --rate, and --rate needs it", "rate")
+        if self.rate is not None:
+            require_number("rate", self.rate, LEAST_RATE)
         if self.place is not None:
             require_choice("place", self.place, get_args(PlacePolicy))
         for device in self.pins.values():
@@ -57,3 +68,8 @@ class PartitionOptions:
         if self.host_bytes is not None:
             require_count("host_bytes", self.host_bytes, 1)
         Host.load(self.host)
+
+    @property
+    def sought(self) -> planner.Objective:
+        """What a single plan is best in; plans for a load are chosen among such."""
+        return "throughput" if self.objective == "throughput" else "latency"

@@ -50,6 +50,22 @@ def place_nodes(task: Task) -> Placements:
     return found
 
 
+def joining(task: Task, placements: Placements) -> set[ir.Node]:
+    """Nodes on the Edge TPU that only pass on or add what others make: the host may do that as well
+    where it brings together what several Edge TPUs made."""
+    found: set[ir.Node] = set()
+    for node in task.graph:
+        if placements.on_host(node) or node in placements.pinned:
+            continue
+        operator = operator_of(node)
+        source = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+        is_join = operator.moves >= Moves.VALUES or operator.combines == "sum"
+        # A clamp goes along with what it clamps.
+        if is_join or (source in found and operator.absorbed(node)):
+            found.add(node)
+    return found
+
+
 def place_by_legality(
     graph: ir.Graph, target: Target, options: PartitionOptions
 ) -> dict[ir.Node, Placement]:

@@ -8,10 +8,11 @@ from itertools import chain
 
 import onnx_ir as ir
 
+from compiler import planner
 from compiler.device.cost import Cost
 from compiler.device.draft import layers_of
 from compiler.partition.options import DeviceKind, PartitionOptions
-from compiler.targets import Layer, Target
+from compiler.targets import Host, Layer, Target
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,23 @@ class Segment:
         return list(chain.from_iterable(map(layers_of, self.nodes)))
 
 
+def planned_host(options: PartitionOptions) -> tuple[int, float]:
+    """How many segments the host is planned to run at once, and how many times as much it gets
+    done than with one at a time: of a single request it runs one."""
+    if options.sought == "latency":
+        return 1, 1.0
+    host = Host.load(options.host)
+    return int(host.slots), host.slots_gain
+
+
 @dataclass(frozen=True)
 class Plan:
     """Segments in the order they run, the placement and cost of every node, and the options.
 
     `gap` bounds how far the plan is from the best one, as a share of its objective; None where no
-    solver has looked.
+    solver has looked. `host_slots` says how many segments of different requests the host runs at
+    once; `p95` are the seconds in which 95% of the requests are answered that come at the rate of
+    the options.
     """
 
     segments: list[Segment]
@@ -88,11 +100,34 @@ class Plan:
     costs: Mapping[ir.Node, Cost]
     options: PartitionOptions
     gap: float | None = None
+    host_slots: int = 1
+    p95: float | None = None
+
+    @property
+    def tasks(self) -> planner.Tasks:
+        """The segments of one inference, with what each needs."""
+        maker: dict[ir.Value, int] = {}
+        needs: list[list[int]] = []
+        devices: list[int] = []
+        for index, segment in enumerate(self.segments):
+            needs.append(sorted({maker[value] for value in segment.inputs if value in maker}))
+            devices.append(planner.HOST if segment.tpu is None else segment.tpu)
+            maker |= dict.fromkeys(segment.outputs, index)
+        seconds = [segment.seconds for segment in self.segments]
+        return planner.Tasks(seconds, devices, needs)
+
+    @property
+    def schedule(self) -> list[planner.Interval]:
+        """When each segment of a single inference runs, in seconds from its start.
+
+        Segments that do not need each other run at once where their devices differ.
+        """
+        return planner.schedule(self.tasks)
 
     @property
     def latency(self) -> float:
         """Predicted seconds of one inference."""
-        return sum(s.seconds for s in self.segments)
+        return max((interval.end for interval in self.schedule), default=0.0)
 
     @property
     def loads(self) -> dict[int | None, float]:
@@ -105,9 +140,13 @@ class Plan:
 
     @property
     def shares(self) -> dict[int | None, float]:
-        """As `loads`, divided by the Edge TPUs that take requests in turn: the seconds between two
-        results that each device alone would allow."""
-        copies = {segment.tpu: 1 + len(segment.replicas) for segment in self.segments}
+        """As `loads`, divided by the Edge TPUs that take requests in turn, and by what the host
+        gains where it runs segments of several requests at once: the seconds between two results
+        that each device alone would allow."""
+        copies: dict[int | None, float] = {
+            segment.tpu: 1 + len(segment.replicas) for segment in self.segments
+        }
+        copies[None] = Host.load(self.options.host).slots_gain if self.host_slots > 1 else 1.0
         return {device: load / copies[device] for device, load in self.loads.items()}
 
     @property
@@ -124,7 +163,9 @@ class Plan:
     @property
     def objective(self) -> float:
         """The seconds that the options ask to be small."""
-        return self.latency if self.options.objective == "latency" else self.interval
+        if self.p95 is not None:
+            return self.p95
+        return self.latency if self.options.sought == "latency" else self.interval
 
     def reload(self, target: Target) -> float:
         """Seconds that an inference takes longer where the segments of an Edge TPU do not share a

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from compiler import planner
 from compiler.graph import element_count, is_static
 from compiler.ops import operator_of
-from compiler.partition.plan import Placements
+from compiler.partition.plan import Placements, planned_host
 from compiler.partition.segments import streamed
 from compiler.partition.task import Task
 from compiler.targets import capacity
@@ -66,6 +66,7 @@ def planner_problem(task: Task, units: Units, placements: Placements) -> planner
     sizes: list[int] = []
     stream: list[float] = []
     capacities: list[int] = []
+    _, gain = planned_host(task.options)
     for unit in units:
         costs = [placements.costs[node] for node in unit]
         placed_on_host = placements.on_host(unit[0])
@@ -75,7 +76,8 @@ def planner_problem(task: Task, units: Units, placements: Placements) -> planner
         # What no room makes stay belongs to the time of the unit itself.
         always = sum(p.stream for p in parameters if p.layer.is_streamed)
         on_tpu.append(forbidden if placed_on_host else sum(c.tpu for c in costs) + always)
-        on_host.append(sum(c.host for c in costs) if placed_on_host or free else forbidden)
+        may_be_hosted = placed_on_host or free
+        on_host.append(sum(c.host for c in costs) / gain if may_be_hosted else forbidden)
         sizes.append(sum(packed_bytes(p.layer, target) for p in parameters))
         stream.append(sum(p.stream for p in parameters if not p.layer.is_streamed))
         capacities.append(capacity(target, max(c.activations for c in costs)))
@@ -89,21 +91,31 @@ def planner_problem(task: Task, units: Units, placements: Placements) -> planner
         capacities=capacities,
         tpus=task.options.tpus,
         invoke=target.invoke,
-        objective=task.options.objective,
+        objective=task.options.sought,
         streaming=_streaming(task, units, placements),
-        replicas=task.options.objective == "throughput",
+        replicas=task.options.sought == "throughput",
     )
 
 
 def _streaming(
     task: Task, units: Units, placements: Placements
-) -> Callable[[Sequence[int]], float]:
-    """The seconds to stream for units that share an Edge TPU, whose tiles must take what stays."""
+) -> Callable[[Sequence[int]], list[float]]:
+    """The seconds to stream for each of the units that share an Edge TPU, whose tiles must take
+    what stays."""
     costs = [[placements.costs[node] for node in unit] for unit in units]
 
-    def seconds(members: Sequence[int]) -> float:
+    def seconds(members: Sequence[int]) -> list[float]:
         together = list(chain.from_iterable(costs[unit] for unit in members))
-        return streamed(together, task.target)[2]
+        kept, _, _ = streamed(together, task.target)
+        found = []
+        number = 0  # of a layer among those of all units
+        for unit in members:
+            parameters = list(chain.from_iterable(cost.parameters for cost in costs[unit]))
+            sent = [p for i, p in enumerate(parameters, number) if i not in kept]
+            number += len(parameters)
+            # What is always streamed belongs to the time of the unit itself.
+            found.append(sum(p.stream for p in sent if not p.layer.is_streamed))
+        return found
 
     return seconds
 

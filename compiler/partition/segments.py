@@ -12,7 +12,7 @@ from compiler import planner
 from compiler.device.cost import Cost
 from compiler.graph import element_count, values_read
 from compiler.ops import operator_of
-from compiler.partition.plan import Plan, Segment
+from compiler.partition.plan import Plan, Segment, planned_host
 from compiler.partition.task import Readers, Task, boundary
 from compiler.targets import Target, cached
 
@@ -44,7 +44,8 @@ def assemble(
         segments = _divide_host(segments, task.options.host_bytes, task.options.host_int8)
     _set_boundaries(segments, task.readers)
     predict(segments, costs, task.target, task.options.host_int8)
-    return Plan(segments, {}, costs, task.options)
+    slots, _ = planned_host(task.options)
+    return Plan(segments, {}, costs, task.options, host_slots=slots)
 
 
 def _numbers(devices: Sequence[int], copies: Mapping[int, int]) -> dict[int, list[int]]:

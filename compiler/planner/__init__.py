@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from compiler.planner.bounds import makespan_bound
 from compiler.planner.budget import Budget
 from compiler.planner.exact import exact
 from compiler.planner.heuristic import heuristic
@@ -22,6 +23,7 @@ from compiler.planner.ideals import by_ideals
 from compiler.planner.improving import neighbours
 from compiler.planner.merging import by_merging
 from compiler.planner.orders import alternate
+from compiler.planner.parallel import finish, parallel
 from compiler.planner.problem import (
     HOST,
     INFINITE,
@@ -37,6 +39,8 @@ from compiler.planner.problem import (
     objective_of,
     simple_bound,
 )
+from compiler.planner.queueing import arrivals, latencies, percentile
+from compiler.planner.schedule import Interval, Tasks, makespan, schedule
 
 # Graphs of more nodes go to the heuristic alone.
 EXACT_NODES = 700
@@ -44,22 +48,32 @@ EXACT_NODES = 700
 __all__ = [
     "HOST",
     "INFINITE",
+    "Interval",
     "Budget",
     "Objective",
     "Problem",
     "Solution",
     "Stages",
+    "Tasks",
     "Tensor",
     "alternate",
+    "arrivals",
     "by_ideals",
     "cached",
     "cost",
     "exact",
+    "finish",
     "heuristic",
+    "latencies",
     "loads",
+    "makespan",
+    "makespan_bound",
     "needed",
     "neighbours",
     "objective_of",
+    "parallel",
+    "percentile",
+    "schedule",
     "solve",
 ]
 

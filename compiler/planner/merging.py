@@ -84,9 +84,11 @@ def _merged(problem: Problem, groups: Groups) -> Problem:
     edges = {(number[u], number[v]) for u, v in problem.edges if number[u] != number[v]}
     exact = problem.streaming
 
-    def streaming(members: Sequence[int]) -> float:
+    def streaming(members: Sequence[int]) -> list[float]:
         assert exact is not None
-        return exact(sorted(chain.from_iterable(groups[index] for index in members)))
+        nodes = sorted(chain.from_iterable(groups[index] for index in members))
+        times = dict(zip(nodes, exact(nodes), strict=True))
+        return [sum(times[n] for n in groups[index]) for index in members]
 
     return replace(
         problem,

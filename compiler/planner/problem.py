@@ -37,8 +37,8 @@ class Problem:
 
     `sizes` are parameter bytes, `stream` the time to send them at each run where they are not
     cached. `capacities` bound the bytes cached on the device of a node. `host_stages` bounds how
-    many stages the host may have, `limit` the load of each device. `streaming` gives the exact time
-    to stream for nodes that share a TPU, where that may be more than bytes promise. With `replicas`
+    many stages the host may have, `limit` the load of each device. `streaming` gives, for nodes that
+    share a TPU, the exact time to stream for each, where that may be more than bytes promise. With `replicas`
     several TPUs may hold the same stage and take requests in turn.
     """
 
@@ -54,7 +54,7 @@ class Problem:
     objective: Objective = "latency"
     host_stages: int | None = None
     limit: float = INFINITE
-    streaming: Callable[[Sequence[int]], float] | None = None
+    streaming: Callable[[Sequence[int]], Sequence[float]] | None = None
     replicas: bool = False
 
     @property
@@ -150,8 +150,19 @@ def cached(problem: Problem, nodes: Iterable[int]) -> tuple[set[int], float]:
 def streaming(problem: Problem, nodes: Sequence[int]) -> float:
     """Time to stream parameters where `nodes` share one TPU, as exactly as is known."""
     if problem.streaming is not None:
-        return problem.streaming(nodes)
+        return sum(problem.streaming(nodes))
     return cached(problem, nodes)[1]
+
+
+def streaming_of_each(problem: Problem, nodes: Sequence[int]) -> dict[int, float]:
+    """As `streaming`, of each node that streams."""
+    if problem.streaming is not None:
+        times = problem.streaming(nodes)
+        return {n: time for n, time in zip(nodes, times, strict=True) if time}
+    kept, late = cached(problem, nodes)
+    if not late:
+        return {}
+    return {n: problem.stream[n] for n in nodes if problem.sizes[n] and n not in kept}
 
 
 def stage_time(problem: Problem, device: int, nodes: Sequence[int]) -> float:
@@ -206,7 +217,7 @@ def simple_bound(problem: Problem) -> float:
     streamed, tensors moved between nodes that only one side may run, evenly shared."""
     nodes = range(problem.count)
     tpu = sum(problem.tpu[n] for n in nodes if problem.host[n] == INFINITE)
-    tpu += _surely_streamed(problem) + _surely_moved(problem)
+    tpu += surely_streamed(problem) + _surely_moved(problem)
     tpu += problem.invoke * _fewest_stages(problem)
     host = sum(problem.host[n] for n in nodes if problem.tpu[n] == INFINITE)
     free = sum(
@@ -224,7 +235,7 @@ def needed(problem: Problem) -> int:
     return math.ceil(sum(problem.sizes) / max(max(problem.capacities, default=1), 1))
 
 
-def _surely_streamed(problem: Problem) -> float:
+def surely_streamed(problem: Problem) -> float:
     """Least time to stream what does not fit all TPUs together."""
     held = [n for n in range(problem.count) if problem.sizes[n] and problem.host[n] == INFINITE]
     excess = sum(problem.sizes[n] for n in held) - problem.tpus * max(problem.capacities, default=0)

@@ -225,7 +225,7 @@ class PredictionEntry(TypedDict):
 
     tpus: Annotated[int, Limits(minimum=1, maximum=_MOST_TPUS), "Edge TPUs that were allowed"]
     host: Annotated[str, "the host that was planned for"]
-    objective: Annotated[Literal["latency", "throughput"], "what the plan is best in"]
+    objective: Annotated[Literal["latency", "throughput", "p95"], "what the plan is best in"]
     place: Annotated[Literal["tpu", "host", "auto"], "where operators go that both devices can run"]
     latency_ms: Annotated[Milliseconds, "of one inference: the end of its schedule"]
     interval_ms: Annotated[Milliseconds, "between two results of the full pipeline"]
@@ -240,6 +240,24 @@ class PredictionEntry(TypedDict):
         Limits(minimum=0),
         "how far at most the cut is from the best under this cost model; null where no solver "
         "looked for it",
+    ]
+    rate: NotRequired[
+        Annotated[float, Limits(minimum=0), "of `p95`: requests per second that were planned for"]
+    ]
+    p95_ms: NotRequired[
+        Annotated[
+            Milliseconds,
+            "of `p95`: the time in which 95% of the requests are answered, of simulated ones that "
+            "come by chance at `rate`",
+        ]
+    ]
+    load: NotRequired[
+        Annotated[
+            float,
+            Limits(minimum=0),
+            "of `p95`: the share of the time that the busiest device works; from 1 on, requests "
+            "come faster than they are answered",
+        ]
     ]
     host_slots: NotRequired[
         Annotated[

@@ -99,9 +99,12 @@ class Host:
     scalars:   elements per second where code looks at one after the other, as in sorting
     operator:  seconds for each operator
     cores:     that share the multiply-accumulates
+    slots:     segments of different requests that run at once, on some of the cores each
+    slots_gain: how many times as much they get done then as one at a time on all cores
 
     A file may lack what older ones do: it is then read as if int8 were as fast as float, sorting as
-    slow beside `macs` as on a Raspberry Pi, and all the work done by one core.
+    slow beside `macs` as on a Raspberry Pi, all the work done by one core, and one segment run at a
+    time.
     """
 
     name: str
@@ -112,6 +115,8 @@ class Host:
     scalars: float
     operator: float
     cores: float
+    slots: float
+    slots_gain: float
 
     @classmethod
     def load(cls, name: str = "pi5") -> Host:
@@ -119,7 +124,13 @@ class Host:
         table = _read("host", name, _FOLDER / "hosts")
         macs = table.get("macs")
         if isinstance(macs, int | float):
-            older = {"int8_macs": macs, "scalars": macs / _MACS_PER_SCALAR, "cores": 1}
+            older = {
+                "int8_macs": macs,
+                "scalars": macs / _MACS_PER_SCALAR,
+                "cores": 1,
+                "slots": 1,
+                "slots_gain": 1,
+            }
             table = older | table
         return _made(cls, "host", name, table)
 

@@ -73,11 +73,20 @@ def predicted(prediction: Json) -> str:
     if several:
         limit = _limit(prediction["bound_by"])
         pipeline = f", a result each {prediction['interval_ms']:.3g} ms, limited by {limit}"
+    if "p95_ms" in prediction:
+        pipeline += f"; {_under_load(prediction)}"
     return (
         f"Predicted on {devices}: {prediction['latency_ms']:.3g} ms{pipeline}; "
         f"{_nearness(prediction['gap_percent'])} under this model; "
         f"{_error(prediction['host'], prediction['error_percent'])}"
     )
+
+
+def _under_load(prediction: Json) -> str:
+    rate, load = prediction["rate"], prediction["load"]
+    if load >= 1:
+        return f"requests come faster than they are answered at {rate:g}/s, a load of {load:.0%}"
+    return f"95% within {prediction['p95_ms']:.3g} ms at {rate:g} requests/s, a load of {load:.0%}"
 
 
 def _limit(bound_by: int | None) -> str:
@@ -110,8 +119,10 @@ def show_forecasts(console: Console, name: str, target_name: str, rows: Sequence
         highlight=False,
     )
     columns = "TPUs", "segments", "latency ms", "results/s", "cached", "streamed", "reload ms"
-    table = plain_table([*columns, "gap"])
+    loaded = ["p95 ms", "load"] if rows[0].rate is not None else []
+    table = plain_table([*columns, "gap", *loaded])
     for row in rows:
+        under_load = [] if row.p95_ms is None else [f"{row.p95_ms:.2f}", f"{row.load:.0%}"]
         table.add_row(
             str(row.tpus),
             f"{row.tpu_segments}+{row.host_segments}",
@@ -121,8 +132,16 @@ def show_forecasts(console: Console, name: str, target_name: str, rows: Sequence
             size(row.streamed_bytes),
             f"{row.reload_ms:.2f}" if row.reload_ms else "",
             "" if row.gap_percent is None else f"{row.gap_percent:.1f}%",
+            *under_load,
         )
     console.print(table)
+    if rows[0].rate is not None:
+        console.print(
+            f"95% of the requests are answered within p95, if {rows[0].rate:g} come in a second, "
+            "by chance. Load is the share of the time that the busiest device works; at 100% and "
+            "more, requests come faster than they are answered.",
+            highlight=False,
+        )
     limited = "; * where the host limits them" if any(map(_limited_by_host, rows)) else ""
     console.print(
         "Segments are TPU+host. Results/s are those of a full pipeline, if each Edge TPU has a "

@@ -70,10 +70,11 @@ def packed(problem: Problem) -> Problem:
     room = [40] * problem.count
     problem = replace(problem, capacities=room)
 
-    def streaming(nodes: Sequence[int]) -> float:
+    def streaming(nodes: Sequence[int]) -> list[float]:
         holders = [n for n in nodes if problem.sizes[n]]
         tighter = replace(problem, capacities=[c - 4 * (len(holders) // 3) for c in room])
-        return planner.cached(tighter, nodes)[1]
+        kept, _ = planner.cached(tighter, nodes)
+        return [0.0 if n in kept else problem.stream[n] for n in nodes]
 
     return replace(problem, streaming=streaming)
 
