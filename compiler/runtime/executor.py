@@ -94,8 +94,10 @@ class Executor:
 
     def _runs_in_turn(self, pipeline: Pipeline) -> bool:
         """Whether no two segments of a request may run at once."""
+        if self._has_one_slot or pipeline.flow.is_chain:
+            return True
         # A pipeline that loads its segments as they run has devices of its own.
-        return self._has_one_slot or pipeline.flow.is_chain or pipeline.fleet is not self.fleet
+        return pipeline.fleet is not self.fleet or self._is_in_a_fork
 
     def submit(
         self, pipeline: Pipeline, values: Arrays, spans: list[Span] | None = None
@@ -112,7 +114,7 @@ class Executor:
             if pipeline.segments:
                 if not self._threads:
                     self._start()
-                if os.getpid() != self._process:
+                if self._is_in_a_fork:
                     raise RuntimeError(
                         "the runner's threads are in the process that this one was forked from: "
                         "open another"
@@ -141,6 +143,11 @@ class Executor:
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join()
+
+    @property
+    def _is_in_a_fork(self) -> bool:
+        """Whether the threads are in the process that this one was forked from."""
+        return bool(self._threads) and os.getpid() != self._process
 
     def check_open(self) -> None:
         """Raises RuntimeError where the executor is closed."""

@@ -150,6 +150,21 @@ def test_closing_ends_a_run_that_waits() -> None:
     assert not closes.is_alive()
 
 
+def test_a_fork_runs_without_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet = Fleet([Scripted(f"tpu:{n}", compute) for n in range(4)], ComputingCpu(Trouble()))
+    executor = Executor(fleet)
+    pipeline = Pipeline(TILED, fleet=fleet)
+    sample = random_inputs(TILED, random.Random(0))
+    executor.run(pipeline, sample)
+    with monkeypatch.context() as patch:
+        patch.setattr("compiler.runtime.executor.os.getpid", lambda: -1)
+        results = executor.run(pipeline, sample)
+        with pytest.raises(RuntimeError, match="forked"):
+            executor.submit(pipeline, sample)
+    assert np.array_equal(results["y"], in_order(TILED.manifest, sample)["y"])
+    executor.close()
+
+
 def test_devices_are_let_go_with_the_executor() -> None:
     """At once, so that another program may have them."""
     gc.disable()
