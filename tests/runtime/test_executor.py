@@ -63,7 +63,7 @@ class Scripted(Device):
 
 
 def compute(entry: SegmentEntry, arrays: list[np.ndarray]) -> list[np.ndarray]:
-    return computed(entry["index"], arrays, len(entry["outputs"]))
+    return computed(entry, arrays)
 
 
 def test_tiles_of_one_request_run_at_once() -> None:
