@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from compiler.export.forms import Export
     from compiler.partition.options import PartitionOptions
     from compiler.quantize.calibrate import Observers
-    from compiler.runtime import Bundle, Runner
+    from compiler.runtime import Bundle, HostThreads, Runner
     from compiler.runtime.vision import Prediction
     from compiler.vendor.audit import Audit
 
@@ -57,6 +57,7 @@ __all__ = [
     "CompilerError",
     "Export",
     "Forecast",
+    "HostThreads",
     "ImageOptions",
     "Inspection",
     "LanguageForecast",
@@ -92,6 +93,7 @@ _DEFINED_IN = {
     "CompilerError": "compiler.errors",
     "Export": "compiler.export.forms",
     "Forecast": "compiler.driver.plan",
+    "HostThreads": "compiler.runtime",
     "ImageOptions": "compiler.driver.options",
     "Inspection": "compiler.driver.inspect",
     "LanguageForecast": "compiler.driver.plan",

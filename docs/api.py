@@ -49,7 +49,7 @@ _SECTIONS = {
         "Audit",
         "CompiledFile",
     ),
-    "Running": ("Bundle", "Runner", "Prediction"),
+    "Running": ("Bundle", "Runner", "HostThreads", "Prediction"),
     "Exporting": ("export_bundle", "Export"),
     "Tools": ("find_edgetpu_compiler", "compile_bundle", "install_onnx_tf", "measure_host"),
     "Errors": ("CompilerError", "OptionError"),

@@ -554,6 +554,7 @@ MANIFESTS: list[tuple[tuple[str | int, ...], object, str]] = [
     (("segments", 1, "files", 0, "path"), "segments", "missing"),
     (("segments", 1, "files", 0, "bytes"), 2**50, "changed"),
     (("segments", 1, "inputs", 0, "name"), "\ud800", "match"),
+    (("segments", 1, "outputs", 0, "name"), "x", "segment 1 makes 'x', which is there already"),
 ]
 
 

@@ -13,6 +13,7 @@ from compiler.cli.run import read_samples
 
 if TYPE_CHECKING:
     from compiler.runtime import Bundle
+    from compiler.runtime.fleet import HostThreads
 
 
 def bench(
@@ -26,20 +27,31 @@ def bench(
     ] = None,
     devices: shared.Devices = "auto",
     threads: shared.Threads = 2,
+    host_workers: shared.HostWorkers = None,
     json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    """Measure latency, throughput and each segment on this machine, beside what was predicted."""
+    """Measure latency, throughput and each segment on this machine, beside what was predicted.
+
+    Simulated Edge TPUs (sim:4), and the host beside them, take as long as was predicted, on a clock
+    of their own: this shows what the runtime makes of the plan.
+    """
     from compiler.runtime import Runner
     from compiler.runtime import bench as benching
+    from compiler.runtime.fleet import HostThreads, parse_simulated
     from compiler.view.device import show_bench, show_language_bench
 
     bundle = open_bundle(path)
     if "language" in bundle.manifest:
-        figures = _language_figures(bundle, devices, threads, runs)
+        figures = _language_figures(bundle, devices, HostThreads(threads, host_workers), runs)
         if not json:
             show_language_bench(out, figures)
     else:
-        with device_errors(), Runner(bundle, devices, threads) as runner:
+        simulated = parse_simulated(devices, slowdown=0)
+        if simulated and host_workers is None:
+            # The simulated host is the planned one, whatever this machine has.
+            host_workers = bundle.manifest["prediction"].get("host_slots", 1)
+        workers = HostThreads(threads, host_workers)
+        with device_errors(), Runner(bundle, simulated or devices, workers) as runner:
             notices(runner.notices)
             sample = None if source is None else read_samples(source, runner)[0]
             figures = benching.bench(runner, runs, sample)
@@ -49,7 +61,9 @@ def bench(
         print_json(figures)
 
 
-def _language_figures(bundle: Bundle, devices: str, threads: int, runs: int) -> dict[str, Any]:
+def _language_figures(
+    bundle: Bundle, devices: str, threads: HostThreads, runs: int
+) -> dict[str, Any]:
     from compiler.runtime import bench as benching
     from compiler.runtime.language import LanguageModel
 

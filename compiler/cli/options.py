@@ -221,6 +221,14 @@ TIMEOUT = 180
 
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.")]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
+HostWorkers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="How many segments the CPU runs at once, each with its share of the threads. Default: "
+        "as planned, else 1.",
+    ),
+]
 Devices = Annotated[
     str,
     typer.Option(

@@ -70,6 +70,7 @@ def run(
     devices: shared.Devices = "auto",
     on_loss: shared.OnLoss = "move",
     threads: shared.Threads = 2,
+    host_workers: shared.HostWorkers = None,
 ) -> None:
     """Run a bundle on pictures, or on arrays from a file.
 
@@ -83,7 +84,7 @@ def run(
     written as an array for each sample: NAME/0, NAME/1, ...
     """
     from compiler.runtime import Runner
-    from compiler.runtime.fleet import ON_LOSS
+    from compiler.runtime.fleet import ON_LOSS, HostThreads
 
     require_choice("on_loss", on_loss, ON_LOSS)
     if output is not None and output.suffix == ".npy":
@@ -101,7 +102,8 @@ def run(
     elif output is None:
         raise OptionError("run: --input needs --output FILE.npz")
     bundle = open_bundle(path)
-    with device_errors(), Runner(bundle, devices, threads, on_loss) as runner:
+    workers = HostThreads(threads, host_workers)
+    with device_errors(), Runner(bundle, devices, workers, on_loss) as runner:
         if source is not None and output is not None:
             _run_arrays(runner, source, output)
         elif pictures is not None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import uvicorn
 
     from compiler.runtime import Bundle
+    from compiler.runtime.fleet import HostThreads
     from compiler.runtime.language import LanguageModel
     from compiler.runtime.server import Web
     from compiler.runtime.server.endpoints import Server
@@ -93,6 +94,7 @@ def serve(
     ] = None,
     devices: shared.Devices = "auto",
     threads: shared.Threads = 2,
+    host_workers: shared.HostWorkers = None,
 ) -> None:
     """Serve a bundle over HTTP.
 
@@ -102,9 +104,12 @@ def serve(
     A classifier or a detector takes pictures: POST one to /v1/vision/classify or /v1/vision/detect.
     A detector also answers clients of DeepStack at /v1/vision/detection, and with --zmq Frigate.
     """
+    from compiler.runtime.fleet import HostThreads
+
     bundle = open_bundle(path)
+    workers = HostThreads(threads, host_workers)
     if zmq is not None:
-        _serve_frigate(bundle, zmq, max_body or PICTURE_BYTES, devices, threads)
+        _serve_frigate(bundle, zmq, max_body or PICTURE_BYTES, devices, workers)
         return
     takes_pictures = "vision" in bundle.manifest
     require_packages("serve", "vision" if takes_pictures else "text")
@@ -125,16 +130,18 @@ def serve(
         notices([f"--address {address}: there is no key, and other machines may reach it"])
     with device_errors():
         if "language" in bundle.manifest:
-            model = _language_model(bundle, devices, threads, slots)
+            model = _language_model(bundle, devices, workers, slots)
             server, purpose = _language_server(web, bundle, model, cache_dir)
         elif takes_pictures:
-            server, purpose = _vision_server(web, bundle, devices, threads)
+            server, purpose = _vision_server(web, bundle, devices, workers)
         else:
-            server, purpose = _embedding_server(web, bundle, devices, threads)
+            server, purpose = _embedding_server(web, bundle, devices, workers)
     _listen(server, address, port, f"Serving {escape(web.name)} on", purpose)
 
 
-def _language_model(bundle: Bundle, devices: str, threads: int, slots: int | None) -> LanguageModel:
+def _language_model(
+    bundle: Bundle, devices: str, threads: HostThreads, slots: int | None
+) -> LanguageModel:
     from compiler.runtime.language import LanguageModel
 
     count = slots or bundle.manifest["language"]["slots"]
@@ -162,7 +169,9 @@ def _language_server(
     return CompletionServer(web, Text(bundle), batcher), f"with {len(model.slots)} slots"
 
 
-def _embedding_server(web: Web, bundle: Bundle, devices: str, threads: int) -> tuple[Server, str]:
+def _embedding_server(
+    web: Web, bundle: Bundle, devices: str, threads: HostThreads
+) -> tuple[Server, str]:
     from compiler.runtime.embedding import Embedder
     from compiler.runtime.server import EmbeddingServer
 
@@ -171,7 +180,9 @@ def _embedding_server(web: Web, bundle: Bundle, devices: str, threads: int) -> t
     return EmbeddingServer(web, embedder), "for embeddings"
 
 
-def _vision_server(web: Web, bundle: Bundle, devices: str, threads: int) -> tuple[Server, str]:
+def _vision_server(
+    web: Web, bundle: Bundle, devices: str, threads: HostThreads
+) -> tuple[Server, str]:
     from compiler.runtime import Runner
     from compiler.runtime.server import VisionServer
     from compiler.runtime.vision import VisionError
@@ -187,7 +198,7 @@ def _vision_server(web: Web, bundle: Bundle, devices: str, threads: int) -> tupl
 
 
 def _serve_frigate(
-    bundle: Bundle, endpoint: str, most_bytes: int, devices: str, threads: int
+    bundle: Bundle, endpoint: str, most_bytes: int, devices: str, threads: HostThreads
 ) -> None:
     """Serve Frigate's ZMQ detector until interrupted."""
     import asyncio

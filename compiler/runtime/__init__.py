@@ -11,6 +11,7 @@ Runner         runs a bundle on Edge TPUs and the CPU: run, stream, run_async, s
                pictures: look, watch
 Pipeline       runs a bundle segment by segment
 Device         what segments run on: EdgeTpu, Simulated, or one of your own
+HostThreads    how segments share the CPU
 Prediction     in compiler.runtime.vision: a class of a picture, or an object in it
 LanguageModel  in compiler.runtime.language: prefill, decode, generate
 
@@ -21,6 +22,7 @@ DeviceError         raised by devices; the runner tries again, or moves the segm
 
 from compiler.runtime.bundle import Bundle, RuntimeBundleError
 from compiler.runtime.devices import Device, DeviceError, EdgeTpu, Simulated, edge_tpus
+from compiler.runtime.fleet import HostThreads
 from compiler.runtime.pipeline import Pipeline, SegmentError
 from compiler.runtime.runner import Runner
 
@@ -29,6 +31,7 @@ __all__ = [
     "Device",
     "DeviceError",
     "EdgeTpu",
+    "HostThreads",
     "Pipeline",
     "Runner",
     "RuntimeBundleError",

@@ -1,18 +1,25 @@
-"""Measures a bundle on this machine: latency, throughput, each segment beside its prediction."""
+"""Measures a bundle on this machine, or on simulated devices: latency, throughput, each segment
+beside its prediction."""
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from compiler.runtime.bundle import tensor_bytes
+from compiler.runtime.dataflow import Span
+from compiler.runtime.devices import Simulated
+from compiler.runtime.inputs import Arrays
 from compiler.runtime.language import LanguageModel
-from compiler.runtime.manifest import ProgramEntry, TensorEntry, fixed_shape
+from compiler.runtime.manifest import PlannedSegmentEntry, ProgramEntry, TensorEntry, fixed_shape
 from compiler.runtime.pipeline import Pipeline
 from compiler.runtime.runner import Runner
+from compiler.runtime.simulation import simulate
 
 WARM = 3  # runs that are not counted
 PERCENTILES = (50, 90, 99)
@@ -36,84 +43,152 @@ def _random(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[An
     return rng.integers(0, 2, shape).astype(dtype)
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """Seconds: of single requests, with the spans of each from its start; and results per second of
+    the full pipeline."""
+
+    latencies: list[float]
+    spans: list[list[Span]]
+    rate: float
+
+
 def bench(
     runner: Runner, runs: int, inputs: Mapping[str, np.ndarray] | None = None
 ) -> dict[str, Any]:
-    """What `bench --json` prints: milliseconds of single inferences (median, 90% and 99%) and of
-    their segments (median), and results per second of the full pipeline.
+    """What `bench --json` prints: milliseconds of single inferences (median, 90% and 99%), when
+    their segments started and ended (medians), and results per second of the full pipeline, beside
+    what was predicted.
 
-    `inputs` is one sample, None for random values. Each figure comes from `runs` inferences.
+    `inputs` is one sample, None for random values. Each figure comes from `runs` inferences. Where
+    the Edge TPUs are simulated ones that do not wait, the times are those of `simulate`.
     """
     pipeline = runner.pipeline
-    sample = dict(inputs or random_inputs(pipeline.inputs))
-    for _ in range(WARM):
-        runner.run(sample)
-    latencies = _latencies(runner, sample, runs)
-    segment_seconds = _segment_seconds(pipeline, sample, runs)
-    rate = _results_per_second(runner, sample, runs)
+    sample = pipeline.check_inputs(inputs or random_inputs(pipeline.inputs))
+    simulated = _is_simulated(runner)
+    measured = (_simulated if simulated else _on_the_clock)(runner, sample, runs)
+    prediction = runner.bundle.manifest["prediction"]
     latency_ms = {}
     for percent in PERCENTILES:
-        latency_ms[f"p{percent}"] = float(np.percentile(latencies, percent) * 1e3)
-    segments = []
-    for index, seconds in enumerate(segment_seconds):
-        segments.append(_segment_row(pipeline, index, seconds))
+        latency_ms[f"p{percent}"] = float(np.percentile(measured.latencies, percent) * 1e3)
+    interval_ms = prediction["interval_ms"]
     return {
         "runs": runs,
+        "simulated": simulated,
         "latency_ms": latency_ms,
-        "predicted_latency_ms": runner.bundle.manifest["prediction"]["latency_ms"],
-        "results_per_second": rate,
-        "segments": segments,
+        "predicted_latency_ms": prediction["latency_ms"],
+        "results_per_second": measured.rate,
+        "predicted_results_per_second": 1e3 / interval_ms if interval_ms else None,
+        "segments": _segment_rows(pipeline, measured.spans),
     }
 
 
-def _latencies(runner: Runner, sample: Mapping[str, np.ndarray], runs: int) -> list[float]:
-    seconds = []
+def _is_simulated(runner: Runner) -> bool:
+    tpus = runner.fleet.tpus
+    return bool(tpus) and all(isinstance(tpu, Simulated) and tpu.slowdown == 0 for tpu in tpus)
+
+
+def _on_the_clock(runner: Runner, sample: Arrays, runs: int) -> _Measured:
+    """Measured on this machine."""
+    for _ in range(WARM):
+        runner.run(sample)
+    latencies = []
     for _ in range(runs):
         began = time.perf_counter()
         runner.run(sample)
-        seconds.append(time.perf_counter() - began)
-    return seconds
+        latencies.append(time.perf_counter() - began)
+    # Apart from the latencies, so that reading the clock between segments is in none of them.
+    spans = [_spans(runner, sample) for _ in range(runs)]
+    return _Measured(latencies, spans, _results_per_second(runner, sample, runs))
 
 
-def _segment_seconds(
-    pipeline: Pipeline, sample: Mapping[str, np.ndarray], runs: int
-) -> list[float]:
-    """The median of each segment's runs, conversion of what it reads included.
-
-    Apart from `_latencies`, so that reading the clock between segments is in no latency.
-    """
-    seconds = np.zeros((runs, len(pipeline.segments)))
-    for run in range(runs):
-        values = pipeline.check_inputs(sample)
-        for index in range(len(pipeline.segments)):
-            began = time.perf_counter()
-            pipeline.advance(index, values)
-            seconds[run, index] = time.perf_counter() - began
-    return [float(np.median(column)) for column in seconds.T]
+def _spans(runner: Runner, sample: Arrays) -> list[Span]:
+    spans: list[Span] = []
+    began = time.perf_counter()
+    runner.executor.run(runner.pipeline, sample, spans)
+    return _from(began, spans)
 
 
-def _results_per_second(runner: Runner, sample: Mapping[str, np.ndarray], runs: int) -> float:
-    edge = runner.depth
+def _from(began: float, spans: Sequence[Span]) -> list[Span]:
+    return [replace(span, begin=span.begin - began, end=span.end - began) for span in spans]
+
+
+def _results_per_second(runner: Runner, sample: Arrays, runs: int) -> float:
     times = [time.perf_counter()]
-    for _ in runner.stream(sample for _ in range(runs + 2 * edge)):
+    for _ in runner.stream(sample for _ in range(runs + 2 * runner.depth)):
         times.append(time.perf_counter())
-    # A pipeline that fills gives its first results late, one that empties its last ones early.
+    return _rate(times, runner.depth)
+
+
+def _rate(times: Sequence[float], edge: int) -> float:
+    """Results per second, from the times at which they came. A pipeline that fills gives its first
+    `edge` results late, one that empties its last ones early."""
     if len(times) > 2 * edge + 1:
         times = times[edge:-edge]
-    return (len(times) - 1) / (times[-1] - times[0])
+    seconds = times[-1] - times[0]
+    return (len(times) - 1) / seconds if seconds else 0.0
 
 
-def _segment_row(pipeline: Pipeline, index: int, seconds: float) -> dict[str, Any]:
-    segment = pipeline.segments[index]
-    return {
-        "index": index,
-        "device": pipeline.device(index).name,
-        "ms": seconds * 1e3,
-        "predicted_ms": sum(segment["predicted_ms"].values()),
-        "bytes_in": tensor_bytes(segment["inputs"]),
-        "bytes_out": tensor_bytes(segment["outputs"]),
-        "parameter_bytes": segment["parameter_bytes"],
-    }
+def _simulated(runner: Runner, sample: Arrays, runs: int) -> _Measured:
+    """On the simulation's clock. Requests differ there only by the replicas that serve them."""
+    pipeline = runner.pipeline
+    alone = simulate(pipeline, itertools.repeat(sample, min(runs, len(runner.fleet.tpus))))
+    count = runs + 2 * runner.depth
+    stream = simulate(pipeline, itertools.repeat(sample, count), runner.depth)
+    # Given in the order of the samples, so each waits for those before it.
+    times = [0.0, *itertools.accumulate((request.ended for request in stream), max)]
+    return _Measured(
+        [request.seconds for request in alone],
+        [_from(request.arrived, request.spans) for request in alone],
+        _rate(times, runner.depth),
+    )
+
+
+def _segment_rows(pipeline: Pipeline, spans: Sequence[Sequence[Span]]) -> list[dict[str, Any]]:
+    """A row for each segment, with the medians of its runs."""
+    of_segment: list[list[Span]] = [[] for _ in pipeline.segments]
+    for span in itertools.chain.from_iterable(spans):
+        of_segment[span.index].append(span)
+    planned = planned_spans(pipeline.segments)
+    rows = []
+    for index, segment in enumerate(pipeline.segments):
+        begins = [span.begin for span in of_segment[index]]
+        ends = [span.end for span in of_segment[index]]
+        seconds = [span.end - span.begin for span in of_segment[index]]
+        rows.append(
+            {
+                "index": index,
+                "device": of_segment[index][0].device,
+                "start_ms": _median_ms(begins),
+                "end_ms": _median_ms(ends),
+                "ms": _median_ms(seconds),
+                "predicted_start_ms": planned[index].begin * 1e3,
+                "predicted_end_ms": planned[index].end * 1e3,
+                "predicted_ms": sum(segment["predicted_ms"].values()),
+                "bytes_in": tensor_bytes(segment["inputs"]),
+                "bytes_out": tensor_bytes(segment["outputs"]),
+                "parameter_bytes": segment["parameter_bytes"],
+            }
+        )
+    return rows
+
+
+def _median_ms(seconds: Sequence[float]) -> float:
+    return float(np.median(seconds) * 1e3)
+
+
+def planned_spans(segments: Sequence[PlannedSegmentEntry]) -> list[Span]:
+    """When each segment of a request that is alone was planned to run: one after the other where
+    the manifest does not say."""
+    spans: list[Span] = []
+    for segment in segments:
+        before = spans[-1].end if spans else 0.0
+        start_ms = segment.get("start_ms")
+        begin = before if start_ms is None else start_ms / 1e3
+        seconds = sum(segment["predicted_ms"].values()) / 1e3
+        name = "cpu" if segment["tpu"] is None else f"tpu {segment['tpu']}"
+        spans.append(Span(segment["index"], name, begin, begin + seconds))
+    return spans
 
 
 def bench_language(model: LanguageModel, runs: int) -> dict[str, Any]:

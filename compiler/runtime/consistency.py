@@ -65,14 +65,18 @@ def _inputs(program: ProgramEntry) -> Iterator[str]:
 
 
 def _order(program: ProgramEntry) -> Iterator[str]:
-    """Segments run in their order, each on what comes before it."""
+    """Each segment reads what comes before it, and nothing is made twice: so what waits for what
+    follows from the names."""
     made = {tensor["name"] for tensor in program["inputs"]}
     for number, segment in enumerate(program["segments"]):
         yield from _segment(number, segment)
         for tensor in segment["inputs"]:
             if tensor["name"] not in made:
                 yield f"segment {number} reads '{tensor['name']}', which nothing before it makes"
-        made |= {tensor["name"] for tensor in segment["outputs"]}
+        for tensor in segment["outputs"]:
+            if tensor["name"] in made:
+                yield f"segment {number} makes '{tensor['name']}', which is there already"
+            made.add(tensor["name"])
     for tensor in program["outputs"]:
         if tensor["name"] not in made:
             yield f"nothing makes the output '{tensor['name']}'"

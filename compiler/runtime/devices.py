@@ -51,14 +51,21 @@ class Executable(Protocol):
 
 
 class Device:
-    """Something that runs segments, one at a time: `lock` is held while it loads or runs one.
+    """Something that runs segments, `slots` at a time: `lock` is held while it runs or loads one,
+    and `loading` besides while it loads one.
 
-    Derive from it to run segments on something else. `name` stands in notices and errors.
+    Derive from it to run segments on something else. `name` stands in notices and errors. A device
+    on another machine may keep there what its segments give (`holds_tensors`): these are then a
+    `RemoteExecutable` too (remote.py).
     """
 
-    def __init__(self, name: str) -> None:
+    holds_tensors = False
+
+    def __init__(self, name: str, slots: int = 1) -> None:
         self.name = name
-        self.lock = threading.Lock()
+        self.slots = slots
+        self.lock = threading.Lock() if slots == 1 else threading.Semaphore(slots)
+        self.loading = threading.Lock()
 
     def open(self, folder: Path, segment: SegmentEntry) -> Executable:
         """Load a segment, given by its entry in the manifest of the bundle in `folder`.
@@ -75,23 +82,41 @@ class Cpu(Device):
     """The CPU: onnxruntime for host segments, and TFLite's kernels for those of an Edge TPU that is
     not there.
 
-    `threads` work on one segment. `spin` lets them wait for work without sleeping, which is faster
-    where no other segment wants the cores.
+    `slots` segments run at once, each with its share of the `threads`. `spin` lets threads wait for
+    work without sleeping, which is faster where no other segment wants the cores.
     """
 
-    def __init__(self, threads: int, spin: bool = False) -> None:
-        super().__init__("cpu")
-        self.threads = threads
-        self.spin = spin
+    def __init__(self, threads: int, spin: bool = False, slots: int = 1) -> None:
+        super().__init__("cpu", slots)
+        self.threads = max(1, threads // slots)
+        self.spin = spin and slots == 1
 
     def open(self, folder: Path, segment: SegmentEntry) -> Executable:
         path = folder / segment["files"][0]["path"]
         try:
             if segment["device"] == "tpu":
-                return TFLiteSegment(path, self.threads)
+                return _Copies(lambda: TFLiteSegment(path, self.threads))
             return HostSegment(path, self.threads, self.spin, segment.get("in_place"))
         except Exception as error:  # onnxruntime's errors have no base class but Exception
             raise RuntimeBundleError(f"{path}: cannot be loaded: {_in_one_line(error)}") from error
+
+
+class _Copies:
+    """A segment that runs once at a time: each slot that wants to run it meanwhile makes a copy."""
+
+    def __init__(self, make: Callable[[], Executable]) -> None:
+        self._make = make
+        self._idle = [make()]
+
+    def run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        try:
+            copy = self._idle.pop()
+        except IndexError:
+            copy = self._make()
+        try:
+            return copy.run(arrays)
+        finally:
+            self._idle.append(copy)
 
 
 class EdgeTpu(Device):
@@ -121,19 +146,29 @@ class EdgeTpu(Device):
             raise DeviceError(f"{self.name}: cannot be opened for {path.name}: {reason}") from error
 
 
+class Link:
+    """What connects Edge TPUs to the host: one transfer at a time."""
+
+
 class Simulated(Device):
     """Stands for an Edge TPU: computes on the CPU, and takes as long as was predicted.
 
     `slowdown` multiplies the predicted time; 0 is as fast as the CPU. `broken` is called before
-    each run and may raise DeviceError, so that a test can lose the device.
+    each run and may raise DeviceError, so that a test can lose the device. `link` is its own unless
+    it is given one that others have too; only `simulate` (simulation.py) looks at it.
     """
 
     def __init__(
-        self, name: str, slowdown: float = 1.0, broken: Callable[[], None] = lambda: None
+        self,
+        name: str,
+        slowdown: float = 1.0,
+        broken: Callable[[], None] = lambda: None,
+        link: Link | None = None,
     ) -> None:
         super().__init__(name)
         self.slowdown = slowdown
         self.broken = broken
+        self.link = link or Link()
 
     def open(self, folder: Path, segment: SegmentEntry) -> Executable:
         predicted_ms = sum(segment["predicted_ms"].values())

@@ -3,7 +3,7 @@ unit vectors."""
 
 from __future__ import annotations
 
-import threading
+import weakref
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,7 +12,8 @@ from compiler.runtime import confined
 from compiler.runtime.bundle import Bundle, RuntimeBundleError
 from compiler.runtime.confined import ConfinedError
 from compiler.runtime.devices import Device
-from compiler.runtime.fleet import Fleet
+from compiler.runtime.executor import Executor
+from compiler.runtime.fleet import Fleet, HostThreads
 from compiler.runtime.manifest import fixed_shape
 from compiler.runtime.pipeline import Pipeline
 
@@ -28,13 +29,16 @@ class Embedder:
     """
 
     def __init__(
-        self, bundle: Bundle, threads: int = 2, devices: str | Sequence[Device] = "cpu"
+        self,
+        bundle: Bundle,
+        threads: int | HostThreads = 2,
+        devices: str | Sequence[Device] = "cpu",
     ) -> None:
         path = _tokenizer_path(bundle)
-        self.fleet = Fleet.of(devices, threads, bundle.manifest["segments"])
-        self._pipeline = Pipeline(bundle, threads, fleet=self.fleet)
-        # Server threads may share an embedder, and a pipeline does one run at a time.
-        self._lock = threading.Lock()
+        self.fleet = Fleet.of(devices, threads, bundle.manifest)
+        self._pipeline = Pipeline(bundle, fleet=self.fleet)
+        self._executor = Executor(self.fleet)
+        weakref.finalize(self, self._executor.close)
         try:
             self._tokenizer = confined.tokenizer_file(bundle.path / path)
         except ConfinedError as error:
@@ -73,9 +77,8 @@ class Embedder:
 
         Raises ArithmeticError where the model does not give numbers.
         """
-        feeds = self._feeds(tokens)
-        with self._lock:
-            results = self._pipeline.run(feeds)
+        values = self._pipeline.check_inputs(self._feeds(tokens))
+        results = self._executor.run(self._pipeline, values)
         states = results[self._pipeline.outputs[0]["name"]].astype(np.float64)
         pools_itself = states.ndim != 3
         # Of the states [1, S, D] those of the padding do not count.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
 
 from compiler.runtime.devices import (
@@ -18,7 +19,7 @@ from compiler.runtime.devices import (
     edge_tpus,
     log,
 )
-from compiler.runtime.manifest import SegmentEntry
+from compiler.runtime.manifest import ProgramEntry, SegmentEntry
 
 ON_LOSS = ("move", "cpu", "stop")
 _MOST_SIMULATED = 64
@@ -38,14 +39,23 @@ def parse(text: str) -> list[Device]:
     kind, _, rest = text.partition(":")
     if kind == "ray":
         return _of_cluster(text, rest or None)
-    if kind == "sim" and rest.isdecimal() and 1 <= int(rest) <= _MOST_SIMULATED:
-        return [Simulated(f"sim:{number}") for number in range(int(rest))]
+    simulated = parse_simulated(text)
+    if simulated is not None:
+        return simulated
     names = list(dict.fromkeys(text.split(",")))
     if not all(_is_name(name) for name in names):
         raise DeviceChoiceError(
             f"'{text}': write auto, cpu, sim:2, ray, or names such as usb:0,pci:0"
         )
     return _named(text, names)
+
+
+def parse_simulated(text: str, slowdown: float = 1.0) -> list[Device] | None:
+    """The devices of "sim:4"; None for any other text."""
+    kind, _, rest = text.partition(":")
+    if kind != "sim" or not rest.isdecimal() or not 1 <= int(rest) <= _MOST_SIMULATED:
+        return None
+    return [Simulated(f"sim:{number}", slowdown) for number in range(int(rest))]
 
 
 def _all_edge_tpus() -> list[Device]:
@@ -97,6 +107,32 @@ def tpu_numbers(segment: SegmentEntry) -> list[int]:
     return [segment["tpu"], *segment.get("replicas", [])]
 
 
+@dataclass(frozen=True)
+class HostThreads:
+    """How segments share the CPU: `workers` run at once, each with its share of `count` threads.
+
+        Runner(bundle, threads=HostThreads(4, workers=2))
+
+    By default there are as many workers as the plan took the host to have, and no more than threads
+    (`host_slots` in the manifest; one where it does not say).
+    """
+
+    count: int = 2
+    workers: int | None = None
+
+    @classmethod
+    def of(cls, threads: int | HostThreads) -> HostThreads:
+        """A number of threads that share the work by default, or what is given."""
+        return threads if isinstance(threads, HostThreads) else cls(threads)
+
+    def workers_for(self, programs: Sequence[ProgramEntry]) -> int:
+        """How many segments of some programs, which share the CPU, run at once."""
+        if self.workers is not None:
+            return self.workers
+        planned = [program["prediction"].get("host_slots", 1) for program in programs]
+        return min(self.count, *planned)
+
+
 class Fleet:
     """Which device runs which segment, and which takes over from one that is lost.
 
@@ -130,18 +166,18 @@ class Fleet:
     def of(
         cls,
         devices: str | Sequence[Device],
-        threads: int,
-        *programs: Sequence[SegmentEntry],
+        threads: int | HostThreads,
+        *programs: ProgramEntry,
         on_loss: str = "move",
     ) -> Fleet:
-        """The fleet for some programs, each given by its segments. Its notices say what a user
-        would not expect of where they run."""
+        """The fleet for some programs. Its notices say what a user would not expect of where they
+        run."""
+        threads = HostThreads.of(threads)
         # Threads may spin where a program is one segment: nothing else wants the cores meanwhile.
-        spin = all(len(segments) == 1 for segments in programs)
-        fleet = cls(devices, Cpu(threads, spin), on_loss)
-        planned: list[SegmentEntry] = []
-        for segments in programs:
-            planned += [segment for segment in segments if segment["tpu"] is not None]
+        spin = all(len(program["segments"]) == 1 for program in programs)
+        fleet = cls(devices, Cpu(threads.count, spin, threads.workers_for(programs)), on_loss)
+        segments = chain.from_iterable(program["segments"] for program in programs)
+        planned = [segment for segment in segments if segment["tpu"] is not None]
         fleet._notice_missing(planned)
         return fleet
 

@@ -7,6 +7,7 @@ write into it. Cached tokens that a new text begins with are kept.
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,8 @@ import numpy as np
 
 from compiler.runtime.bundle import Bundle, RuntimeBundleError
 from compiler.runtime.devices import Device
-from compiler.runtime.fleet import Fleet
+from compiler.runtime.executor import Executor
+from compiler.runtime.fleet import Fleet, HostThreads
 from compiler.runtime.manifest import LanguageEntry, TensorEntry, fixed_shape
 from compiler.runtime.onnx_segment import Cache
 from compiler.runtime.pipeline import Arrays, Pipeline
@@ -49,7 +51,7 @@ class LanguageModel:
     def __init__(
         self,
         bundle: Bundle,
-        threads: int = 2,
+        threads: int | HostThreads = 2,
         slots: int = 1,
         stream: bool = True,
         devices: str | Sequence[Device] = "cpu",
@@ -59,13 +61,15 @@ class LanguageModel:
         self.context = int(self.settings["context"])
         self.chunk = int(self.settings["chunk"])
         program = self.settings["programs"]["batch" if slots > 1 else "decode"]
-        segments = bundle.manifest["segments"]
-        self.fleet = Fleet.of(devices, threads, segments, program["segments"])
+        self.fleet = Fleet.of(devices, threads, bundle.manifest, program)
+        self._executor = Executor(self.fleet)
+        weakref.finalize(self, self._executor.close)
         limit = self.settings["max_ram_bytes"] if stream else None
         # Both programs are open, and each may hold half of the weights.
         half = limit // 2 if limit else limit
-        self._prefill = Pipeline(bundle, threads, None, half, self.fleet)
-        self._decode = Pipeline(bundle, threads, program, half, self.fleet)
+        count = HostThreads.of(threads).count
+        self._prefill = Pipeline(bundle, count, None, half, self.fleet)
+        self._decode = Pipeline(bundle, count, program, half, self.fleet)
         self._cache = self._make_cache(slots)
         self.slots = [Slot(index) for index in range(slots)]
         self.vocabulary = fixed_shape(_logits(self._decode))[-1]
@@ -121,7 +125,7 @@ class LanguageModel:
         }
         rows = slice(slot.index, slot.index + 1)
         cache = {name: array[rows] for name, array in self._cache.items()}
-        logits = _run(self._prefill, feeds, cache)
+        logits = self._run(self._prefill, feeds, cache)
         return np.asarray(logits[0, -1])
 
     def kept(self, slot: Slot, tokens: Sequence[int]) -> int:
@@ -177,11 +181,16 @@ class LanguageModel:
             "lengths": lengths,
             "total": np.array([lengths.max() + 1], np.int32),
         }
-        logits = _run(self._decode, feeds, self._cache)
+        logits = self._run(self._decode, feeds, self._cache)
         # Only now, so that a run that fails appends nothing.
         for index, token in tokens.items():
             self.slots[index].tokens.append(token)
         return {index: logits[index, -1] for index in tokens}
+
+    def _run(self, pipeline: Pipeline, feeds: Arrays, cache: Arrays) -> np.ndarray:
+        """The logits of one run; the cache is written in place."""
+        results = self._executor.run(pipeline, {**feeds, **cache})
+        return results[_logits(pipeline)["name"]]
 
     def generate(
         self, tokens: Sequence[int], limit: int, sampling: Sampling, slot: Slot | None = None
@@ -215,14 +224,6 @@ def _settings(bundle: Bundle, slots: int) -> LanguageEntry:
             "again with so many"
         )
     return settings
-
-
-def _run(pipeline: Pipeline, feeds: Arrays, cache: Arrays) -> np.ndarray:
-    """The logits of one run; the cache is written in place."""
-    values: dict[str, np.ndarray] = {**feeds, **cache}
-    for index in range(len(pipeline.segments)):
-        pipeline.advance(index, values)
-    return values[_logits(pipeline)["name"]]
 
 
 def _logits(pipeline: Pipeline) -> TensorEntry:

@@ -275,7 +275,7 @@ class PredictionEntry(TypedDict):
 
 
 class ProgramEntry(TypedDict):
-    """Segments that run one after the other, and what goes in and out of the whole."""
+    """Segments, and what goes in and out of the whole; each runs once what it reads is made."""
 
     inputs: Annotated[list[TensorEntry], "tensors as their user sees them"]
     outputs: Annotated[list[TensorEntry], Limits(least=1), "likewise"]

@@ -1,23 +1,28 @@
-"""Runs a bundle's segments one after the other, each on the device that a fleet gives it."""
+"""Runs the segments of a bundle, each on the device that a fleet gives it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 
 from compiler.runtime.bundle import Bundle, RuntimeBundleError
 from compiler.runtime.conversion import convert
+from compiler.runtime.dataflow import Flow, Span
 from compiler.runtime.devices import Cpu, Device, DeviceError, Executable
 from compiler.runtime.fleet import Fleet, tpu_numbers
 from compiler.runtime.inputs import Arrays, Inputs
 from compiler.runtime.lazy import LazySegments
 from compiler.runtime.manifest import ProgramEntry, SegmentEntry, TensorEntry
+from compiler.runtime.remote import Feed, RemoteExecutable, Tensor, TensorLostError
 
 __all__ = ["Arrays", "Pipeline", "SegmentError"]
 
-T = TypeVar("T")
+# A device that fails now and then, and is forgiven each time, may lose the tensors of a request
+# again and again.
+_MOST_ATTEMPTS = 100
 
 
 class SegmentError(Exception):
@@ -25,11 +30,12 @@ class SegmentError(Exception):
 
 
 class Pipeline:
-    """The segments of a bundle, loaded on devices, to be run one by one.
+    """The segments of a bundle, loaded on devices, to be run one by one; an `Executor` runs at once
+    what may run at once.
 
     Arrays have the model's own types and shapes at its inputs and outputs. Between segments they
     are as the segment gave them, int8 from an Edge TPU, and are converted when the next one reads
-    them. Several threads may run segments; each device runs one at a time.
+    them. Several threads may run segments; each device runs as many at a time as it has slots.
 
     program  the manifest itself, or one of the programs of a language model in it
     limit    bytes that the weights may take in memory; beyond it segments are loaded as they run,
@@ -54,6 +60,7 @@ class Pipeline:
         self.inputs = program["inputs"]
         self.outputs = program["outputs"]
         self.segments = program["segments"]
+        self.flow = Flow(program)
         self.in_place = _in_place(self.segments)
         self._model_inputs = Inputs(self.inputs)
         self._output_names = [_names(segment["outputs"]) for segment in self.segments]
@@ -68,7 +75,7 @@ class Pipeline:
             # Where there is no other segment, idle threads may spin.
             fleet = Fleet([], Cpu(threads, spin=len(self.segments) == 1))
         self.fleet = fleet
-        # By segment what is loaded, by device. An entry is read and written under the lock of its
+        # By segment what is loaded, by device. An entry is written under the `loading` lock of its
         # device; only `_close_all` has none, and what it drops is loaded again.
         self._opened: list[dict[Device, Executable]] = [{} for _ in self.segments]
         if limit is not None:
@@ -76,7 +83,12 @@ class Pipeline:
         # What is wrong with a segment that stays loaded is said now, before anything runs.
         for index, segment in enumerate(self.segments):
             for turn in range(max(1, len(tpu_numbers(segment)))):
-                self._use(index, turn, _only_load)
+                self._use(index, turn, None)
+
+    @property
+    def may_lose_tensors(self) -> bool:
+        """Whether tensors stay on devices of other machines, and are lost with them."""
+        return any(device.holds_tensors for device in self.fleet.tpus)
 
     def device(self, index: int, request: int = 0) -> Device:
         """The device that runs a segment of the request of this number now; after a device is lost,
@@ -90,9 +102,30 @@ class Pipeline:
         segment that fails, RuntimeBundleError where one has to be loaded and the bundle was
         replaced since it was opened.
         """
-        values = self.check_inputs(arrays)
+        return self.run_checked(self.check_inputs(arrays), request)
+
+    def run_checked(
+        self, values: Arrays, request: int = 0, spans: list[Span] | None = None
+    ) -> dict[str, np.ndarray]:
+        """As `run`, of what `check_inputs` gave; `spans` gets when each segment ran."""
+        attempt = 0
+        while True:
+            try:
+                return self._run_once(dict(values), request, spans)
+            except TensorLostError as error:
+                attempt += 1
+                self.lost(error, attempt)
+
+    def _run_once(
+        self, values: dict[str, Tensor], request: int, spans: list[Span] | None
+    ) -> dict[str, np.ndarray]:
         for index in range(len(self.segments)):
-            self.advance(index, values, request)
+            begin = time.perf_counter()
+            values.update(self.execute(index, values, request))
+            self._drop(index, values)
+            if spans is not None:
+                device = self.device(index, request)
+                spans.append(Span(index, device.name, begin, time.perf_counter()))
         return self.results(values)
 
     def check_inputs(self, arrays: Arrays) -> dict[str, np.ndarray]:
@@ -117,24 +150,65 @@ class Pipeline:
         """
         # What the segment read is dropped only once it has run, so a failed run can be repeated.
         values.update(self.run_segment(index, values, request))
+        self._drop(index, values)
+
+    def _drop(self, index: int, values: dict[str, Any]) -> None:
         for name in self._last_reads.get(index, ()):
             del values[name]
 
     def run_segment(self, index: int, values: Arrays, request: int = 0) -> dict[str, np.ndarray]:
         """The outputs of one segment as it gives them: int8 from an Edge TPU, the model's own types
         from the host. `values` is not changed. Raises as `advance` does."""
+        attempt = 0
+        while True:
+            try:
+                results = self.execute(index, values, request)
+                return {name: _here(tensor) for name, tensor in results.items()}
+            except TensorLostError as error:
+                attempt += 1
+                self.lost(error, attempt)
+
+    def execute(
+        self, index: int, values: Mapping[str, Tensor], request: int = 0
+    ) -> dict[str, Tensor]:
+        """As `run_segment`, of tensors that may lie on other machines; so may the results.
+
+        Raises TensorLostError besides, where one of `values` is gone with the device that held it.
+        """
         tensors = self.segments[index]["inputs"]
-        arrays = [self._converted(values[tensor["name"]], tensor, index) for tensor in tensors]
-        results = self._use(index, request, lambda executable: executable.run(arrays))
+        feeds = [self._feed(values[tensor["name"]], tensor, index) for tensor in tensors]
+        results = self._use(index, request, feeds)
         return dict(zip(self._output_names[index], results, strict=True))
 
-    def results(self, values: Arrays) -> dict[str, np.ndarray]:
-        """The model's outputs, in its own types, among the values behind the last segment."""
+    def lost(self, error: TensorLostError, attempt: int) -> None:
+        """Tell the fleet that a device went away with tensors, so that their request begins again.
+
+        Raises SegmentError where it began again too often, or nobody may take over.
+        """
+        if attempt > _MOST_ATTEMPTS:
+            raise SegmentError(f"{error}; the request began again {attempt - 1} times") from error
+        self._close_all(error.holder)
+        try:
+            self.fleet.failed(error.holder, error)
+        except DeviceError as last:
+            raise SegmentError(str(last)) from last
+
+    def results(self, values: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        """The model's outputs, in its own types, among the values behind the last segment.
+
+        Raises TensorLostError as `execute` does.
+        """
         found = {}
         for tensor in self.outputs:
             name = tensor["name"]
-            found[name] = convert(values[name], tensor, self._written_int8.get(name))
+            found[name] = convert(_here(values[name]), tensor, self._written_int8.get(name))
         return found
+
+    def _feed(self, tensor: Tensor, entry: TensorEntry, index: int) -> np.ndarray | Feed:
+        """A tensor as a segment reads it; one that lies elsewhere is converted where it goes to."""
+        if isinstance(tensor, np.ndarray):
+            return self._converted(tensor, entry, index)
+        return Feed(tensor, entry, self._written_int8.get(entry["name"]))
 
     def _converted(self, array: np.ndarray, tensor: TensorEntry, index: int) -> np.ndarray:
         """An array as a segment reads it. Raises SegmentError for NaN that would become int8."""
@@ -144,36 +218,65 @@ class Pipeline:
         except ValueError as error:
             raise SegmentError(f"segment {index}: tensor '{name}' {error}") from error
 
-    def _use(self, index: int, request: int, use: Callable[[Executable], T]) -> T:
-        """Use a segment where it is loaded; where its device fails, load it elsewhere and repeat.
+    def _use(
+        self, index: int, request: int, feeds: list[np.ndarray | Feed] | None
+    ) -> Sequence[Tensor]:
+        """Run a segment where it is loaded; where its device fails, load it elsewhere and repeat.
+        Without feeds it is only loaded.
 
-        A use either returns or raises, and its arrays are not changed by it. So a run that failed
+        A run either returns or raises, and its arrays are not changed by it. So a run that failed
         begins again from the same inputs, nothing is lost, and nothing is answered twice. The loop
         ends: a device may fail twice until the fleet gives its segments to another, or raises.
         """
         while True:
             device = self.device(index, request)
             try:
-                # The device may be lost while this waits: then the use fails, and goes elsewhere.
-                with device.lock:
-                    result = use(self._loaded(index, device))
+                results = self._run_on(device, index, feeds)
+            except TensorLostError:
+                raise  # not the fault of this device
             except DeviceError as error:
                 self._close_all(device)
                 self._report(index, device, error)
-            except RuntimeBundleError:
+            except (RuntimeBundleError, SegmentError):
                 raise
             except Exception as error:
                 raise SegmentError(f"segment {index} failed on {device.name}: {error}") from error
             else:
                 self.fleet.worked(device)
-                return result
+                return results
+
+    def _run_on(
+        self, device: Device, index: int, feeds: list[np.ndarray | Feed] | None
+    ) -> Sequence[Tensor]:
+        if feeds is None:
+            with device.lock:
+                self._loaded(index, device)
+            return []
+        if device.holds_tensors:
+            # The device may be lost while this waits: then the run fails, and goes elsewhere.
+            with device.lock:
+                remote = cast(RemoteExecutable, self._loaded(index, device))
+                return remote.run_there(feeds)
+        # Before the device is taken, so that it is not idle while tensors are on their way.
+        arrays = [self._brought(feed, index) for feed in feeds]
+        with device.lock:
+            return self._loaded(index, device).run(arrays)
+
+    def _brought(self, feed: np.ndarray | Feed, index: int) -> np.ndarray:
+        if isinstance(feed, Feed):
+            return self._converted(feed.tensor.fetch(), feed.entry, index)
+        return feed
 
     def _loaded(self, index: int, device: Device) -> Executable:
-        """A segment on a device, loaded if need be; the device's lock is held."""
+        """A segment on a device, loaded if need be."""
         executable = self._opened[index].get(device)
-        if executable is None:
-            executable = self._open(index, device)
-            self._opened[index][device] = executable
+        if executable is not None:
+            return executable
+        with device.loading:
+            executable = self._opened[index].get(device)
+            if executable is None:
+                executable = self._open(index, device)
+                self._opened[index][device] = executable
         return executable
 
     def _open(self, index: int, device: Device) -> Executable:
@@ -217,8 +320,8 @@ class Pipeline:
             raise SegmentError(f"segment {index}: {last}") from last
 
 
-def _only_load(_: Executable) -> None:
-    """A use that ends when the segment is loaded."""
+def _here(tensor: Tensor) -> np.ndarray:
+    return tensor if isinstance(tensor, np.ndarray) else tensor.fetch()
 
 
 def _names(tensors: Sequence[TensorEntry]) -> list[str]:

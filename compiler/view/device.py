@@ -22,10 +22,13 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red", "none": "dim"}
 def show_bench(console: Console, found: Json, manifest: Json) -> None:
     """Latency, throughput and each segment, beside what was predicted."""
     latency = found["latency_ms"]
+    rate = found["predicted_results_per_second"]
+    predicted_rate = "" if rate is None else f" (predicted {rate:.1f})"
     console.print(
+        f"{'simulated ' if found['simulated'] else ''}"
         f"latency {latency['p50']:.2f} ms median, {latency['p90']:.2f} p90, "
         f"{latency['p99']:.2f} p99 (predicted {found['predicted_latency_ms']:.2f}); "
-        f"{found['results_per_second']:.1f} results/s in the pipeline",
+        f"{found['results_per_second']:.1f} results/s in the pipeline{predicted_rate}",
         highlight=False,
     )
     console.print(_segments(found["segments"]))
@@ -60,15 +63,13 @@ def show_findings(console: Console, findings: Iterable[Finding]) -> None:
 
 
 def _segments(segments: Iterable[Json]) -> Table:
-    columns = "segment", "device", "ms", "predicted", "KiB in", "KiB out", "KiB of parameters"
+    """Milliseconds of each segment: its start, its end and its run, each beside the plan's."""
+    columns = "segment", "device", "start", "plan", "end", "plan", "ms", "plan"
     table = plain_table(columns, left=("segment", "device"))
     for segment in segments:
-        sizes = (segment["bytes_in"], segment["bytes_out"], segment["parameter_bytes"])
-        table.add_row(
-            str(segment["index"]),
-            segment["device"],
-            f"{segment['ms']:.3f}",
-            f"{segment['predicted_ms']:.3f}",
-            *(f"{number / 1024:.1f}" for number in sizes),
-        )
+        times = []
+        for name in ("start_ms", "end_ms", "ms"):
+            times += [segment[name], segment[f"predicted_{name}"]]
+        figures = [f"{number:.3f}" for number in times]
+        table.add_row(str(segment["index"]), segment["device"], *figures)
     return table

@@ -24,7 +24,7 @@ from compiler.frontends.rotate import rotate
 from compiler.graph import HOST_REASON
 from compiler.graph.reference import Reference
 from compiler.partition import PartitionOptions
-from compiler.runtime import RuntimeBundleError
+from compiler.runtime import HostThreads, RuntimeBundleError, Simulated
 from compiler.runtime.language import LanguageModel
 from compiler.runtime.sampling import Sampler, Sampling
 from compiler.runtime.text import Text, TextError
@@ -60,6 +60,16 @@ def float_greedy(tokens: list[int], count: int) -> list[int]:
             logits = reference.run(decoder.sample(model.graph, row, form), ["logits"])["logits"]
             text.append(int(np.argmax(logits[0, len(text) - 1])))
     return text[len(tokens) :]
+
+
+@pytest.mark.slow
+def test_edge_tpus_and_several_host_workers_give_the_same_text(tpu: Path) -> None:
+    loaded = bundle.load(tpu)
+    tokens = Text(loaded).encode(PROMPT)
+    want = list(LanguageModel(loaded).generate(tokens, 12, Sampling()))
+    devices = [Simulated(f"sim:{number}", 0) for number in range(2)]
+    model = LanguageModel(loaded, HostThreads(2, workers=2), devices=devices)
+    assert list(model.generate(tokens, 12, Sampling())) == want
 
 
 @pytest.mark.slow

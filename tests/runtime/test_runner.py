@@ -237,7 +237,7 @@ def test_devices_that_are_not_there(bundle: Bundle, devices: str) -> None:
 def test_a_runner_does_not_survive_a_fork(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     with Runner(bundle, "cpu") as runner:
         runner.submit(inputs(1)[0]).result()
-        monkeypatch.setattr("compiler.runtime.runner.os.getpid", lambda: -1)
+        monkeypatch.setattr("compiler.runtime.executor.os.getpid", lambda: -1)
         with pytest.raises(RuntimeError, match="forked"):
             runner.submit(inputs(1)[0])
         assert runner.run(inputs(1)[0])["y"].shape == (1, 10)

@@ -1,0 +1,92 @@
+"""Who runs next: the queues of segments whose inputs are there, one for each device.
+
+It knows neither threads nor clocks, so that the executor (executor.py) and the simulation
+(simulation.py) go by the same rules.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+from compiler.runtime.dataflow import Flight
+from compiler.runtime.devices import Device
+from compiler.runtime.remote import Tensor
+
+
+class Task(NamedTuple):
+    """A segment of a request; the least of a queue runs first.
+
+    `group` keeps requests from being overtaken for ever: of the requests of one group the longest
+    remaining path goes first (`negated_rank`), and then the oldest request.
+    """
+
+    group: int
+    negated_rank: float
+    number: int
+    segment: int
+    attempt: int
+    flight: Flight
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether its request has ended or begun again."""
+        return self.flight.over or self.attempt != self.flight.attempt
+
+
+class Dispatcher:
+    """The queues of some devices. One thread at a time may use it.
+
+    device_of  which device runs a segment of a request now
+    window     so many requests, one after the other, make a group, in which the younger may
+               overtake the older
+    wake       is called with a device for each task that is queued for it
+    """
+
+    def __init__(
+        self,
+        devices: Iterable[Device],
+        device_of: Callable[[Flight, int], Device],
+        window: int,
+        wake: Callable[[Device], object] = lambda device: None,
+    ) -> None:
+        self._queues: dict[Device, list[Task]] = {device: [] for device in devices}
+        self._device_of = device_of
+        self._window = window
+        self._wake = wake
+
+    def begin(self, flight: Flight) -> None:
+        """Queue what a request begins with, for the first time or again."""
+        for index in flight.first():
+            self._push(self._task(flight, index))
+
+    def finish(self, task: Task, results: Mapping[str, Tensor]) -> None:
+        """Take what a segment gave, and queue what waited for it; nothing of a stale task."""
+        if task.is_stale:
+            return
+        for index in task.flight.finish(task.segment, results):
+            self._push(self._task(task.flight, index))
+
+    def take(self, device: Device) -> Task | None:
+        """What a device is to run next, if anything."""
+        queue = self._queues[device]
+        while queue:
+            task = heapq.heappop(queue)
+            if task.is_stale:
+                continue
+            if self._device_of(task.flight, task.segment) is device:
+                return task
+            # The device was lost since the task was queued.
+            self._push(task)
+        return None
+
+    def _task(self, flight: Flight, index: int) -> Task:
+        rank = flight.flow.ranks[index]
+        group = flight.number // self._window
+        return Task(group, -rank, flight.number, index, flight.attempt, flight)
+
+    def _push(self, task: Task) -> None:
+        device = self._device_of(task.flight, task.segment)
+        heapq.heappush(self._queues[device], task)
+        self._wake(device)
