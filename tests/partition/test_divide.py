@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def layers(path: Path, sizes: list[int], relu: bool = True) -> Path:
     """A chain of products, with Relu between them."""
     rng = np.random.default_rng(0)
     nodes, weights, value = [], [], "x"
-    for index, (inputs, outputs) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for index, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
         array = (rng.random((inputs, outputs), np.float32) - 0.5) / np.float32(np.sqrt(inputs))
         bias = rng.standard_normal(outputs).astype(np.float32)
         weights.append(numpy_helper.from_array(array, f"w{index}"))
