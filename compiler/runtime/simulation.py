@@ -42,17 +42,25 @@ class Simulation:
 
 
 def simulate(
-    pipeline: Pipeline, samples: Iterable[Arrays], depth: int = 1, keep: bool = False
+    pipeline: Pipeline,
+    samples: Iterable[Arrays],
+    depth: int = 1,
+    keep: bool = False,
+    arrivals: Iterable[float] | None = None,
 ) -> list[Simulation]:
     """Send samples, as `Pipeline.check_inputs` gives them, through the devices of a pipeline, up to
-    `depth` on their way at a time; in the order of the samples. With `keep` their outputs are kept.
+    `depth` on their way at a time, or each at its time of `arrivals` in seconds, in order, however
+    many are; in the order of the samples. With `keep` their outputs are kept.
 
     The Edge TPUs are `Simulated` ones with a slowdown of 0, so that they do not wait by themselves.
     A segment takes its device for the predicted time. Of that, transfers take the link, one at a
     time where devices share it. A run that fails is repeated in no time. Raises as `Pipeline.run`
     does.
     """
-    return _Clock(pipeline, samples, depth, keep).run()
+    clock = _Clock(pipeline, samples, depth, keep)
+    if arrivals is not None:
+        return clock.run_at(arrivals)
+    return clock.run()
 
 
 class _Request(Flight):
@@ -71,6 +79,8 @@ class _Clock:
         self._samples = iter(samples)
         self._depth = depth
         self._keep = keep
+        # Whether a request that is answered lets the next one in.
+        self._is_stream = True
         self._devices = pipeline.fleet.devices
         self._dispatcher = Dispatcher(self._devices, self._device_of, depth)
         self._idle = {device: device.slots for device in self._devices}
@@ -85,6 +95,15 @@ class _Clock:
         for _ in range(self._depth):
             self._admit()
         self._start_tasks()
+        return self._run_events()
+
+    def run_at(self, arrivals: Iterable[float]) -> list[Simulation]:
+        self._is_stream = False
+        for arrival in arrivals:
+            self._after(arrival, self._admit)
+        return self._run_events()
+
+    def _run_events(self) -> list[Simulation]:
         while self._events:
             self._now, _, event = heapq.heappop(self._events)
             event()
@@ -151,7 +170,8 @@ class _Clock:
         results = self._pipeline.results(request.values)
         if self._keep:
             request.told.results = results
-        self._admit()
+        if self._is_stream:
+            self._admit()
 
 
 def _steps(device: Device, segment: SegmentEntry) -> list[tuple[Link | None, float]]:

@@ -120,6 +120,19 @@ def test_a_full_pipeline_goes_at_the_pace_of_its_busiest_device() -> None:
         assert span.device == f"sim:{1 + number % 2}"
 
 
+def test_requests_that_come_at_their_times_wait_for_each_other() -> None:
+    """Segments of 2 ms and 1 ms on two devices; the second request comes when the first is half
+    done, the third when all is idle."""
+    made = bundle(
+        [segment(0, 0, ["x"], ["a"], ms=2), segment(1, 1, ["a"], ["y"], ms=1)], ["x"], ["y"]
+    )
+    planned = pipeline(made, [Timed("sim:0"), Timed("sim:1")])
+    samples = [random_inputs(made, random.Random(n)) for n in range(3)]
+    requests = simulate(planned, samples, arrivals=[0.0, 0.001, 0.010])
+    assert [request.arrived * 1e3 for request in requests] == pytest.approx([0, 1, 10])
+    assert [request.seconds * 1e3 for request in requests] == pytest.approx([3, 4, 3])
+
+
 def test_no_schedule_beats_its_bounds() -> None:
     """A request takes no less than its longest path and its busiest device, and no more than all
     segments in a row; no device runs two at a time."""
