@@ -82,7 +82,7 @@ class _Clock:
         # Whether a request that is answered lets the next one in.
         self._is_stream = True
         self._devices = pipeline.fleet.devices
-        self._dispatcher = Dispatcher(self._devices, self._device_of, depth)
+        self._dispatcher = Dispatcher(self._devices, self._device_of)
         self._idle = {device: device.slots for device in self._devices}
         # When the last transfer that was asked for ends.
         self._link_free: dict[Link, float] = {}

@@ -120,6 +120,20 @@ def test_a_full_pipeline_goes_at_the_pace_of_its_busiest_device() -> None:
         assert span.device == f"sim:{1 + number % 2}"
 
 
+def test_requests_follow_each_other_through_devices_that_alternate_with_the_host() -> None:
+    """Three segments on each of two Edge TPUs, the host between any two. If the longest path of all
+    requests went first, the second Edge TPU would wait until all requests have left the first."""
+    segments: list[dict[str, Any]] = []
+    for number in range(6):
+        tpu = number // 3
+        read, given = f"t{2 * number}", f"t{2 * number + 1}"
+        segments.append(segment(2 * number, tpu, [read], [given], ms=2))
+        segments.append(segment(2 * number + 1, None, [given], [f"t{2 * number + 2}"], ms=0.125))
+    planned = pipeline(bundle(segments, ["t0"], ["t12"]), [Timed("sim:0"), Timed("sim:1")])
+    ends = [request.ended * 1e3 for request in run(planned, 60, depth=5)]
+    assert (ends[45] - ends[15]) / 30 == pytest.approx(6, rel=0.02)
+
+
 def test_requests_that_come_at_their_times_wait_for_each_other() -> None:
     """Segments of 2 ms and 1 ms on two devices; the second request comes when the first is half
     done, the third when all is idle."""
