@@ -64,9 +64,7 @@ def plan(
         values=parse.values(values),
         without=frozenset(without or ()),
         target=target,
-        partitioning=parse.partition_options(
-            1, objective, place, host, pins, (), parse.rate(rate)
-        ),
+        partitioning=parse.partition_options(1, objective, place, host, pins, (), parse.rate(rate)),
         language=LanguageOptions(context, chunk),
     )
     counts = [] if tpus is None else parse.counts(tpus)

@@ -350,14 +350,15 @@ def _calibrated(
     """Run the passes that look at samples, then choose scales by the ranges that they leave."""
     driver = driver or PassDriver(Steps(options.without, options.also))
     driver.run(passes.SAMPLE_PASSES, program.model, context)
-    values = quantized_around(context.nodes)
+    scaled = [*context.nodes, *program.joins]
+    values = quantized_around(scaled)
     # All of the graph, also what the host computes: layers move there while accuracy is sought.
     options.observers.check([str(value.name) for value in activations_around(program.model.graph)])
     unknown = [value for value in values if str(value.name) not in context.ranges]
     with stage("calibrate"):
         found = calibrate(program.model, unknown, context.stats, context.samples, options.observers)
     with stage("quantize"):
-        quants = assign(context.nodes, values, context.ranges | found)
+        quants = assign(scaled, values, context.ranges | found)
     return replace(program, quants=quants, means=context.means)
 
 

@@ -42,6 +42,8 @@ TIGHTER_ROOMS = (0.94, 0.85)
 PROMISE_SLACK = 1.001
 # Of the plans for a pipeline whose pace is nearly the best, other figures decide.
 NEAR_PACE = 1.01
+# Graphs of up to so many nodes, times Edge TPUs, go to the solver of timetables.
+MOST_PLACES = 120
 # A plan with more segments that run at once must be so much faster.
 NEAR_LATENCY = 1.01
 # A plan that is so near to its bound, as a share of it, is not searched for again.
@@ -212,9 +214,16 @@ class _Search:
         joins = joining(self.task, self.placements)
         placements = replace(self.placements, free=self.placements.free | joins)
         problem = planner_problem(self.task, self.units, placements)
-        found = planner.parallel(problem, start, self.task.options.seconds / 2)
+        seconds = self.task.options.seconds / 2
+        found = planner.parallel(problem, start, seconds)
         best = _faster(self.assembled(start), self.assembled(found.stages))
-        return best, planner.makespan_bound(problem, best.latency)
+        bound = planner.makespan_bound(problem, best.latency)
+        places = problem.count * problem.tpus
+        if bound < best.latency / NEAR_LATENCY and places <= MOST_PLACES:
+            exact = planner.by_timetable(problem, seconds / 3, self.stages_of(best))
+            best = _faster(best, self.assembled(exact.stages))
+            bound = max(bound, exact.bound or 0.0)
+        return best, bound
 
     def stages_planned(self, plan: Plan) -> planner.Stages:
         """The stages of a plan for the same graph before layers were divided; what the host has to

@@ -1,4 +1,4 @@
-"""Which layers several Edge TPUs should run at once, by what a plan without shards spends on them."""
+"""Which layers several Edge TPUs should run at once, by what a plan spends on them."""
 
 from __future__ import annotations
 

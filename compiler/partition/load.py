@@ -23,10 +23,10 @@ def repeated(plan: Plan, copies: int) -> Plan:
     own = max((segment.tpu + 1 for segment in plan.segments if segment.tpu is not None), default=0)
     segments = []
     for segment in plan.segments:
+        further: tuple[int, ...] = ()
         if segment.tpu is not None:
             further = tuple(segment.tpu + own * copy for copy in range(1, copies))
-            segment = replace(segment, replicas=further)
-        segments.append(segment)
+        segments.append(replace(segment, replicas=further))
     return replace(plan, segments=segments)
 
 

@@ -57,7 +57,7 @@ class PartitionOptions:
         require_count("tpus", self.tpus, 1, MOST_TPUS)
         require_choice("objective", self.objective, get_args(PlanObjective))
         if (self.objective == "p95") != (self.rate is not None):
-            raise OptionError("--objective p95 needs --rate, and --rate needs it", "rate")
+            raise OptionError("it goes with --objective p95, which needs it: 30/s", "rate")
         if self.rate is not None:
             require_number("rate", self.rate, LEAST_RATE)
         if self.place is not None:

@@ -10,7 +10,8 @@ from itertools import chain
 import numpy as np
 import onnx_ir as ir
 
-from compiler.graph import OPSET, values_read
+from compiler.graph import OPSET, activations_of, consumers_of, values_read
+from compiler.ops import Moves, operator_of
 from compiler.partition.plan import Plan
 from compiler.quant import Quant
 from compiler.targets import Target
@@ -31,6 +32,29 @@ class Program:
     def made_on_tpu(self) -> set[ir.Value]:
         """Tensors that leave a TPU segment as int8."""
         return set(chain.from_iterable(s.outputs for s in self.plan.segments if s.device == "tpu"))
+
+    @cached_property
+    def joins(self) -> list[ir.Node]:
+        """Nodes of the host that only pass on what Edge TPUs make and only Edge TPUs read, such as
+        a Concat of tiles. They keep the scales that they would have there, so that nothing is
+        rounded twice."""
+        found: dict[ir.Node, None] = {}
+        for segment in self.plan.segments:
+            if segment.device == "host":
+                found |= dict.fromkeys(filter(_passes_on, segment.nodes))
+        outputs = set(self.model.graph.outputs)
+        on_tpu = set(chain.from_iterable(s.nodes for s in self.plan.segments if s.tpu is not None))
+        changed = True
+        while changed:
+            changed = False
+            for node in list(found):
+                inside = {*on_tpu, *found}
+                made = all(value.producer() in inside for value in activations_of(node))
+                read = all(inside.issuperset(consumers_of(value)) for value in node.outputs)
+                if not made or not read or outputs.intersection(node.outputs):
+                    del found[node]
+                    changed = True
+        return list(found)
 
     @property
     def int8_boundaries(self) -> bool:
@@ -57,3 +81,8 @@ class Program:
             if node not in tpu:
                 others.update(values_read(node))
         return {v for v in crossing - outputs - others if str(v.name) in self.quants}
+
+
+def _passes_on(node: ir.Node) -> bool:
+    operator = operator_of(node)
+    return operator.moves >= Moves.VALUES or operator.absorbed(node)

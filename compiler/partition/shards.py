@@ -1,6 +1,7 @@
 """Divides layers into shards that several Edge TPUs run at once.
 
-    FullyConnected(x, W[N, K])  ->  Concat(FullyConnected(x, W[0:n]), FullyConnected(x, W[n:2n]), ...)
+    FullyConnected(x, W[N, K])
+        ->  Concat(FullyConnected(x, W[0:n]), FullyConnected(x, W[n:2n]), ...)
 
 Operators that treat each number by itself go along with the shard that makes their input. Where
 all that they give goes into another layer that is divided too, shards go on through it: each

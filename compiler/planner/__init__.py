@@ -41,6 +41,7 @@ from compiler.planner.problem import (
 )
 from compiler.planner.queueing import arrivals, latencies, percentile
 from compiler.planner.schedule import Interval, Tasks, makespan, schedule
+from compiler.planner.timetable import by_timetable
 
 # Graphs of more nodes go to the heuristic alone.
 EXACT_NODES = 700
@@ -48,8 +49,8 @@ EXACT_NODES = 700
 __all__ = [
     "HOST",
     "INFINITE",
-    "Interval",
     "Budget",
+    "Interval",
     "Objective",
     "Problem",
     "Solution",
@@ -59,6 +60,7 @@ __all__ = [
     "alternate",
     "arrivals",
     "by_ideals",
+    "by_timetable",
     "cached",
     "cost",
     "exact",

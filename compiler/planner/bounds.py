@@ -193,7 +193,8 @@ class _Rows:
                 self.tpu[begin, end] = time + stage.up() + stage.least_streaming()
             hosted += problem.host[way.nodes[end - 1]]
             if hosted <= self.reached:
-                self.host[begin, end] = hosted
+                # The host takes nothing to end a stage within a region.
+                self.host[begin, end] = hosted - self._saved(end - 1, end)
             if min(time, hosted) > self.reached:
                 break
 

@@ -32,7 +32,7 @@ def exact(problem: Problem, seconds: float, hint: Solution | None = None) -> Sol
     formulation = _Formulation(problem)
     if hint is not None:
         formulation.start_from(hint)
-    solver = _solver(seconds)
+    solver = solver_of(seconds)
     if solver.solve(formulation.model) not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         return None
     scale, least, reached = formulation.scale, solver.best_objective_bound, solver.objective_value
@@ -42,7 +42,7 @@ def exact(problem: Problem, seconds: float, hint: Solution | None = None) -> Sol
     return Solution(stages, cost(problem, stages), max(0.0, (least - slack) / scale))
 
 
-def _solver(seconds: float) -> cp_model.CpSolver:
+def solver_of(seconds: float) -> cp_model.CpSolver:
     """One search whose work is counted: the same problem gives the same plan, whatever else the
     machine does."""
     solver = cp_model.CpSolver()
@@ -89,7 +89,7 @@ class _Formulation:
         self.terms = sum(map(len, loads.values()))
         if problem.host_stages is not None:
             self._bound_host(problem.host_stages)
-        self.sums = [_total(terms) for terms in loads.values()]
+        self.sums = [total(terms) for terms in loads.values()]
         self.goal: Any = sum(self.sums)
         if problem.limit < INFINITE:
             for value in self.sums:
@@ -228,5 +228,5 @@ class _Formulation:
         return filled(self.devices, rows)
 
 
-def _total(terms: Terms) -> Any:
+def total(terms: Terms) -> Any:
     return sum(weight * variable for weight, variable in terms)

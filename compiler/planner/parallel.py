@@ -42,6 +42,18 @@ def finish(problem: Problem, stages: Sequence[tuple[int, Iterable[int]]]) -> flo
     return _Clock(problem, Budget(INFINITE)).score(draft)[0]
 
 
+def in_order(problem: Problem, stages: Stages) -> Stages:
+    """Stages so that none comes before what it needs."""
+    draft = tuple((device, frozenset(nodes)) for device, nodes in stages)
+    return _in_order(_Clock(problem, Budget(INFINITE)), draft)
+
+
+def _in_order(clock: _Clock, draft: Draft) -> Stages:
+    order = clock.order(draft)
+    assert order is not None, "stages need each other"
+    return tuple((draft[stage][0], tuple(sorted(draft[stage][1]))) for stage in order)
+
+
 def parallel(problem: Problem, start: Stages, seconds: float) -> Solution:
     """The plan with the least makespan that is found from `start`; as good at least."""
     budget = Budget(seconds)
@@ -51,13 +63,11 @@ def parallel(problem: Problem, start: Stages, seconds: float) -> Solution:
     found = sections(problem)
     for draft in _spread(problem, first, found, clock):
         drafts[draft] = clock.score(draft)
-    best = sorted(drafts, key=drafts.__getitem__)[:_IMPROVED]
+    possible = [draft for draft, score in drafts.items() if score < _NEVER]
+    best = sorted(possible, key=drafts.__getitem__)[:_IMPROVED]
     improved = [_descend(clock, draft, found) for draft in best]
     draft = min([*improved, first], key=clock.score)
-    order = clock.order(draft)
-    assert order is not None
-    stages = tuple((draft[stage][0], tuple(sorted(draft[stage][1]))) for stage in order)
-    return Solution(stages, clock.score(draft)[0])
+    return Solution(_in_order(clock, draft), clock.score(draft)[0])
 
 
 class _Clock:
@@ -194,9 +204,7 @@ def _spread(
         yield _where_it_helps(clock, start, found, width)
 
 
-def _where_it_helps(
-    clock: _Clock, start: Draft, found: Sequence[Section], width: int
-) -> Draft:
+def _where_it_helps(clock: _Clock, start: Draft, found: Sequence[Section], width: int) -> Draft:
     """The start with each section spread that makes it end earlier, in their order."""
     best = start
     for section in found:
@@ -216,7 +224,7 @@ def fan_out(problem: Problem, draft: Draft, section: Section, width: int) -> Dra
     spread = section.nodes
     behind = _descendants(problem, spread)
     found: list[tuple[int, frozenset[int]]] = []
-    held: dict[int, int] = {device: 0 for device in range(problem.tpus)}
+    held: dict[int, int] = dict.fromkeys(range(problem.tpus), 0)
     for device, nodes in draft:
         if not nodes & spread:
             parts = [nodes]
@@ -321,9 +329,7 @@ def _is_less(score: Score, other: Score) -> bool:
     return score[0] <= other[0] and score[1] < other[1] * _GAIN
 
 
-def _moves(
-    problem: Problem, draft: Draft, stage: int, found: Sequence[Section]
-) -> Iterator[Draft]:
+def _moves(problem: Problem, draft: Draft, stage: int, found: Sequence[Section]) -> Iterator[Draft]:
     """Drafts in which one stage stands elsewhere: on another device, within another stage, in
     exchange with another, or with a branch less."""
     device, nodes = draft[stage]

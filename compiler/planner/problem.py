@@ -37,9 +37,9 @@ class Problem:
 
     `sizes` are parameter bytes, `stream` the time to send them at each run where they are not
     cached. `capacities` bound the bytes cached on the device of a node. `host_stages` bounds how
-    many stages the host may have, `limit` the load of each device. `streaming` gives, for nodes that
-    share a TPU, the exact time to stream for each, where that may be more than bytes promise. With `replicas`
-    several TPUs may hold the same stage and take requests in turn.
+    many stages the host may have, `limit` the load of each device. `streaming` gives, for nodes
+    that share a TPU, the exact time to stream for each, where that may be more than bytes promise.
+    With `replicas` several TPUs may hold the same stage and take requests in turn.
     """
 
     tpu: Sequence[float]
