@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,7 +19,6 @@ from compiler.runtime.dataflow import Flight, Span
 from compiler.runtime.devices import Device, Link, Simulated
 from compiler.runtime.dispatch import Dispatcher, Task
 from compiler.runtime.inputs import Arrays
-from compiler.runtime.manifest import SegmentEntry
 from compiler.runtime.pipeline import Pipeline
 
 # What of the predicted time a segment's link is busy, in front of computing and behind it.
@@ -54,7 +53,8 @@ def simulate(
 
     The Edge TPUs are `Simulated` ones with a slowdown of 0, so that they do not wait by themselves.
     A segment takes its device for the predicted time. Of that, transfers take the link, one at a
-    time where devices share it. A run that fails is repeated in no time. Raises as `Pipeline.run`
+    time where devices share it. The host is slower at each of several segments at once, as the plan
+    took it to be (`host_gain`). A run that fails is repeated in no time. Raises as `Pipeline.run`
     does.
     """
     clock = _Clock(pipeline, samples, depth, keep)
@@ -84,6 +84,8 @@ class _Clock:
         self._devices = pipeline.fleet.devices
         self._dispatcher = Dispatcher(self._devices, self._device_of)
         self._idle = {device: device.slots for device in self._devices}
+        # Of the host's slots, which the Edge TPUs have not.
+        self._gain = _host_gain(pipeline)
         # When the last transfer that was asked for ends.
         self._link_free: dict[Link, float] = {}
         self._requests: list[Simulation] = []
@@ -137,8 +139,18 @@ class _Clock:
                 if task is None:
                     break
                 self._idle[device] -= 1
-                steps = deque(_steps(device, self._pipeline.segments[task.segment]))
+                times = self._pipeline.segments[task.segment]["predicted_ms"]
+                steps = deque(_steps(device, times, self._slowdown(device)))
                 self._next_step(device, task, steps, self._now)
+
+    def _slowdown(self, device: Device) -> float:
+        """How many times as long a segment takes that starts now, beside others on the device."""
+        others = device.slots - self._idle[device] - 1
+        if not others:
+            return 1.0
+        # Between one segment at a time and all slots in use.
+        gained = 1.0 + (self._gain - 1.0) * others / (device.slots - 1)
+        return (others + 1) / gained
 
     def _next_step(
         self, device: Device, task: Task, steps: deque[tuple[Link | None, float]], begin: float
@@ -174,11 +186,23 @@ class _Clock:
             self._admit()
 
 
-def _steps(device: Device, segment: SegmentEntry) -> list[tuple[Link | None, float]]:
-    """The links, and seconds, that a run takes one after the other; None for the device alone."""
-    times = segment["predicted_ms"]
+def _host_gain(pipeline: Pipeline) -> float:
+    """How many times as much the host gets done with all slots in use as with one; of slots that
+    were not planned nothing is known, and none is taken to slow the others."""
+    slots = pipeline.fleet.cpu.slots
+    prediction = pipeline.bundle.manifest["prediction"]
+    if prediction.get("host_slots", 1) != slots:
+        return float(slots)
+    return prediction.get("host_gain", float(slots))
+
+
+def _steps(
+    device: Device, times: Mapping[str, float], slowdown: float
+) -> list[tuple[Link | None, float]]:
+    """The links, and seconds, that a run takes one after the other; None for the device alone.
+    `times` are those of the manifest, in milliseconds."""
     if not isinstance(device, Simulated):
-        return [(None, sum(times.values()) / 1e3)]
+        return [(None, slowdown * sum(times.values()) / 1e3)]
     before = sum(times.get(what, 0.0) for what in _BEFORE)
     behind = sum(times.get(what, 0.0) for what in _BEHIND)
     alone = sum(times.values()) - before - behind

@@ -83,6 +83,16 @@ def test_the_host_has_slots() -> None:
         assert request.seconds * 1e3 == pytest.approx(ms)
 
 
+def test_several_host_segments_at_once_are_slower_as_planned() -> None:
+    """Four at once get twice as much done as one at a time; alone a segment is as fast as ever."""
+    for count, ms in ((1, 1), (40, 20)):
+        segments = [segment(n, None, ["x"], [f"y{n}"]) for n in range(count)]
+        made = bundle(segments, ["x"], ["y0"])
+        made.manifest["prediction"].update({"host_slots": 4, "host_gain": 2.0})
+        (request,) = run(pipeline(made, [], slots=4))
+        assert request.seconds * 1e3 == pytest.approx(ms)
+
+
 def test_the_longest_path_goes_first() -> None:
     """The oldest segment first would take 7 ms: the long path would start behind two others."""
     made = bundle(
