@@ -251,7 +251,7 @@ def run_one(seed: int, longest_delay: float = 2e-4) -> None:
     tpus = [dice.choice(kinds)(f"tpu:{number}", trouble) for number in range(dice.randint(0, 5))]
     fleet = Fleet(tpus, ComputingCpu(trouble, dice.randint(1, 3)), dice.choice(["move", "cpu"]))
     pipeline = Pipeline(made, fleet=fleet)
-    executor = Executor(fleet, dice.choice([None, 1, 3]))
+    executor = Executor(fleet)
     samples = [random_inputs(made, dice) for _ in range(dice.randint(1, 6))]
     answers: Counter[Future[Arrays]] = Counter()
     futures = []

@@ -169,6 +169,7 @@ def prediction_entry(program: Program) -> PredictionEntry:
         entry["load"] = round(plan.options.rate * plan.interval, 4)
     if plan.host_slots > 1:
         entry["host_slots"] = plan.host_slots
+        entry["host_gain"] = plan.host_gain
     return entry
 
 

@@ -104,6 +104,12 @@ class Plan:
     p95: float | None = None
 
     @property
+    def host_gain(self) -> float:
+        """How many times as much the host gets done with its slots as with one segment at a
+        time."""
+        return Host.load(self.options.host).slots_gain if self.host_slots > 1 else 1.0
+
+    @property
     def tasks(self) -> planner.Tasks:
         """The segments of one inference, with what each needs."""
         maker: dict[ir.Value, int] = {}
@@ -146,7 +152,7 @@ class Plan:
         copies: dict[int | None, float] = {
             segment.tpu: 1 + len(segment.replicas) for segment in self.segments
         }
-        copies[None] = Host.load(self.options.host).slots_gain if self.host_slots > 1 else 1.0
+        copies[None] = self.host_gain
         return {device: load / copies[device] for device, load in self.loads.items()}
 
     @property

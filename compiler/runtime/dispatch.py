@@ -16,15 +16,16 @@ from compiler.runtime.remote import Tensor
 
 
 class Task(NamedTuple):
-    """A segment of a request; the least of a queue runs first.
+    """A segment of a request; the least of a queue runs first: of the oldest request, the one with
+    the longest remaining path.
 
-    `group` keeps requests from being overtaken for ever: of the requests of one group the longest
-    remaining path goes first (`negated_rank`), and then the oldest request.
+    Of requests that follow each other, the first segments have the longest paths. Were these to go
+    first, requests would go through the devices side by side, and leave the last devices without
+    work while the first ones are busy: half the pace for BERT on two Edge TPUs.
     """
 
-    group: int
-    negated_rank: float
     number: int
+    negated_rank: float
     segment: int
     attempt: int
     flight: Flight
@@ -39,8 +40,6 @@ class Dispatcher:
     """The queues of some devices. One thread at a time may use it.
 
     device_of  which device runs a segment of a request now
-    window     so many requests, one after the other, make a group, in which the younger may
-               overtake the older
     wake       is called with a device for each task that is queued for it
     """
 
@@ -48,12 +47,10 @@ class Dispatcher:
         self,
         devices: Iterable[Device],
         device_of: Callable[[Flight, int], Device],
-        window: int,
         wake: Callable[[Device], object] = lambda device: None,
     ) -> None:
         self._queues: dict[Device, list[Task]] = {device: [] for device in devices}
         self._device_of = device_of
-        self._window = window
         self._wake = wake
 
     def begin(self, flight: Flight) -> None:
@@ -82,9 +79,7 @@ class Dispatcher:
         return None
 
     def _task(self, flight: Flight, index: int) -> Task:
-        rank = flight.flow.ranks[index]
-        group = flight.number // self._window
-        return Task(group, -rank, flight.number, index, flight.attempt, flight)
+        return Task(flight.number, -flight.flow.ranks[index], index, flight.attempt, flight)
 
     def _push(self, task: Task) -> None:
         device = self._device_of(task.flight, task.segment)

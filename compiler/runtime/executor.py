@@ -43,15 +43,14 @@ class _Request(Flight):
 class Executor:
     """Runs requests of some pipelines of one fleet. Any thread may ask.
 
-    `depth` is how many requests are expected to be on their way; of so many that came one after the
-    other, the longest remaining path goes first.
+    `depth` is how many requests should be on their way for the devices to be busy.
     """
 
-    def __init__(self, fleet: Fleet, depth: int | None = None) -> None:
+    def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
         slots = sum(device.slots for device in fleet.devices)
         # One request for each slot to work on, and two that wait, so that none is ever idle.
-        self.depth = depth or slots + 2
+        self.depth = slots + 2
         self._has_one_slot = slots == 1
         # A token for each task that was queued for a device, and at the end one for each thread. A
         # token whose task is gone wakes a thread for nothing. A queue wakes a thread faster than a
@@ -65,7 +64,7 @@ class Executor:
         # What it calls does not refer to the executor: the devices are let go with the last one
         # that does.
         self._dispatcher = Dispatcher(
-            fleet.devices, _device_of, self.depth, lambda device: tokens[device].put(None)
+            fleet.devices, _device_of, lambda device: tokens[device].put(None)
         )
         self._threads: list[threading.Thread] = []
         self._requests: set[_Request] = set()
@@ -246,7 +245,7 @@ class Executor:
         try:
             request.pipeline.lost(error, request.attempt)
         except BaseException as last:
-            self._fail(Task(*task[:4], request.attempt, request), last)
+            self._fail(task._replace(attempt=request.attempt), last)
             return
         with self._lock:
             if not request.over:

@@ -266,6 +266,13 @@ class PredictionEntry(TypedDict):
             "segments that the host was planned to run at once; 1 where it is not said",
         ]
     ]
+    host_gain: NotRequired[
+        Annotated[
+            float,
+            Limits(above=0, maximum=_MOST_SLOTS, beside="host_slots"),
+            "how many times as much the host gets done with so many at once as with one at a time",
+        ]
+    ]
     error_percent: Annotated[
         float | None,
         Limits(minimum=0),

@@ -55,8 +55,8 @@ class Runner:
         self.fleet = Fleet.of(devices, threads, bundle.manifest, on_loss=on_loss)
         self.bundle = bundle
         self.pipeline = Pipeline(bundle, fleet=self.fleet)
-        self.executor = Executor(self.fleet, depth)
-        self.depth = self.executor.depth
+        self.executor = Executor(self.fleet)
+        self.depth = depth or self.executor.depth
 
     @property
     def notices(self) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,7 +19,6 @@ from compiler.runtime.dataflow import Flight, Span
 from compiler.runtime.devices import Device, Link, Simulated
 from compiler.runtime.dispatch import Dispatcher, Task
 from compiler.runtime.inputs import Arrays
-from compiler.runtime.manifest import SegmentEntry
 from compiler.runtime.pipeline import Pipeline
 
 # What of the predicted time a segment's link is busy, in front of computing and behind it.
@@ -42,17 +41,26 @@ class Simulation:
 
 
 def simulate(
-    pipeline: Pipeline, samples: Iterable[Arrays], depth: int = 1, keep: bool = False
+    pipeline: Pipeline,
+    samples: Iterable[Arrays],
+    depth: int = 1,
+    keep: bool = False,
+    arrivals: Iterable[float] | None = None,
 ) -> list[Simulation]:
     """Send samples, as `Pipeline.check_inputs` gives them, through the devices of a pipeline, up to
-    `depth` on their way at a time; in the order of the samples. With `keep` their outputs are kept.
+    `depth` on their way at a time, or each at its time of `arrivals` in seconds, in order, however
+    many are; in the order of the samples. With `keep` their outputs are kept.
 
     The Edge TPUs are `Simulated` ones with a slowdown of 0, so that they do not wait by themselves.
     A segment takes its device for the predicted time. Of that, transfers take the link, one at a
-    time where devices share it. A run that fails is repeated in no time. Raises as `Pipeline.run`
+    time where devices share it. The host is slower at each of several segments at once, as the plan
+    took it to be (`host_gain`). A run that fails is repeated in no time. Raises as `Pipeline.run`
     does.
     """
-    return _Clock(pipeline, samples, depth, keep).run()
+    clock = _Clock(pipeline, samples, depth, keep)
+    if arrivals is not None:
+        return clock.run_at(arrivals)
+    return clock.run()
 
 
 class _Request(Flight):
@@ -71,9 +79,13 @@ class _Clock:
         self._samples = iter(samples)
         self._depth = depth
         self._keep = keep
+        # Whether a request that is answered lets the next one in.
+        self._is_stream = True
         self._devices = pipeline.fleet.devices
-        self._dispatcher = Dispatcher(self._devices, self._device_of, depth)
+        self._dispatcher = Dispatcher(self._devices, self._device_of)
         self._idle = {device: device.slots for device in self._devices}
+        # Of the host's slots, which the Edge TPUs have not.
+        self._gain = _host_gain(pipeline)
         # When the last transfer that was asked for ends.
         self._link_free: dict[Link, float] = {}
         self._requests: list[Simulation] = []
@@ -85,6 +97,15 @@ class _Clock:
         for _ in range(self._depth):
             self._admit()
         self._start_tasks()
+        return self._run_events()
+
+    def run_at(self, arrivals: Iterable[float]) -> list[Simulation]:
+        self._is_stream = False
+        for arrival in arrivals:
+            self._after(arrival, self._admit)
+        return self._run_events()
+
+    def _run_events(self) -> list[Simulation]:
         while self._events:
             self._now, _, event = heapq.heappop(self._events)
             event()
@@ -118,8 +139,18 @@ class _Clock:
                 if task is None:
                     break
                 self._idle[device] -= 1
-                steps = deque(_steps(device, self._pipeline.segments[task.segment]))
+                times = self._pipeline.segments[task.segment]["predicted_ms"]
+                steps = deque(_steps(device, times, self._slowdown(device)))
                 self._next_step(device, task, steps, self._now)
+
+    def _slowdown(self, device: Device) -> float:
+        """How many times as long a segment takes that starts now, beside others on the device."""
+        others = device.slots - self._idle[device] - 1
+        if not others:
+            return 1.0
+        # Between one segment at a time and all slots in use.
+        gained = 1.0 + (self._gain - 1.0) * others / (device.slots - 1)
+        return (others + 1) / gained
 
     def _next_step(
         self, device: Device, task: Task, steps: deque[tuple[Link | None, float]], begin: float
@@ -151,14 +182,27 @@ class _Clock:
         results = self._pipeline.results(request.values)
         if self._keep:
             request.told.results = results
-        self._admit()
+        if self._is_stream:
+            self._admit()
 
 
-def _steps(device: Device, segment: SegmentEntry) -> list[tuple[Link | None, float]]:
-    """The links, and seconds, that a run takes one after the other; None for the device alone."""
-    times = segment["predicted_ms"]
+def _host_gain(pipeline: Pipeline) -> float:
+    """How many times as much the host gets done with all slots in use as with one; of slots that
+    were not planned nothing is known, and none is taken to slow the others."""
+    slots = pipeline.fleet.cpu.slots
+    prediction = pipeline.bundle.manifest["prediction"]
+    if prediction.get("host_slots", 1) != slots:
+        return float(slots)
+    return prediction.get("host_gain", float(slots))
+
+
+def _steps(
+    device: Device, times: Mapping[str, float], slowdown: float
+) -> list[tuple[Link | None, float]]:
+    """The links, and seconds, that a run takes one after the other; None for the device alone.
+    `times` are those of the manifest, in milliseconds."""
     if not isinstance(device, Simulated):
-        return [(None, sum(times.values()) / 1e3)]
+        return [(None, slowdown * sum(times.values()) / 1e3)]
     before = sum(times.get(what, 0.0) for what in _BEFORE)
     behind = sum(times.get(what, 0.0) for what in _BEHIND)
     alone = sum(times.values()) - before - behind

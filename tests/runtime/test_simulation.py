@@ -83,6 +83,16 @@ def test_the_host_has_slots() -> None:
         assert request.seconds * 1e3 == pytest.approx(ms)
 
 
+def test_several_host_segments_at_once_are_slower_as_planned() -> None:
+    """Four at once get twice as much done as one at a time; alone a segment is as fast as ever."""
+    for count, ms in ((1, 1), (40, 20)):
+        segments = [segment(n, None, ["x"], [f"y{n}"]) for n in range(count)]
+        made = bundle(segments, ["x"], ["y0"])
+        made.manifest["prediction"].update({"host_slots": 4, "host_gain": 2.0})
+        (request,) = run(pipeline(made, [], slots=4))
+        assert request.seconds * 1e3 == pytest.approx(ms)
+
+
 def test_the_longest_path_goes_first() -> None:
     """The oldest segment first would take 7 ms: the long path would start behind two others."""
     made = bundle(
@@ -118,6 +128,33 @@ def test_a_full_pipeline_goes_at_the_pace_of_its_busiest_device() -> None:
     for number, request in enumerate(requests):
         span = next(span for span in request.spans if span.index == 2)
         assert span.device == f"sim:{1 + number % 2}"
+
+
+def test_requests_follow_each_other_through_devices_that_alternate_with_the_host() -> None:
+    """Three segments on each of two Edge TPUs, the host between any two. If the longest path of all
+    requests went first, the second Edge TPU would wait until all requests have left the first."""
+    segments: list[dict[str, Any]] = []
+    for number in range(6):
+        tpu = number // 3
+        read, given = f"t{2 * number}", f"t{2 * number + 1}"
+        segments.append(segment(2 * number, tpu, [read], [given], ms=2))
+        segments.append(segment(2 * number + 1, None, [given], [f"t{2 * number + 2}"], ms=0.125))
+    planned = pipeline(bundle(segments, ["t0"], ["t12"]), [Timed("sim:0"), Timed("sim:1")])
+    ends = [request.ended * 1e3 for request in run(planned, 60, depth=5)]
+    assert (ends[45] - ends[15]) / 30 == pytest.approx(6, rel=0.02)
+
+
+def test_requests_that_come_at_their_times_wait_for_each_other() -> None:
+    """Segments of 2 ms and 1 ms on two devices; the second request comes when the first is half
+    done, the third when all is idle."""
+    made = bundle(
+        [segment(0, 0, ["x"], ["a"], ms=2), segment(1, 1, ["a"], ["y"], ms=1)], ["x"], ["y"]
+    )
+    planned = pipeline(made, [Timed("sim:0"), Timed("sim:1")])
+    samples = [random_inputs(made, random.Random(n)) for n in range(3)]
+    requests = simulate(planned, samples, arrivals=[0.0, 0.001, 0.010])
+    assert [request.arrived * 1e3 for request in requests] == pytest.approx([0, 1, 10])
+    assert [request.seconds * 1e3 for request in requests] == pytest.approx([3, 4, 3])
 
 
 def test_no_schedule_beats_its_bounds() -> None:
