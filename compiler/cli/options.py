@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from compiler.driver.options import ACCURACY, MOST_SLOTS, SCOPES, Group
+from compiler.driver.options import ACCURACY, MOST_SLOTS, QUALITY, SCOPES, Group
 
 PANELS: dict[Group, str] = {
     "model": "Model",
@@ -95,6 +95,16 @@ Values = Annotated[
         metavar="INPUT=VALUE",
         help="Fix what an input holds: sr=16000. Branches that depend on it are dropped, and the "
         "bundle has no such input. May be repeated.",
+    ),
+]
+Quality = Annotated[
+    list[str] | None,
+    option(
+        "quality",
+        metavar="FIGURE=VALUE",
+        help="What results have to reach on the samples, e.g. sqnr=25 or top1=0.99; the fastest "
+        "plan that does is built. Default: a figure for the kind of model. May be repeated: "
+        f"{', '.join(QUALITY)}.",
     ),
 ]
 Without = Annotated[

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from compiler.checks import verdict, verify
+from compiler.driver.search import Settled
 from compiler.errors import QualityError
 from compiler.partition import Program
 from compiler.quantize.samples import Samples
-from compiler.runtime.manifest import Manifest, MeasuredEntry, WarningEntry
+from compiler.runtime.manifest import (
+    FigureName,
+    GoalEntry,
+    Manifest,
+    MeasuredEntry,
+    QualityEntry,
+    WarningEntry,
+)
 
 
 def warnings(manifest: Manifest, program: Program, samples: Samples) -> MeasuredEntry:
@@ -29,6 +39,22 @@ def warnings(manifest: Manifest, program: Program, samples: Samples) -> Measured
         advice = verdict.advice(manifest, finding["kind"], node)
         found.append({**finding, "segment": segment, "node": node, "advice": advice})
     return {"warnings": found}
+
+
+def goals(settled: Settled, quality: QualityEntry) -> MeasuredEntry:
+    """What was to be reached, and whether held-out samples reach it."""
+    found: list[GoalEntry] = []
+    for goal in settled.goals:
+        entry: GoalEntry = {
+            "figure": cast(FigureName, goal.name),
+            "wanted": goal.value,
+            "measured": goal.measured(quality),
+            "met": goal.is_met(quality),
+        }
+        if settled.note:
+            entry["note"] = settled.note
+        found.append(entry)
+    return {"goals": found} if found else {}
 
 
 def require_sqnr(quality: MeasuredEntry, least: float | None) -> None:
