@@ -21,10 +21,12 @@ from compiler.checks.verify import HeldOut, Outputs
 from compiler.quantize.samples import Sample
 from compiler.runtime.manifest import MeasuredEntry
 
-# Of the samples that whole plans are tried on, groups of roundings are on the first few.
+# Of the samples that whole plans are tried on, groups of roundings are on the first few: so many
+# at least, and one of so many.
 FEW = 2
-# What an infinity counts as.
-WILD = 1e30
+SHARE = 8
+# What NaN and infinities count as; the square fits a float.
+WILD = 1e15
 # Parts that the roundings are measured in at first.
 PARTS = 8
 # A group of less than this share of all noise is not looked into.
@@ -57,8 +59,10 @@ class _Yardstick:
             # How many rows there are depends on data: as bad as if all were wrong.
             return 1.0
         axis, parts = self._found
-        finite = np.nan_to_num(got.astype(np.float64), nan=0.0, posinf=WILD, neginf=-WILD)
-        squares = np.square(np.atleast_1d(np.clip(finite, -WILD, WILD) - want))
+        # int8 has no NaN: a bundle that computes one fails.
+        numbers = np.nan_to_num(got.astype(np.float64), nan=WILD, posinf=WILD, neginf=-WILD)
+        wanted = np.nan_to_num(want.astype(np.float64), nan=WILD, posinf=WILD, neginf=-WILD)
+        squares = np.square(np.atleast_1d(numbers - wanted))
         others = tuple(i for i in range(squares.ndim) if i != axis)
         by_channel = squares.sum(axis=others)
         total = 0.0
@@ -137,7 +141,7 @@ def measure(trials: Trials, most_runs: int, step: Callable[[], None] = lambda: N
     Groups of neighbours are measured with all others silent; the worst one is halved as long as it
     matters.
     """
-    few = min(FEW, len(trials.samples))
+    few = min(max(FEW, len(trials.samples) // SHARE), len(trials.samples))
     enough = trials.runs + most_runs
     waiting: list[tuple[float, int, int]] = []
     everything = trials.simulation.roundings

@@ -103,7 +103,8 @@ Quality = Annotated[
         "quality",
         metavar="FIGURE=VALUE",
         help="What results have to reach on the samples, e.g. sqnr=25 or top1=0.99; the fastest "
-        "plan that does is built. Default: a figure for the kind of model. May be repeated: "
+        "plan that does is built. Default: a figure for the kind of model; none looks for nothing. "
+        "May be repeated: "
         f"{', '.join(QUALITY)}.",
     ),
 ]

@@ -58,10 +58,13 @@ def pins(texts: Texts) -> dict[str, Any]:
     return found
 
 
-def quality(texts: Texts) -> dict[str, float]:
-    """Of FIGURE=VALUE, several with commas."""
+def quality(texts: Texts) -> dict[str, float] | None:
+    """Of FIGURE=VALUE, several with commas; None of "none"."""
+    given = ",".join(texts or ())
+    if given == "none":
+        return None
     found = {}
-    for text in ",".join(texts or ()).split(",") if texts else ():
+    for text in given.split(",") if given else ():
         name, _, value = text.partition("=")
         try:
             found[name] = float(value)

@@ -76,7 +76,8 @@ def build(
 
         driver = pass_driver(model, options, path)
         rewritten = rewrite(model, options, progress, driver)
-        settled = _settled(path, rewritten, calibration, truth, options, progress, driver)
+        programs = _Programs(path, [rewritten], calibration, options, progress, driver)
+        settled = programs.settled(truth)
         program = settled.program
 
         converted = toolchain.convert_with_onnx_tf(program, calibration, options, progress)
@@ -163,7 +164,7 @@ def rewrite(
 ) -> ir.Model:
     """Run every pass over a model, in place. Without a `driver` the model gets one of its own."""
     driver = driver or pass_driver(model, options)
-    context = PassContext(Target.load(options.target))
+    context = PassContext(Target.load(options.target), kept=options.partitioning.kept)
     step = progress("rewriting", len(passes.PASSES))
     source = Lineage(model.graph)
     driver.run(passes.PASSES, model, context, step)
@@ -329,6 +330,15 @@ def _measure_quality(
         shares = sensitivity.shares(made, program, truth.samples, step)
         manifests.enter_shares(measured, shares)
     return measured
+
+
+def _judge(
+    manifest: Manifest, program: Program, settled: Settled, held_out: sampling.Samples
+) -> None:
+    """Enter what follows from what was measured: warnings, and whether goals are met."""
+    warned = quality.warnings(manifest, program, _few(held_out))
+    manifests.enter_quality(manifest, warned)
+    manifests.enter_quality(manifest, quality.goals(settled, manifest["quality"]))
 
 
 def _few(samples: sampling.Samples) -> sampling.Samples:

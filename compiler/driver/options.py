@@ -224,7 +224,7 @@ class BuildOptions:
                   of indices, booleans or text need 90% equal values, beside one of numbers
     quality:      what results have to reach, by figure of QUALITY: {"sqnr": 25}, {"top1": 0.99}.
                   The fastest plan that reaches all of them is built. By default a figure for the
-                  kind of model
+                  kind of model; None reaches for nothing
     frontier:     looks for plans from the fastest to the most accurate one, and lists them
     pick:         the number of the plan of that list to build, from 1; implies `frontier`
     accuracy:     "report" measures how much each segment contributes to the error at the end
@@ -259,7 +259,7 @@ class BuildOptions:
     labelled: Path | str | None = None
     observers: Observers = field(default_factory=_default_observers)
     min_sqnr: float | None = None
-    quality: Mapping[str, float] = field(default_factory=dict)
+    quality: Mapping[str, float] | None = field(default_factory=dict)
     frontier: bool = False
     pick: int | None = None
     accuracy: Literal["report"] | None = None
@@ -360,12 +360,15 @@ class BuildOptions:
     def _check_steps(self) -> None:
         if self.min_sqnr is not None:
             require_number("min_sqnr", self.min_sqnr)
-        for name, value in self.quality.items():
+        for name, value in (self.quality or {}).items():
             require_choice("quality", name, QUALITY)
             require_number("quality", value)
         if self.pick is not None:
             require_count("pick", self.pick, 1)
-        if self.keep_float and (self.quality or self.frontier or self.pick is not None):
+        wants_plans = self.frontier or self.pick is not None
+        if wants_plans and self.quality is None:
+            raise OptionError("none: plans are compared by a figure", "quality")
+        if self.keep_float and (self.quality or wants_plans):
             text = "the search for a quality goal decides what stays in float: give one of the two"
             raise OptionError(text, "keep_float")
         if self.accuracy is not None:

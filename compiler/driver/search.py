@@ -32,7 +32,7 @@ from compiler.runtime.manifest import FrontierEntry
 
 # Plans are tried on as many samples as CHEAP_WORK allows, between these.
 LEAST_SAMPLES = 4
-MOST_SAMPLES = 32
+MOST_SAMPLES = 256
 # Multiply-accumulates that take an x86 core about a second; a value that is rounded counts for
 # VALUE_WORK of them.
 CHEAP_WORK = 1e10
@@ -44,6 +44,8 @@ MOST_SLOWER = 2.0
 SLOWER = 1.25
 # What is left of the noise must be less than this for another round to be worth it.
 WORTH = 0.9
+# Of plans that are nearly as fast as the fastest one that will do, the most accurate is taken.
+NEAR = 1.03
 # Plans of a frontier.
 MOST_PLANS = 8
 # How long the planner may look for a plan that is only compared with others.
@@ -127,6 +129,7 @@ class Search:
         if not self._applies() or not can_simulate(program) or not _tpu_nodes(program):
             return Settled(program)
         samples = self._samples(program)
+        self.progress("trying the plan", 1)
         with Simulation(program) as simulation:
             trials = Trials(simulation, samples, self.truth)
             if not trials.can_tell:
@@ -152,8 +155,13 @@ class Search:
         """Whether there are samples to search by, and choices to make."""
         options = self.options
         partitioning = options.partitioning
-        is_free = not (options.keep_float or partitioning.cuts or partitioning.place == "host")
-        return is_free and not self.calibration.random and options.lowering[0] == "direct"
+        is_fixed = options.keep_float or partitioning.cuts or partitioning.place == "host"
+        return (
+            options.quality is not None
+            and not is_fixed
+            and not self.calibration.random
+            and options.lowering[0] == "direct"
+        )
 
     def _samples(self, program: Program) -> list[Sample]:
         """Calibration samples, evenly spread."""
@@ -180,54 +188,59 @@ class Search:
 
     def _chosen(
         self, state: _State, trials: Trials, found: Sequence[Choice], goals: Sequence[Goal]
-    ) -> Choice | None:
-        """The fastest choice that reaches the goals in simulation, else the most accurate one."""
-        low, high = 0, len(found) - 1
-        if high < 0:
-            return None
+    ) -> list[_Offer]:
+        """Plans in the order to build them: the fastest one that reaches the goals in simulation,
+        after more accurate ones that are nearly as fast, then faster ones."""
+        offers = _Offers(self, state, trials, [choice for choice in found if choice.nodes])
+        if not offers.count:
+            return []
+        wanted = [goal.tightened() for goal in goals]
         # Noise falls along the choices, so those that reach the goals are the last ones.
+        low, high = 0, offers.count - 1
         while low < high:
             middle = (low + high) // 2
-            left = trials.simulation.active(found[middle].nodes)
-            if _are_met(goals, trials.trial(left)):
+            if _are_met(wanted, offers.trial(middle)):
                 high = middle
             else:
                 low = middle + 1
-        return found[low]
+        # Predictions do not tell times apart that are so near to each other.
+        most = NEAR * offers.of(low).plan.objective
+        last = low
+        while last + 1 < offers.count and offers.of(last + 1).plan.objective <= most:
+            last += 1
+        return [offers.of(index) for index in range(last, max(low - MOST_ROUNDS, 0) - 1, -1)]
 
     def _refined(
         self,
         first: _State,
-        choice: Choice | None,
+        offered: Sequence[_Offer],
         goals: Sequence[Goal],
         samples: Sequence[Sample],
     ) -> tuple[_State, str]:
         """Build what was chosen, and look again where it misses the goals still; with a note where
         nothing reaches them."""
-        host = self._planned(first.program, frozenset(), place="host").objective
+        host = self.planned(first.program, frozenset(), place="host").objective
         limit = self._limit(first, host)
         state = first
         for _ in range(MOST_ROUNDS):
-            if choice is None or not choice.nodes:
+            offer = _affordable(offered, limit)
+            if offer is None:
                 break
-            kept = state.kept | {origin_of(node) for node in choice.nodes}
-            planned = self._planned(first.program, kept)
-            if planned.objective > limit:
-                return state, self._needs(goals, planned.objective, host)
-            program = self._rebuilt(kept)
-            if not _tpu_nodes(program):
-                return state, self._needs(goals, planned.objective, host)
+            program = self._rebuilt(offer.kept)
             with Simulation(program) as simulation:
                 trials = Trials(simulation, samples, self.truth)
                 trial = trials.trial(simulation.roundings)
                 if not _are_met(goals, trial) and trial.noise > WORTH * state.trial.noise:
                     break
-                state = _State(program, kept, trial)
-                if _are_met(goals, trial):
+                state = _State(program, offer.kept, trial)
+                if _are_met(goals, trial) or not _tpu_nodes(program):
                     return state, ""
-                found = self._choices(program, trials)
-                choice = self._chosen(state, trials, found, goals)
-        return state, self._needs(goals, None, host)
+                offered = self._chosen(state, trials, self._choices(program, trials), goals)
+        if state.trial.noise >= 1 and host <= limit:
+            # Results that are all error are worse than none from the Edge TPU.
+            program = self._rebuilt(frozenset(), "host")
+            return _State(program, frozenset(), state.trial), ""
+        return state, self._needs(goals, offered, host)
 
     def _limit(self, first: _State, host: float) -> float:
         """How many seconds a plan may take. A bad one is no faster than it should be, but no plan
@@ -238,10 +251,11 @@ class Search:
             return max(host, slower)
         return max(min(host, slower), SLOWER * seconds)
 
-    def _needs(self, goals: Sequence[Goal], seconds: float | None, host: float) -> str:
+    def _needs(self, goals: Sequence[Goal], offered: Sequence[_Offer], host: float) -> str:
         """What reaches goals that the plan does not."""
         wanted = " and ".join(map(str, goals))
-        if seconds is not None and seconds <= host:
+        seconds = offered[0].plan.objective if offered else host
+        if seconds < host and not self.options.quality:
             flags = " ".join(f"--quality {goal}" for goal in goals)
             return f"a plan of about {1e3 * seconds:.3g} ms comes nearer: {flags}"
         return f"{wanted} is reached on the host alone, in {1e3 * host:.3g} ms: --place host"
@@ -249,7 +263,7 @@ class Search:
     def _rebuilt(self, kept: Collection[str], place: str | None = None) -> Program:
         return self.quantized(self._partitioning(kept, place))
 
-    def _planned(self, program: Program, kept: Collection[str], place: str | None = None) -> Plan:
+    def planned(self, program: Program, kept: Collection[str], place: str | None = None) -> Plan:
         """The plan that a program would get, roughly."""
         options = self._partitioning(kept, place)
         quick = replace(options, seconds=min(options.seconds, PLANNING_SECONDS))
@@ -265,18 +279,16 @@ class Search:
         self, first: _State, trials: Trials, found: Sequence[Choice]
     ) -> tuple[Point, ...]:
         """Plans from the fastest to the most accurate, the host alone last."""
-        offered = [Selection((i,), c.seconds, c.noise) for i, c in enumerate(found)]
+        choices = [choice for choice in found if choice.nodes]
+        offers = _Offers(self, first, trials, choices)
+        ranked = [Selection((i,), c.seconds, c.noise) for i, c in enumerate(choices)]
         points = [Point(frozenset(), first.program.plan.objective, first.trial)]
-        for selection in spread(offered, MOST_PLANS):
-            choice = found[selection.choice[0]]
-            if not choice.nodes:
-                continue
-            kept = frozenset(origin_of(node) for node in choice.nodes)
-            plan = self._planned(first.program, kept)
-            on_host = {n for s in plan.segments if s.device == "host" for n in s.nodes}
-            trial = trials.trial(trials.simulation.active(on_host))
-            points.append(Point(kept, plan.objective, trial))
-        host = self._planned(first.program, frozenset(), place="host").objective
+        for selection in spread(ranked, MOST_PLANS):
+            (index,) = selection.choice
+            offer = offers.of(index)
+            if offer.uses_tpu:
+                points.append(Point(offer.kept, offer.plan.objective, offers.trial(index)))
+        host = self.planned(first.program, frozenset(), place="host").objective
         return (*_unbeaten(points), Point(frozenset(), host, None))
 
     def _picked(self, points: Sequence[Point], goals: tuple[Goal, ...]) -> Settled:
@@ -287,6 +299,53 @@ class Search:
         place = "host" if point.trial is None else None
         program = self._rebuilt(point.kept, place)
         return Settled(program, goals, "", point.trial, tuple(points))
+
+
+@dataclass(frozen=True)
+class _Offer:
+    """Source nodes to keep in float, and about the plan that this gives."""
+
+    kept: frozenset[str]
+    plan: Plan
+
+    @property
+    def uses_tpu(self) -> bool:
+        return any(segment.device == "tpu" for segment in self.plan.segments)
+
+
+class _Offers:
+    """Choices as plans, each planned once, when it is looked at."""
+
+    def __init__(
+        self, search: Search, state: _State, trials: Trials, found: Sequence[Choice]
+    ) -> None:
+        self.count = len(found)
+        self._search = search
+        self._state = state
+        self._trials = trials
+        self._found = found
+        self._offers: dict[int, _Offer] = {}
+
+    def of(self, index: int) -> _Offer:
+        if index not in self._offers:
+            names = {origin_of(node) for node in self._found[index].nodes}
+            kept = self._state.kept | names
+            self._offers[index] = _Offer(kept, self._search.planned(self._state.program, kept))
+        return self._offers[index]
+
+    def trial(self, index: int) -> Trial:
+        """What is left of the roundings where that plan has nodes on the Edge TPU."""
+        on_host = {n for s in self.of(index).plan.segments if s.tpu is None for n in s.nodes}
+        return self._trials.trial(self._trials.simulation.active(on_host))
+
+
+def _affordable(offered: Sequence[_Offer], limit: float) -> _Offer | None:
+    """The first plan that takes at most `limit` seconds; one that uses the Edge TPU, if any."""
+    within = [offer for offer in offered if offer.plan.objective <= limit]
+    for offer in within:
+        if offer.uses_tpu:
+            return offer
+    return within[0] if within else None
 
 
 def _unbeaten(points: Sequence[Point]) -> list[Point]:

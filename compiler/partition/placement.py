@@ -29,7 +29,7 @@ from compiler.targets import Host, Target
 AT_BOUNDARY = "it only changes the layout at the border to the host"
 JOINS_HOST = "it joins values of the host for the host: int8 would cost a transfer and accuracy"
 IDLE = "its segment would multiply nothing: the way to the Edge TPU and back costs more"
-KEPT_FLOAT = "in float, for accuracy: it contributes much to the error for what it costs here"
+KEPT_FLOAT = "in float for the quality goal or --keep-float: it contributes much to the error"
 
 
 def place_nodes(task: Task) -> Placements:
