@@ -51,8 +51,11 @@ def goals(settled: Settled, quality: QualityEntry) -> MeasuredEntry:
             "measured": goal.measured(quality),
             "met": goal.is_met(quality),
         }
+        seen = None if settled.trial is None else goal.measured(settled.trial.quality)
         if settled.note:
             entry["note"] = settled.note
+        elif seen is not None:
+            entry["note"] = f"it is {seen:.4g} on the samples that the plan was chosen by"
         found.append(entry)
     return {"goals": found} if found else {}
 

@@ -46,6 +46,9 @@ SLOWER = 1.25
 WORTH = 0.9
 # Of plans that are nearly as fast as the fastest one that will do, the most accurate is taken.
 NEAR = 1.03
+# Noise as a share of what varies: what is good enough for a default (34 dB), and what is broken.
+GOOD = 4e-4
+BROKEN = 0.1
 # Plans of a frontier.
 MOST_PLANS = 8
 # How long the planner may look for a plan that is only compared with others.
@@ -137,7 +140,7 @@ class Search:
             state = _State(program, frozenset(), trials.trial(simulation.roundings))
             goals = self._goals(trials, state.trial)
             wants_frontier = self.options.frontier or self.options.pick is not None
-            if not wants_frontier and _are_met(goals, state.trial):
+            if not wants_frontier and self._are_met(goals, state.trial):
                 return Settled(program, goals, "", state.trial)
             found = self._choices(program, trials)
             points: tuple[Point, ...] = ()
@@ -145,7 +148,7 @@ class Search:
                 points = self._frontier(state, trials, found)
             if self.options.pick is not None:
                 return self._picked(points, goals)
-            if _are_met(goals, state.trial):
+            if self._are_met(goals, state.trial):
                 return Settled(program, goals, "", state.trial, points)
             chosen = self._chosen(state, trials, found, goals)
         state, note = self._refined(state, chosen, goals, samples)
@@ -176,6 +179,13 @@ class Search:
         goal = default_goal(trials.truth.readings(), trial.quality)
         return () if goal is None else (goal,)
 
+    def _are_met(self, goals: Sequence[Goal], trial: Trial) -> bool:
+        """Whether results are good enough; where nobody asked for more, also where only classes
+        that are nearly equal in float are exchanged."""
+        if not self.options.quality and trial.noise <= GOOD:
+            return True
+        return all(goal.is_met(trial.quality) for goal in goals)
+
     def _choices(self, program: Program, trials: Trials) -> list[Choice]:
         """What may move to the host."""
         build_runs = len(self.calibration) + 4 * len(self.truth.samples)
@@ -199,7 +209,7 @@ class Search:
         low, high = 0, offers.count - 1
         while low < high:
             middle = (low + high) // 2
-            if _are_met(wanted, offers.trial(middle)):
+            if self._are_met(wanted, offers.trial(middle)):
                 high = middle
             else:
                 low = middle + 1
@@ -230,14 +240,14 @@ class Search:
             with Simulation(program) as simulation:
                 trials = Trials(simulation, samples, self.truth)
                 trial = trials.trial(simulation.roundings)
-                if not _are_met(goals, trial) and trial.noise > WORTH * state.trial.noise:
+                if trial.noise > WORTH * state.trial.noise:
                     break
                 state = _State(program, offer.kept, trial)
-                if _are_met(goals, trial) or not _tpu_nodes(program):
+                if self._are_met(goals, trial):
                     return state, ""
                 offered = self._chosen(state, trials, self._choices(program, trials), goals)
-        if state.trial.noise >= 1 and host <= limit:
-            # Results that are all error are worse than none from the Edge TPU.
+        if state.trial.noise > BROKEN and host <= limit:
+            # What is mostly error is worse than nothing from the Edge TPU.
             program = self._rebuilt(frozenset(), "host")
             return _State(program, frozenset(), state.trial), ""
         return state, self._needs(goals, offered, host)
@@ -340,12 +350,11 @@ class _Offers:
 
 
 def _affordable(offered: Sequence[_Offer], limit: float) -> _Offer | None:
-    """The first plan that takes at most `limit` seconds; one that uses the Edge TPU, if any."""
-    within = [offer for offer in offered if offer.plan.objective <= limit]
-    for offer in within:
-        if offer.uses_tpu:
+    """The first plan that takes at most `limit` seconds and uses the Edge TPU."""
+    for offer in offered:
+        if offer.uses_tpu and offer.plan.objective <= limit:
             return offer
-    return within[0] if within else None
+    return None
 
 
 def _unbeaten(points: Sequence[Point]) -> list[Point]:
@@ -359,10 +368,6 @@ def _unbeaten(points: Sequence[Point]) -> list[Point]:
 
 def _noise(point: Point) -> float:
     return 0.0 if point.trial is None else point.trial.noise
-
-
-def _are_met(goals: Sequence[Goal], trial: Trial) -> bool:
-    return all(goal.is_met(trial.quality) for goal in goals)
 
 
 def _tpu_nodes(program: Program) -> list[ir.Node]:

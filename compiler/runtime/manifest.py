@@ -584,7 +584,9 @@ class GoalEntry(TypedDict):
         float | None, "what it is over the held-out samples; null where they do not tell"
     ]
     met: Annotated[bool, "whether that is reached"]
-    note: NotRequired[Annotated[str, "what would reach it, where the search found nothing better"]]
+    note: NotRequired[
+        Annotated[str, "what would reach it, or what it is on the samples of the search"]
+    ]
 
 
 class FrontierEntry(TypedDict):
