@@ -241,33 +241,32 @@ class _Pen:
         name = str(value.name)
         producer = value.producer()
         assert producer is not None
-        nodes, result = self._rounded(value, quant, switch)
-        inside = set(nodes)
+        users = list(value.uses())
+        node, result = self._rounded(value, quant, switch)
         result.name = name
-        for user, place in list(value.uses()):
-            if user not in inside:
-                user.replace_input_with(place, result)
+        for user, place in users:
+            user.replace_input_with(place, result)
         for place, output in enumerate(self._graph.outputs):
             if output is value:
                 self._graph.outputs[place] = result
         value.name = f"{name}/clean"
-        self._graph.insert_after(producer, nodes)
+        self._graph.insert_after(producer, node)
 
     def in_front(
         self, value: ir.Value, quant: Quant, switch: ir.Value, readers: Sequence[ir.Node]
     ) -> None:
         """Only `readers` read a value rounded."""
-        nodes, result = self._rounded(value, quant, switch)
+        node, result = self._rounded(value, quant, switch)
         result.name = f"{value.name}/at_tpu"
-        for node in readers:
-            for place, read in enumerate(node.inputs):
+        for reader in readers:
+            for place, read in enumerate(reader.inputs):
                 if read is value:
-                    node.replace_input_with(place, result)
+                    reader.replace_input_with(place, result)
         producer = value.producer()
         if producer is None:
-            self._graph.insert_before(self._graph[0], nodes)
+            self._graph.insert_before(self._graph[0], node)
         else:
-            self._graph.insert_after(producer, nodes)
+            self._graph.insert_after(producer, node)
 
     def constant(
         self, node: ir.Node, place: int, original: ir.Value, rounded: np.ndarray, switch: ir.Value
@@ -280,17 +279,22 @@ class _Pen:
         node.replace_input_with(place, chosen.outputs[0])
         self._graph.insert_before(node, chosen)
 
-    def _rounded(
-        self, value: ir.Value, quant: Quant, switch: ir.Value
-    ) -> tuple[list[ir.Node], ir.Value]:
+    def _rounded(self, value: ir.Value, quant: Quant, switch: ir.Value) -> tuple[ir.Node, ir.Value]:
+        """A node that gives a value as int8 has it where the switch is on, else as it is.
+
+        The branches read `value` from outside; the one that is not taken costs nothing.
+        """
         scale = self._initializer(np.asarray(quant.scale, np.float32), "scale")
         zero = self._initializer(np.asarray(quant.zero_point, np.int8), "zero")
         to_int = self._node("QuantizeLinear", [value, scale, zero], ir.DataType.INT8, value.shape)
         parts = [to_int.outputs[0], scale, zero]
         to_float = self._node("DequantizeLinear", parts, ir.DataType.FLOAT, value.shape)
-        read = [switch, to_float.outputs[0], value]
-        chosen = self._node("Where", read, ir.DataType.FLOAT, value.shape)
-        return [to_int, to_float, chosen], chosen.outputs[0]
+        same = self._node("Identity", [value], ir.DataType.FLOAT, value.shape)
+        chosen = self._node("If", [switch], ir.DataType.FLOAT, value.shape)
+        for name, nodes in (("then_branch", [to_int, to_float]), ("else_branch", [same])):
+            branch = ir.Graph([], nodes[-1].outputs, nodes=nodes, name=f"{chosen.name}/{name}")
+            chosen.attributes[name] = ir.AttrGraph(name, branch)
+        return chosen, chosen.outputs[0]
 
     def _node(
         self,

@@ -21,10 +21,11 @@ from compiler.checks.verify import HeldOut, Outputs
 from compiler.quantize.samples import Sample
 from compiler.runtime.manifest import MeasuredEntry
 
-# Of the samples that whole plans are tried on, groups of roundings are on the first few: so many
-# at least, and one of so many.
+# Of the samples that whole plans are tried on, groups of roundings are on the first few: one of
+# SHARE, but FEW at the least where a sample's outputs do not have many values.
 FEW = 2
-SHARE = 8
+SHARE = 16
+MANY_VALUES = 256
 # What NaN and infinities count as; the square fits a float.
 WILD = 1e15
 # Parts that the roundings are measured in at first.
@@ -86,6 +87,11 @@ class Trials:
         self.runs = len(samples)
 
     @property
+    def values(self) -> int:
+        """Numbers that the outputs of a sample hold."""
+        return sum(np.size(self._expected[0][name]) for name in self._yardsticks)
+
+    @property
     def can_tell(self) -> bool:
         """Whether any output holds floats, whose noise can be measured."""
         return bool(self._yardsticks)
@@ -141,7 +147,8 @@ def measure(trials: Trials, most_runs: int, step: Callable[[], None] = lambda: N
     Groups of neighbours are measured with all others silent; the worst one is halved as long as it
     matters.
     """
-    few = min(max(FEW, len(trials.samples) // SHARE), len(trials.samples))
+    least = 1 if trials.values >= MANY_VALUES else FEW
+    few = min(max(least, len(trials.samples) // SHARE), len(trials.samples))
     enough = trials.runs + most_runs
     waiting: list[tuple[float, int, int]] = []
     everything = trials.simulation.roundings

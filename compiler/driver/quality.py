@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from compiler.checks import verdict, verify
+from compiler.checks.goals import Goal
 from compiler.driver.search import Settled
 from compiler.errors import QualityError
 from compiler.partition import Program
@@ -52,12 +53,16 @@ def goals(settled: Settled, quality: QualityEntry) -> MeasuredEntry:
             "met": goal.is_met(quality),
         }
         seen = None if settled.trial is None else goal.measured(settled.trial.quality)
-        if settled.note:
-            entry["note"] = settled.note
-        elif seen is not None:
-            entry["note"] = f"it is {seen:.4g} on the samples that the plan was chosen by"
+        note = settled.note
+        if not note and seen is not None:
+            note = f"it is {seen:.4g} on the samples that the plan was chosen by"
+        if note and not entry["met"]:
+            entry["note"] = note
         found.append(entry)
-    return {"goals": found} if found else {}
+    if settled.trial is None or not found:
+        return {}
+    expected = Goal("sqnr", 0).measured(settled.trial.quality)
+    return {"goals": found, "expected_sqnr_db": expected}
 
 
 def require_sqnr(quality: MeasuredEntry, least: float | None) -> None:

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from compiler.checks import verdict
 from compiler.checks.difference import decibel
 from compiler.checks.goals import Goal, default_goal
+from compiler.checks.readings import Text
 from compiler.checks.simulation import Simulation, can_simulate
 from compiler.checks.trials import Trial, Trials, measure
 from compiler.checks.verify import HeldOut
@@ -30,12 +31,15 @@ from compiler.progress import Progress
 from compiler.quantize.samples import Sample, Samples
 from compiler.runtime.manifest import FrontierEntry
 
-# Plans are tried on as many samples as CHEAP_WORK allows, between these.
+# Plans are tried on as many samples as CHEAP_WORK allows, between these; one of PART in any case.
 LEAST_SAMPLES = 4
+# A few lines of text show few errors of characters.
+LEAST_TEXTS = 16
+PART = 8
 MOST_SAMPLES = 256
 # Multiply-accumulates that take an x86 core about a second; a value that is rounded counts for
 # VALUE_WORK of them.
-CHEAP_WORK = 1e10
+CHEAP_WORK = 4e9
 VALUE_WORK = 20
 MOST_ROUNDS = 3
 # How much slower than the fastest plan one may be that nobody asked for, unless that one is bad.
@@ -168,9 +172,11 @@ class Search:
 
     def _samples(self, program: Program) -> list[Sample]:
         """Calibration samples, evenly spread."""
-        affordable = int(CHEAP_WORK / _work(program))
-        count = min(max(affordable, LEAST_SAMPLES), MOST_SAMPLES, len(self.calibration))
         total = len(self.calibration)
+        affordable = max(int(CHEAP_WORK / _work(program)), total // PART)
+        counted = any(isinstance(reading, Text) for reading in self.truth.readings())
+        least = LEAST_TEXTS if counted else LEAST_SAMPLES
+        count = min(max(affordable, least), MOST_SAMPLES, total)
         return [self.calibration.loaders[index * total // count]() for index in range(count)]
 
     def _goals(self, trials: Trials, trial: Trial) -> tuple[Goal, ...]:
@@ -189,7 +195,7 @@ class Search:
     def _choices(self, program: Program, trials: Trials) -> list[Choice]:
         """What may move to the host."""
         build_runs = len(self.calibration) + 4 * len(self.truth.samples)
-        most_runs = max(build_runs, int(CHEAP_WORK / _work(program)))
+        most_runs = max(2 * build_runs, int(CHEAP_WORK / _work(program)))
         step = self.progress("finding what contributes to the error", 0)
         noises = measure(trials, most_runs, step)
         pins = self.options.partitioning.pins

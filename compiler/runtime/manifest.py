@@ -629,6 +629,11 @@ class MeasuredEntry(TypedDict, total=False):
     perplexity: Annotated[PerplexityEntry, "of language models"]
     warnings: Annotated[list[WarningEntry], "what is bad about the bundle, or cannot be told"]
     goals: Annotated[list[GoalEntry], "what the build was to reach, of samples that are not random"]
+    expected_sqnr_db: Annotated[
+        float | None,
+        "the SQNR of the worst output that a simulation of the plan gave on calibration samples, "
+        "by which it was chosen; null where these do not vary enough",
+    ]
 
 
 class QualityEntry(MeasuredEntry):
