@@ -37,7 +37,7 @@ _SECTIONS = {
         "Observers",
         "Timings",
     ),
-    "Predicting": ("plan", "Forecast", "LanguageForecast", "check", "CheckedOperator"),
+    "Predicting": ("plan", "Forecast", "LanguageForecast", "frontier", "check", "CheckedOperator"),
     "Inspecting": (
         "kind_of",
         "inspect",

@@ -21,6 +21,7 @@ from passes import (
     fold_flatten,
     fold_pixels,
     join_phases,
+    keep_chosen,
     keep_gates,
     keep_scales,
     keep_spectra,
@@ -110,6 +111,14 @@ PASSES: tuple[Pass[PassContext], ...] = in_order(
     ),
     # What stays on the host for its accuracy, decided while the operators are those of the source.
     Pass(
+        "keep_chosen",
+        keep_chosen.run,
+        after={
+            "unfuse": "what was chosen are operators that are apart",
+            "recognise_norms": "a norm is chosen as a whole",
+        },
+    ),
+    Pass(
         "keep_gates",
         keep_gates.run,
         kind="accuracy",
@@ -182,6 +191,7 @@ PASSES: tuple[Pass[PassContext], ...] = in_order(
         "lower",
         lower.run,
         after={
+            "keep_chosen": "what stays on the host stays in ONNX",
             "keep_gates": "what stays on the host stays in ONNX",
             "keep_spectra": "what stays on the host stays in ONNX",
             "keep_states": "what stays on the host stays in ONNX",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,12 +47,13 @@ class PassContext:
     """The target, what a pass may rewrite, and ears for what it matched and nearly matched.
 
     `takes` says whether the pass that runs is wanted at a node: accuracy and optional passes ask it
-    where they would rewrite.
+    where they would rewrite. `kept` names nodes of the source that stay on the host.
     """
 
     target: Target
     trace: Trace = field(default_factory=Trace)
     takes: Callable[[ir.Node], bool] = everywhere
+    kept: Collection[str] = frozenset()
 
     def matched(self, node: ir.Node) -> None:
         """Note a rewrite that starts or ends at `node`."""

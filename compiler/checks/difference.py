@@ -175,6 +175,21 @@ class Difference:
             return channels.axis, np.split(indices, self.known.splits)
         return channels.axis, channels.parts()
 
+    def variations(self) -> tuple[int, list[tuple[np.ndarray, float]]] | None:
+        """(axis of the channels, the indices of each part that varies with sum (want - mean)^2);
+        None for a tensor without channels."""
+        found = self.parts()
+        channels = self._channels
+        if found is None or channels is None:
+            return None
+        axis, parts = found
+        varying = []
+        for part in parts:
+            variation = float(channels.variation[part].sum())
+            if variation > LEAST_VARIATION * float(channels.energy[part].sum()):
+                varying.append((part, variation))
+        return axis, varying
+
     def _varying_parts(self) -> list[_Part]:
         channels = self._channels
         found = self.parts()

@@ -18,6 +18,10 @@ from compiler.runtime.detections import Detections, Head
 
 Arrays = Mapping[str, np.ndarray]
 
+# Probabilities of a row that are read as such add up to 1 but for this; of one that is 0 the
+# logarithm is that of the least.
+SUM_TOLERANCE = 0.02
+LEAST_PROBABILITY = 1e-9
 # A class is near where it is among so many of the largest scores; of fewer classes it says nothing.
 NEAR = 5
 # A pixel belongs to a mask above this probability.
@@ -47,11 +51,13 @@ class Classes:
     near: int = 0
     rows: int = 0
     classes: int = 0
+    divergence: float = 0.0
 
     def add(self, got: Arrays, want: Arrays, sample: Arrays) -> None:
         scores = np.moveaxis(np.asarray(got[self.output]), self.axis, -1)
         ours = scores.argmax(axis=-1)
         theirs = np.asarray(want[self.output]).argmax(axis=self.axis)
+        wanted = np.moveaxis(np.asarray(want[self.output]), self.axis, -1)
         is_shown = np.ones(theirs.shape, bool)
         mask = sample.get("attention_mask")
         if mask is not None and mask.shape == theirs.shape:
@@ -63,13 +69,19 @@ class Classes:
         self.near += int(((above < NEAR) & is_shown).sum())
         self.rows += int(is_shown.sum())
         self.classes = scores.shape[-1]
+        self.divergence += float((_divergences(scores, wanted) * is_shown).sum())
 
     def report(self) -> dict[str, Any]:
-        """`top1_agreement`: the share of rows of the same class; `top5_agreement`: of those where
-        it is one of the bundle's five best."""
+        """`top1_agreement`: the share of rows of the same class; `divergence`: how far the
+        distributions of a row are apart on average; `top5_agreement`: the share of rows where it is
+        one of the bundle's five best."""
         if not self.rows:
             return {}
-        entry = {"top1_agreement": round(self.same / self.rows, 4)}
+        entry = {
+            "top1_agreement": round(self.same / self.rows, 4),
+            "rows": self.rows,
+            "divergence": round(max(self.divergence / self.rows, 0.0), 6),
+        }
         if self.classes > 2 * NEAR:
             entry["top5_agreement"] = round(self.near / self.rows, 4)
         return entry
@@ -181,6 +193,27 @@ class Boxes:
 
 
 Reading = Classes | Text | Decisions | Mask | Boxes
+
+
+def _divergences(got: np.ndarray, want: np.ndarray) -> np.ndarray:
+    """The Kullback-Leibler divergence of rows of scores [..., C] from the float model's, in
+    nats."""
+    theirs = _log_distribution(want)
+    ours = _log_distribution(got)
+    found: np.ndarray = (np.exp(theirs) * (theirs - ours)).sum(axis=-1)
+    return found
+
+
+def _log_distribution(scores: np.ndarray) -> np.ndarray:
+    """Logarithms of what scores [..., C] say of the classes: probabilities as they are, others by a
+    softmax."""
+    values = scores.astype(np.float64)
+    sums = values.sum(axis=-1)
+    if values.min(initial=0) >= 0 and np.abs(sums - 1).max(initial=0) < SUM_TOLERANCE:
+        values = np.log(np.maximum(values, LEAST_PROBABILITY))
+    values = values - values.max(axis=-1, keepdims=True)
+    logarithms: np.ndarray = values - np.log(np.exp(values).sum(axis=-1, keepdims=True))
+    return logarithms
 
 
 def frames(array: np.ndarray) -> np.ndarray:

@@ -117,6 +117,19 @@ def build(
             "output of numbers beside them.",
         ),
     ] = BuildOptions.min_sqnr,
+    quality: shared.Quality = None,
+    frontier: Annotated[
+        bool,
+        option(
+            "frontier",
+            "--frontier",
+            help="List plans from the fastest to the most accurate one.",
+        ),
+    ] = BuildOptions.frontier,
+    pick: Annotated[
+        int | None,
+        option("pick", metavar="N", help="Build the plan of this number in that list."),
+    ] = BuildOptions.pick,
     accuracy: Annotated[
         str | None,
         option(
@@ -239,6 +252,9 @@ def build(
         image=image,
         observers=compiler.Observers.parse(observers or ()),
         min_sqnr=min_sqnr,
+        quality=parse.quality(quality),
+        frontier=frontier,
+        pick=pick,
         accuracy=accuracy,  # type: ignore[arg-type]  # it checks itself
         tokenizer=tokenizer,
         keep_float=keep_float,
@@ -270,11 +286,12 @@ def build(
 
 def _show(bundle: compiler.Bundle) -> None:
     from compiler.view.compiled import show_compilation
+    from compiler.view.frontier import show_frontier
     from compiler.view.language import show_language
     from compiler.view.next_steps import show_next
     from compiler.view.pictures import show_picture
     from compiler.view.plan import show_plan
-    from compiler.view.quality import show_baseline, show_quality, show_warnings
+    from compiler.view.quality import show_baseline, show_goals, show_quality, show_warnings
 
     manifest = bundle.manifest
     if "language" in manifest:
@@ -285,6 +302,8 @@ def _show(bundle: compiler.Bundle) -> None:
             show_picture(out, manifest["vision"]["picture"], manifest["inputs"])
         show_quality(out, manifest["quality"])
         show_baseline(out, manifest["quality"])
+        show_frontier(out, manifest["quality"].get("frontier", ()))
+        show_goals(out, manifest["quality"].get("goals", ()))
     show_compilation(out, manifest)
     wrote(bundle.path)
     show_warnings(out, manifest["quality"])

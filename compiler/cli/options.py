@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from compiler.driver.options import ACCURACY, MOST_SLOTS, SCOPES, Group
+from compiler.driver.options import ACCURACY, MOST_SLOTS, QUALITY, SCOPES, Group
 
 PANELS: dict[Group, str] = {
     "model": "Model",
@@ -104,6 +104,17 @@ State = Annotated[
         metavar="OUTPUT=INPUT",
         help="An output that goes back into an input at the next step: stateN=state. May be "
         "repeated; none: there is none. Default: told by names and shapes.",
+    ),
+]
+Quality = Annotated[
+    list[str] | None,
+    option(
+        "quality",
+        metavar="FIGURE=VALUE",
+        help="What results have to reach on the samples, e.g. sqnr=25 or top1=0.99; the fastest "
+        "plan that does is built. Default: a figure for the kind of model; none looks for nothing. "
+        "May be repeated: "
+        f"{', '.join(QUALITY)}.",
     ),
 ]
 Without = Annotated[

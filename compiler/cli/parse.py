@@ -74,6 +74,21 @@ def pins(texts: Texts) -> dict[str, Any]:
     return found
 
 
+def quality(texts: Texts) -> dict[str, float] | None:
+    """Of FIGURE=VALUE, several with commas; None of "none"."""
+    given = ",".join(texts or ())
+    if given == "none":
+        return None
+    found = {}
+    for text in given.split(",") if given else ():
+        name, _, value = text.partition("=")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise OptionError(f"{text}: write FIGURE=VALUE, e.g. sqnr=25", "quality") from None
+    return found
+
+
 def counts(text: str) -> list[int]:
     """Of a number, several with commas, or a range such as 1..8."""
     first, dots, last = text.partition("..")

@@ -44,13 +44,26 @@ def plan(
     rate: shared.Rate = None,
     place: shared.Place = None,
     pins: shared.Pins = None,
+    calibration: Annotated[
+        Path | None, option("calibration", help="Samples for --frontier, as `build` takes them.")
+    ] = None,
+    quality: shared.Quality = None,
+    frontier: Annotated[
+        bool,
+        option(
+            "frontier",
+            "--frontier",
+            help="List plans from the fastest to the most accurate one, with their errors on the "
+            "samples of --calibration.",
+        ),
+    ] = BuildOptions.frontier,
     context: shared.Context = LanguageOptions.context,
     chunk: shared.Chunk = LanguageOptions.chunk,
 ) -> None:
     """Predict latency, throughput and memory on several numbers of Edge TPUs.
 
-    This takes seconds and needs no samples. Of a language model it predicts tokens per second of
-    prefill and decode, by where the layers run.
+    This takes seconds and needs no samples, but for --frontier. Of a language model it predicts
+    tokens per second of prefill and decode, by where the layers run.
     """
     from compiler.view.plan import show_forecasts
 
@@ -67,13 +80,30 @@ def plan(
         without=frozenset(without or ()),
         target=target,
         partitioning=parse.partition_options(1, objective, place, host, pins, (), parse.rate(rate)),
+        calibration=calibration,
+        quality=parse.quality(quality),
+        frontier=frontier,
         language=LanguageOptions(context, chunk),
     )
     counts = [] if tpus is None else parse.counts(tpus)
     log_to(err, NOTES)
+    if frontier:
+        _show_frontier(model, options, json)
+        return
     with progress_bars() as progress:
         rows = compiler.plan(model, options, counts, progress=progress)
     if json:
         print_json([asdict(row) for row in rows])
     else:
         show_forecasts(out, model.name, target, rows)
+
+
+def _show_frontier(model: Path, options: BuildOptions, as_json: bool) -> None:
+    from compiler.view.frontier import show_frontier
+
+    with progress_bars() as progress:
+        plans = compiler.frontier(model, options, progress=progress)
+    if as_json:
+        print_json(plans)
+    else:
+        show_frontier(out, plans)

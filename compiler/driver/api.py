@@ -29,6 +29,7 @@ from compiler.export.forms import Export
 from compiler.partition import PartitionOptions
 from compiler.progress import Progress, silent
 from compiler.runtime import Bundle
+from compiler.runtime.manifest import FrontierEntry
 from compiler.targets import Target
 from compiler.validation import require_choice
 from compiler.vendor import edgetpu_compiler, onnx_tf
@@ -116,6 +117,19 @@ def plan(
     partitioning = replace(options.partitioning, tpus=count, objective="latency", rate=None)
     options = replace(options, partitioning=partitioning)
     return planning.language_forecasts(source, options, progress)
+
+
+def frontier(
+    model: AnyPath, options: BuildOptions | None = None, *, progress: Progress = silent
+) -> Sequence[FrontierEntry]:
+    """Plans of an ONNX file from the fastest to the most accurate one, the host alone last.
+
+    options: with `calibration`, on whose samples errors are measured in simulation
+
+    Returns for each plan what docs/manifest.md says of `quality.frontier`; `BuildOptions.pick`
+    builds one of them. Raises OptionError, ModelError, CalibrationError.
+    """
+    return building.frontier(Path(model), options or BuildOptions(), progress)
 
 
 def check(path: AnyPath, target: str = "usb3", subgraphs: str = "one") -> list[CheckedOperator]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -19,9 +19,11 @@ from compiler.driver import labelled, picture, quality, state, toolchain
 from compiler.driver.dump import GraphDump
 from compiler.driver.options import BuildOptions
 from compiler.driver.rewriting import PassDriver
+from compiler.driver.search import Search, Settled
 from compiler.driver.stages import StageTimer, Timings, stage
 from compiler.emit import bundle, report, vision
 from compiler.emit import manifest as manifests
+from compiler.errors import OptionError
 from compiler.graph import activations_around, consumers_of, quantized_around
 from compiler.graph.lineage import Lineage
 from compiler.importer import state as state_pairs
@@ -34,7 +36,7 @@ from compiler.quantize.carried import carried
 from compiler.quantize.products import Product, products
 from compiler.quantize.scales import assign
 from compiler.runtime import Bundle
-from compiler.runtime.manifest import Manifest, MeasuredEntry, VisionEntry
+from compiler.runtime.manifest import FrontierEntry, Manifest, MeasuredEntry, VisionEntry
 from compiler.targets import Target
 from compiler.vendor import onnx_tf
 from passes import PassContext, SampleContext, Steps, fold_constants
@@ -74,7 +76,9 @@ def build(
 
         driver = pass_driver(model, options, path)
         rewritten = rewrite(model, options, progress, driver)
-        program = _quantized(rewritten, calibration, options, progress, driver)
+        programs = _Programs(path, [rewritten], calibration, options, progress, driver)
+        settled = programs.settled(truth)
+        program = settled.program
 
         converted = toolchain.convert_with_onnx_tf(program, calibration, options, progress)
         written = toolchain.emit({"": program}, folder, progress, converted)
@@ -87,6 +91,7 @@ def build(
                 options.observers.default,
             )
             manifests.enter_baseline(calibrated, expected.kind, expected.note)
+            manifests.enter_frontier(calibrated, settled.frontier_entries())
             plan = manifests.plan_entry(program, path, written.entries[""])
             manifest = manifests.assembled(plan, calibrated)
             state.enter(manifest, model)
@@ -105,13 +110,29 @@ def build(
             if marked is not None:
                 right = marked.with_bundle(made, progress)
                 manifests.enter_quality(manifest, right)
-            warned = quality.warnings(manifest, program, _few(held_out))
-            manifests.enter_quality(manifest, warned)
+            _judge(manifest, program, settled, held_out)
             manifests.write(folder, manifest)
             report.write(folder, manifest, sights.sights(made, truth))
         quality.require_sqnr(measured, options.min_sqnr)
     note_timings(timings, timer, driver)
     return manifest
+
+
+def frontier(path: Path, options: BuildOptions, progress: Progress = silent) -> list[FrontierEntry]:
+    """Plans of the ONNX file `path` from the fastest to the most accurate one, as the manifest has
+    them."""
+    options = replace(options, frontier=True, pick=None).suited_to("onnx", path)
+    if options.calibration_path is None:
+        raise OptionError("errors are measured on samples: give them", "calibration")
+    model = read(path, options, progress)
+    form = picture.form_of(model)
+    samples = sampling.load(options.calibration_path, model.graph.inputs, form, options.seed)
+    calibration, held_out = samples.split()
+    truth = _truth(model, held_out, run_float_model(path, model, held_out, progress))
+    driver = pass_driver(model, options, path)
+    rewritten = rewrite(model, options, progress, driver)
+    programs = _Programs(path, [rewritten], calibration, options, progress, driver)
+    return programs.settled(truth).frontier_entries()
 
 
 def read(path: Path, options: BuildOptions, progress: Progress = silent) -> ir.Model:
@@ -145,7 +166,7 @@ def rewrite(
 ) -> ir.Model:
     """Run every pass over a model, in place. Without a `driver` the model gets one of its own."""
     driver = driver or pass_driver(model, options)
-    context = PassContext(Target.load(options.target))
+    context = PassContext(Target.load(options.target), kept=options.partitioning.kept)
     step = progress("rewriting", len(passes.PASSES))
     source = Lineage(model.graph)
     driver.run(passes.PASSES, model, context, step)
@@ -216,6 +237,32 @@ def _vision(
     height, width = entry["size"]
     fitting = picture.fitting_labels(labels, task, truth.expected, (height, width), file)
     return vision.entry(entry, fitting, task)
+
+
+@dataclass(frozen=True)
+class _Programs:
+    """Partitions and quantizes the model in the file `path`. `rewritten` holds that model once, as
+    passes left it."""
+
+    path: Path
+    rewritten: list[ir.Model]
+    calibration: sampling.Samples
+    options: BuildOptions
+    progress: Progress
+    driver: PassDriver
+
+    def quantized(self, partitioning: PartitionOptions) -> Program:
+        """A program of its own: quantizing changes weights, and what is computed from them."""
+        options = replace(self.options, partitioning=partitioning)
+        if self.rewritten:
+            model = self.rewritten.pop()
+        else:
+            model = rewrite(read(self.path, options), options)
+        return _quantized(model, self.calibration, options, self.progress, self.driver)
+
+    def settled(self, truth: verify.HeldOut) -> Settled:
+        """The program that is as fast as the quality goal allows."""
+        return Search(self.calibration, truth, self.options, self.quantized, self.progress).run()
 
 
 def _quantized(
@@ -296,6 +343,15 @@ def _measure_quality(
         shares = sensitivity.shares(made, program, truth.samples, step)
         manifests.enter_shares(measured, shares)
     return measured
+
+
+def _judge(
+    manifest: Manifest, program: Program, settled: Settled, held_out: sampling.Samples
+) -> None:
+    """Enter what follows from what was measured: warnings, and whether goals are met."""
+    warned = quality.warnings(manifest, program, _few(held_out))
+    manifests.enter_quality(manifest, warned)
+    manifests.enter_quality(manifest, quality.goals(settled, manifest["quality"]))
 
 
 def _few(samples: sampling.Samples) -> sampling.Samples:

@@ -46,6 +46,8 @@ OPTIONAL = ("rotate_outputs", "second_row", "rotate_stream")
 # The optional step that is for language models alone. The others change layers on an Edge TPU.
 ROTATE_STREAM = "rotate_stream"
 
+# Figures that a quality goal may name; compiler/checks/goals.py says what they are.
+QUALITY = ("sqnr", "cosine", "top1", "kl", "ap50", "map50", "recall", "iou", "cer")
 ACCURACY_VIEWS = ("report",)
 LOWERINGS = (("direct",), ("onnx-tf",), ("onnx-tf", "direct"))
 MOST_SLOTS = 64
@@ -89,6 +91,9 @@ SCOPES: Mapping[str, Scope] = {
     "tokenizer": Scope("calibration", _ONNX),
     "labelled": Scope("accuracy", _ONNX),
     "min_sqnr": Scope("accuracy", _ONNX),
+    "quality": Scope("accuracy", _ONNX),
+    "frontier": Scope("accuracy", _ONNX),
+    "pick": Scope("accuracy", _ONNX),
     "accuracy": Scope("accuracy", _ONNX),
     "keep_float": Scope("accuracy", _ONNX),
     "without": Scope("accuracy", _ONNX),
@@ -224,6 +229,11 @@ class BuildOptions:
     observers:    how ranges of activations are chosen from the samples
     min_sqnr:     the build fails where an output has a lower signal-to-noise ratio, in dB; outputs
                   of indices, booleans or text need 90% equal values, beside one of numbers
+    quality:      what results have to reach, by figure of QUALITY: {"sqnr": 25}, {"top1": 0.99}.
+                  The fastest plan that reaches all of them is built. By default a figure for the
+                  kind of model; None reaches for nothing
+    frontier:     looks for plans from the fastest to the most accurate one, and lists them
+    pick:         the number of the plan of that list to build, from 1; implies `frontier`
     accuracy:     "report" measures how much each segment contributes to the error at the end
     tokenizer:    tokenizer.json of an encoder, so that `serve` gives embeddings
     keep_float:   percent (0 to 100) of the multiply-accumulates that may stay in float on the host;
@@ -258,6 +268,9 @@ class BuildOptions:
     labelled: Path | str | None = None
     observers: Observers = field(default_factory=_default_observers)
     min_sqnr: float | None = None
+    quality: Mapping[str, float] | None = field(default_factory=dict)
+    frontier: bool = False
+    pick: int | None = None
     accuracy: Literal["report"] | None = None
     tokenizer: Path | str | None = None
     keep_float: float = 0.0
@@ -361,6 +374,17 @@ class BuildOptions:
     def _check_steps(self) -> None:
         if self.min_sqnr is not None:
             require_number("min_sqnr", self.min_sqnr)
+        for name, value in (self.quality or {}).items():
+            require_choice("quality", name, QUALITY)
+            require_number("quality", value)
+        if self.pick is not None:
+            require_count("pick", self.pick, 1)
+        wants_plans = self.frontier or self.pick is not None
+        if wants_plans and self.quality is None:
+            raise OptionError("none: plans are compared by a figure", "quality")
+        if self.keep_float and (self.quality or wants_plans):
+            text = "the search for a quality goal decides what stays in float: give one of the two"
+            raise OptionError(text, "keep_float")
         if self.accuracy is not None:
             require_choice("accuracy", self.accuracy, ACCURACY_VIEWS)
         require_number("keep_float", self.keep_float, 0, 100)

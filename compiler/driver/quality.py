@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from compiler.checks import verdict, verify
+from compiler.checks.goals import Goal
+from compiler.driver.search import Settled
 from compiler.errors import QualityError
 from compiler.partition import Program
 from compiler.quantize.samples import Samples
-from compiler.runtime.manifest import Manifest, MeasuredEntry, WarningEntry
+from compiler.runtime.manifest import (
+    FigureName,
+    GoalEntry,
+    Manifest,
+    MeasuredEntry,
+    QualityEntry,
+    WarningEntry,
+)
 
 
 def warnings(manifest: Manifest, program: Program, samples: Samples) -> MeasuredEntry:
@@ -29,6 +40,29 @@ def warnings(manifest: Manifest, program: Program, samples: Samples) -> Measured
         advice = verdict.advice(manifest, finding["kind"], node)
         found.append({**finding, "segment": segment, "node": node, "advice": advice})
     return {"warnings": found}
+
+
+def goals(settled: Settled, quality: QualityEntry) -> MeasuredEntry:
+    """What was to be reached, and whether held-out samples reach it."""
+    found: list[GoalEntry] = []
+    for goal in settled.goals:
+        entry: GoalEntry = {
+            "figure": cast(FigureName, goal.name),
+            "wanted": goal.value,
+            "measured": goal.measured(quality),
+            "met": goal.is_met(quality),
+        }
+        seen = None if settled.trial is None else goal.measured(settled.trial.quality)
+        note = settled.note
+        if not note and seen is not None:
+            note = f"it is {seen:.4g} on the samples that the plan was chosen by"
+        if note and not entry["met"]:
+            entry["note"] = note
+        found.append(entry)
+    if settled.trial is None or not found:
+        return {}
+    expected = Goal("sqnr", 0).measured(settled.trial.quality)
+    return {"goals": found, "expected_sqnr_db": expected}
 
 
 def require_sqnr(quality: MeasuredEntry, least: float | None) -> None:

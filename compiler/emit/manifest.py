@@ -33,6 +33,7 @@ from compiler.runtime.manifest import (
     CompiledEntry,
     CpuOperatorEntry,
     FileEntry,
+    FrontierEntry,
     Manifest,
     MeasuredEntry,
     ModelEntry,
@@ -108,6 +109,12 @@ def enter_baseline(quality: QualityEntry, kind: str, note: str) -> None:
     quality["baseline"] = cast(BaselineKind, kind)
     if note:
         quality["baseline_note"] = note
+
+
+def enter_frontier(quality: QualityEntry, frontier: Sequence[FrontierEntry]) -> None:
+    """Put the plans that the search offers into the manifest, if any."""
+    if frontier:
+        quality["frontier"] = list(frontier)
 
 
 def model_entry(path: Path, digest: str, opset: int) -> ModelEntry:

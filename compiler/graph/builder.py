@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler.graph.editing import infer_node, replace_node
-from compiler.graph.keys import ORIGIN, Shape, origin_of
+from compiler.graph.keys import HOST_REASON, ORIGIN, Shape, origin_of
 from compiler.graph.lazy import COLUMN_GRID, COLUMNS, GRID, ROWS, grid_of, rows_of
 from compiler.graph.values import array_of, shape_of
 from compiler.graph.walk import all_activations
@@ -147,6 +147,9 @@ class Builder:
         """One node with several outputs."""
         node = ir.node(op_type, inputs, dict(attributes or {}), domain=domain, num_outputs=outputs)
         node.metadata_props[ORIGIN] = origin_of(self.anchor)
+        if HOST_REASON in self.anchor.metadata_props:
+            # What replaces a node of the host stays there.
+            node.metadata_props[HOST_REASON] = self.anchor.metadata_props[HOST_REASON]
         for value in node.outputs:
             value.name = self.names.fresh(f"{origin_of(self.anchor)}/{op_type}")
         node.name = node.outputs[0].name

@@ -7,6 +7,7 @@ changes, elementwise nodes that only join host values, and segments that would m
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from itertools import chain
 
@@ -28,7 +29,7 @@ from compiler.targets import Host, Target
 AT_BOUNDARY = "it only changes the layout at the border to the host"
 JOINS_HOST = "it joins values of the host for the host: int8 would cost a transfer and accuracy"
 IDLE = "its segment would multiply nothing: the way to the Edge TPU and back costs more"
-KEPT_FLOAT = "--keep-float: it contributes most to the error for its arithmetic"
+KEPT_FLOAT = "in float for the quality goal or --keep-float: it contributes much to the error"
 
 
 def place_nodes(task: Task) -> Placements:
@@ -89,7 +90,7 @@ def _pin(
     for node in pinned:
         placements[node] = Placement("host", KEPT_FLOAT)
     for pattern, device in options.pins.items():
-        nodes = [node for node in graph if _is_meant(node, pattern)]
+        nodes = [node for node in graph if is_pinned(node, (pattern,))]
         pin = f"--pin {pattern}={device}"
         if not nodes:
             raise OptionError(f"{pattern}={device}: {no_node(graph, pattern)}", "pins")
@@ -102,8 +103,10 @@ def _pin(
     return pinned
 
 
-def _is_meant(node: ir.Node, pattern: str) -> bool:
-    return any(fnmatchcase(name, pattern) for name in names_of(node))
+def is_pinned(node: ir.Node, patterns: Iterable[str]) -> bool:
+    """Whether a pattern of a pin means a node."""
+    names = names_of(node)
+    return any(fnmatchcase(name, pattern) for pattern in patterns for name in names)
 
 
 def no_node(graph: ir.Graph, name: str) -> str:

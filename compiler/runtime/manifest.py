@@ -64,6 +64,7 @@ DeviceKind = Literal["tpu", "host"]
 Lowering = Literal["direct", "onnx-tf"]
 Calibration = Literal["user", "random", "manual"]
 BaselineKind = Literal["file", "fixed shapes", "imported"]
+FigureName = Literal["sqnr", "cosine", "top1", "kl", "ap50", "map50", "recall", "iou", "cer"]
 ObserverName = Literal["minmax", "percentile", "mse"]
 
 
@@ -507,6 +508,14 @@ class OutputQualityEntry(TypedDict):
         ]
     ]
     decisions: NotRequired[Annotated[DecisionsEntry, "of a probability, as of speech"]]
+    rows: NotRequired[Annotated[Count, "of classes: how many rows were compared"]]
+    divergence: NotRequired[
+        Annotated[
+            NotNegative,
+            "of classes: how far a row's distribution is from the float model's on average "
+            "(Kullback-Leibler, nats)",
+        ]
+    ]
     mask_iou: NotRequired[
         Annotated[
             Share,
@@ -623,6 +632,32 @@ class WarningEntry(FindingEntry):
     advice: Annotated[str, "what to try"]
 
 
+class GoalEntry(TypedDict):
+    """A figure that results had to reach."""
+
+    figure: Annotated[FigureName, "which: `--quality` names them"]
+    wanted: Annotated[float, "what it has to be, at least or at most"]
+    measured: Annotated[
+        float | None, "what it is over the held-out samples; null where they do not tell"
+    ]
+    met: Annotated[bool, "whether that is reached"]
+    note: NotRequired[
+        Annotated[str, "what would reach it, or what it is on the samples of the search"]
+    ]
+
+
+class FrontierEntry(TypedDict):
+    """A plan that the search offers, with figures of calibration samples."""
+
+    ms: Annotated[Milliseconds, "predicted, of the plan's objective"]
+    sqnr_db: Annotated[float, "of what varies in all outputs, in simulation"]
+    figures: Annotated[
+        dict[str, float | None], "the figures of the goal; null where they cannot be told"
+    ]
+    in_float: Annotated[Count, "nodes of the source that are kept in float for accuracy"]
+    place: Annotated[Literal["tpu", "host"], '"host" where nothing runs on an Edge TPU']
+
+
 class SegmentQualityEntry(TypedDict):
     """Figures of a segment for the TPU, of its worst output."""
 
@@ -655,6 +690,12 @@ class MeasuredEntry(TypedDict, total=False):
     segments: Annotated[dict[str, SegmentQualityEntry], "for each TPU segment, by its `index`"]
     perplexity: Annotated[PerplexityEntry, "of language models"]
     warnings: Annotated[list[WarningEntry], "what is bad about the bundle, or cannot be told"]
+    goals: Annotated[list[GoalEntry], "what the build was to reach, of samples that are not random"]
+    expected_sqnr_db: Annotated[
+        float | None,
+        "the SQNR of the worst output that a simulation of the plan gave on calibration samples, "
+        "by which it was chosen; null where these do not vary enough",
+    ]
 
 
 class QualityEntry(MeasuredEntry):
@@ -680,6 +721,12 @@ class QualityEntry(MeasuredEntry):
             str,
             'where it is not "file": why, and for "imported" whether ONNX\'s own evaluator of the '
             "file agrees; of a file in float16 that float32 takes elsewhere: how far",
+        ]
+    ]
+    frontier: NotRequired[
+        Annotated[
+            list[FrontierEntry],
+            "of `--frontier`: plans from the fastest to the most accurate, the host alone last",
         ]
     ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -76,6 +76,16 @@ def show_warnings(console: Console, quality: Json) -> None:
         console.print(
             f"The same of {left} more outputs; `inspect --json` has them all.", highlight=False
         )
+
+
+def show_goals(console: Console, goals: Sequence[Json]) -> None:
+    """What the results had to reach, and whether they do."""
+    for goal in goals:
+        measured = "cannot be told" if goal["measured"] is None else f"{goal['measured']:.4g}"
+        met = "met" if goal["met"] else "[bold yellow]not met[/]"
+        note = f"; {escape(goal['note'])}" if "note" in goal and not goal["met"] else ""
+        text = f"Quality goal {goal['figure']}={goal['wanted']:g}: {met} ({measured}){note}."
+        console.print(text, highlight=False, soft_wrap=True)
 
 
 def show_baseline(console: Console, quality: Json) -> None:

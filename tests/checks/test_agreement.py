@@ -36,7 +36,7 @@ def test_probabilities_that_sum_up_to_one_are_classes() -> None:
     for number, want in enumerate(wants):
         got = {"y": np.roll(want["y"], 1, axis=1) if number == 0 else want["y"]}
         reading.add(got, want, PICTURE)
-    assert reading.report() == {"top1_agreement": 0.75}
+    assert reading.report()["top1_agreement"] == 0.75
 
 
 def test_a_probability_for_each_frame_is_no_class() -> None:
@@ -110,7 +110,8 @@ def test_classes_that_are_nearly_the_best() -> None:
     scores[1, [1, 2, 3, 4, 5, 11]] = 6, 5, 4, 3, 2, 1
     scores[2, 11] = 1
     reading.add({"y": scores}, want, PICTURE)
-    assert reading.report() == {"top1_agreement": 0.3333, "top5_agreement": 0.6667}
+    found = reading.report()
+    assert (found["top1_agreement"], found["top5_agreement"]) == (0.3333, 0.6667)
 
 
 def test_the_mean_over_classes() -> None:
@@ -162,7 +163,8 @@ def test_classes_of_tokens_are_no_text() -> None:
     (reading,) = readings({}, [want], [ids])
     assert reading == Classes("y", 2)
     reading.add(reader([0, 1, 0, 3, 5, 5, 5, 5]), want, ids)
-    assert reading.report() == {"top1_agreement": 0.75, "top5_agreement": 1.0}
+    found = reading.report()
+    assert (found["top1_agreement"], found["top5_agreement"]) == (0.75, 1.0)
 
 
 def test_masks() -> None:
