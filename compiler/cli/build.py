@@ -259,6 +259,7 @@ def build(
 
 
 def _show(bundle: compiler.Bundle) -> None:
+    from compiler.view.alone import show_faster_host
     from compiler.view.compiled import show_compilation
     from compiler.view.language import show_language
     from compiler.view.next_steps import show_next
@@ -279,3 +280,4 @@ def _show(bundle: compiler.Bundle) -> None:
     wrote(bundle.path)
     show_warnings(out, manifest["quality"])
     show_next(out, bundle)
+    show_faster_host(out, manifest)

@@ -11,7 +11,7 @@ it: `Builtin.work`, `Builtin.layer`, `Operator.macs`, `Operator.host_bytes`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -22,6 +22,17 @@ from compiler.ops import BUILTINS, Moves, operator_of
 from compiler.ops.common import FLOAT_BYTES, static_tensors
 from compiler.ops.rules import OpInfo
 from compiler.targets import Host, Layer, Target, stored_bytes
+
+INT8_BYTES = 1
+
+
+@dataclass(frozen=True)
+class HostAlone:
+    """Seconds of a whole model on the host and nothing else: in float, and with the products of its
+    layers in int8."""
+
+    float: float
+    int8: float
 
 
 @dataclass(frozen=True)
@@ -122,11 +133,37 @@ def on_host(node: ir.Node, host: Host, int8: bool = False) -> float:
     return host.operator + busy
 
 
+def host_alone(nodes: Iterable[ir.Node], host: Host) -> HostAlone:
+    """What the nodes of a model take on the host that were not rewritten for an Edge TPU.
+
+    In int8, each layer quantizes what it reads, and multiplies that by weights of a byte each.
+    """
+    in_float = 0.0
+    in_int8 = 0.0
+    for node in nodes:
+        seconds = on_host(node, host)
+        in_float += seconds
+        in_int8 += min(seconds, _layer_in_int8(node, host)) if _is_layer(node) else seconds
+    return HostAlone(in_float, in_int8)
+
+
+def _is_layer(node: ir.Node) -> bool:
+    """Whether a node multiplies by constant weights."""
+    return is_constant(input_at(node, 1)) and float_macs(node) > 0
+
+
+def _layer_in_int8(node: ir.Node, host: Host) -> float:
+    read = element_count(input_at(node, 0))
+    quantize = host.operator + read * (FLOAT_BYTES + INT8_BYTES) / host.bytes
+    moved = _int8_bytes(node) - read * (FLOAT_BYTES - INT8_BYTES)
+    return quantize + host.operator + max(float_macs(node) / host.int8_macs, moved / host.bytes)
+
+
 def _int8_bytes(node: ir.Node) -> int:
     """Bytes that a layer with int8 weights reads and writes; its activations are float."""
     total = 0
     for value in static_tensors(node):
-        total += element_count(value) * (1 if is_constant(value) else FLOAT_BYTES)
+        total += element_count(value) * (INT8_BYTES if is_constant(value) else FLOAT_BYTES)
     return total
 
 

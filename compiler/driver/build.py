@@ -15,6 +15,7 @@ from compiler import files, importer
 from compiler.checks import agreement, sensitivity, sights, verify
 from compiler.checks.baseline import Baseline, baseline
 from compiler.checks.pass_checks import Checker
+from compiler.device.cost import HostAlone, host_alone
 from compiler.driver import labelled, picture, quality, toolchain
 from compiler.driver.dump import GraphDump
 from compiler.driver.options import BuildOptions
@@ -33,12 +34,14 @@ from compiler.quantize.products import Product, products
 from compiler.quantize.scales import assign
 from compiler.runtime import Bundle
 from compiler.runtime.manifest import Manifest, MeasuredEntry, VisionEntry
-from compiler.targets import Target
+from compiler.targets import Host, Target
 from compiler.vendor import onnx_tf
-from passes import PassContext, SampleContext, Steps, fold_constants
+from passes import Pass, PassContext, SampleContext, Steps, fold_constants
 
 # Samples on which `keep_float` and warnings look at single segments.
 SENSITIVITY_SAMPLES = 4
+# Where a graph notes what the host alone would take.
+HOST_ALONE = "edgetpu.host_alone"
 
 
 def build(
@@ -141,14 +144,31 @@ def rewrite(
     progress: Progress = silent,
     driver: PassDriver | None = None,
 ) -> ir.Model:
-    """Run every pass over a model, in place. Without a `driver` the model gets one of its own."""
+    """Run every pass over a model, in place. Without a `driver` the model gets one of its own.
+
+    What the host alone would take is noted in the graph on the way.
+    """
     driver = driver or pass_driver(model, options)
     context = PassContext(Target.load(options.target))
     step = progress("rewriting", len(passes.PASSES))
     source = Lineage(model.graph)
-    driver.run(passes.PASSES, model, context, step)
+    first_for_tpu = [record.for_tpu for record in passes.PASSES].index(True)
+    driver.run(passes.PASSES[:first_for_tpu], model, context, step)
+    model.graph.meta[HOST_ALONE] = _on_host_alone(model, options, passes.PASSES[first_for_tpu:])
+    driver.run(passes.PASSES[first_for_tpu:], model, context, step)
     source.note_absorbed(model.graph)
     return model
+
+
+def _on_host_alone(
+    model: ir.Model, options: BuildOptions, following: Sequence[Pass[PassContext]]
+) -> HostAlone:
+    """What a model takes on the host without any rewriting for an Edge TPU; the passes `following`
+    are still to come."""
+    plain = model.clone()
+    steps = Steps(options.without, on_host=True)
+    PassDriver(steps).run(following, plain, PassContext(Target.load(options.target)))
+    return host_alone(plain.graph, Host.load(options.partitioning.host))
 
 
 def pass_driver(model: ir.Model, options: BuildOptions, path: Path | None = None) -> PassDriver:
@@ -158,7 +178,15 @@ def pass_driver(model: ir.Model, options: BuildOptions, path: Path | None = None
     """
     checker = Checker(model, options.seed, path) if options.check_passes else None
     dump = None if options.dump_folder is None else GraphDump(options.dump_folder)
-    return PassDriver(Steps(options.without, options.also), checker, dump)
+    return PassDriver(steps_of(options), checker, dump)
+
+
+def steps_of(options: BuildOptions) -> Steps:
+    """The passes that run. Where all is on the host in float, those for an Edge TPU do not; int8
+    products need them there too."""
+    partitioning = options.partitioning
+    on_host = partitioning.place == "host" and not partitioning.host_int8
+    return Steps(options.without, options.also, on_host=on_host)
 
 
 def plan_program(
@@ -178,7 +206,13 @@ def partition_model(model: ir.Model, target: str, options: PartitionOptions) -> 
     with stage("partition"):
         device = Target.load(target, options.host)
         placed = replace(options, place=options.place or "tpu")
-        return Program(model, partition(model, device, placed), device)
+        alone = model.graph.meta.get(HOST_ALONE)
+        plan = partition(model, device, placed)
+        if alone is not None and options.host_int8:
+            # What the bundle of `--place host` does: it multiplies rows that are normalised.
+            in_int8 = sum(cost.host for cost in plan.costs.values())
+            alone = HostAlone(alone.float, in_int8)
+        return Program(model, plan, device, alone)
 
 
 def run_float_model(
@@ -347,7 +381,7 @@ def _calibrated(
     program: Program, context: SampleContext, options: BuildOptions, driver: PassDriver | None
 ) -> Program:
     """Run the passes that look at samples, then choose scales by the ranges that they leave."""
-    driver = driver or PassDriver(Steps(options.without, options.also))
+    driver = driver or PassDriver(steps_of(options))
     driver.run(passes.SAMPLE_PASSES, program.model, context)
     values = quantized_around(context.nodes)
     # All of the graph, also what the host computes: layers move there while accuracy is sought.

@@ -152,7 +152,7 @@ def program_entry(program: Program, segments: Sequence[SegmentEntry]) -> Program
 def prediction_entry(program: Program) -> PredictionEntry:
     """What the cost model says of the whole plan, and how far to trust it."""
     plan = program.plan
-    return {
+    entry: PredictionEntry = {
         "tpus": plan.options.tpus,
         "host": plan.options.host,
         "objective": plan.options.objective,
@@ -163,6 +163,10 @@ def prediction_entry(program: Program) -> PredictionEntry:
         "gap_percent": None if plan.gap is None else round(100 * plan.gap, 2),
         "error_percent": program.target.error_percent,
     }
+    if program.alone is not None:
+        entry["host_float_ms"] = milliseconds(program.alone.float)
+        entry["host_int8_ms"] = milliseconds(program.alone.int8)
+    return entry
 
 
 # Segments.

@@ -41,6 +41,14 @@ PROMISE_SLACK = 1.001
 NEAR_PACE = 1.01
 # A plan that is so near to its bound, as a share of it, is not searched for again.
 PROVEN = 1 - 1e-6
+# Of plans that are so near to the fastest, as a share of it, the one with the fewest transfers is
+# taken: predictions are off by more than that.
+NEARLY = 0.05
+# An Edge TPU that saves less of what the host takes alone is not worth its transfers.
+LEAST_GAIN = 0.02
+
+# Stages, and how many Edge TPUs hold those of each device.
+_Candidate = tuple[planner.Stages, dict[int, int]]
 
 __all__ = [
     "DeviceKind",
@@ -61,18 +69,53 @@ def partition(model: ir.Model, target: Target, options: PartitionOptions | None 
     met."""
     options = options or PartitionOptions()
     task = Task(model.graph, target, options)
-    placements = place_nodes(task)
-    units = units_of(model.graph, placements)
-    search = _Search(task, placements, units, planner_problem(task, units, placements))
+    search = _search(task)
     if options.cuts:
         stages = stages_of_cuts(search.units_named(options.cuts), search.problem, options.tpus)
         plan, bound = search.assembled(stages), None
     else:
         plan, bound = search.planned()
+        if search.placements.free:
+            leaves_tpu = all(segment.device == "host" for segment in plan.segments)
+            plan = _worthwhile(search, plan)
+            if leaves_tpu and any(segment.device == "tpu" for segment in plan.segments):
+                bound = None  # it is of plans that leave all to the host
     gap = None
     if bound is not None and plan.objective > 0:
         gap = max(0.0, 1 - bound / plan.objective)
-    return replace(plan, placements=_final_placements(task, placements, plan), gap=gap)
+    return replace(plan, placements=_final_placements(task, search.placements, plan), gap=gap)
+
+
+def _worthwhile(search: _Search, fastest: Plan) -> Plan:
+    """Of the plans that are nearly as fast as the fastest, the one with the fewest segments on
+    Edge TPUs.
+
+    Beside it stands the plan that gives Edge TPUs all that they take, without what does not pay
+    there: where nothing pays, that is the one that is left.
+    """
+    task, problem = search.task, search.problem
+    everything = _search(replace(task, options=replace(task.options, place="tpu")))
+    found: list[_Candidate] = []
+    for plan in (fastest, everything.planned()[0]):
+        stages = search.stages_of(plan)
+        is_whole = sum(len(units) for _, units in stages) == problem.count
+        if is_whole and planner.on_tpus(stages):
+            copies = {s.tpu: 1 + len(s.replicas) for s in plan.segments if s.tpu is not None}
+            found.append((planner.paying(problem, stages, copies), copies))
+    if not found:
+        return fastest
+    best = min(planner.cost(problem, *candidate) for candidate in found)
+    on_host = ((planner.HOST, tuple(range(problem.count))),)
+    if not task.options.needs_tpu and best > (1 - LEAST_GAIN) * planner.cost(problem, on_host):
+        return search.assembled(on_host)
+
+    def transfers(candidate: _Candidate) -> tuple[int, float]:
+        return planner.on_tpus(candidate[0]), planner.cost(problem, *candidate)
+
+    limit = best * (1 + NEARLY)
+    fewer = [(planner.fewer(problem, stages, limit, copies), copies) for stages, copies in found]
+    near = [candidate for candidate in fewer if planner.cost(problem, *candidate) <= limit]
+    return search.assembled(*min(near, key=transfers))
 
 
 def _final_placements(task: Task, placements: Placements, plan: Plan) -> dict[ir.Node, Placement]:
@@ -102,6 +145,12 @@ def _predicted_reason(task: Task, placements: Placements, nodes: list[ir.Node]) 
     )
     stream = 1e3 * sum(layer.stream for cost in costs for layer in cost.parameters)
     return f"{reason}; {stream:.3g} ms more where parameters are streamed" if stream else reason
+
+
+def _search(task: Task) -> _Search:
+    placements = place_nodes(task)
+    units = units_of(task.graph, placements)
+    return _Search(task, placements, units, planner_problem(task, units, placements))
 
 
 @dataclass(frozen=True)
@@ -139,7 +188,7 @@ class _Search:
         latency, then the least streaming, then the fewest TPUs."""
         limit = NEAR_PACE * fastest.interval
         problem = replace(self.problem, objective="latency", limit=limit)
-        plan, _ = self._best(problem, self.task.options.seconds / 2, self._stages_of(fastest))
+        plan, _ = self._best(problem, self.task.options.seconds / 2, self.stages_of(fastest))
         return min(plan, fastest, key=lambda plan: (_score(problem, plan), *_expense(plan)))
 
     def _best(
@@ -196,7 +245,7 @@ class _Search:
     ) -> Plan | None:
         enough = _score(problem, plan) * (1 - 1e-6)
         copies = {s.tpu: 1 + len(s.replicas) for s in plan.segments if s.tpu is not None}
-        for stages in planner.neighbours(problem, self._stages_of(plan), budget):
+        for stages in planner.neighbours(problem, self.stages_of(plan), budget):
             if budget.spent:
                 return None
             # Assembling takes about so much longer than a step of the planner.
@@ -206,7 +255,7 @@ class _Search:
                 return candidate
         return None
 
-    def _stages_of(self, plan: Plan) -> planner.Stages:
+    def stages_of(self, plan: Plan) -> planner.Stages:
         unit_of = unit_numbers(self.units)
         stages = []
         for segment in plan.segments:

@@ -22,7 +22,8 @@ class PartitionOptions:
     tpus:       how many Edge TPUs there are, 1 to 64
     objective:  "latency" makes one inference fast, "throughput" a pipeline of them
     place:      "tpu" gives an Edge TPU all that it takes, "auto" what is predicted to be faster
-                there, "host" nothing. None is "tpu", and "auto" for language models
+                there, "host" nothing. None is "tpu"; builds and plans make it "auto"
+    needs_tpu:  with "auto", an Edge TPU gets something even where the host alone is as fast
     pins:       names of nodes (with * and ?) and the device that each is pinned to
     cuts:       names of nodes behind which a segment ends
     host:       name or file of the host, for predictions of its CPU and of the link that it drives
@@ -45,6 +46,7 @@ class PartitionOptions:
     host_int8: bool = False
     kept: tuple[str, ...] = ()
     host_bytes: int | None = None
+    needs_tpu: bool = True
 
     def __post_init__(self) -> None:
         require_count("tpus", self.tpus, 1, MOST_TPUS)

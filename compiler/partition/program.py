@@ -10,6 +10,7 @@ from itertools import chain
 import numpy as np
 import onnx_ir as ir
 
+from compiler.device.cost import HostAlone
 from compiler.graph import OPSET, values_read
 from compiler.partition.plan import Plan
 from compiler.quant import Quant
@@ -19,11 +20,13 @@ from compiler.targets import Target
 @dataclass(frozen=True)
 class Program:
     """A model after all passes, cut into segments. Calibration fills in `quants`, and `means`: of
-    each channel of an activation, by name."""
+    each channel of an activation, by name. `alone` is what the model takes without an Edge TPU; None
+    where nobody asked."""
 
     model: ir.Model
     plan: Plan
     target: Target
+    alone: HostAlone | None = None
     quants: Mapping[str, Quant] = field(default_factory=dict)
     means: Mapping[str, np.ndarray] = field(default_factory=dict)
 

@@ -17,6 +17,7 @@ from dataclasses import replace
 
 from compiler.planner.budget import Budget
 from compiler.planner.exact import exact
+from compiler.planner.fewer import fewer, on_tpus, paying
 from compiler.planner.heuristic import heuristic
 from compiler.planner.ideals import by_ideals
 from compiler.planner.improving import neighbours
@@ -55,11 +56,14 @@ __all__ = [
     "cached",
     "cost",
     "exact",
+    "fewer",
     "heuristic",
     "loads",
     "needed",
     "neighbours",
     "objective_of",
+    "on_tpus",
+    "paying",
     "solve",
 ]
 
