@@ -25,8 +25,8 @@ class Pass(Generic[ContextT]):
     A model whose ONNX opset is below `lowest_opset` is left alone: passes that read operators count
     on the form that these have since RAISED, those that write operators of the newest opset need
     OPSET. `after` names the passes that must come before this one, each with the reason.
-    A pass that `reads_only` leaves the model as it is, so that there is nothing to check. One that is
-    `for_tpu` is of no use in a model of which no node runs on an Edge TPU.
+    A pass that `reads_only` leaves the model as it is, so that there is nothing to check. One that
+    is `for_tpu` is of no use in a model of which no node runs on an Edge TPU.
     """
 
     name: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, cast
 
@@ -152,10 +153,11 @@ def rewrite(
     context = PassContext(Target.load(options.target))
     step = progress("rewriting", len(passes.PASSES))
     source = Lineage(model.graph)
-    first_for_tpu = [record.for_tpu for record in passes.PASSES].index(True)
-    driver.run(passes.PASSES[:first_for_tpu], model, context, step)
-    model.graph.meta[HOST_ALONE] = _on_host_alone(model, options, passes.PASSES[first_for_tpu:])
-    driver.run(passes.PASSES[first_for_tpu:], model, context, step)
+    of_any_device = list(takewhile(lambda record: not record.for_tpu, passes.PASSES))
+    following = passes.PASSES[len(of_any_device) :]
+    driver.run(of_any_device, model, context, step)
+    model.graph.meta[HOST_ALONE] = _on_host_alone(model, options, following)
+    driver.run(following, model, context, step)
     source.note_absorbed(model.graph)
     return model
 

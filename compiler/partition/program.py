@@ -20,8 +20,8 @@ from compiler.targets import Target
 @dataclass(frozen=True)
 class Program:
     """A model after all passes, cut into segments. Calibration fills in `quants`, and `means`: of
-    each channel of an activation, by name. `alone` is what the model takes without an Edge TPU; None
-    where nobody asked."""
+    each channel of an activation, by name. `alone` is what the model takes on the host and nothing
+    else; None where nobody asked."""
 
     model: ir.Model
     plan: Plan

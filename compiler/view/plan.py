@@ -131,9 +131,10 @@ def show_forecasts(console: Console, name: str, target_name: str, rows: Sequence
     console.print(
         "Segments are TPU+host. Results/s are those of a full pipeline, if each Edge TPU has a "
         f"link of its own{limited}. Gain is how many times as fast that is as the host alone, or "
-        "an inference where latency comes first. Reload is the time that is added where the segments of one Edge TPU are not compiled together. Gap is how far "
-        "the plan may be from the best cut, where a solver looked for that. The host alone takes "
-        f"{host_alone(asdict(rows[0]))}. Of the cost model: "
+        "an inference where latency comes first. Reload is the time that is added where the "
+        "segments of one Edge TPU are not compiled together. "
+        "Gap is how far the plan may be from the best cut, where a solver looked for that. "
+        f"The host alone takes {host_alone(asdict(rows[0]))}. Of the cost model: "
         f"{_error(rows[0].host, rows[0].error_percent)}.",
         highlight=False,
     )
