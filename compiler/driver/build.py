@@ -27,7 +27,7 @@ from compiler.emit import manifest as manifests
 from compiler.graph import activations_around, consumers_of, quantized_around
 from compiler.graph.lineage import Lineage
 from compiler.ops import Moves, operator_of
-from compiler.partition import PartitionOptions, Program, partition
+from compiler.partition import PartitionOptions, Program, partition, plain_on_host
 from compiler.progress import Progress, notes, silent
 from compiler.quantize import samples as sampling
 from compiler.quantize.calibrate import Ranges, calibrate
@@ -200,7 +200,7 @@ def plan_program(
     """Run every pass over a model, in place, and cut it into segments."""
     rewritten = rewrite(model, options, progress, driver)
     progress("cutting into segments", 1)
-    return partition_model(rewritten, options.target, options.partitioning)
+    return _settled(partition_model(rewritten, options.target, options.partitioning))
 
 
 def partition_model(model: ir.Model, target: str, options: PartitionOptions) -> Program:
@@ -215,6 +215,14 @@ def partition_model(model: ir.Model, target: str, options: PartitionOptions) -> 
             in_int8 = sum(cost.host for cost in plan.costs.values())
             alone = HostAlone(alone.float, in_int8)
         return Program(model, plan, device, alone)
+
+
+def _settled(program: Program) -> Program:
+    """The program without what only an Edge TPU needs of products that are on the host."""
+    if program.plan.options.host_int8:
+        return program
+    with stage("partition"):
+        return plain_on_host(program)
 
 
 def run_float_model(
@@ -285,7 +293,7 @@ def _partition_and_quantize(
     driver: PassDriver,
 ) -> Program:
     progress("cutting into segments", 1)
-    program = partition_model(rewritten, options.target, options.partitioning)
+    program = _settled(partition_model(rewritten, options.target, options.partitioning))
     return quantize(program, calibration, options, progress, driver)
 
 

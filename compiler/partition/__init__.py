@@ -19,6 +19,7 @@ from compiler.graph import element_count
 from compiler.graph.lineage import names_of
 from compiler.partition.options import DeviceKind, PartitionOptions, PlacePolicy
 from compiler.partition.placement import no_node, place_nodes
+from compiler.partition.plain import plain_on_host
 from compiler.partition.plan import Placement, Placements, Plan, Segment
 from compiler.partition.problem import (
     Units,
@@ -60,6 +61,7 @@ __all__ = [
     "Segment",
     "halved",
     "partition",
+    "plain_on_host",
     "streamed",
 ]
 
@@ -77,7 +79,8 @@ def partition(model: ir.Model, target: Target, options: PartitionOptions | None 
         plan, bound = search.planned()
         if search.placements.free:
             leaves_tpu = all(segment.device == "host" for segment in plan.segments)
-            plan = _worthwhile(search, plan)
+            is_best = bound is not None and plan.objective * PROVEN <= bound
+            plan = _worthwhile(search, plan, is_best and not leaves_tpu)
             if leaves_tpu and any(segment.device == "tpu" for segment in plan.segments):
                 bound = None  # it is of plans that leave all to the host
     gap = None
@@ -86,17 +89,20 @@ def partition(model: ir.Model, target: Target, options: PartitionOptions | None 
     return replace(plan, placements=_final_placements(task, search.placements, plan), gap=gap)
 
 
-def _worthwhile(search: _Search, fastest: Plan) -> Plan:
+def _worthwhile(search: _Search, fastest: Plan, is_best: bool) -> Plan:
     """Of the plans that are nearly as fast as the fastest, the one with the fewest segments on
     Edge TPUs.
 
-    Beside it stands the plan that gives Edge TPUs all that they take, without what does not pay
-    there: where nothing pays, that is the one that is left.
+    Where it is not sure that there is no faster one, there is also the plan that gives Edge TPUs
+    all that they take, without what does not pay there. Where nothing pays, that is the one left.
     """
     task, problem = search.task, search.problem
-    everything = _search(replace(task, options=replace(task.options, place="tpu")))
+    plans = [fastest]
+    if not is_best:
+        everything = _search(replace(task, options=replace(task.options, place="tpu")))
+        plans.append(everything.planned()[0])
     found: list[_Candidate] = []
-    for plan in (fastest, everything.planned()[0]):
+    for plan in plans:
         stages = search.stages_of(plan)
         is_whole = sum(len(units) for _, units in stages) == problem.count
         if is_whole and planner.on_tpus(stages):

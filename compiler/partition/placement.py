@@ -19,6 +19,7 @@ from compiler.errors import OptionError
 from compiler.graph import activations_of, element_count, origin_of
 from compiler.graph.lineage import names_of
 from compiler.ops import Moves, operator_of
+from compiler.partition import plain
 from compiler.partition.options import PartitionOptions
 from compiler.partition.plan import Placement, Placements
 from compiler.partition.problem import planner_problem, units_of
@@ -40,6 +41,8 @@ def place_nodes(task: Task) -> Placements:
         node: of_node(node, task.target, host, placements[node].device == "tpu", options.host_int8)
         for node in graph
     }
+    if not options.host_int8:
+        costs |= plain.saved(graph, costs)
     pinned = _pin(graph, placements, options)
     found = Placements(placements, costs, pinned, set())
     _move_boundaries(graph, task.readers, found)
