@@ -80,8 +80,11 @@ def _pin(
         pin = f"--pin {pattern}={device}"
         if not nodes:
             raise OptionError(f"{pattern}={device}: {no_node(graph, pattern)}", "pins")
+        legal = {origin_of(node) for node in nodes if placements[node].device == "tpu"}
         for node in nodes:
             if device == "tpu" and placements[node].device == "host":
+                if origin_of(node) in legal:
+                    continue  # what the host does for the operator, as normalising its rows
                 reason = placements[node].reason
                 raise OptionError(f"{pattern}={device}: {origin_of(node)}: {reason}", "pins")
             placements[node] = Placement(device, pin)

@@ -14,12 +14,12 @@ import onnx_ir as ir
 
 from compiler.device.cost import Cost, of_node
 from compiler.graph import (
+    HOST_REASON,
     Builder,
     Names,
     array_of,
     consumers_of,
     element_count,
-    is_constant,
     joined_rows,
     produced_by,
     rows_of,
@@ -29,6 +29,7 @@ from compiler.partition.plan import Placement
 from compiler.partition.program import Program
 from compiler.partition.segments import refilled
 from compiler.quantize.products import Product, is_tile, joined_from, products, row_scaling
+from compiler.quantize.rotation import REASON as ROTATES
 from compiler.quantize.rotation import rotate_blocks
 from compiler.targets import Host
 from passes.fold_constants import tidy
@@ -75,8 +76,8 @@ def _wrapped(product: Product) -> Wrapped | None:
         return None
     around = [*scaling.nodes, *joins, product.scale, product.shift, scaling.undo]
     reshape = produced_by(scaling.x, "Reshape")
-    rotate = None if reshape is None else produced_by(reshape.inputs[0], "MatMul")
-    if rotate is None or not is_constant(rotate.inputs[1]):
+    rotate = produced_by(scaling.x if reshape is None else reshape.inputs[0], "MatMul")
+    if rotate is None or rotate.metadata_props.get(HOST_REASON) != ROTATES:
         return Wrapped(product, scaling.undo, scaling.x, None, tuple(tiles), tuple(around))
     blocks, rotation = rotate.inputs
     assert blocks is not None

@@ -475,9 +475,11 @@ def test_pins_cuts_and_places(small_model: Path, run_cli: Cli) -> None:
     placed = devices(run_cli("inspect", small_model, "--json", "--place", "host")[1])
     assert {device for device, _ in placed.values()} == {"host"}
     out = run_cli("inspect", small_model, "--json", "--place", "auto")[1]
-    on_tpu = [node for node, (device, _) in devices(out).items() if device == "tpu"]
-    # So small that the way costs more: what costs least stays.
+    # So small that the way costs more: the segment that costs least stays.
+    on_tpu = [segment for segment in json.loads(out)["segments"] if segment["device"] == "tpu"]
     assert len(on_tpu) == 1 and "predicted:" in out
+    shown = " ".join(run_cli("inspect", small_model)[1].split())
+    assert "x the pi5 alone (" in shown and "`--place host` makes that plan." in shown
 
 
 def test_bundles_for_several_tpus_run(small_model: Path, tmp_path: Path, run_cli: Cli) -> None:
