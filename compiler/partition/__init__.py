@@ -79,8 +79,7 @@ def partition(model: ir.Model, target: Target, options: PartitionOptions | None 
         plan, bound = search.planned()
         if search.placements.free:
             leaves_tpu = all(segment.device == "host" for segment in plan.segments)
-            is_best = bound is not None and plan.objective * PROVEN <= bound
-            plan = _worthwhile(search, plan, is_best and not leaves_tpu)
+            plan = _worthwhile(search, plan)
             if leaves_tpu and any(segment.device == "tpu" for segment in plan.segments):
                 bound = None  # it is of plans that leave all to the host
     gap = None
@@ -89,18 +88,17 @@ def partition(model: ir.Model, target: Target, options: PartitionOptions | None 
     return replace(plan, placements=_final_placements(task, search.placements, plan), gap=gap)
 
 
-def _worthwhile(search: _Search, fastest: Plan, is_best: bool) -> Plan:
+def _worthwhile(search: _Search, fastest: Plan) -> Plan:
     """Of the plans that are nearly as fast as the fastest, the one with the fewest segments on
-    Edge TPUs.
+    Edge TPUs and the fewest tensors that go there and back.
 
-    Where it is not sure that there is no faster one, there is also the plan that gives Edge TPUs
-    all that they take, without what does not pay there. Where nothing pays, that is the one left.
+    Beside the fastest stands the plan that gives Edge TPUs all that they take, without what does
+    not pay there. Where nothing pays, that is the one left.
     """
     task, problem = search.task, search.problem
-    plans = [fastest]
-    if not is_best:
-        everything = _search(replace(task, options=replace(task.options, place="tpu")))
-        plans.append(everything.planned()[0])
+    options = replace(task.options, place="tpu", seconds=task.options.seconds / 2)
+    everything = _search(replace(task, options=options))
+    plans = [fastest, everything.planned()[0]]
     found: list[_Candidate] = []
     for plan in plans:
         stages = search.stages_of(plan)
@@ -115,8 +113,10 @@ def _worthwhile(search: _Search, fastest: Plan, is_best: bool) -> Plan:
     if not task.options.needs_tpu and best > (1 - LEAST_GAIN) * planner.cost(problem, on_host):
         return search.assembled(on_host)
 
-    def transfers(candidate: _Candidate) -> tuple[int, float]:
-        return planner.on_tpus(candidate[0]), planner.cost(problem, *candidate)
+    def transfers(candidate: _Candidate) -> tuple[int, int, float]:
+        stages, _ = candidate
+        moved = planner.transfers(problem, stages)
+        return planner.on_tpus(stages), moved, planner.cost(problem, *candidate)
 
     limit = best * (1 + NEARLY)
     fewer = [(planner.fewer(problem, stages, limit, copies), copies) for stages, copies in found]

@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from compiler.planner.budget import Budget
 from compiler.planner.exact import exact
-from compiler.planner.fewer import fewer, on_tpus, paying
+from compiler.planner.fewer import fewer, on_tpus, paying, transfers
 from compiler.planner.heuristic import heuristic
 from compiler.planner.ideals import by_ideals
 from compiler.planner.improving import neighbours
@@ -65,6 +65,7 @@ __all__ = [
     "on_tpus",
     "paying",
     "solve",
+    "transfers",
 ]
 
 

@@ -33,6 +33,23 @@ def on_tpus(stages: Stages) -> int:
     return sum(device != HOST for device, _ in stages)
 
 
+def transfers(problem: Problem, stages: Stages) -> int:
+    """How many tensors go to stages on TPUs and back."""
+    count = 0
+    for device, nodes in stages:
+        if device == HOST:
+            continue
+        inside = set(nodes)
+        for tensor in problem.tensors:
+            is_own = tensor.source in inside
+            readers_inside = inside.intersection(tensor.readers)
+            if is_own:
+                count += tensor.leaves or len(readers_inside) < len(tensor.readers)
+            else:
+                count += bool(readers_inside)
+    return count
+
+
 def _changed(
     problem: Problem,
     stages: Stages,

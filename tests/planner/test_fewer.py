@@ -37,6 +37,7 @@ def test_a_stage_that_gains_little_joins_its_neighbours() -> None:
     assert planner.cost(problem, apart) == 8.5
     together = ((0, (0, 1, 2)),)
     assert planner.cost(problem, together) == 9.0
+    assert (planner.transfers(problem, apart), planner.transfers(problem, together)) == (2, 0)
     assert planner.fewer(problem, apart, limit=8.9) == apart
     assert planner.fewer(problem, apart, limit=9.0) == together
 
