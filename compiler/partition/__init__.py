@@ -42,9 +42,9 @@ PROMISE_SLACK = 1.001
 NEAR_PACE = 1.01
 # A plan that is so near to its bound, as a share of it, is not searched for again.
 PROVEN = 1 - 1e-6
-# Of plans that are so near to the fastest, as a share of it, the one with the fewest transfers is
-# taken: predictions are off by more than that.
-NEARLY = 0.05
+# Of plans whose latency is so near to the least, the one with the fewest transfers is taken:
+# predictions are off by more than that.
+NEARLY = 1.05
 # An Edge TPU that saves less of what the host takes alone is not worth its transfers.
 LEAST_GAIN = 0.02
 
@@ -118,7 +118,7 @@ def _worthwhile(search: _Search, fastest: Plan) -> Plan:
         moved = planner.transfers(problem, stages)
         return planner.on_tpus(stages), moved, planner.cost(problem, *candidate)
 
-    limit = best * (1 + NEARLY)
+    limit = best * (NEARLY if problem.objective == "latency" else NEAR_PACE)
     fewer = [(planner.fewer(problem, stages, limit, copies), copies) for stages, copies in found]
     near = [candidate for candidate in fewer if planner.cost(problem, *candidate) <= limit]
     return search.assembled(*min(near, key=transfers))
