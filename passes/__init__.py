@@ -20,6 +20,7 @@ from passes import (
     fold_constants,
     fold_flatten,
     fold_pixels,
+    join_heads,
     join_phases,
     keep_gates,
     keep_scales,
@@ -206,6 +207,15 @@ PASSES: tuple[Pass[PassContext], ...] = in_order(
         after={
             "lower": "each lowered operator stands between two Transposes",
             "split_joins": "it repeats layout changes for each part, which may then cancel",
+        },
+    ),
+    Pass(
+        "join_heads",
+        join_heads.run,
+        lowest_opset=OPSET,
+        after={
+            "recognise_attention": "it works on an Attention",
+            "cancel_transposes": "keys are transposed twice, until that is one Transpose",
         },
     ),
     Pass(
