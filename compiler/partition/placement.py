@@ -41,8 +41,7 @@ def place_nodes(task: Task) -> Placements:
         node: of_node(node, task.target, host, placements[node].device == "tpu", options.host_int8)
         for node in graph
     }
-    if not options.host_int8:
-        costs |= plain.saved(graph, costs)
+    costs |= plain.saved(graph, costs, host, options.host_int8)
     pinned = _pin(graph, placements, options)
     found = Placements(placements, costs, pinned, set())
     _move_boundaries(graph, task.readers, found)

@@ -40,15 +40,23 @@ class Wrapped:
     """A normalised product that may be a plain one: `undo` gives the results of the product of
     `rows`, which are rotated in blocks by `rotation` first where that is there.
 
-    `tiles` multiply, and `around` would not be there without them.
+    `tiles` multiply the `normalised` rows. Without them there would be neither `rotate`, which
+    rotates rows, nor `scaling`, which divides them by their peaks, nor the `rest`.
     """
 
     product: Product
     undo: ir.Node
     rows: ir.Value
     rotation: ir.Value | None
+    normalised: ir.Value
     tiles: tuple[ir.Node, ...]
-    around: tuple[ir.Node, ...]
+    rotate: tuple[ir.Node, ...]
+    scaling: tuple[ir.Node, ...]
+    rest: tuple[ir.Node, ...]
+
+    @property
+    def around(self) -> tuple[ir.Node, ...]:
+        return (*self.rotate, *self.scaling, *self.rest)
 
 
 def wrapped(nodes: Iterable[ir.Node]) -> Iterator[Wrapped]:
@@ -74,26 +82,51 @@ def _wrapped(product: Product) -> Wrapped | None:
         return None
     if {*consumers_of(scaling.x)} - {*scaling.nodes}:
         return None
-    around = [*scaling.nodes, *joins, product.scale, product.shift, scaling.undo]
     reshape = produced_by(scaling.x, "Reshape")
     rotate = produced_by(scaling.x if reshape is None else reshape.inputs[0], "MatMul")
-    if rotate is None or rotate.metadata_props.get(HOST_REASON) != ROTATES:
-        return Wrapped(product, scaling.undo, scaling.x, None, tuple(tiles), tuple(around))
-    blocks, rotation = rotate.inputs
-    assert blocks is not None
-    return Wrapped(product, scaling.undo, blocks, rotation, tuple(tiles), (*around, rotate))
+    if rotate is not None and rotate.metadata_props.get(HOST_REASON) != ROTATES:
+        rotate = None
+    source, rotation = (scaling.x, None) if rotate is None else rotate.inputs
+    assert source is not None
+    return Wrapped(
+        product=product,
+        undo=scaling.undo,
+        rows=source,
+        rotation=rotation,
+        normalised=rows,
+        tiles=tuple(tiles),
+        rotate=() if rotate is None else (rotate,),
+        scaling=scaling.nodes,
+        rest=(*joins, product.scale, product.shift, scaling.undo),
+    )
 
 
-def saved(nodes: Iterable[ir.Node], costs: Mapping[ir.Node, Cost]) -> dict[ir.Node, Cost]:
-    """The costs of products that may be plain ones on the host: what surrounds them is then not
-    done, so that they take so much less."""
+def saved(
+    nodes: Iterable[ir.Node], costs: Mapping[ir.Node, Cost], host: Host, int8: bool
+) -> dict[ir.Node, Cost]:
+    """The costs of products that are less by what surrounds them and is not done on the host.
+
+    Where the host multiplies in `int8`, that is less than with plain products: its product gives
+    the factors by itself, and quantizes a single row in one operator (compiler/emit/qgemm.py).
+    """
     cheaper = {}
     for found in wrapped(nodes):
-        around = sum(costs[node].host for node in found.around)
+        if int8:
+            less = _saved_in_int8(found, costs, host)
+        else:
+            less = sum(costs[node].host for node in found.around)
         for tile in found.tiles:
-            less = costs[tile].host - around / len(found.tiles)
-            cheaper[tile] = replace(costs[tile], host=max(0.0, less))
+            left = costs[tile].host - less / len(found.tiles)
+            cheaper[tile] = replace(costs[tile], host=max(0.0, left))
     return cheaper
+
+
+def _saved_in_int8(found: Wrapped, costs: Mapping[ir.Node, Cost], host: Host) -> float:
+    product = found.product
+    saved = costs[product.scale].host + costs[product.shift].host
+    if element_count(found.normalised) == shape_of(found.normalised)[-1]:
+        saved += sum(costs[node].host for node in (*found.scaling, found.undo)) - host.operator
+    return saved
 
 
 def plain_on_host(program: Program) -> Program:

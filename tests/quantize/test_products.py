@@ -50,7 +50,7 @@ def test_two_rows_for_one_are_what_the_edge_tpu_makes() -> None:
 
 def test_the_host_takes_products_that_are_whole() -> None:
     """Of a single row, it scales the row too."""
-    for rows, replaced in ((1, 9), (2, 3)):
+    for rows, replaced in ((1, 9), (2, 4)):
         model, product = found(rows)
         nodes = list(model.graph)
         ((last, whole),) = host_products(nodes).items()
