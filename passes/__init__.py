@@ -20,6 +20,7 @@ from passes import (
     fold_constants,
     fold_flatten,
     fold_pixels,
+    join_heads,
     join_phases,
     keep_chosen,
     keep_gates,
@@ -121,6 +122,7 @@ PASSES: tuple[Pass[PassContext], ...] = in_order(
     Pass(
         "keep_gates",
         keep_gates.run,
+        for_tpu=True,
         kind="accuracy",
         after={
             "unfuse": "fused gates and products of linear layers must be apart",
@@ -130,6 +132,7 @@ PASSES: tuple[Pass[PassContext], ...] = in_order(
     Pass(
         "keep_spectra",
         keep_spectra.run,
+        for_tpu=True,
         kind="accuracy",
         after={"recognise_norms": "the square root of a decomposed norm is no spectrum's"},
     ),
@@ -154,6 +157,7 @@ PASSES: tuple[Pass[PassContext], ...] = in_order(
     Pass(
         "join_phases",
         join_phases.run,
+        for_tpu=True,
         after={"fold_constants": "the bounds of slices must be constants"},
     ),
     Pass(
@@ -167,6 +171,7 @@ PASSES: tuple[Pass[PassContext], ...] = in_order(
     Pass(
         "cache_constants",
         cache_constants.run,
+        for_tpu=True,
         kind="accuracy",
         after={
             "fold_affine": "constants that a layer takes up need no layer of their own",
@@ -176,11 +181,13 @@ PASSES: tuple[Pass[PassContext], ...] = in_order(
     Pass(
         "shuffle_channels",
         shuffle_channels.run,
+        for_tpu=True,
         after={"fold_constants": "the shapes of both Reshapes must be known"},
     ),
     Pass(
         "split_gates",
         split_gates.run,
+        for_tpu=True,
         kind="accuracy",
         after={
             "keep_gates": "a gate on the host has no int8 scale to improve",
@@ -190,6 +197,7 @@ PASSES: tuple[Pass[PassContext], ...] = in_order(
     Pass(
         "lower",
         lower.run,
+        for_tpu=True,
         after={
             "keep_chosen": "what stays on the host stays in ONNX",
             "keep_gates": "what stays on the host stays in ONNX",
@@ -207,6 +215,7 @@ PASSES: tuple[Pass[PassContext], ...] = in_order(
     Pass(
         "split_joins",
         split_joins.run,
+        for_tpu=True,
         kind="accuracy",
         after={"lower": "it cuts layers of the dialect"},
     ),
@@ -219,8 +228,18 @@ PASSES: tuple[Pass[PassContext], ...] = in_order(
         },
     ),
     Pass(
+        "join_heads",
+        join_heads.run,
+        lowest_opset=OPSET,
+        after={
+            "recognise_attention": "it works on an Attention",
+            "cancel_transposes": "keys are transposed twice, until that is one Transpose",
+        },
+    ),
+    Pass(
         "fold_flatten",
         fold_flatten.run,
+        for_tpu=True,
         after={"cancel_transposes": "only a Transpose that is left over is worth new weights"},
     ),
     Pass(
@@ -234,24 +253,28 @@ PASSES: tuple[Pass[PassContext], ...] = in_order(
     Pass(
         "split_means",
         split_means.run,
+        for_tpu=True,
         after={"cancel_transposes": "it takes means over the axes of images in NHWC"},
     ),
     # Matrix products between host operators, as in transformers.
     Pass(
         "rotate_rows",
         rotate_rows.run,
+        for_tpu=True,
         kind="accuracy",
         after={"lower": "only then it is known what the host runs around a product"},
     ),
     Pass(
         "rotate_outputs",
         rotate_outputs.run,
+        for_tpu=True,
         kind="optional",
         after={"lower": "only then it is known what the host runs around a product"},
     ),
     Pass(
         "normalise_linears",
         normalise_linears.run,
+        for_tpu=True,
         kind="accuracy",
         after={
             "rotate_rows": "rotated rows leave [-1, 1] again",
@@ -261,6 +284,7 @@ PASSES: tuple[Pass[PassContext], ...] = in_order(
     Pass(
         "second_row",
         second_row.run,
+        for_tpu=True,
         kind="optional",
         after={"normalise_linears": "it doubles the rows of normalised products"},
     ),
@@ -268,6 +292,7 @@ PASSES: tuple[Pass[PassContext], ...] = in_order(
     Pass(
         "tile_matmul",
         tile_matmul.run,
+        for_tpu=True,
         after={
             "fold_flatten": "it reorders whole rows of weights",
             "normalise_linears": "products of the same rows become one, which is larger",
@@ -277,12 +302,14 @@ PASSES: tuple[Pass[PassContext], ...] = in_order(
     Pass(
         "keep_tails",
         keep_tails.run,
+        for_tpu=True,
         kind="accuracy",
         after={"tile_matmul": "the join of a layer's tiles stays with its layer"},
     ),
     Pass(
         "divide_reshapes",
         divide_reshapes.run,
+        for_tpu=True,
         after={
             "cancel_reshapes": "a Reshape that is not needed is not worth parts",
             "keep_tails": "a line that the host joins is made there",
@@ -291,6 +318,7 @@ PASSES: tuple[Pass[PassContext], ...] = in_order(
     Pass(
         "separate",
         separate.run,
+        for_tpu=True,
         lowest_opset=0,
         after={"keep_tails": "only what may run on the Edge TPU has scales to share"},
     ),

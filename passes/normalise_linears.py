@@ -1,7 +1,7 @@
 """Bring the rows of matrix products between host operators to [-1, 1], and balance their outputs.
 
     y = FullyConnected(x, W, c)
-        ->  s = Max(ReduceMax(Abs(x)), tiny)                      for each row (token)
+        ->  s = Max(ReduceMax(x), -ReduceMin(x), tiny)            for each row (token)
             z = FullyConnected(x / s, W / a, -o / a)              on the Edge TPU
             y = s * (a * z + o) + c                               on the host, as s
 
@@ -165,8 +165,10 @@ def _normalise(nodes: Sequence[ir.Node], b: Builder) -> None:
 def _rows_to_one(b: Builder, x: ir.Value) -> tuple[ir.Value, ir.Value]:
     """(rows divided by their largest magnitude, that magnitude)."""
     axes = b.const(np.array([len(shape_of(x)) - 1], np.int64), "axes")
-    peak = b.op("ReduceMax", [b.op("Abs", [x]), axes], {"keepdims": 1})
-    peak = b.op("Max", [peak, b.scalar(TINY, "tiny")])
+    # Absolute values would be written to memory first; extremes are only read.
+    highest = b.op("ReduceMax", [x, axes], {"keepdims": 1})
+    lowest = b.op("ReduceMin", [x, axes], {"keepdims": 1})
+    peak = b.op("Max", [highest, b.op("Neg", [lowest]), b.scalar(TINY, "tiny")])
     return b.op("Div", [x, peak]), peak
 
 

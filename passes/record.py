@@ -25,7 +25,8 @@ class Pass(Generic[ContextT]):
     A model whose ONNX opset is below `lowest_opset` is left alone: passes that read operators count
     on the form that these have since RAISED, those that write operators of the newest opset need
     OPSET. `after` names the passes that must come before this one, each with the reason.
-    A pass that `reads_only` leaves the model as it is, so that there is nothing to check.
+    A pass that `reads_only` leaves the model as it is, so that there is nothing to check. One that
+    is `for_tpu` is of no use in a model of which no node runs on an Edge TPU.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Pass(Generic[ContextT]):
     lowest_opset: int = RAISED
     after: Mapping[str, str] = field(default_factory=dict)
     reads_only: bool = False
+    for_tpu: bool = False
 
     def accepts(self, model: ir.Model) -> bool:
         """Whether the operators of a model have the form that the pass was written for."""
@@ -68,14 +70,18 @@ class Steps:
 
     `without` names accuracy passes that are left out, `also` the optional ones that run. `at` says
     otherwise for single nodes: by the name of the pass, then by that of the node in the source.
+    `on_host` leaves out all passes that are for an Edge TPU.
     """
 
     without: frozenset[str] = frozenset()
     also: frozenset[str] = frozenset()
     at: Mapping[str, Mapping[str, bool]] = field(default_factory=dict)
+    on_host: bool = False
 
     def want(self, record: Pass[ContextT]) -> bool:
         """Whether a pass runs at any node."""
+        if self.on_host and record.for_tpu:
+            return False
         return self._by_default(record) or any(self.at.get(record.name, {}).values())
 
     def takes(self, record: Pass[ContextT], node: ir.Node) -> bool:

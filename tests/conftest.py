@@ -68,7 +68,9 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("small")
     model = save(folder / "small.onnx", small_network())
     building.build(
-        model, folder / "small.bundle", BuildOptions(partitioning=PartitionOptions(tpus=2))
+        model,
+        folder / "small.bundle",
+        BuildOptions(partitioning=PartitionOptions(tpus=2, place="tpu")),
     )
     return folder / "small.bundle"
 

@@ -285,6 +285,7 @@ def build(
 
 
 def _show(bundle: compiler.Bundle) -> None:
+    from compiler.view.alone import show_faster_host
     from compiler.view.compiled import show_compilation
     from compiler.view.frontier import show_frontier
     from compiler.view.language import show_language
@@ -308,3 +309,4 @@ def _show(bundle: compiler.Bundle) -> None:
     wrote(bundle.path)
     show_warnings(out, manifest["quality"])
     show_next(out, bundle)
+    show_faster_host(out, manifest)

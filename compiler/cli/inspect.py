@@ -120,6 +120,7 @@ def inspect(
 
 
 def _show(inspection: compiler.Inspection) -> None:
+    from compiler.view.alone import show_faster_host
     from compiler.view.language import show_language
     from compiler.view.pictures import show_picture
     from compiler.view.plan import show_plan
@@ -133,12 +134,12 @@ def _show(inspection: compiler.Inspection) -> None:
         if inspection.picture is not None:
             show_picture(out, inspection.picture, plan["inputs"])
     quality = inspection.quality
-    if quality is None:
-        return
-    if "language" not in plan:
-        show_quality(out, quality)
-        show_baseline(out, quality)
-    show_warnings(out, quality)
+    if quality is not None:
+        if "language" not in plan:
+            show_quality(out, quality)
+            show_baseline(out, quality)
+        show_warnings(out, quality)
+    show_faster_host(out, plan)
 
 
 def _show_compiled(compiled: compiler.CompiledFile, as_json: bool) -> None:

@@ -155,8 +155,9 @@ Place = Annotated[
     option(
         "place",
         metavar="tpu|host|auto",
-        help="Where layers that an Edge TPU takes run: there (default), on the host, or where it "
-        "is predicted to be faster (default for language models).",
+        help="Where layers that an Edge TPU takes run: there, on the host, or where it is "
+        "predicted to be faster (auto, default). Auto gives an Edge TPU something even where the "
+        "host alone is faster, but for language models.",
     ),
 ]
 Pins = Annotated[

@@ -11,17 +11,37 @@ it: `Builtin.work`, `Builtin.layer`, `Operator.macs`, `Operator.host_bytes`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
 from compiler.device.draft import drafted
-from compiler.graph import element_count, input_at, is_constant, is_static
+from compiler.graph import (
+    BALANCED,
+    consumers_of,
+    element_count,
+    input_at,
+    is_constant,
+    is_static,
+    produced_by,
+    producer_of,
+)
 from compiler.ops import BUILTINS, Moves, operator_of
 from compiler.ops.common import FLOAT_BYTES, static_tensors
 from compiler.ops.rules import OpInfo
 from compiler.targets import Host, Layer, Target, stored_bytes
+
+INT8_BYTES = 1
+
+
+@dataclass(frozen=True)
+class HostAlone:
+    """Seconds of a whole model on the host and nothing else: in float, and with the products of its
+    layers in int8."""
+
+    float: float
+    int8: float
 
 
 @dataclass(frozen=True)
@@ -107,6 +127,9 @@ def on_host(node: ir.Node, host: Host, int8: bool = False) -> float:
     operator = operator_of(node)
     if operator.moves == Moves.VIEW:
         return 0.0
+    boundary = _at_boundary(node, host)
+    if boundary is not None:
+        return boundary
     has_int8_weights = int8 and operator.is_linear and is_constant(input_at(node, 1))
     if has_int8_weights:
         moved, rate = _int8_bytes(node), host.int8_macs
@@ -122,11 +145,68 @@ def on_host(node: ir.Node, host: Host, int8: bool = False) -> float:
     return host.operator + busy
 
 
+def _at_boundary(node: ir.Node, host: Host) -> float | None:
+    """What a node of a normalised product takes that is written as quantization
+    (compiler/emit/rows.py); None for others."""
+    element = host.bytes / element_count(node.outputs[0]) if is_static(node.outputs[0]) else 0.0
+    if not element:
+        return None
+    if _balances(node):
+        return host.operator + (INT8_BYTES + FLOAT_BYTES) / element
+    if node.op_type == "Add" and _balances(node.inputs[0].producer() if node.inputs[0] else None):
+        return 0.0  # it is the zero point
+    if _divides_rows(node):
+        # The scales of the rows, their quantization, and the sum that tells of NaN.
+        return 4 * host.operator + (INT8_BYTES + 2 * FLOAT_BYTES) / element
+    return None
+
+
+def _balances(node: ir.Node | None) -> bool:
+    """Whether a node gives the results of the Edge TPU their factors."""
+    if node is None or BALANCED not in node.metadata_props:
+        return False
+    made = producer_of(node.inputs[0])
+    return made is not None and made.op_type != "Reshape"
+
+
+def _divides_rows(node: ir.Node) -> bool:
+    """Whether a node divides rows by their peaks for the Edge TPU."""
+    if node.op_type != "Div" or produced_by(node.inputs[1], "Max") is None:
+        return False
+    return all(operator_of(reader).is_linear for reader in consumers_of(node.outputs[0]))
+
+
+def host_alone(nodes: Iterable[ir.Node], host: Host) -> HostAlone:
+    """What the nodes of a model take on the host that were not rewritten for an Edge TPU.
+
+    In int8, each layer quantizes what it reads, and multiplies that by weights of a byte each.
+    """
+    in_float = 0.0
+    in_int8 = 0.0
+    for node in nodes:
+        seconds = on_host(node, host)
+        in_float += seconds
+        in_int8 += min(seconds, _layer_in_int8(node, host)) if _is_layer(node) else seconds
+    return HostAlone(in_float, in_int8)
+
+
+def _is_layer(node: ir.Node) -> bool:
+    """Whether a node multiplies by constant weights."""
+    return is_constant(input_at(node, 1)) and float_macs(node) > 0
+
+
+def _layer_in_int8(node: ir.Node, host: Host) -> float:
+    read = element_count(input_at(node, 0))
+    quantize = host.operator + read * (FLOAT_BYTES + INT8_BYTES) / host.bytes
+    moved = _int8_bytes(node) - read * (FLOAT_BYTES - INT8_BYTES)
+    return quantize + host.operator + max(float_macs(node) / host.int8_macs, moved / host.bytes)
+
+
 def _int8_bytes(node: ir.Node) -> int:
     """Bytes that a layer with int8 weights reads and writes; its activations are float."""
     total = 0
     for value in static_tensors(node):
-        total += element_count(value) * (1 if is_constant(value) else FLOAT_BYTES)
+        total += element_count(value) * (INT8_BYTES if is_constant(value) else FLOAT_BYTES)
     return total
 
 

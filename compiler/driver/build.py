@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from compiler import files, importer
 from compiler.checks import agreement, sensitivity, sights, verify
 from compiler.checks.baseline import Baseline, baseline
 from compiler.checks.pass_checks import Checker
+from compiler.device.cost import HostAlone, host_alone
 from compiler.driver import labelled, picture, quality, state, toolchain
 from compiler.driver.dump import GraphDump
 from compiler.driver.options import BuildOptions
@@ -28,7 +30,7 @@ from compiler.graph import activations_around, consumers_of, quantized_around
 from compiler.graph.lineage import Lineage
 from compiler.importer import state as state_pairs
 from compiler.ops import Moves, operator_of
-from compiler.partition import PartitionOptions, Program, partition_for_all
+from compiler.partition import PartitionOptions, Program, partition_for_all, plain_on_host
 from compiler.progress import Progress, notes, silent
 from compiler.quantize import samples as sampling
 from compiler.quantize.calibrate import Ranges, calibrate
@@ -37,12 +39,14 @@ from compiler.quantize.products import Product, products
 from compiler.quantize.scales import assign
 from compiler.runtime import Bundle
 from compiler.runtime.manifest import FrontierEntry, Manifest, MeasuredEntry, VisionEntry
-from compiler.targets import Target
+from compiler.targets import Host, Target
 from compiler.vendor import onnx_tf
-from passes import PassContext, SampleContext, Steps, fold_constants
+from passes import Pass, PassContext, SampleContext, Steps, fold_constants
 
 # Samples on which `keep_float` and warnings look at single segments.
 SENSITIVITY_SAMPLES = 4
+# Where a graph notes what the host alone would take.
+HOST_ALONE = "edgetpu.host_alone"
 
 
 def build(
@@ -164,14 +168,32 @@ def rewrite(
     progress: Progress = silent,
     driver: PassDriver | None = None,
 ) -> ir.Model:
-    """Run every pass over a model, in place. Without a `driver` the model gets one of its own."""
+    """Run every pass over a model, in place. Without a `driver` the model gets one of its own.
+
+    What the host alone would take is noted in the graph on the way.
+    """
     driver = driver or pass_driver(model, options)
     context = PassContext(Target.load(options.target), kept=options.partitioning.kept)
     step = progress("rewriting", len(passes.PASSES))
     source = Lineage(model.graph)
-    driver.run(passes.PASSES, model, context, step)
+    of_any_device = list(takewhile(lambda record: not record.for_tpu, passes.PASSES))
+    following = passes.PASSES[len(of_any_device) :]
+    driver.run(of_any_device, model, context, step)
+    model.graph.meta[HOST_ALONE] = _on_host_alone(model, options, following)
+    driver.run(following, model, context, step)
     source.note_absorbed(model.graph)
     return model
+
+
+def _on_host_alone(
+    model: ir.Model, options: BuildOptions, following: Sequence[Pass[PassContext]]
+) -> HostAlone:
+    """What a model takes on the host without any rewriting for an Edge TPU; the passes `following`
+    are still to come."""
+    plain = model.clone()
+    steps = Steps(options.without, on_host=True)
+    PassDriver(steps).run(following, plain, PassContext(Target.load(options.target)))
+    return host_alone(plain.graph, Host.load(options.partitioning.host))
 
 
 def pass_driver(model: ir.Model, options: BuildOptions, path: Path | None = None) -> PassDriver:
@@ -181,7 +203,15 @@ def pass_driver(model: ir.Model, options: BuildOptions, path: Path | None = None
     """
     checker = Checker(model, options.seed, path) if options.check_passes else None
     dump = None if options.dump_folder is None else GraphDump(options.dump_folder)
-    return PassDriver(Steps(options.without, options.also), checker, dump)
+    return PassDriver(steps_of(options), checker, dump)
+
+
+def steps_of(options: BuildOptions) -> Steps:
+    """The passes that run. Where all is on the host in float, those for an Edge TPU do not; int8
+    products need them there too."""
+    partitioning = options.partitioning
+    on_host = partitioning.place == "host" and not partitioning.host_int8
+    return Steps(options.without, options.also, on_host=on_host)
 
 
 def plan_program(
@@ -193,7 +223,7 @@ def plan_program(
     """Run every pass over a model, in place, and cut it into segments."""
     rewritten = rewrite(model, options, progress, driver)
     progress("cutting into segments", 1)
-    return partition_model(rewritten, options.target, options.partitioning)
+    return _settled(partition_model(rewritten, options.target, options.partitioning))
 
 
 def partition_model(model: ir.Model, target: str, options: PartitionOptions) -> Program:
@@ -201,8 +231,21 @@ def partition_model(model: ir.Model, target: str, options: PartitionOptions) -> 
     with stage("partition"):
         device = Target.load(target, options.host)
         placed = replace(options, place=options.place or "tpu")
+        alone = model.graph.meta.get(HOST_ALONE)
         divided, plan = partition_for_all(model, device, placed)
-        return Program(divided, plan, device)
+        if alone is not None and options.host_int8:
+            # What the bundle of `--place host` does: it multiplies rows that are normalised.
+            in_int8 = sum(cost.host for cost in plan.costs.values())
+            alone = HostAlone(alone.float, in_int8)
+        return Program(divided, plan, device, alone)
+
+
+def _settled(program: Program) -> Program:
+    """The program without what only an Edge TPU needs of products that are on the host."""
+    if program.plan.options.host_int8:
+        return program
+    with stage("partition"):
+        return plain_on_host(program)
 
 
 def run_float_model(
@@ -309,7 +352,7 @@ def _partition_and_quantize(
     driver: PassDriver,
 ) -> Program:
     progress("cutting into segments", 1)
-    program = partition_model(rewritten, options.target, options.partitioning)
+    program = _settled(partition_model(rewritten, options.target, options.partitioning))
     return quantize(program, calibration, options, progress, driver)
 
 
@@ -416,7 +459,7 @@ def _calibrated(
     program: Program, context: SampleContext, options: BuildOptions, driver: PassDriver | None
 ) -> Program:
     """Run the passes that look at samples, then choose scales by the ranges that they leave."""
-    driver = driver or PassDriver(Steps(options.without, options.also))
+    driver = driver or PassDriver(steps_of(options))
     driver.run(passes.SAMPLE_PASSES, program.model, context)
     scaled = [*context.nodes, *program.joins]
     values = quantized_around(scaled)

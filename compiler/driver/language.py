@@ -195,11 +195,11 @@ def rotated(source: Source, options: BuildOptions) -> tuple[Source, BuildOptions
 
 
 def _partitioning(options: BuildOptions) -> PartitionOptions:
-    """How programs are cut: the host multiplies in int8, and its segments fit an eighth of half the
-    memory (`LanguageOptions.max_ram`)."""
+    """How programs are cut: the host multiplies in int8, has a program by itself that it is as fast
+    in, and its segments fit an eighth of half the memory (`LanguageOptions.max_ram`)."""
     limit = options.language.max_ram
     host_bytes = None if limit is None else limit * MEGABYTE // 16
-    return replace(options.partitioning, host_int8=True, host_bytes=host_bytes)
+    return replace(options.partitioning, host_int8=True, host_bytes=host_bytes, needs_tpu=False)
 
 
 def _copy_factors(source: Product, product: Product) -> None:

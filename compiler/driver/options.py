@@ -112,6 +112,7 @@ SCOPES: Mapping[str, Scope] = {
     "kept": Scope("plan"),
     "host_bytes": Scope("plan"),
     "lora": Scope("language", _LANGUAGE),
+    "needs_tpu": Scope("plan"),
     "context": Scope("language", _LANGUAGE),
     "chunk": Scope("language", _LANGUAGE),
     "slots": Scope("language", _LANGUAGE),
@@ -344,8 +345,7 @@ class BuildOptions:
             raise OptionError(text, "also")
         if self.partitioning.place is not None:
             return self
-        partitioning = replace(self.partitioning, place="auto" if kind == "language" else "tpu")
-        return replace(self, partitioning=partitioning)
+        return replace(self, partitioning=replace(self.partitioning, place="auto"))
 
     def _check_model(self) -> None:
         from compiler.targets import Target
@@ -393,8 +393,8 @@ class BuildOptions:
         for name in sorted(self.also):
             require_choice("also", name, OPTIONAL)
         on_tpu = sorted(self.also - {ROTATE_STREAM})
-        if on_tpu and self.partitioning.place not in (None, "tpu"):
-            text = f"{on_tpu[0]}: is for layers on the Edge TPU; set place to tpu"
+        if on_tpu and self.partitioning.place == "host":
+            text = f"{on_tpu[0]}: is for layers on the Edge TPU; set place to auto or tpu"
             raise OptionError(text, "also")
 
 

@@ -35,6 +35,8 @@ class Forecast:
     gap_percent:    how far the plan may be from the best cut; None where no solver looked for one
     error_percent:  average error of such predictions on this host, over networks that the model was
                     not fitted to; None where nobody has measured it
+    host_float_ms:  one inference on the host alone, in float
+    host_int8_ms:   likewise with layers in int8
     tpu_segments:   segments on Edge TPUs
     host_segments:  segments on the host
     cached_bytes:   parameters that stay in the Edge TPUs
@@ -55,6 +57,8 @@ class Forecast:
     bound_by: int | None
     gap_percent: float | None
     error_percent: float | None
+    host_float_ms: float
+    host_int8_ms: float
     tpu_segments: int
     host_segments: int
     cached_bytes: int
@@ -124,7 +128,9 @@ def _language_rows(model: Path, options: BuildOptions) -> Iterator[LanguageForec
         tokens = shapes[name].tokens
         rewritten = building.rewrite(decoder.write(source, shapes[name]), options)
         for place in _PLACES:
-            partitioning = replace(options.partitioning, place=place, host_int8=True)
+            partitioning = replace(
+                options.partitioning, place=place, host_int8=True, needs_tpu=False
+            )
             program = building.partition_model(rewritten, options.target, partitioning)
             stored = _parameter_bytes(program)
             yield LanguageForecast(

@@ -177,6 +177,9 @@ def prediction_entry(program: Program) -> PredictionEntry:
     if plan.host_slots > 1:
         entry["host_slots"] = plan.host_slots
         entry["host_gain"] = plan.host_gain
+    if program.alone is not None:
+        entry["host_float_ms"] = milliseconds(program.alone.float)
+        entry["host_int8_ms"] = milliseconds(program.alone.int8)
     return entry
 
 

@@ -14,7 +14,14 @@ import onnx
 import onnx_ir as ir
 
 from compiler.emit.host_model import HostModel
-from compiler.graph import array_of, consumers_of, element_count, only_consumer, shape_of
+from compiler.graph import (
+    array_of,
+    consumers_of,
+    element_count,
+    only_consumer,
+    produced_by,
+    shape_of,
+)
 from compiler.quantize import weights
 from compiler.quantize.products import (
     Product,
@@ -36,12 +43,14 @@ class HostProduct:
 
     `tiles` are in the order of their outputs, `joins` what joins them to z. `scaling` is there
     where it is of a single row and read by nothing else: onnxruntime then does the scaling too.
+    `divide` divides several rows by their peaks, for the tiles alone; quantizing does that as well.
     """
 
     product: Product
     tiles: list[ir.Node]
     joins: list[ir.Node]
     scaling: RowScaling | None
+    divide: ir.Node | None
 
     @property
     def last(self) -> ir.Node:
@@ -51,6 +60,8 @@ class HostProduct:
     @property
     def replaced(self) -> set[ir.Node]:
         own = {*self.tiles, *self.joins, self.product.scale, self.product.shift}
+        if self.divide is not None:
+            own.add(self.divide)
         return own if self.scaling is None else own | {*self.scaling.nodes, self.scaling.undo}
 
 
@@ -82,7 +93,19 @@ def _within(product: Product, inside: set[ir.Node]) -> HostProduct | None:
             joins.append(node)
         else:
             return None
-    return HostProduct(product, tiles, joins, _single_row(product, tiles, inside))
+    scaling = _single_row(product, tiles, inside)
+    divide = None if scaling else _division(tiles, inside)
+    return HostProduct(product, tiles, joins, scaling, divide)
+
+
+def _division(tiles: Sequence[ir.Node], inside: set[ir.Node]) -> ir.Node | None:
+    rows = tiles[0].inputs[0]
+    divide = produced_by(rows, "Div")
+    if rows is None or divide is None or divide not in inside or rows.is_graph_output():
+        return None
+    # A peak that is never zero.
+    is_peak = produced_by(divide.inputs[1], "Max") is not None
+    return divide if is_peak and set(consumers_of(rows)) == set(tiles) else None
 
 
 def _single_row(
@@ -124,13 +147,26 @@ def _rows(found: HostProduct, name: str, model: HostModel) -> list[str]:
         source = [str(found.scaling.x.name)]
         model.append(onnx.helper.make_node("DynamicQuantizeLinear", source, names, name=name))
         return names
-    rows = found.tiles[0].inputs[0]
+    rows = found.tiles[0].inputs[0] if found.divide is None else found.divide.inputs[0]
     assert rows is not None
-    shape = model.array(f"{name}/shape", np.array([-1, shape_of(rows)[-1]]))
+    inputs = shape_of(rows)[-1]
+    shape = model.array(f"{name}/shape", np.array([-1, inputs]))
     model.op("Reshape", [str(rows.name), shape], [name])
     model.array(scale, ROW_SCALE)
     model.array(zero_point, ROW_ZERO)
-    model.op("QuantizeLinear", [name, scale, zero_point], [quantized])
+    if found.divide is None:
+        model.op("QuantizeLinear", [name, scale, zero_point], [quantized])
+        return names
+    # Divided by its own scale, each row is divided by its peak.
+    peak = found.divide.inputs[1]
+    assert peak is not None
+    column = model.array(f"{name}/column", np.array([-1, 1]))
+    model.op("Reshape", [str(peak.name), column], [f"{name}/peaks"])
+    model.op("Mul", [f"{name}/peaks", scale], [f"{name}/scales"])
+    zeros = np.full((element_count(rows) // inputs, 1), ROW_ZERO)
+    constants = [f"{name}/scales", model.array(f"{name}/zeros", zeros)]
+    options = {"axis": 1, "block_size": inputs}
+    model.op("QuantizeLinear", [name, *constants], [quantized], **options)
     return names
 
 

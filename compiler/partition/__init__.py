@@ -21,6 +21,7 @@ from compiler.partition.dividing import divisions
 from compiler.partition.load import best_under_load, repeated
 from compiler.partition.options import DeviceKind, PartitionOptions, PlacePolicy
 from compiler.partition.placement import joining, no_node, place_nodes
+from compiler.partition.plain import plain_on_host
 from compiler.partition.plan import Placement, Placements, Plan, Segment
 from compiler.partition.problem import (
     Units,
@@ -48,8 +49,16 @@ MOST_PLACES = 120
 NEAR_LATENCY = 1.01
 # A plan that is so near to its bound, as a share of it, is not searched for again.
 PROVEN = 1 - 1e-6
+# Of plans whose latency is so near to the least, the one with the fewest transfers is taken:
+# predictions are off by more than that.
+NEARLY = 1.05
+# An Edge TPU that saves less of what the host takes alone is not worth its transfers.
+LEAST_GAIN = 0.02
 # So many ways to divide layers among Edge TPUs are planned.
 TRIED_DIVISIONS = 3
+
+# Stages, and how many Edge TPUs hold those of each device.
+_Candidate = tuple[planner.Stages, dict[int, int]]
 
 __all__ = [
     "DeviceKind",
@@ -62,6 +71,7 @@ __all__ = [
     "halved",
     "partition",
     "partition_for_all",
+    "plain_on_host",
     "streamed",
 ]
 
@@ -76,6 +86,11 @@ def partition(model: ir.Model, target: Target, options: PartitionOptions | None 
         plan, bound = search.assembled(stages), None
     else:
         plan, bound = search.planned()
+        if search.placements.free:
+            leaves_tpu = all(segment.device == "host" for segment in plan.segments)
+            plan = _worthwhile(search, plan)
+            if leaves_tpu and any(segment.device == "tpu" for segment in plan.segments):
+                bound = None  # it is of plans that leave all to the host
         if options.sought == "latency" and options.tpus > 1:
             plan, bound = search.at_once(search.stages_of(plan))
     return search.finished(plan, bound)
@@ -136,6 +151,42 @@ def _search_of(task: Task) -> _Search:
     placements = place_nodes(task)
     units = units_of(task.graph, placements)
     return _Search(task, placements, units, planner_problem(task, units, placements))
+
+
+def _worthwhile(search: _Search, fastest: Plan) -> Plan:
+    """Of the plans that are nearly as fast as the fastest, the one with the fewest segments on
+    Edge TPUs and the fewest tensors that go there and back.
+
+    Beside the fastest stands the plan that gives Edge TPUs all that they take, without what does
+    not pay there. Where nothing pays, that is the one left.
+    """
+    task, problem = search.task, search.problem
+    options = replace(task.options, place="tpu", seconds=task.options.seconds / 2)
+    everything = _search_of(replace(task, options=options))
+    plans = [fastest, everything.planned()[0]]
+    found: list[_Candidate] = []
+    for plan in plans:
+        stages = search.stages_of(plan)
+        is_whole = sum(len(units) for _, units in stages) == problem.count
+        if is_whole and planner.on_tpus(stages):
+            copies = {s.tpu: 1 + len(s.replicas) for s in plan.segments if s.tpu is not None}
+            found.append((planner.paying(problem, stages, copies), copies))
+    if not found:
+        return fastest
+    best = min(planner.cost(problem, *candidate) for candidate in found)
+    on_host = ((planner.HOST, tuple(range(problem.count))),)
+    if not task.options.needs_tpu and best > (1 - LEAST_GAIN) * planner.cost(problem, on_host):
+        return search.assembled(on_host)
+
+    def transfers(candidate: _Candidate) -> tuple[int, int, float]:
+        stages, _ = candidate
+        moved = planner.transfers(problem, stages)
+        return planner.on_tpus(stages), moved, planner.cost(problem, *candidate)
+
+    limit = best * (NEARLY if problem.objective == "latency" else NEAR_PACE)
+    fewer = [(planner.fewer(problem, stages, limit, copies), copies) for stages, copies in found]
+    near = [candidate for candidate in fewer if planner.cost(problem, *candidate) <= limit]
+    return search.assembled(*min(near, key=transfers))
 
 
 def _final_placements(task: Task, placements: Placements, plan: Plan) -> dict[ir.Node, Placement]:

@@ -28,7 +28,8 @@ class PartitionOptions:
                 slowest of twenty requests that come at `rate`
     rate:       requests per second that are planned for; only with "p95", which needs it
     place:      "tpu" gives an Edge TPU all that it takes, "auto" what is predicted to be faster
-                there, "host" nothing. None is "tpu", and "auto" for language models
+                there, "host" nothing. None is "tpu"; builds and plans make it "auto"
+    needs_tpu:  with "auto", an Edge TPU gets something even where the host alone is as fast
     pins:       names of nodes (with * and ?) and the device that each is pinned to
     cuts:       names of nodes behind which a segment ends
     host:       name or file of the host, for predictions of its CPU and of the link that it drives
@@ -52,6 +53,7 @@ class PartitionOptions:
     kept: tuple[str, ...] = ()
     host_bytes: int | None = None
     rate: float | None = None
+    needs_tpu: bool = True
 
     def __post_init__(self) -> None:
         require_count("tpus", self.tpus, 1, MOST_TPUS)

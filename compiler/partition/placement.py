@@ -20,6 +20,7 @@ from compiler.errors import OptionError
 from compiler.graph import activations_of, element_count, origin_of
 from compiler.graph.lineage import names_of
 from compiler.ops import Moves, operator_of
+from compiler.partition import plain
 from compiler.partition.options import PartitionOptions
 from compiler.partition.plan import Placement, Placements
 from compiler.partition.problem import planner_problem, units_of
@@ -41,6 +42,7 @@ def place_nodes(task: Task) -> Placements:
         node: of_node(node, task.target, host, placements[node].device == "tpu", options.host_int8)
         for node in graph
     }
+    costs |= plain.saved(graph, costs, host, options.host_int8)
     pinned = _pin(graph, placements, options)
     found = Placements(placements, costs, pinned, set())
     _move_boundaries(graph, task.readers, found)
@@ -94,8 +96,11 @@ def _pin(
         pin = f"--pin {pattern}={device}"
         if not nodes:
             raise OptionError(f"{pattern}={device}: {no_node(graph, pattern)}", "pins")
+        legal = {origin_of(node) for node in nodes if placements[node].device == "tpu"}
         for node in nodes:
             if device == "tpu" and placements[node].device == "host":
+                if origin_of(node) in legal:
+                    continue  # what the host does for the operator, as normalising its rows
                 reason = placements[node].reason
                 raise OptionError(f"{pattern}={device}: {origin_of(node)}: {reason}", "pins")
             placements[node] = Placement(device, pin)

@@ -10,6 +10,7 @@ from itertools import chain
 import numpy as np
 import onnx_ir as ir
 
+from compiler.device.cost import HostAlone
 from compiler.graph import OPSET, activations_of, consumers_of, values_read
 from compiler.ops import Moves, operator_of
 from compiler.partition.plan import Plan
@@ -20,11 +21,13 @@ from compiler.targets import Target
 @dataclass(frozen=True)
 class Program:
     """A model after all passes, cut into segments. Calibration fills in `quants`, and `means`: of
-    each channel of an activation, by name."""
+    each channel of an activation, by name. `alone` is what the model takes on the host and nothing
+    else; None where nobody asked."""
 
     model: ir.Model
     plan: Plan
     target: Target
+    alone: HostAlone | None = None
     quants: Mapping[str, Quant] = field(default_factory=dict)
     means: Mapping[str, np.ndarray] = field(default_factory=dict)
 

@@ -115,6 +115,23 @@ def halved(plan: Plan, graph: ir.Graph, target: Target, indices: Container[int])
     return replace(plan, segments=segments)
 
 
+def refilled(
+    plan: Plan, graph: ir.Graph, target: Target, segment_of: Mapping[ir.Node, int]
+) -> Plan:
+    """The plan for a graph that was rewritten since: each of its nodes is in the segment whose
+    index stands for it in `segment_of`."""
+    filled: dict[int, list[ir.Node]] = {}
+    for node in graph:
+        filled.setdefault(segment_of[node], []).append(node)
+    segments: list[Segment] = []
+    for index in sorted(filled):
+        segment = plan.segments[index]
+        segments.append(replace(segment, index=len(segments), nodes=filled[index]))
+    _set_boundaries(segments, Readers(graph))
+    predict(segments, plan.costs, target, plan.options.host_int8)
+    return replace(plan, segments=segments)
+
+
 def _halves(nodes: list[ir.Node], costs: Mapping[ir.Node, Cost]) -> list[list[ir.Node]]:
     """Two parts whose costs differ least; a node that costs nothing is written with the one before
     it."""

@@ -18,6 +18,7 @@ from dataclasses import replace
 from compiler.planner.bounds import makespan_bound
 from compiler.planner.budget import Budget
 from compiler.planner.exact import exact
+from compiler.planner.fewer import fewer, on_tpus, paying, transfers
 from compiler.planner.heuristic import heuristic
 from compiler.planner.ideals import by_ideals
 from compiler.planner.improving import neighbours
@@ -64,6 +65,7 @@ __all__ = [
     "cached",
     "cost",
     "exact",
+    "fewer",
     "finish",
     "heuristic",
     "latencies",
@@ -73,10 +75,13 @@ __all__ = [
     "needed",
     "neighbours",
     "objective_of",
+    "on_tpus",
     "parallel",
+    "paying",
     "percentile",
     "schedule",
     "solve",
+    "transfers",
 ]
 
 

@@ -33,6 +33,7 @@ FLOOR = 0.1
 TINY = 1e-30
 # The range of balanced outputs and of normalised rows: symmetric, so that 1 is 127 steps of 1/127.
 UNIT = (-128 / 127, 1.0)
+STEPS = 127
 # What is nearer to zero than this is not at the end of that range.
 LARGEST_STEP = 126.5 / 127
 
@@ -54,6 +55,8 @@ def balance(
         if product.has_second_row:
             # The range that a row at half its size reaches; its offset is not halved.
             half = (half + np.abs(middle)) / 2
+        else:
+            half, middle = _in_steps(half, middle)
         factors = array_of(product.factors)
         product.set(
             ir.tensor((half * factors).astype(np.float32)),
@@ -80,6 +83,15 @@ def _half_and_middle(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.
     highest = high.max(axis=0)
     half = np.maximum((highest - lowest) / 2 * margin, floor)
     return np.where(half > 0, half, 1), (lowest + highest) / 2
+
+
+def _in_steps(half: np.ndarray, middle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Half ranges and middles that are whole numbers of int8 steps, within the range.
+
+    The host can then take a middle for a zero point. Margins are far wider than what this moves.
+    """
+    half = np.maximum(half, np.abs(middle))
+    return half, np.round(middle / half * STEPS) / STEPS * half
 
 
 def _needed(low: np.ndarray, high: np.ndarray, floor: float) -> np.ndarray:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from compiler.graph import BALANCED, ROWS, only_consumer
+from compiler.graph import BALANCED, ROWS, activations_of, only_consumer
 from compiler.ops import operator_of
 
 
@@ -131,12 +131,12 @@ def row_scaling(product: Product, rows: ir.Value) -> RowScaling | None:
         return None
     x, peak = divide.inputs
     assert x is not None and peak is not None
-    nodes = [divide]
-    value = peak
-    while value is not x:
-        node = value.producer()
-        if node is None or node.inputs[0] is None:
+    nodes = {divide: None}
+    waiting = [peak]
+    while waiting:
+        node = waiting.pop().producer()
+        if node is None:
             return None
-        nodes.append(node)
-        value = node.inputs[0]
+        nodes[node] = None
+        waiting += [value for value in activations_of(node) if value is not x]
     return RowScaling(x, peak, rows, tuple(nodes), undo)

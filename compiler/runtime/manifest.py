@@ -280,6 +280,19 @@ class PredictionEntry(TypedDict):
         "how far predictions for this target on this host were off on average, for networks that "
         "the cost model was not fitted to; null where nobody has measured it",
     ]
+    host_float_ms: NotRequired[
+        Annotated[
+            Milliseconds,
+            "of one inference on the host alone, in float and not rewritten for an Edge TPU",
+        ]
+    ]
+    host_int8_ms: NotRequired[
+        Annotated[
+            Milliseconds,
+            "likewise with layers in int8; `--place host` makes that of language models, other "
+            "models it leaves in float",
+        ]
+    ]
 
 
 class ProgramEntry(TypedDict):

@@ -21,6 +21,7 @@ _COLUMNS = (
     "streamed",
     "predicted ms",
     "tokens/s",
+    "x host",
 )
 
 
@@ -39,7 +40,7 @@ def show_language(console: Console, manifest: Mapping[str, Any]) -> None:
     prediction = manifest["prediction"]
     console.print(
         f"Segments are TPU+host; predicted on {prediction['tpus']} Edge TPU and "
-        f"{prediction['host']}.",
+        f"{prediction['host']}; x host: how many times as fast as the host alone, in int8.",
         highlight=False,
     )
     if "perplexity" in manifest["quality"]:
@@ -50,6 +51,7 @@ def _cells(program: Mapping[str, Any], tokens: int) -> list[str]:
     segments = program["segments"]
     tpu = [segment for segment in segments if segment["device"] == "tpu"]
     latency = program["prediction"]["latency_ms"]
+    alone = program["prediction"].get("host_int8_ms")
     return [
         str(tokens),
         f"{len(tpu)}+{len(segments) - len(tpu)}",
@@ -58,6 +60,7 @@ def _cells(program: Mapping[str, Any], tokens: int) -> list[str]:
         size(sum(segment["streamed_bytes"] for segment in tpu)),
         f"{latency:.3g}",
         f"{1e3 * tokens / latency:.3g}" if latency else "",
+        f"{alone / latency:.2g}" if latency and alone else "",
     ]
 
 

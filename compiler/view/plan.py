@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from compiler.runtime.bundle import tensor_bytes
 from compiler.targets import Target
+from compiler.view.alone import beside_host, host_alone, show_faster_host_of
 from compiler.view.columns import plain_table
 from compiler.view.units import brief_size, count, figure, short, size
 
@@ -76,7 +78,8 @@ def predicted(prediction: Json) -> str:
     if "p95_ms" in prediction:
         pipeline += f"; {_under_load(prediction)}"
     return (
-        f"Predicted on {devices}: {prediction['latency_ms']:.3g} ms{pipeline}; "
+        f"Predicted on {devices}: {prediction['latency_ms']:.3g} ms{pipeline}"
+        f"{beside_host(prediction)}; "
         f"{_nearness(prediction['gap_percent'])} under this model; "
         f"{_error(prediction['host'], prediction['error_percent'])}"
     )
@@ -118,9 +121,9 @@ def show_forecasts(console: Console, name: str, target_name: str, rows: Sequence
         f"[bold]{escape(name)}[/] for {target.description} and {rows[0].host}, {objective} first",
         highlight=False,
     )
-    columns = "TPUs", "segments", "latency ms", "results/s", "cached", "streamed", "reload ms"
+    columns = "TPUs", "segments", "latency ms", "results/s", "gain", "cached", "streamed"
     loaded = ["p95 ms", "load"] if rows[0].rate is not None else []
-    table = plain_table([*columns, "gap", *loaded])
+    table = plain_table([*columns, "reload ms", "gap", *loaded])
     for row in rows:
         under_load = [] if row.p95_ms is None else [f"{row.p95_ms:.2f}", f"{row.load:.0%}"]
         table.add_row(
@@ -128,6 +131,7 @@ def show_forecasts(console: Console, name: str, target_name: str, rows: Sequence
             f"{row.tpu_segments}+{row.host_segments}",
             f"{row.latency_ms:.2f}",
             _rate(row),
+            _speedup(row),
             size(row.cached_bytes),
             size(row.streamed_bytes),
             f"{row.reload_ms:.2f}" if row.reload_ms else "",
@@ -145,12 +149,15 @@ def show_forecasts(console: Console, name: str, target_name: str, rows: Sequence
     limited = "; * where the host limits them" if any(map(_limited_by_host, rows)) else ""
     console.print(
         "Segments are TPU+host. Results/s are those of a full pipeline, if each Edge TPU has a "
-        f"link of its own{limited}. Reload is the time that "
-        "is added where the segments of one Edge TPU are not compiled together. Gap is how far "
-        "the plan may be from the best cut, where a solver looked for that. Of the cost model: "
+        f"link of its own{limited}. Gain is how many times as fast that is as the host alone, or "
+        "an inference where latency comes first. Reload is the time that is added where the "
+        "segments of one Edge TPU are not compiled together. "
+        "Gap is how far the plan may be from the best cut, where a solver looked for that. "
+        f"The host alone takes {host_alone(asdict(rows[0]))}. Of the cost model: "
         f"{_error(rows[0].host, rows[0].error_percent)}.",
         highlight=False,
     )
+    show_faster_host_of(console, rows)
 
 
 def _rate(row: Forecast) -> str:
@@ -158,6 +165,12 @@ def _rate(row: Forecast) -> str:
     if not row.interval_ms:
         return ""
     return f"{1e3 / row.interval_ms:.1f}{'*' if _limited_by_host(row) else ''}"
+
+
+def _speedup(row: Forecast) -> str:
+    """How many times faster than the host alone, by what was asked for."""
+    taken = row.latency_ms if row.objective == "latency" else row.interval_ms
+    return f"{row.host_float_ms / taken:.2g}" if taken else ""
 
 
 def _limited_by_host(row: Forecast) -> bool:

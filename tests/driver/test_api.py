@@ -192,10 +192,10 @@ def test_options_of_the_other_kind_of_model_are_refused() -> None:
         assert caught.value.option == name
 
 
-def test_places_by_the_kind_of_model() -> None:
+def test_where_nobody_says_where_prediction_does() -> None:
     options = compiler.BuildOptions()
     assert options.suited_to("language", Path("m")).partitioning.place == "auto"
-    assert options.suited_to("onnx", Path("m")).partitioning.place == "tpu"
+    assert options.suited_to("onnx", Path("m")).partitioning.place == "auto"
     on_host = compiler.BuildOptions(partitioning=compiler.PartitionOptions(place="host"))
     assert on_host.suited_to("language", Path("m")).partitioning.place == "host"
 
@@ -240,14 +240,16 @@ def test_the_default_timeout_is_the_tools() -> None:
 def test_build_check_inspect_plan_and_run(tmp_path: Path) -> None:
     model = save(tmp_path / "small.onnx", small_network())
     np.savez(tmp_path / "c.npz", x=np.ones((8, 3, 16, 16), np.float32))
-    options = compiler.BuildOptions(calibration=str(tmp_path / "c.npz"))
+    on_tpu = compiler.PartitionOptions(place="tpu")
+    options = compiler.BuildOptions(calibration=str(tmp_path / "c.npz"), partitioning=on_tpu)
     bundle = compiler.build(str(model), options)
     assert bundle.path == tmp_path / "small.bundle"
     assert bundle.manifest["quality"]["outputs"].keys() == {"y"}
     with compiler.Runner(bundle) as runner:
         assert runner.run({"x": np.zeros((1, 3, 16, 16), np.float32)})["y"].shape == (1, 10)
 
-    planned, built = compiler.inspect(model), compiler.inspect(str(bundle.path))
+    plain = compiler.BuildOptions(partitioning=on_tpu)
+    planned, built = compiler.inspect(model, plain), compiler.inspect(str(bundle.path))
     segments = planned.plan["segments"]
     assert [segment["device"] for segment in segments] == ["host", "tpu", "host", "tpu", "host"]
     assert built.program is None and built.plan == bundle.manifest

@@ -52,7 +52,7 @@ def test_exports_that_are_named_behind_a_build_work(
     """yolo11's attention is computed by the host, so that no file holds all of it."""
     monkeypatch.chdir(tmp_path)
     output = tmp_path / "a b.bundle"
-    arguments = ("--calibration", photos, "-o", output)
+    arguments = ("--calibration", photos, "-o", output, "--place", "tpu")
     code, out, _ = run_cli("build", EXPORTS / f"{name}.onnx", *arguments)
     assert code == 0
     commands = re.findall(r"^  coral-bundle (.*?)(?:  .*)?$", out, re.MULTILINE)

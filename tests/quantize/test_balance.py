@@ -22,9 +22,10 @@ AFTER = """
     <int64[1] last = {1}, float tiny = {1e-12}>
     {
         s = Erf (x)
-        [host] size = Abs (s)
-        [host] largest = ReduceMax (size, last)
-        [host] peak = Max (largest, tiny)
+        [host] highest = ReduceMax (s, last)
+        [host] lowest = ReduceMin (s, last)
+        [host] below = Neg (lowest)
+        [host] peak = Max (highest, below, tiny)
         [host] rows = Div (s, peak)
         z = edgetpu.FullyConnected (rows, balanced, shift)
         [balanced_host] scaled = Mul (z, factors)
@@ -48,6 +49,8 @@ def test_factors_are_half_ranges_with_a_margin_and_offsets_middles() -> None:
     assert shown.tolist() == [[7, -7], [-1, 17]]
     half = (shown.max(axis=0) - shown.min(axis=0)) / 2 * balance.MARGIN
     middle = (shown.max(axis=0) + shown.min(axis=0)) / 2
+    # In whole steps of int8, so that the host can take it for a zero point.
+    middle = np.round(middle / half * 127) * half / 127
     constants = {
         "factors": half,
         "offsets": middle,
