@@ -171,7 +171,11 @@ def affine(builder: Builder, x: ir.Value, slope: float, shift: float) -> ir.Valu
     if len(shape_of(x)) != 4 or shape_of(x)[0] != 1:
         y = builder.op("Mul", [x, builder.scalar(slope, "slope")])
         return builder.op("Add", [y, builder.scalar(shift, "shift")]) if shift else y
-    x = to_nhwc(builder, x)
+    return to_nchw(builder, by_channels(builder, to_nhwc(builder, x), slope, shift))
+
+
+def by_channels(builder: Builder, x: ir.Value, slope: float, shift: float = 0) -> ir.Value:
+    """slope * x + shift of an image in NHWC, by a 1x1 depthwise convolution."""
     channels = shape_of(x)[3]
     weight = builder.const(np.full((channels, 1, 1, 1), slope, np.float32), "slope")
     bias = builder.const(np.full(channels, shift, np.float32), "shift")
@@ -181,7 +185,7 @@ def affine(builder: Builder, x: ir.Value, slope: float, shift: float) -> ir.Valu
         "pads": (0, 0, 0, 0),
         "dilations": (1, 1),
     }
-    return to_nchw(builder, builder.op("DepthwiseConv2D", [x, weight, bias], attributes, DIALECT))
+    return builder.op("DepthwiseConv2D", [x, weight, bias], attributes, DIALECT)
 
 
 def lower_hard_sigmoid(node: ir.Node, builder: Builder) -> None:
@@ -209,6 +213,13 @@ def lower_gelu(node: ir.Node, builder: Builder) -> None:
     gate = "TanhGeluGate" if is_tanh else "GeluGate"
     y = builder.op(gate, [affine(builder, x, GELU_SLOPE, 0)], domain=DIALECT)
     builder.replace(builder.op("Mul", [x, y]))
+
+
+def gelu(builder: Builder, x: ir.Value, *, is_tanh: bool) -> ir.Value:
+    """GELU of an image in NHWC."""
+    gate = "TanhGeluGate" if is_tanh else "GeluGate"
+    opened = builder.op(gate, [by_channels(builder, x, GELU_SLOPE)], domain=DIALECT)
+    return builder.op("Mul", [x, opened])
 
 
 def lower_hard_swish(node: ir.Node, builder: Builder) -> None:

@@ -66,7 +66,7 @@ def known(chosen: Collection[Product]) -> Ranges:
     """The ranges around balanced products."""
     ranges: Ranges = {}
     for product in chosen:
-        ranges |= dict.fromkeys(_around(product.made), UNIT)
+        ranges |= dict.fromkeys(_around(product), UNIT)
     return ranges
 
 
@@ -93,18 +93,20 @@ def _needed(low: np.ndarray, high: np.ndarray, floor: float) -> np.ndarray:
     return needed
 
 
-def _around(made: ir.Value) -> list[str]:
+def _around(product: Product) -> list[str]:
     """Names of what the Edge TPU makes, of the tiles that it is joined from, and of the rows that
-    they multiply.
+    they multiply where these are normalised.
 
     Partial sums, where a layer is divided along its inputs, are left to calibration.
     """
     names = []
-    for value in joined_from(made):
+    for value in joined_from(product.made):
         if is_constant(value):
             continue
         names.append(str(value.name))
         node = value.producer()
-        if node is not None and node.domain == DIALECT and node.inputs[0] is not None:
+        if not product.has_unit_rows or node is None or node.domain != DIALECT:
+            continue
+        if node.inputs[0] is not None:
             names.append(str(node.inputs[0].name))
     return names
