@@ -1,10 +1,11 @@
 """Sentence embeddings of a MiniLM-L6 bundle beside the float model's, on sentences it was not
 calibrated on.
 
-Prints the cosine similarity of mean pooled embeddings, and Spearman's correlation of the
-similarities of all pairs.
+Prints the predicted time of the plan on each link, the cosine similarity of mean pooled embeddings,
+and Spearman's correlation of the similarities of all pairs.
 
-python benchmarks/minilm.py FOLDER [--observer ...]     FOLDER as export_minilm.py wrote it
+python -m benchmarks.minilm FOLDER [OPTION ...]     FOLDER as export_minilm.py wrote it; options are
+                                                    those of `coral-bundle build`
 """
 
 from __future__ import annotations
