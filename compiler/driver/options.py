@@ -355,8 +355,8 @@ class BuildOptions:
         for name in sorted(self.also):
             require_choice("also", name, OPTIONAL)
         on_tpu = sorted(self.also - {ROTATE_STREAM})
-        if on_tpu and self.partitioning.place not in (None, "tpu"):
-            text = f"{on_tpu[0]}: is for layers on the Edge TPU; set place to tpu"
+        if on_tpu and self.partitioning.place == "host":
+            text = f"{on_tpu[0]}: is for layers on the Edge TPU; set place to auto or tpu"
             raise OptionError(text, "also")
 
 

@@ -103,7 +103,7 @@ def test_a_second_row_gives_outputs_finer_steps(run_cli: Cli, tmp_path: Path) ->
     assert [s["device"] for s in finer["segments"]] == [s["device"] for s in plain["segments"]]
     before, after = (m["segments"][1]["outputs"][0] for m in (plain, finer))
     assert after["scale"] == before["scale"] and after["shape"][2] == 2 * before["shape"][2]
-    for wrong in (["balance"], ["second_row", "--place", "auto"]):
+    for wrong in (["balance"], ["second_row", "--place", "host"]):
         assert run_cli("build", encoder[0], "--with", *wrong)[0] == 2
 
 
