@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from compiler.driver import build as building
+from compiler.driver.options import BuildOptions
 from compiler.graph import key_of, origin_of
+from compiler.partition import PartitionOptions
 from compiler.quantize.products import products
 from passes import PassContext, fuse_blocks
 from tests.passes.golden import TARGET, compute_the_same, rewrites, run_passes, weight
 from tests.passes.hadamard import check_rotation
 
+EXPORTS = Path(__file__).parents[2] / "fixtures" / "exports" / "encoders"
 # From ONNX to what the pass looks for.
 BEFORE = ("keep_gates", "fold_affine", "lower", "cancel_transposes", "cancel_reshapes")
 STEPS = (*BEFORE, "fuse_blocks", "rotate_rows", "normalise_linears")
@@ -165,3 +171,21 @@ def test_blocks_are_chosen_by_their_second_product() -> None:
     assert context.trace.matches == [wanted]
     kinds = [key_of(node)[1] for node in made.model.graph]
     assert kinds.count("Gelu") == 1 and kinds.count("CubicGeluGate") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["siglip", "qwen3"])
+def test_bundles_of_encoders(name: str, tmp_path: Path) -> None:
+    """An MLP with GELU and one with SwiGLU, in int8: one segment less, and little less accuracy."""
+    segments = []
+    sqnr = []
+    for also in ((), ("fuse_blocks",)):
+        partitioning = PartitionOptions(place="tpu")
+        options = BuildOptions(also=frozenset(also), partitioning=partitioning)
+        manifest = building.build(EXPORTS / f"{name}.onnx", tmp_path / f"{len(also)}", options)
+        on_tpu = [segment for segment in manifest["segments"] if segment["device"] == "tpu"]
+        segments.append(len(on_tpu))
+        (output,) = manifest["quality"]["outputs"].values()
+        sqnr.append(output["sqnr_db"])
+    assert segments[1] == segments[0] - 1
+    assert sqnr[1] > sqnr[0] - 3, sqnr
