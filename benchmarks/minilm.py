@@ -1,17 +1,19 @@
 """Sentence embeddings of a MiniLM-L6 bundle beside the float model's, on sentences it was not
 calibrated on.
 
-Prints the cosine similarity of mean pooled embeddings, and Spearman's correlation of the
-similarities of all pairs.
+Prints the predicted milliseconds on several links and hosts, the cosine similarity of mean pooled
+embeddings, and Spearman's correlation of the similarities of all pairs.
 
-python benchmarks/minilm.py FOLDER [--observer ...]     FOLDER as export_minilm.py wrote it
+python -m benchmarks.minilm FOLDER [--with STEP] [--without STEP] [--place auto] [--observer ...]
+                                                    FOLDER as export_minilm.py wrote it
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,23 +23,32 @@ from compiler.checks.verify import Embeddings
 from compiler.driver import build as building
 from compiler.driver.options import BuildOptions
 from compiler.emit import bundle
+from compiler.partition import PartitionOptions
 from compiler.quantize.calibrate import Observers
 from compiler.runtime import Pipeline
 
+# (target, host) that times are predicted for.
+PLACES = (("usb3", "pi5"), ("pcie", "pi5"), ("usb3", "pi4"))
 
-def main(folder: Path, observers: list[str]) -> None:
-    options = BuildOptions(
-        calibration=folder / "calibration.npz", observers=Observers.parse(observers)
-    )
+
+def main(folder: Path, options: BuildOptions, count: int) -> None:
+    path = folder / "model.onnx"
+    for target, host in PLACES:
+        partitioning = replace(options.partitioning, host=host)
+        there = replace(options, target=target, partitioning=partitioning)
+        plan = building.plan_program(building.read(path, there), there).plan
+        on_tpu = [segment for segment in plan.segments if segment.device == "tpu"]
+        print(f"{target} {host}: {1e3 * plan.latency:.1f} ms, {len(on_tpu)} TPU segments")
+
     test = dict(np.load(folder / "test.npz"))
-    session = ort.InferenceSession(folder / "model.onnx")
+    session = ort.InferenceSession(path)
     with tempfile.TemporaryDirectory() as made:
         started = time.perf_counter()
-        manifest = building.build(folder / "model.onnx", Path(made) / "b", options)
-        print(f"build {time.perf_counter() - started:.1f} s, {len(manifest['segments'])} segments")
+        building.build(path, Path(made) / "b", options)
+        print(f"build {time.perf_counter() - started:.1f} s")
         pipeline = Pipeline(bundle.load(Path(made) / "b"))
         embeddings = Embeddings()
-        for index in range(len(test["input_ids"])):
+        for index in range(min(count, len(test["input_ids"]))):
             sample = {name: array[index : index + 1] for name, array in test.items()}
             (want,), got = session.run(None, sample), pipeline.run(sample)["last_hidden_state"]
             embeddings.add(got, want, sample["attention_mask"])
@@ -49,6 +60,25 @@ def main(folder: Path, observers: list[str]) -> None:
     print(f"Spearman's correlation of the similarities of all pairs: {found['spearman']}")
 
 
+def parsed() -> tuple[Path, BuildOptions, int]:
+    """(folder, options, how many sentences) from the command line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--with", action="append", default=[], dest="also")
+    parser.add_argument("--without", action="append", default=[])
+    parser.add_argument("--place", default="tpu")
+    parser.add_argument("--observer", action="append", default=[], dest="observers")
+    parser.add_argument("--sentences", type=int, default=200)
+    given = parser.parse_args()
+    options = BuildOptions(
+        calibration=given.folder / "calibration.npz",
+        observers=Observers.parse(given.observers),
+        also=frozenset(given.also),
+        without=frozenset(given.without),
+        partitioning=PartitionOptions(place=given.place),
+    )
+    return given.folder, options, given.sentences
+
+
 if __name__ == "__main__":
-    arguments = sys.argv[1:]
-    main(Path(arguments[0]), [a for a in arguments[1:] if a != "--observer"])
+    main(*parsed())

@@ -20,6 +20,11 @@ class Quant:
     scale: float
     zero_point: int
 
+    @property
+    def range(self) -> tuple[float, float]:
+        """The lowest and the highest real number that int8 stands for."""
+        return self.scale * (_LEAST - self.zero_point), self.scale * (_MOST - self.zero_point)
+
     def quantize(self, array: np.ndarray) -> np.ndarray:
         """Real numbers as int8; those beyond the range become its ends."""
         return conversion.quantize(array, self.scale, self.zero_point)

@@ -20,6 +20,7 @@ from passes import (
     fold_constants,
     fold_flatten,
     fold_pixels,
+    fuse_blocks,
     join_heads,
     join_phases,
     keep_chosen,
@@ -258,11 +259,23 @@ PASSES: tuple[Pass[PassContext], ...] = in_order(
     ),
     # Matrix products between host operators, as in transformers.
     Pass(
+        "fuse_blocks",
+        fuse_blocks.run,
+        kind="optional",
+        after={
+            "keep_gates": "it takes gates back that are kept on the host",
+            "lower": "only then it is known what the host runs around a block",
+        },
+    ),
+    Pass(
         "rotate_rows",
         rotate_rows.run,
         for_tpu=True,
         kind="accuracy",
-        after={"lower": "only then it is known what the host runs around a product"},
+        after={
+            "lower": "only then it is known what the host runs around a product",
+            "fuse_blocks": "the first product of a block has rows of its own",
+        },
     ),
     Pass(
         "rotate_outputs",

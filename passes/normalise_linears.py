@@ -103,26 +103,26 @@ def is_linear(node: ir.Node) -> bool:
 
 def _why_not(node: ir.Node, target: Target) -> str | None:
     """Why a linear layer has a neighbour on the Edge TPU, None where it has none."""
-    if not _from_host(node.inputs[0], target):
+    if not made_on_host(node.inputs[0], target):
         return "its rows come from the Edge TPU"
     if not only_read_on_host(node.outputs[0], target):
         return "the Edge TPU reads its outputs"
     return None
 
 
-def _from_host(value: ir.Value | None, target: Target) -> bool:
+def made_on_host(value: ir.Value | None, target: Target) -> bool:
     """Whether a value is made on the host, but for changes of layout."""
     node = producer_of(value)
     if node is None:
         return True
     if node.op_type in LAYOUT:
-        return _from_host(node.inputs[0], target)
+        return made_on_host(node.inputs[0], target)
     if refusal(node, target) is not None:
         return True
     # The partitioner leaves arithmetic with a host value on one side on the host.
     if node.op_type not in ARITHMETIC:
         return False
-    return any(_from_host(source, target) for source in activations_of(node))
+    return any(made_on_host(source, target) for source in activations_of(node))
 
 
 def only_read_on_host(value: ir.Value, target: Target) -> bool:
@@ -186,7 +186,7 @@ def _balanced_product(nodes: Sequence[ir.Node], rows: ir.Value, b: Builder) -> i
     columns = (1,) * (len(shape) - 1)
 
     def norms(part: slice) -> np.ndarray:
-        return _norms(joined_rows(weights, part))
+        return norms_of(joined_rows(weights, part))
 
     factors = b.by_rows(norms, (outputs,), f"{name}/factors")
     offsets = b.const(np.zeros(outputs, np.float32), f"{name}/offsets")
@@ -209,7 +209,7 @@ def _balanced_product(nodes: Sequence[ir.Node], rows: ir.Value, b: Builder) -> i
     return b.op("Add", [scaled, offsets])
 
 
-def _norms(weight: np.ndarray) -> np.ndarray:
+def norms_of(weight: np.ndarray) -> np.ndarray:
     """One factor for each output."""
     norms = np.linalg.norm(weight.reshape(len(weight), -1), axis=1)
     return np.where(norms > 0, norms, 1).astype(np.float32)

@@ -10,13 +10,19 @@ import onnx_ir as ir
 
 from compiler.graph import quantized_around
 from compiler.quantize.calibrate import observe
+from compiler.quantize.products import joined_from
 from compiler.quantize.saturate import saturated
 from passes.context import SampleContext
 
 
 def run(model: ir.Model, context: SampleContext) -> None:
+    wanted: set[ir.Value] = set()
+    for product in context.products:
+        if not product.has_unit_rows:
+            # Its rows are equalised by what they make of its outputs, whose range is known.
+            wanted.update(joined_from(product.made))
     values = quantized_around(context.nodes)
-    unknown = [value for value in values if str(value.name) not in context.ranges]
+    unknown = [v for v in values if v in wanted or str(v.name) not in context.ranges]
     if not unknown:
         return
     step = context.announce("calibrating", len(context.samples))

@@ -30,7 +30,7 @@ def run(model: ir.Model, context: PassContext) -> None:
     for product in products(model.graph).values():
         node = product.z.producer()
         assert node is not None
-        if not context.takes(node):
+        if not product.has_unit_rows or not context.takes(node):
             continue
         b = Builder(model, names, node)
         b.replace(_from_two_rows(node, b))

@@ -12,7 +12,7 @@ from compiler.cli import options as shared
 from compiler.cli import parse
 from compiler.cli.common import NOTES, err, log_to, out, progress_bars, wrote
 from compiler.cli.options import option
-from compiler.driver.options import OPTIONAL, BuildOptions, LanguageOptions
+from compiler.driver.options import BuildOptions, LanguageOptions
 
 RANDOM_DATA = "[bold yellow]No --calibration: using random data; accuracy will be meaningless.[/]"
 
@@ -148,16 +148,7 @@ def build(
         ),
     ] = BuildOptions.keep_float,
     without: shared.Without = None,
-    also: Annotated[
-        list[str] | None,
-        option(
-            "also",
-            "--with",
-            metavar="STEP",
-            help="Add a step that trades speed against accuracy. May be repeated: "
-            f"{', '.join(OPTIONAL)}.",
-        ),
-    ] = None,
+    also: shared.Also = None,
     check_passes: Annotated[
         bool,
         option(

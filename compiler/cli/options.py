@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from compiler.driver.options import ACCURACY, MOST_SLOTS, QUALITY, SCOPES, Group
+from compiler.driver.options import ACCURACY, MOST_SLOTS, OPTIONAL, QUALITY, SCOPES, Group
 
 PANELS: dict[Group, str] = {
     "model": "Model",
@@ -123,6 +123,16 @@ Without = Annotated[
         "without",
         metavar="STEP",
         help=f"Leave out a step that only serves accuracy. May be repeated: {', '.join(ACCURACY)}.",
+    ),
+]
+Also = Annotated[
+    list[str] | None,
+    option(
+        "also",
+        "--with",
+        metavar="STEP",
+        help="Add a step that trades speed against accuracy. May be repeated: "
+        f"{', '.join(OPTIONAL)}.",
     ),
 ]
 Target = Annotated[

@@ -42,7 +42,7 @@ ACCURACY = (
     "correct_biases",
 )
 # Steps that trade time against accuracy, which `also` adds.
-OPTIONAL = ("rotate_outputs", "second_row", "rotate_stream")
+OPTIONAL = ("fuse_blocks", "rotate_outputs", "second_row", "rotate_stream")
 # The optional step that is for language models alone. The others change layers on an Edge TPU.
 ROTATE_STREAM = "rotate_stream"
 

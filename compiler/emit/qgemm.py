@@ -79,7 +79,8 @@ def host_products(nodes: Sequence[ir.Node]) -> dict[ir.Node, HostProduct]:
 
 def _within(product: Product, inside: set[ir.Node]) -> HostProduct | None:
     """The product with its parts; None where a part is elsewhere or read by somebody else."""
-    if product.shift not in inside:
+    # QGemm is given rows of a known scale.
+    if product.shift not in inside or not product.has_unit_rows:
         return None
     tiles: list[ir.Node] = []
     joins: list[ir.Node] = []

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from ai_edge_litert import schema_py_generated as schema
 
 from compiler.graph import constant_of, is_constant, shape_of
-from compiler.quant import Quant
+from compiler.quant import Quant, from_range
 
 
 class Writer(ABC):
@@ -97,6 +97,11 @@ class Writer(ABC):
     def scratch(self, like: ir.Value) -> int:
         """A tensor between two operators that write one node."""
         return self._add(f"{like.name}/scratch", shape_of(like), None, self.quant(like))
+
+    def between(self, like: ir.Value, low: float, high: float) -> int:
+        """As `scratch`, with the range [low, high], which holds zero."""
+        quant = from_range(low, high)
+        return self._add(f"{like.name}/between", shape_of(like), None, quant)
 
     def operand(self, value: ir.Value, like: ir.Value | None = None) -> int:
         """An activation, or a constant operand as int8: of its own scale, or that of `like`."""

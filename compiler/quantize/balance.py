@@ -26,9 +26,10 @@ MARGIN = 1.6
 # other says so: the margin is what this share of the channels needs, at most WIDEST.
 COVERED = 0.98
 WIDEST = 4.0
-# The least half range, as a share of what the whole tensor's would be if channels differed by their
-# weights only: a channel that hardly moved on few samples may yet.
+# The least half range, as a share of what most channels stay below, if channels differ by their
+# weights only: a channel that hardly moves on few samples may yet. Single ones may be far larger.
 FLOOR = 0.1
+MOST = 0.9
 # Keeps divisions by the half range of channels that are zero finite.
 TINY = 1e-30
 # The range of balanced outputs and of normalised rows: symmetric, so that 1 is 127 steps of 1/127.
@@ -69,14 +70,15 @@ def known(chosen: Collection[Product]) -> Ranges:
     """The ranges around balanced products."""
     ranges: Ranges = {}
     for product in chosen:
-        ranges |= dict.fromkeys(_around(product.made), UNIT)
+        ranges |= dict.fromkeys(_around(product), UNIT)
     return ranges
 
 
 def _half_and_middle(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(half range with margin, middle) [C] of channels that showed [low, high] in either half of
     the samples [2, C]."""
-    floor = FLOOR * float(np.maximum(-low, high).max())
+    reached = np.maximum(-low, high).max(axis=0)
+    floor = FLOOR * float(np.quantile(reached, MOST))
     needed = np.quantile(_needed(low, high, floor), COVERED)
     margin = float(np.clip(needed, MARGIN, WIDEST))
     lowest = low.min(axis=0)
@@ -105,18 +107,20 @@ def _needed(low: np.ndarray, high: np.ndarray, floor: float) -> np.ndarray:
     return needed
 
 
-def _around(made: ir.Value) -> list[str]:
+def _around(product: Product) -> list[str]:
     """Names of what the Edge TPU makes, of the tiles that it is joined from, and of the rows that
-    they multiply.
+    they multiply where these are normalised.
 
     Partial sums, where a layer is divided along its inputs, are left to calibration.
     """
     names = []
-    for value in joined_from(made):
+    for value in joined_from(product.made):
         if is_constant(value):
             continue
         names.append(str(value.name))
         node = value.producer()
-        if node is not None and node.domain == DIALECT and node.inputs[0] is not None:
+        if not product.has_unit_rows or node is None or node.domain != DIALECT:
+            continue
+        if node.inputs[0] is not None:
             names.append(str(node.inputs[0].name))
     return names

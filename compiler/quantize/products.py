@@ -11,6 +11,9 @@ For rows x and the largest magnitude of each, their peak:
 passes/normalise_linears.py writes them, and compiler/quantize/balance.py chooses the factors and
 offsets. passes/second_row.py may put two rows in the place of each; z is then chosen from what the
 Edge TPU makes of them. compiler/emit/qgemm.py writes those that stay on the host.
+
+The last product of a fused block (passes/fuse_blocks.py) has no peak: its rows are made on the Edge
+TPU, and have the range that calibration shows. Its outputs are balanced like those of the others.
 """
 
 from __future__ import annotations
@@ -23,11 +26,16 @@ import onnx_ir as ir
 from compiler.graph import BALANCED, ROWS, activations_of, only_consumer
 from compiler.ops import operator_of
 
+# What a mark says of the rows of its product.
+UNIT_ROWS = "of rows in [-1, 1]"
+OTHER_ROWS = "of rows with a range of their own"
+
 
 @dataclass(frozen=True)
 class Product:
     """A normalised product. `scale` multiplies z by `factors`, `shift` adds `offsets`; `made` is
-    what the Edge TPU makes: z itself, or what z is chosen from where it has two rows for one."""
+    what the Edge TPU makes: z itself, or what z is chosen from where it has two rows for one.
+    `has_unit_rows` tells that the rows were divided by their peaks."""
 
     scale: ir.Node
     shift: ir.Node
@@ -35,6 +43,7 @@ class Product:
     factors: ir.Value
     offsets: ir.Value
     made: ir.Value
+    has_unit_rows: bool = True
 
     @property
     def name(self) -> str:
@@ -65,9 +74,9 @@ class RowScaling:
     undo: ir.Node
 
 
-def mark(scale: ir.Node) -> None:
+def mark(scale: ir.Node, *, has_unit_rows: bool = True) -> None:
     """Make a product known by the node that multiplies its z by the factors."""
-    scale.metadata_props[BALANCED] = "1"
+    scale.metadata_props[BALANCED] = UNIT_ROWS if has_unit_rows else OTHER_ROWS
 
 
 def products(nodes: Iterable[ir.Node]) -> dict[str, Product]:
@@ -86,7 +95,8 @@ def _product(scale: ir.Node) -> Product:
     z, factors = scale.inputs
     offsets = shift.inputs[1]
     assert z is not None and factors is not None and offsets is not None
-    return Product(scale, shift, z, factors, offsets, _made(z))
+    has_unit_rows = scale.metadata_props[BALANCED] != OTHER_ROWS
+    return Product(scale, shift, z, factors, offsets, _made(z), has_unit_rows)
 
 
 def _made(z: ir.Value) -> ir.Value:

@@ -117,7 +117,16 @@ def test_balance_centres_channels_and_leaves_room() -> None:
     twice = [np.stack([a, a]) for a in (low, high)]
     half, middle = balance._half_and_middle(*twice)
     np.testing.assert_allclose(middle, [0, 4, 0, -0.25])
-    np.testing.assert_allclose(half, [balance.MARGIN, balance.MARGIN, 0.5, 0.5], rtol=1e-6)
+    # A tenth of the 0.9 quantile of 0, 0.5, 1 and 5, which is 3.8; half of 0.5 is less too.
+    rest = [0.38, max(0.38, 0.25 * balance.MARGIN)]
+    np.testing.assert_allclose(half, [balance.MARGIN, balance.MARGIN, *rest], rtol=1e-6)
+
+
+def test_a_single_huge_channel_leaves_the_others_their_steps() -> None:
+    reached = np.full((2, 100), 0.25, np.float32)
+    reached[:, 7] = 1000
+    half, _ = balance._half_and_middle(-reached, reached)
+    np.testing.assert_allclose(half, reached[0] * balance.MARGIN, rtol=1e-6)
 
 
 def test_balance_leaves_more_room_where_one_half_of_the_samples_says_little_of_the_other() -> None:

@@ -297,7 +297,7 @@ def test_version_and_completion(run_cli: Cli, monkeypatch: pytest.MonkeyPatch) -
         (("--seed", "-1"), "--seed -1: give a whole number"),
         (("--min-sqnr", "nan"), "--min-sqnr nan: give a finite number"),
         (("--without", "nonsense"), "--without nonsense: choose from keep_gates"),
-        (("--with", "x"), "--with x: choose from rotate_outputs"),
+        (("--with", "x"), "--with x: choose from fuse_blocks, rotate_outputs"),
         (("--accuracy", "x"), "--accuracy x: choose from report"),
         (("--lowering", "foo"), "--lowering foo: choose from direct"),
         (("--slots", "0"), "--slots 0: give a whole number from 1 to 64"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -10,9 +12,15 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 
 from compiler.device import cost
-from compiler.graph import DIALECT
+from compiler.emit import tflite
+from compiler.graph import DIALECT, activations_around
 from compiler.ops import BUILTINS, OPERATORS, Moves, dialect, lookup, operator_of
+from compiler.ops.activation import CUBIC_SLOPE
 from compiler.quant import Quant
+from compiler.quantize.calibrate import observe
+from compiler.quantize.saturate import saturated
+from compiler.quantize.scales import assign
+from compiler.runtime.tflite_segment import TFLiteSegment
 
 HEAD = """<ir_version: 10,
  opset_import: ["" : 23, "edgetpu" : 1, "com.microsoft" : 1, "ai.onnx.ml" : 3]>"""
@@ -171,6 +179,12 @@ def test_what_only_moves(text: str) -> None:
         # GELU's gates are not logistic: x * gate is 0.0203 off at most, so the gate by little more.
         ("g (float[1,1,1,99] x) => (float[1,1,1,99] y) { y = edgetpu.GeluGate (x) }", 0.03),
         ("g (float[1,1,1,99] x) => (float[1,1,1,99] y) { y = edgetpu.TanhGeluGate (x) }", 0.03),
+        # The cubic ones are: of the tanh formula exactly.
+        ("g (float[1,1,1,99] x) => (float[1,1,1,99] y) { y = edgetpu.CubicGeluGate (x) }", 6e-4),
+        (
+            "g (float[1,1,1,99] x) => (float[1,1,1,99] y) { y = edgetpu.CubicTanhGeluGate (x) }",
+            1e-6,
+        ),
     ],
 )
 def test_functions_of_numbers(text: str, within: float) -> None:
@@ -186,7 +200,11 @@ def test_functions_of_numbers(text: str, within: float) -> None:
 
 @pytest.mark.parametrize(
     ("op_type", "function"),
-    [("Sigmoid", lambda t: 1 / (1 + np.exp(-t))), ("Tanh", np.tanh)],
+    [
+        ("Sigmoid", lambda t: 1 / (1 + np.exp(-t))),
+        ("Tanh", np.tanh),
+        ("edgetpu.CubicTanhGeluGate", lambda t: 1 / (1 + np.exp(-t * (t**2 + 3.8473553)))),
+    ],
 )
 def test_ends_of_saturating_operators(op_type: str, function: np.ufunc) -> None:
     """Beyond the declared end int8 results are the first or the last, halfway to it not."""
@@ -207,3 +225,39 @@ def test_clamps_are_absorbed_by_what_only_they_read() -> None:
     assert not operator_of(node_of(shared)).absorbed(node_of(shared))
     first = "g (float[4] x) => (float[4] y) { y = Relu (x) }"
     assert not operator_of(node_of(first)).absorbed(node_of(first))
+
+
+@pytest.mark.parametrize("reach", [1.0, 4.0, 12.0])
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_the_cubic_gelu_in_int8(reach: float, approximate: str, tmp_path: Path) -> None:
+    """Of what GELU gives in float for the values that int8 can hold, it is at most 0.01 off and
+    half a step of its result; for large values, of which it has 255/256, that share."""
+    text = f"""
+    g (float[1,1,1024,1] x) => (float[1,1,1024,1] y)
+    <float[1,1,1,1] slope = {{{CUBIC_SLOPE}}}, float[1] shift = {{0}}>
+    {{
+        t = edgetpu.DepthwiseConv2D <group = 1, strides = [1, 1], pads = [0, 0, 0, 0],
+            dilations = [1, 1]> (x, slope, shift)
+        gate = edgetpu.{"CubicGeluGate" if approximate == "none" else "CubicTanhGeluGate"} (t)
+        y = Mul (x, gate)
+    }}"""
+    x = np.linspace(-reach, reach, 1024, dtype=np.float32).reshape(1, 1, -1, 1)
+    model = model_of(text)
+    nodes = list(model.graph)
+    values = activations_around(nodes)
+    for value in values:
+        value.shape = model.graph.inputs[0].shape
+        value.type = model.graph.inputs[0].type
+    stats = saturated(nodes, observe(model, values, [{"x": x}]))
+    quants = assign(nodes, values, {name: shown.range for name, shown in stats.items()})
+    x = quants["x"].dequantize(quants["x"].quantize(x))
+    (want,) = run(model_of(GELU.replace("none", approximate)), {"x": x})
+    path = tmp_path / "gelu.tflite"
+    path.write_bytes(tflite.write(nodes, model.graph.inputs, model.graph.outputs, quants))
+    (made,) = TFLiteSegment(path, 1).run([quants["x"].quantize(x)])
+    error = np.abs(quants["y"].dequantize(made) - want)
+    assert np.all(error <= 0.01 + quants["y"].scale / 2 + np.maximum(x, 0) / 256)
+
+
+GELU = """
+    g (float[1,1,1024,1] x) => (float[1,1,1024,1] y) { y = Gelu <approximate = "none"> (x) }"""

@@ -30,7 +30,7 @@ def test_every_module_is_a_pass_of_its_name() -> None:
 
 
 def test_names_of_one_kind_come_from_the_records() -> None:
-    assert passes.OPTIONAL == ("rotate_outputs", "second_row", "rotate_stream")
+    assert passes.OPTIONAL == ("fuse_blocks", "rotate_outputs", "second_row", "rotate_stream")
     assert set(passes.ACCURACY) > {"keep_gates", "normalise_linears", "balance", "correct_biases"}
     assert not {"lower", "observe", *passes.OPTIONAL} & set(passes.ACCURACY)
 
