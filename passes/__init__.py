@@ -261,6 +261,7 @@ PASSES: tuple[Pass[PassContext], ...] = in_order(
     Pass(
         "fuse_blocks",
         fuse_blocks.run,
+        for_tpu=True,
         kind="optional",
         after={
             "keep_gates": "it takes gates back that are kept on the host",
