@@ -21,7 +21,7 @@ import numpy as np
 
 from compiler.checks import verdict
 from compiler.driver import build as building
-from compiler.driver import perplexity, toolchain
+from compiler.driver import decoding, perplexity, toolchain
 from compiler.driver.corpus import HELD_OUT, calibration_rows
 from compiler.driver.options import ROTATE_STREAM, BuildOptions, LanguageOptions
 from compiler.driver.rewriting import PassDriver
@@ -149,7 +149,13 @@ def quantized_programs(
     options = replace(options, partitioning=_partitioning(options))
     shapes = program_shapes(options.language)
     programs = {}
+    blocked = decoding.precision(source, options)
+    written = {}
     for name, shape in shapes.items():
+        if blocked is not None and shape.tokens == 1:
+            # Nothing of it is int8, so that there is nothing to rewrite or to calibrate.
+            written[name] = decoding.program(source, shape, blocked, options)
+            continue
         model = decoder.write(source, shape)
         programs[name] = building.plan_program(model, options, progress, driver)
     wanted: set[str] = set()
@@ -179,7 +185,7 @@ def quantized_programs(
             _copy_factors(balanced[product], own[product])
         ranges = known([own[product] for product in names])
         quantized[name] = building.scaled(program, ranges, options, driver)
-    return quantized
+    return quantized | written
 
 
 def rotated(source: Source, options: BuildOptions) -> tuple[Source, BuildOptions]:

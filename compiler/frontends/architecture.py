@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from compiler.errors import ModelError
+from compiler.frontends.blocks import BlockForm
 
 # Lists and tables are made of these numbers, which a stranger's file gives.
 MOST_LAYERS = 4096
@@ -30,10 +31,14 @@ def check_sizes(where: object, **sizes: int) -> None:
 
 @dataclass(frozen=True)
 class Weight:
-    """A tensor that stays in its file: `rows` reads some of its rows (first axis) as float32."""
+    """A tensor that stays in its file: `rows` reads some of its rows (first axis) as float32.
+
+    `blocks` reads them as they are stored, where that is in blocks of small integers.
+    """
 
     shape: tuple[int, ...]
     rows: Callable[[slice], np.ndarray]
+    blocks: BlockForm | None = None
 
     def array(self) -> np.ndarray:
         """The whole tensor as float32."""

@@ -48,7 +48,7 @@ class ProgramShape:
 
 def write(source: Source, program_shape: ProgramShape) -> ir.Model:
     """The program of `source` in the given shape; weights are read when the graph is."""
-    graph = _Decoder(source, program_shape).write()
+    graph = Decoder(source, program_shape).write()
     return ir.Model(graph, ir_version=IR_VERSION, producer_name="coral-bundle")
 
 
@@ -78,7 +78,7 @@ def sample(graph: ir.Graph, tokens: np.ndarray, program_shape: ProgramShape) -> 
     return feeds
 
 
-class _Decoder:
+class Decoder:
     """Writes one program. Weights of layer i have names that begin with `blk.i.`, as in GGUF."""
 
     def __init__(self, source: Source, program_shape: ProgramShape) -> None:
@@ -164,8 +164,13 @@ class _Decoder:
         return self._group_query_attention(index, query, key, value)
 
     def _group_query_attention(
-        self, index: int, query: ir.Value, key: ir.Value, value: ir.Value
+        self,
+        index: int,
+        query: ir.Value,
+        key: ir.Value | None = None,
+        value: ir.Value | None = None,
     ) -> tuple[ir.Value, list[ir.Value]]:
+        """As `_attention`; without keys and values, `query` holds all three, joined."""
         architecture = self._architecture
         cache_shape = (
             self._program.batch,
@@ -198,7 +203,8 @@ class _Decoder:
         node.metadata_props[ORIGIN] = name
         self._writer.graph.append(node)
         mixed, present_key, present_value = node.outputs
-        declare(mixed, name, shape_of(query), ir.DataType.FLOAT)
+        mixed_shape = (*shape_of(query)[:-1], architecture.heads * architecture.head)
+        declare(mixed, name, mixed_shape, ir.DataType.FLOAT)
         declare(present_key, f"present.{index}.key", cache_shape, ir.DataType.FLOAT)
         declare(present_value, f"present.{index}.value", cache_shape, ir.DataType.FLOAT)
         return mixed, [present_key, present_value]
