@@ -98,7 +98,11 @@ def build(
             )
             manifest = manifests.assembled(plan, calibrated)
             file = manifests.file_entry(tokenizer, folder)
-            manifest["language"] = _language_entry(source, sizes, file, parts)
+            language = _language_entry(source, sizes, file, parts)
+            language["decode_weights"] = decoding.weights_entry(
+                compiled, decoding.precision(compiled, options)
+            )
+            manifest["language"] = language
             manifests.write(folder, manifest)
 
         with stage("verify"):

@@ -13,7 +13,7 @@ it does, which is most of the time of small models: SmolLM2-135M has 550 instead
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -23,13 +23,15 @@ from compiler.frontends.architecture import Source, Weight
 from compiler.frontends.blocks import BLOCK, BlockForm, rounded_form
 from compiler.frontends.decoder import Decoder, ProgramShape
 from compiler.frontends.graph_writer import CONTRIB, declare
-from compiler.frontends.nbits import LinearWriter, columns
+from compiler.frontends.nbits import Joined, LinearWriter
 from compiler.graph import IR_VERSION, ORIGIN, shape_of
 
-# Of which weights decode is made: blocks as in the file, or all of 4 bits with int8 activations.
+# Of which weights decode is made: blocks as in the file; or blocks of 4 bits, 8 for the head, with
+# int8 activations.
 Precision = Literal["file", "4bit"]
 _ATTENTION = ("attn_q", "attn_k", "attn_v")
 _GATES = ("ffn_gate", "ffn_up")
+_HEADS = ("output", "token_embd")
 
 
 def write(source: Source, program_shape: ProgramShape, precision: Precision = "file") -> ir.Model:
@@ -38,14 +40,24 @@ def write(source: Source, program_shape: ProgramShape, precision: Precision = "f
     return ir.Model(graph, ir_version=IR_VERSION, producer_name="coral-bundle")
 
 
-def form_of(weight: Weight, precision: Precision) -> BlockForm | None:
+def form_of(weight: Weight, precision: Precision, is_head: bool = False) -> BlockForm | None:
     """The blocks that a weight is held in; None for one that stays in float."""
     if weight.shape[-1] % BLOCK:
         return None
-    if precision == "4bit":
+    if precision == "4bit" and not is_head:
         has_four_bits = weight.blocks is not None and weight.blocks.bits == 4
         return weight.blocks if has_four_bits else rounded_form(weight.rows, bits=4)
     return weight.blocks or rounded_form(weight.rows)
+
+
+def layers(source: Source) -> Iterator[tuple[str, Weight, bool]]:
+    """(name, weight, whether it is the head) of all linear layers."""
+    head = "output" if "output.weight" in source.weights else "token_embd"
+    for key, weight in source.weights.items():
+        name = key.removesuffix(".weight")
+        is_head = name == head
+        if len(weight.shape) == 2 and (is_head or name not in _HEADS):
+            yield name, weight, is_head
 
 
 class _HostDecoder(Decoder):
@@ -158,18 +170,20 @@ class _HostDecoder(Decoder):
         """The joined outputs of layers that read x; None where their weights have several forms, or
         only some of them a bias."""
         inputs = shape_of(x)[-1]
-        forms = [self._form(each, count, inputs) for each, count in zip(names, outputs)]
+        forms = [
+            self._form(each, count, inputs) for each, count in zip(names, outputs, strict=True)
+        ]
         known = [form for form in forms if form is not None]
-        layouts = {columns([form], inputs) for form in known}
+        layouts = {self._linears.columns([form], inputs) for form in known}
         biased = [self._has(f"{each}.bias") for each in names]
         if len(known) < len(forms) or len(layouts) > 1 or len(set(biased)) > 1:
             return None
         bias = self._joined_bias(name, names, outputs) if all(biased) else None
-        return self._linears.product(name, x, known, outputs, bias=bias)
+        return self._linears.product(name, x, Joined(known, outputs, bias))
 
     def _form(self, name: str, outputs: int, inputs: int) -> BlockForm | None:
         weight = self._source.weight(f"{name}.weight", outputs, inputs)
-        return form_of(weight, self._precision)
+        return form_of(weight, self._precision, is_head=name in _HEADS)
 
     def _joined_bias(self, name: str, names: Sequence[str], outputs: Sequence[int]) -> ir.Value:
         parts = []
@@ -182,9 +196,7 @@ class _HostDecoder(Decoder):
     ) -> list[ir.Value]:
         """The outputs of joined layers, each by itself."""
         sizes = self._writer.array(f"{name}/sizes", np.array(outputs, np.int64))
-        node = ir.node(
-            "Split", [joined, sizes], {"axis": -1}, num_outputs=len(outputs), name=name
-        )
+        node = ir.node("Split", [joined, sizes], {"axis": -1}, num_outputs=len(outputs), name=name)
         node.metadata_props[ORIGIN] = name
         self._writer.graph.append(node)
         rows = shape_of(joined)[:-1]
@@ -199,4 +211,4 @@ class _HostDecoder(Decoder):
         bias = None
         if self._has(f"{name}.bias"):
             bias = self._joined_bias(name, [name], [outputs])
-        return self._linears.product(name, x, [form], [outputs], output, bias)
+        return self._linears.product(name, x, Joined([form], [outputs], bias), output)

@@ -10,6 +10,9 @@ again:
                        inputs too, one for each block. Rests have two digits of 4 bits, the second
                        for what the first leaves
 
+With int8 activations codes of 8 bits are multiplied as they are: MatMulNBits has no fast kernel for
+those and float activations.
+
 Two digits resolve a rest, which is half a step of its weights or less unless their offset is beyond
 all codes, to 1/196 of the largest of 32 blocks. All else is exact.
 """
@@ -29,17 +32,22 @@ from compiler.graph import shape_of
 _DIGIT_ZERO = 8
 _DIGIT_PEAK = 7
 _LARGEST_DIGIT = 15
+_SCALE_BYTES = 4
 # MatMulNBits' word for the precision of activations: float, or int8 in blocks.
 _FLOAT, _INT8 = 1, 4
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns a layer of K inputs has: the inputs once or twice, and sums of blocks or not."""
+    """Which columns a layer of K inputs has: the inputs once or twice, and sums of blocks or not.
+
+    `bits` are those of a code, 8 with one copy of the inputs only.
+    """
 
     inputs: int
     copies: int
     has_rests: bool
+    bits: int = 4
 
     @property
     def blocks(self) -> int:
@@ -54,28 +62,65 @@ class Columns:
     def total(self) -> int:
         return self.copies * self.inputs + 2 * self.sums
 
+    @property
+    def bytes(self) -> int:
+        """Of one output: codes, scales and zero points."""
+        blocks = self.total // BLOCK
+        return (self.total + blocks) * self.bits // 8 + _SCALE_BYTES * blocks
+
 
 @dataclass(frozen=True)
 class Packed:
     """Constants of a MatMulNBits of N outputs: codes [N, blocks, 16], two in each byte; scales
-    [N, blocks]; zero points [N, (blocks + 1) / 2], two in each byte."""
+    [N, blocks]; zero points [N, (blocks + 1) / 2], two in each byte.
+
+    Of 8 bits each codes are [N, blocks, 32], zero points [N, blocks].
+    """
 
     codes: np.ndarray
     scales: np.ndarray
     zero_points: np.ndarray
 
 
-def columns(forms: Sequence[BlockForm], inputs: int) -> Columns:
-    """The columns that layers of all these forms fit."""
+@dataclass(frozen=True)
+class Joined:
+    """Layers that read the same, and whose outputs are joined: the form and the number of outputs
+    of each, and the bias [N] of all."""
+
+    forms: Sequence[BlockForm]
+    outputs: Sequence[int]
+    bias: ir.Value | None = None
+
+    def packed(self, layout: Columns) -> Packed:
+        """Their weights, one below the other."""
+        parts = []
+        for form, count in zip(self.forms, self.outputs, strict=True):
+            parts.append(packed(form.rows(slice(0, count)), layout))
+        return Packed(
+            np.concatenate([part.codes for part in parts]),
+            np.concatenate([part.scales for part in parts]),
+            np.concatenate([part.zero_points for part in parts]),
+        )
+
+
+def columns(forms: Sequence[BlockForm], inputs: int, whole_bytes: bool = False) -> Columns:
+    """The columns that layers of all these forms fit; `whole_bytes` leaves codes of 8 bits whole,
+    where some code means zero."""
     copies = max(2 if form.bits > 4 else 1 for form in forms)
-    return Columns(inputs, copies, not all(form.centred for form in forms))
+    is_centred = all(form.centred for form in forms)
+    if copies == 2 and is_centred and whole_bytes:
+        return Columns(inputs, 1, False, bits=8)
+    return Columns(inputs, copies, not is_centred)
 
 
 def packed(blocks: Blocks, layout: Columns) -> Packed:
     """Weights in blocks as constants of MatMulNBits."""
     steps = np.where(blocks.scales != 0, blocks.scales, np.float32(1))
-    largest = _LARGEST_DIGIT if layout.copies == 1 else 255
+    is_digit = layout.copies == 1 and layout.bits == 4
+    largest = _LARGEST_DIGIT if is_digit else 255
     zeros = np.clip(np.round(-blocks.offsets / steps), 0, largest).astype(np.uint8)
+    if layout.bits == 8:
+        return Packed(blocks.codes, blocks.scales, zeros)
     parts = [(blocks.codes, blocks.scales, zeros)]
     if layout.copies == 2:
         high = (blocks.codes >> 4, blocks.scales * np.float32(16), zeros >> 4)
@@ -92,9 +137,11 @@ def packed(blocks: Blocks, layout: Columns) -> Packed:
 
 def unpacked(constants: Packed, layout: Columns) -> np.ndarray:
     """The weights [N, K] that MatMulNBits and the sums of blocks make of these constants."""
-    codes = _singles(constants.codes)
+    codes, zeros = constants.codes, constants.zero_points
+    if layout.bits == 4:
+        codes, zeros = _singles(codes), _singles(zeros)
     count, blocks, _ = codes.shape
-    zeros = _singles(constants.zero_points)[:, :blocks]
+    zeros = zeros[:, :blocks]
     values = (codes - zeros[..., None].astype(np.float32)) * constants.scales[..., None]
     values = values.reshape(count, -1)
     copies, rests = np.split(values, [layout.copies * layout.inputs], axis=1)
@@ -105,9 +152,7 @@ def unpacked(constants: Packed, layout: Columns) -> np.ndarray:
     return np.asarray(weights, np.float32)
 
 
-def _digits(
-    rests: np.ndarray, layout: Columns
-) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _digits(rests: np.ndarray, layout: Columns) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(codes, scales, zeros) of two digits of rests [N, blocks], which multiply means of blocks."""
     padding = layout.sums - layout.blocks
     left = np.pad(rests * np.float32(BLOCK), ((0, 0), (0, padding)))
@@ -137,36 +182,34 @@ class LinearWriter:
 
     def __init__(self, writer: GraphWriter, int8_activations: bool = False) -> None:
         self._writer = writer
+        self._whole_bytes = int8_activations
         self._accuracy = _INT8 if int8_activations else _FLOAT
         # Inputs with the columns that layers of one layout read, by the input's name.
         self._extended: dict[tuple[str, Columns], ir.Value] = {}
         # What was packed last: its three constants are read one after the other.
         self._last: tuple[str, Packed] | None = None
 
+    def columns(self, forms: Sequence[BlockForm], inputs: int) -> Columns:
+        """The columns of a layer of all these forms."""
+        return columns(forms, inputs, self._whole_bytes)
+
     def product(
-        self,
-        name: str,
-        x: ir.Value,
-        forms: Sequence[BlockForm],
-        outputs: Sequence[int],
-        result: str | None = None,
-        bias: ir.Value | None = None,
+        self, name: str, x: ir.Value, layers: Joined, result: str | None = None
     ) -> ir.Value:
-        """x W^T [B, S, N] of layers whose outputs are joined: `forms` and numbers of `outputs` of
-        each. The result is called `result`, else `name`."""
+        """x W^T [B, S, N] of joined layers. The result is called `result`, else `name`."""
         batch, tokens, inputs = shape_of(x)
-        layout = columns(forms, inputs)
-        total = sum(outputs)
+        layout = self.columns(layers.forms, inputs)
+        total = sum(layers.outputs)
         attributes = {
             "K": layout.total,
             "N": total,
-            "bits": 4,
+            "bits": layout.bits,
             "block_size": BLOCK,
             "accuracy_level": self._accuracy,
         }
-        read = [self._columns(x, layout), *self._constants(name, forms, outputs, layout)]
-        if bias is not None:
-            read += [None, bias]
+        read = [self._columns(x, layout), *self._constants(name, layers, layout)]
+        if layers.bias is not None:
+            read += [None, layers.bias]
         shape = (batch, tokens, total)
         return self._writer.op(
             result or name, "MatMulNBits", read, shape, attributes, domain=CONTRIB
@@ -199,33 +242,22 @@ class LinearWriter:
         shape = (batch, tokens, layout.total)
         return self._writer.op(name, "Concat", parts, shape, {"axis": -1})
 
-    def _constants(
-        self, name: str, forms: Sequence[BlockForm], outputs: Sequence[int], layout: Columns
-    ) -> list[ir.Value]:
+    def _constants(self, name: str, layers: Joined, layout: Columns) -> list[ir.Value]:
         """Codes, scales and zero points, which are computed when they are read."""
 
         def compute() -> Packed:
             if self._last is None or self._last[0] != name:
                 self._last = None
-                self._last = (name, _joined(forms, outputs, layout))
+                self._last = (name, layers.packed(layout))
             return self._last[1]
 
-        count = sum(outputs)
+        count = sum(layers.outputs)
         blocks = layout.total // BLOCK
+        block_bytes = BLOCK * layout.bits // 8
+        zero_bytes = -(-blocks * layout.bits // 8)
         add = self._writer.computed
         return [
-            add(f"{name}/codes", lambda: compute().codes, (count, blocks, BLOCK // 2), np.uint8),
+            add(f"{name}/codes", lambda: compute().codes, (count, blocks, block_bytes), np.uint8),
             add(f"{name}/scales", lambda: compute().scales, (count, blocks), np.float32),
-            add(f"{name}/zeros", lambda: compute().zero_points, (count, -(-blocks // 2)), np.uint8),
+            add(f"{name}/zeros", lambda: compute().zero_points, (count, zero_bytes), np.uint8),
         ]
-
-
-def _joined(forms: Sequence[BlockForm], outputs: Sequence[int], layout: Columns) -> Packed:
-    parts = []
-    for form, count in zip(forms, outputs, strict=True):
-        parts.append(packed(form.rows(slice(0, count)), layout))
-    return Packed(
-        np.concatenate([part.codes for part in parts]),
-        np.concatenate([part.scales for part in parts]),
-        np.concatenate([part.zero_points for part in parts]),
-    )
