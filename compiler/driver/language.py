@@ -29,7 +29,7 @@ from compiler.driver.stages import StageTimer, Timings, stage
 from compiler.emit import bundle, report
 from compiler.emit import manifest as manifests
 from compiler.errors import OptionError
-from compiler.frontends import Source, decoder, open_source
+from compiler.frontends import Source, decoder, open_source, rope
 from compiler.frontends.decoder import ProgramShape, sample
 from compiler.frontends.rotate import rotate
 from compiler.graph import OPSET
@@ -66,6 +66,7 @@ def build(
             progress("reading the model", 1)
             source = open_source(path)
             sizes = fitted(options.language, source)
+            source = rope.for_context(source, sizes.context)
             rows = calibration_rows(source, options.calibration_path, sizes)
         options = replace(options, language=sizes)
         calibration, held_out = rows[:-HELD_OUT], rows[-HELD_OUT:]

@@ -68,6 +68,9 @@ class Architecture:
     embedding_scale: float = 1.0
     attention_scale: float | None = None  # None for 1 / sqrt(head)
     rope_factors: tuple[float, ...] = ()  # what rotary frequencies are divided by: one, or for each
+    rope_magnitude: float = 1.0  # of cosines and sines
+    # By which factor `context` exceeds the trained one, where rotary bases are to grow for that.
+    rope_dynamic: float = 1.0
 
     def __post_init__(self) -> None:
         check_sizes(
@@ -94,7 +97,13 @@ class Architecture:
         return None
 
     def _numbers_problem(self) -> str | None:
-        scales = (self.epsilon, self.embedding_scale, self.attention_scale or 1.0)
+        scales = (
+            self.epsilon,
+            self.embedding_scale,
+            self.attention_scale or 1.0,
+            self.rope_magnitude,
+            self.rope_dynamic,
+        )
         numbers = (*scales, *self.bases, *self.rope_factors)
         are_positive = all(0 < number < math.inf for number in numbers)
         if are_positive and min(self.windows) >= 0:

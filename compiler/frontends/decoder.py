@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from compiler.frontends import rope
 from compiler.frontends.architecture import Source
 from compiler.frontends.graph_writer import CONTRIB, GraphWriter, declare
 from compiler.graph import HOST_REASON, IR_VERSION, ORIGIN, Shape, element_count, shape_of
@@ -210,22 +211,12 @@ class Decoder:
         return mixed, [present_key, present_value]
 
     def _rotary_tables(self, base: float) -> tuple[ir.Value, ir.Value]:
-        """(cos, sin) [C, rotary / 2] of the angles of every place in the cache.
-
-        Channel pair i of place p is turned by p * base^(-2i / rotary).
-        """
+        """(cos, sin) [C, rotary / 2] of the angles of every place in the cache."""
         if base in self._angles:
             return self._angles[base]
-        rotary = self._architecture.rotary
-        frequencies = base ** (-np.arange(0, rotary, 2) / rotary)
-        factors = self._architecture.rope_factors
-        # Layers with a window have a smaller base of their own and are not stretched.
-        if factors and base == max(self._architecture.bases):
-            frequencies = frequencies / np.array(factors)
-        places = np.arange(self._program.context)
-        angles = places[:, None] * frequencies
-        cos = self._writer.array(f"rotary.{base:g}.cos", np.cos(angles).astype(np.float32))
-        sin = self._writer.array(f"rotary.{base:g}.sin", np.sin(angles).astype(np.float32))
+        cosines, sines = rope.tables(self._architecture, base, self._program.context)
+        cos = self._writer.array(f"rotary.{base:g}.cos", cosines)
+        sin = self._writer.array(f"rotary.{base:g}.sin", sines)
         self._angles[base] = (cos, sin)
         return cos, sin
 

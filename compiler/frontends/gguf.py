@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from compiler.errors import CompilerError, ModelError, first_line
+from compiler.frontends import rope
 from compiler.frontends.architecture import Architecture, Source, Tokenizer, check_sizes
 from compiler.frontends.families import BY_GGUF, Family
 from compiler.frontends.gguf_file import read_metadata, read_weight
@@ -31,7 +33,13 @@ def read(path: Path) -> Source:
         why = first_line(error)
         raise ModelError(f"{path}: not a GGUF file, or a truncated one ({why})") from error
     try:
-        return Source(_architecture(path, fields), weights, _tokenizer(path, fields))
+        architecture = _architecture(path, fields)
+        # Llama 3 has what its frequencies are divided by among its weights.
+        factors = weights.pop("rope_freqs.weight", None)
+        if factors is not None:
+            rope_factors = tuple(factors.array().tolist())
+            architecture = replace(architecture, rope_factors=rope_factors)
+        return Source(architecture, weights, _tokenizer(path, fields))
     except CompilerError:
         raise
     except KeyError as error:
@@ -59,7 +67,8 @@ def _architecture(path: Path, fields: Mapping[str, Any]) -> Architecture:
         key = f"{name}.{field}"
         return fields[key] if default is None else fields.get(key, default)
 
-    _check_supported(path, get("expert_count", 0), get("rope.scaling.type", "none"))
+    if get("expert_count", 0):
+        raise ModelError(f"{path}: it uses experts, which is not supported")
     width = int(get("embedding_length"))
     layers = int(get("block_count"))
     heads = int(get("attention.head_count"))
@@ -68,9 +77,9 @@ def _architecture(path: Path, fields: Mapping[str, Any]) -> Architecture:
     base = float(get("rope.freq_base", 10000.0))
     window = int(get("attention.sliding_window", 0))
     bases, windows = _layer_kinds(family, layers, base, window)
-    factor = 1.0
-    if get("rope.scaling.type", "none") == "linear":
-        factor = float(get("rope.scaling.factor", 1.0))
+    rotary = int(get("rope.dimension_count", head))
+    own = {key.removeprefix(f"{name}."): value for key, value in fields.items()}
+    scaling = rope.of_gguf(path, own, base, rotary)
     return Architecture(
         name=str(fields.get("general.name", path.stem)),
         vocabulary=len(fields["tokenizer.ggml.tokens"]),
@@ -81,22 +90,16 @@ def _architecture(path: Path, fields: Mapping[str, Any]) -> Architecture:
         head=head,
         hidden=int(get("feed_forward_length")),
         epsilon=float(get("attention.layer_norm_rms_epsilon")),
-        context=int(get("context_length")),
+        context=int(get("context_length") * scaling.longer),
         bases=bases,
         windows=windows,
         interleaved=family.gguf_interleaved,
-        rotary=int(get("rope.dimension_count", head)),
+        rotary=rotary,
         activation=family.activation,
         embedding_scale=math.sqrt(width) if family.scales_embedding else 1.0,
-        rope_factors=(factor,) if factor != 1.0 else (),
+        rope_factors=scaling.factors,
+        rope_magnitude=scaling.magnitude,
     )
-
-
-def _check_supported(path: Path, experts: Any, scaling: Any) -> None:
-    if experts:
-        raise ModelError(f"{path}: it uses experts, which is not supported")
-    if scaling not in ("none", "linear"):
-        raise ModelError(f"{path}: it uses rotary scaling '{scaling}', which is not supported")
 
 
 def _layer_kinds(

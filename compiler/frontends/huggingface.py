@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from compiler.errors import ModelError
-from compiler.frontends import safetensors
+from compiler.frontends import rope, safetensors
 from compiler.frontends.architecture import Architecture, Source, Tokenizer, Weight, check_sizes
 from compiler.frontends.families import BY_MODEL_TYPE, Family
 from compiler.frontends.textfile import read_json, read_json_if_there, read_text
@@ -20,6 +20,7 @@ from compiler.runtime.confined import ConfinedError
 
 _LAYER_MODULE = re.compile(r"model\.layers\.(\d+)\.(.+)")
 _DEFAULT_BASE = 10000.0
+_DEFAULT_CONTEXT = 2048
 _WINDOWED = "sliding_attention"
 _FULL = "full_attention"
 
@@ -132,6 +133,8 @@ def _architecture(folder: Path, config: Mapping[str, Any]) -> Architecture:
     are_windowed = _windowed_layers(config, family, layers)
     window = _window(config)
     scale = config.get("query_pre_attn_scalar")
+    longest = int(config.get("max_position_embeddings", _DEFAULT_CONTEXT))
+    scaling = rope.of_config(folder, _rope_scaling(config), base, head, longest)
     return Architecture(
         name=folder.name,
         vocabulary=int(config["vocab_size"]),
@@ -142,7 +145,7 @@ def _architecture(folder: Path, config: Mapping[str, Any]) -> Architecture:
         head=head,
         hidden=int(config["intermediate_size"]),
         epsilon=float(config.get("rms_norm_eps", 1e-6)),
-        context=int(config.get("max_position_embeddings", 2048)),
+        context=int(longest * scaling.longer),
         bases=tuple(local_base if is_windowed else base for is_windowed in are_windowed),
         windows=tuple(window if is_windowed else 0 for is_windowed in are_windowed),
         # Hugging Face's models turn the halves of a head.
@@ -151,7 +154,9 @@ def _architecture(folder: Path, config: Mapping[str, Any]) -> Architecture:
         activation=family.activation,
         embedding_scale=math.sqrt(width) if family.scales_embedding else 1.0,
         attention_scale=1 / math.sqrt(scale) if scale else None,
-        rope_factors=_rope_factors(folder, config, base, head),
+        rope_factors=scaling.factors,
+        rope_magnitude=scaling.magnitude,
+        rope_dynamic=scaling.dynamic,
     )
 
 
@@ -193,39 +198,11 @@ def _base_of_kind(rope: Mapping[str, Any], kind: str) -> float | None:
     return parameters.get("rope_theta")
 
 
-def _rope_factors(
-    folder: Path, config: Mapping[str, Any], base: float, head: int
-) -> tuple[float, ...]:
-    """What each rotary frequency is divided by; nothing where they stay. Raises ModelError."""
+def _rope_scaling(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of rotary scaling, wherever they are written."""
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
     # Of parameters per kind of layer, those of full attention count: layers with a window are not
     # scaled.
     if _FULL in scaling:
         scaling = scaling[_FULL]
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind == "default":
-        return ()
-    if kind == "llama3":
-        return _llama3_factors(scaling, base, head)
-    raise ModelError(f"{folder}: its rotary scaling '{kind}' is not supported; 'llama3' is")
-
-
-def _llama3_factors(scaling: Mapping[str, Any], base: float, head: int) -> tuple[float, ...]:
-    """What each rotary frequency is divided by: long waves by `factor`, short ones by 1, and those
-    between by something between.
-
-    Source: transformers, modeling_rope_utils, 'llama3'.
-    """
-    factor = float(scaling["factor"])
-    low = float(scaling["low_freq_factor"])
-    high = float(scaling["high_freq_factor"])
-    trained_context = float(scaling["original_max_position_embeddings"])
-    if not (factor > 0 and high > low):
-        raise ValueError(
-            f"its rotary scaling has factor {factor}, and frequency factors {low} to {high}"
-        )
-    # Tokens that a channel pair takes for a full turn.
-    wavelengths = 2 * math.pi * base ** (np.arange(0, head, 2) / head)
-    share_short = np.clip((trained_context / wavelengths - low) / (high - low), 0, 1)
-    kept_frequency = (1 - share_short) / factor + share_short
-    return tuple((1 / kept_frequency).tolist())
+    return dict(scaling)

@@ -79,12 +79,12 @@ def test_names_of_gemmas_norms_differ_from_llamas() -> None:
 @pytest.mark.parametrize("place", ["rope_scaling", "rope_parameters", "full_attention"])
 def test_rotary_scaling_that_is_not_known_is_refused(place: str, tmp_path: Path) -> None:
     """Wherever it is written; read without it, the model would compute something else."""
-    scaling: dict[str, Any] = {"rope_type": "linear", "factor": 8.0}
+    scaling: dict[str, Any] = {"rope_type": "longrope", "factor": 8.0}
     config: dict[str, Any] = {place: scaling}
     if place == "full_attention":
         kinds = {"full_attention": scaling, "sliding_attention": {"rope_type": "default"}}
         config = {"rope_parameters": kinds}
-    with pytest.raises(ModelError, match="its rotary scaling 'linear' is not supported"):
+    with pytest.raises(ModelError, match="its rotary scaling 'longrope' is not supported"):
         open_source(
             folder_of(
                 tmp_path, {"model.norm.weight": np.ones(WIDTH)}, model_type="gemma3_text", **config
