@@ -1,5 +1,5 @@
-"""A language model's bundle beside llama.cpp: tokens per second, memory, answers, and agreement with
-the float model.
+"""A language model's bundle beside llama.cpp: tokens per second, memory, and agreement with the
+float model.
 
     python -m benchmarks.generation MODEL.gguf [--llama PYTHON] [--prompt 512 --prompt 5600]
 
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ options = dict(n_ctx=context, n_batch=512, verbose=False)
 options |= dict(n_threads={THREADS}, n_threads_batch={THREADS})
 model = llama_cpp.Llama(source, **options)
 def likeliest():
-    logits = llama_cpp.llama_get_logits_ith(model.ctx, -1)
+    logits = llama_cpp.llama_get_logits_ith(model._ctx.ctx, -1)
     return int(np.argmax(np.ctypeslib.as_array(logits, shape=(model.n_vocab(),))))
 def speed(ids, count):
     model.reset()
@@ -97,6 +97,8 @@ for line in sys.stdin:
 _OWN = f"""
 import json, sys, time
 from compiler.runtime import Bundle
+from compiler.runtime.language import LanguageModel
+from compiler.runtime.sampling import Sampling
 model = LanguageModel(Bundle.open(sys.argv[1]), {THREADS})
 def speed(ids, count):
     model.slots[0].tokens.clear()
@@ -161,9 +163,14 @@ def agreement(prompts: list[list[int]], answers: list[list[int]], source: Source
 
 
 def measure(
-    model: Path, llama: Path | None, lengths: list[int], options: BuildOptions
+    model: Path,
+    llama: Path | None,
+    lengths: Sequence[int] = (PROMPT_TOKENS,),
+    options: BuildOptions | None = None,
 ) -> dict[str, Any]:
     """Everything above as figures; `llama` is the interpreter of llama.cpp's environment."""
+    if options is None:
+        options = BuildOptions(partitioning=PartitionOptions(place="host"))
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         path = Path(folder) / "b"
         began = time.perf_counter()
