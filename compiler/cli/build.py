@@ -173,6 +173,7 @@ def build(
     chunk: shared.Chunk = LanguageOptions.chunk,
     slots: shared.Slots = LanguageOptions.slots,
     max_ram: shared.MaxRam = LanguageOptions.max_ram,
+    decode_weights: shared.DecodeWeights = LanguageOptions.decode_weights,
     lowering: Annotated[
         str,
         option(
@@ -257,7 +258,13 @@ def build(
         tool=tool,
         lowering=tuple(lowering.split(",")),
         lora=tuple(lora or ()),
-        language=LanguageOptions(context, chunk, slots, max_ram),
+        language=LanguageOptions(
+            context,
+            chunk,
+            slots,
+            max_ram,
+            decode_weights,  # type: ignore[arg-type]  # it checks itself
+        ),
         dump_passes=dump_passes,
     )
     # What is no ONNX file at all is refused in a moment, and that alone matters then.

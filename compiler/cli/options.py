@@ -203,6 +203,16 @@ MaxRam = Annotated[
         "used, which is slow. Default: no limit.",
     ),
 ]
+DecodeWeights = Annotated[
+    str | None,
+    option(
+        "decode_weights",
+        metavar="file|int8|4bit",
+        help="What decode on the host multiplies by: file (the 4- or 8-bit blocks of a GGUF file), "
+        "int8 (the rows that prefill has: less memory) or 4bit (fastest, less accurate). Default: "
+        "file, and int8 where decode is on Edge TPUs.",
+    ),
+]
 Tool = Annotated[
     str | None,
     typer.Option(

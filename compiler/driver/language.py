@@ -21,7 +21,7 @@ import numpy as np
 
 from compiler.checks import verdict
 from compiler.driver import build as building
-from compiler.driver import perplexity, toolchain
+from compiler.driver import decoding, perplexity, toolchain
 from compiler.driver.corpus import HELD_OUT, calibration_rows
 from compiler.driver.options import ROTATE_STREAM, BuildOptions, LanguageOptions
 from compiler.driver.rewriting import PassDriver
@@ -29,7 +29,7 @@ from compiler.driver.stages import StageTimer, Timings, stage
 from compiler.emit import bundle, report
 from compiler.emit import manifest as manifests
 from compiler.errors import OptionError
-from compiler.frontends import Source, decoder, open_source
+from compiler.frontends import Source, decoder, open_source, rope
 from compiler.frontends.decoder import ProgramShape, sample
 from compiler.frontends.rotate import rotate
 from compiler.graph import OPSET
@@ -66,6 +66,7 @@ def build(
             progress("reading the model", 1)
             source = open_source(path, options.lora_paths)
             sizes = fitted(options.language, source)
+            source = rope.for_context(source, sizes.context)
             rows = calibration_rows(source, options.calibration_path, sizes)
         options = replace(options, language=sizes)
         calibration, held_out = rows[:-HELD_OUT], rows[-HELD_OUT:]
@@ -98,7 +99,11 @@ def build(
             )
             manifest = manifests.assembled(plan, calibrated)
             file = manifests.file_entry(tokenizer, folder)
-            manifest["language"] = _language_entry(source, sizes, file, parts)
+            language = _language_entry(source, sizes, file, parts)
+            language["decode_weights"] = decoding.weights_entry(
+                compiled, decoding.precision(compiled, options)
+            )
+            manifest["language"] = language
             manifests.write(folder, manifest)
 
         with stage("verify"):
@@ -149,7 +154,13 @@ def quantized_programs(
     options = replace(options, partitioning=_partitioning(options))
     shapes = program_shapes(options.language)
     programs = {}
+    blocked = decoding.precision(source, options)
+    written = {}
     for name, shape in shapes.items():
+        if blocked is not None and shape.tokens == 1:
+            # Nothing of it is int8, so that there is nothing to rewrite or to calibrate.
+            written[name] = decoding.program(source, shape, blocked, options)
+            continue
         model = decoder.write(source, shape)
         programs[name] = building.plan_program(model, options, progress, driver)
     wanted: set[str] = set()
@@ -179,7 +190,7 @@ def quantized_programs(
             _copy_factors(balanced[product], own[product])
         ranges = known([own[product] for product in names])
         quantized[name] = building.scaled(program, ranges, options, driver)
-    return quantized
+    return quantized | written
 
 
 def rotated(source: Source, options: BuildOptions) -> tuple[Source, BuildOptions]:

@@ -24,6 +24,7 @@ InputType = Literal["float32", "uint8", "int8"]
 LayoutName = Literal["nchw", "nhwc"]
 Fit = Literal["stretch", "letterbox", "crop"]
 Colours = Literal["RGB", "BGR"]
+DecodeWeights = Literal["file", "int8", "4bit"]
 Group = Literal["model", "calibration", "accuracy", "plan", "language", "toolchain"]
 
 # Passes that only serve accuracy, which `without` leaves out; the records in passes/ say so too.
@@ -51,6 +52,7 @@ QUALITY = ("sqnr", "cosine", "top1", "kl", "ap50", "map50", "recall", "iou", "ce
 ACCURACY_VIEWS = ("report",)
 LOWERINGS = (("direct",), ("onnx-tf",), ("onnx-tf", "direct"))
 MOST_SLOTS = 64
+DECODE_WEIGHTS: tuple[DecodeWeights, ...] = ("file", "int8", "4bit")
 INPUTS: tuple[InputType, ...] = ("float32", "uint8", "int8")
 LAYOUTS: tuple[LayoutName, ...] = ("nchw", "nhwc")
 FITS: tuple[Fit, ...] = ("stretch", "letterbox", "crop")
@@ -117,6 +119,7 @@ SCOPES: Mapping[str, Scope] = {
     "chunk": Scope("language", _LANGUAGE),
     "slots": Scope("language", _LANGUAGE),
     "max_ram": Scope("language", _LANGUAGE),
+    "decode_weights": Scope("language", _LANGUAGE),
     "tool": Scope("toolchain"),
     "lowering": Scope("toolchain", _ONNX),
     "dump_passes": Scope("toolchain", _ONNX),
@@ -184,6 +187,11 @@ class LanguageOptions:
     max_ram: about how many MB of memory the bundle may use for weights, or None for all of them.
              Half is for prefill and half for decode, whose host segments are an eighth of that
              each, so that one is loaded after the other
+    decode_weights: what decode on the host multiplies by: "file" are the blocks of 4 or 8 bits
+             that a GGUF file has, of other files weights rounded to 8 bits in blocks of 32; "int8"
+             the rows that prefill has, which takes less memory; "4bit" blocks of 4 bits whatever
+             the file has, with int8 activations: the fastest, and a loss of accuracy. None is
+             "file" where decode is on the host, and "int8" where it is on Edge TPUs
 
     Raises OptionError for values out of these ranges.
     """
@@ -192,6 +200,7 @@ class LanguageOptions:
     chunk: int = 128
     slots: int = 4
     max_ram: int | None = None
+    decode_weights: DecodeWeights | None = None
 
     def __post_init__(self) -> None:
         require_count("context", self.context, 2)
@@ -199,6 +208,8 @@ class LanguageOptions:
         require_count("slots", self.slots, 1, MOST_SLOTS)
         if self.max_ram is not None:
             require_count("max_ram", self.max_ram, 1)
+        if self.decode_weights is not None:
+            require_choice("decode_weights", self.decode_weights, DECODE_WEIGHTS)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.driver import build as building
-from compiler.driver import language
+from compiler.driver import decoding, language
 from compiler.driver.options import BuildOptions
 from compiler.emit import manifest as manifests
 from compiler.frontends import decoder, open_source
@@ -131,7 +131,12 @@ def _language_rows(model: Path, options: BuildOptions) -> Iterator[LanguageForec
             partitioning = replace(
                 options.partitioning, place=place, host_int8=True, needs_tpu=False
             )
-            program = building.partition_model(rewritten, options.target, partitioning)
+            placed = replace(options, partitioning=partitioning)
+            blocked = decoding.precision(source, placed)
+            if blocked is not None and tokens == 1:
+                program = decoding.program(source, shapes[name], blocked, placed)
+            else:
+                program = building.partition_model(rewritten, options.target, partitioning)
             stored = _parameter_bytes(program)
             yield LanguageForecast(
                 **_figures(program),

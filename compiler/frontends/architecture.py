@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from compiler.errors import ModelError
-from compiler.frontends.rope import Scaling
+from compiler.frontends.blocks import BlockForm
 
 # Lists and tables are made of these numbers, which a stranger's file gives.
 MOST_LAYERS = 4096
@@ -31,10 +31,14 @@ def check_sizes(where: object, **sizes: int) -> None:
 
 @dataclass(frozen=True)
 class Weight:
-    """A tensor that stays in its file: `rows` reads some of its rows (first axis) as float32."""
+    """A tensor that stays in its file: `rows` reads some of its rows (first axis) as float32.
+
+    `blocks` reads them as they are stored, where that is in blocks of small integers.
+    """
 
     shape: tuple[int, ...]
     rows: Callable[[slice], np.ndarray]
+    blocks: BlockForm | None = None
 
     def array(self) -> np.ndarray:
         """The whole tensor as float32."""
@@ -63,7 +67,13 @@ class Architecture:
     activation: str = "silu"  # or "gelu"
     embedding_scale: float = 1.0
     attention_scale: float | None = None  # None for 1 / sqrt(head)
-    rope_scaling: Scaling = field(default_factory=Scaling)
+    rope_factors: tuple[float, ...] = ()  # what rotary frequencies are divided by: one, or for each
+    rope_magnitude: float = 1.0  # of cosines and sines
+    # The factors of programs for up to so many tokens, where they have others.
+    rope_short_factors: tuple[float, ...] = ()
+    rope_short_context: int = 0
+    # By which factor `context` exceeds the trained one, where rotary bases are to grow for that.
+    rope_dynamic: float = 1.0
     norms_inputs: bool = True  # whether there are norms in front of attention and of feed-forward
 
     def __post_init__(self) -> None:
@@ -84,7 +94,7 @@ class Architecture:
             raise ModelError(f"{self.name}: {problem}")
 
     def _layers_problem(self) -> str | None:
-        for factors in (self.rope_scaling.factors, self.rope_scaling.short_factors):
+        for factors in (self.rope_factors, self.rope_short_factors):
             if len(factors) not in (0, 1, self.rotary // 2):
                 return f"{len(factors)} rotary factors for {self.rotary} channels"
         if len(self.bases) != self.layers or len(self.windows) != self.layers:
@@ -94,9 +104,15 @@ class Architecture:
         return None
 
     def _numbers_problem(self) -> str | None:
-        scales = (self.epsilon, self.embedding_scale, self.attention_scale or 1.0)
+        scales = (
+            self.epsilon,
+            self.embedding_scale,
+            self.attention_scale or 1.0,
+            self.rope_magnitude,
+            self.rope_dynamic,
+        )
         bases = [base for base in self.bases if base != 0]
-        numbers = (*scales, *bases, *self.rope_scaling.numbers)
+        numbers = (*scales, *bases, *self.rope_factors, *self.rope_short_factors)
         are_positive = all(0 < number < math.inf for number in numbers)
         if are_positive and min(self.windows) >= 0:
             return None

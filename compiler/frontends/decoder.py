@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from compiler.frontends import rope
 from compiler.frontends.architecture import Source
 from compiler.frontends.graph_writer import CONTRIB, GraphWriter, declare
 from compiler.graph import HOST_REASON, IR_VERSION, ORIGIN, Shape, element_count, shape_of
@@ -48,7 +49,7 @@ class ProgramShape:
 
 def write(source: Source, program_shape: ProgramShape) -> ir.Model:
     """The program of `source` in the given shape; weights are read when the graph is."""
-    graph = _Decoder(source, program_shape).write()
+    graph = Decoder(source, program_shape).write()
     return ir.Model(graph, ir_version=IR_VERSION, producer_name="coral-bundle")
 
 
@@ -78,7 +79,7 @@ def sample(graph: ir.Graph, tokens: np.ndarray, program_shape: ProgramShape) -> 
     return feeds
 
 
-class _Decoder:
+class Decoder:
     """Writes one program. Weights of layer i have names that begin with `blk.i.`, as in GGUF."""
 
     def __init__(self, source: Source, program_shape: ProgramShape) -> None:
@@ -164,8 +165,13 @@ class _Decoder:
         return self._group_query_attention(index, query, key, value)
 
     def _group_query_attention(
-        self, index: int, query: ir.Value, key: ir.Value, value: ir.Value
+        self,
+        index: int,
+        query: ir.Value,
+        key: ir.Value | None = None,
+        value: ir.Value | None = None,
     ) -> tuple[ir.Value, list[ir.Value]]:
+        """As `_attention`; without keys and values, `query` holds all three, joined."""
         architecture = self._architecture
         cache_shape = (
             self._program.batch,
@@ -198,34 +204,19 @@ class _Decoder:
         node.metadata_props[ORIGIN] = name
         self._writer.graph.append(node)
         mixed, present_key, present_value = node.outputs
-        declare(mixed, name, shape_of(query), ir.DataType.FLOAT)
+        mixed_shape = (*shape_of(query)[:-1], architecture.heads * architecture.head)
+        declare(mixed, name, mixed_shape, ir.DataType.FLOAT)
         declare(present_key, f"present.{index}.key", cache_shape, ir.DataType.FLOAT)
         declare(present_value, f"present.{index}.value", cache_shape, ir.DataType.FLOAT)
         return mixed, [present_key, present_value]
 
     def _rotary_tables(self, base: float) -> tuple[ir.Value, ir.Value]:
-        """(cos, sin) [C, rotary / 2] of the angles of every place in the cache.
-
-        Channel pair i of place p is turned by p * base^(-2i / rotary), less where the embedding is
-        stretched. A base of 0 turns nothing.
-        """
+        """(cos, sin) [C, rotary / 2] of the angles of every place in the cache."""
         if base in self._angles:
             return self._angles[base]
-        rotary = self._architecture.rotary
-        exponents = -np.arange(0, rotary, 2) / rotary
-        frequencies = base**exponents if base else np.zeros(rotary // 2)
-        gain = 1.0
-        # Layers with a window have a smaller base of their own and are not stretched.
-        if base and base == max(self._architecture.bases):
-            scaling = self._architecture.rope_scaling
-            frequencies = frequencies / np.array(scaling.factors_for(self._program.context) or (1,))
-            gain = scaling.gain
-        places = np.arange(self._program.context)
-        angles = places[:, None] * frequencies
-        cos, sin = (
-            self._writer.array(f"rotary.{base:g}.{name}", (gain * table).astype(np.float32))
-            for name, table in (("cos", np.cos(angles)), ("sin", np.sin(angles)))
-        )
+        cosines, sines = rope.tables(self._architecture, base, self._program.context)
+        cos = self._writer.array(f"rotary.{base:g}.cos", cosines)
+        sin = self._writer.array(f"rotary.{base:g}.sin", sines)
         self._angles[base] = (cos, sin)
         return cos, sin
 

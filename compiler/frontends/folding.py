@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from compiler.frontends.architecture import Architecture, Weight
+from compiler.frontends.blocks import Blocks
 
 Weights = Mapping[str, Weight]
 
@@ -82,12 +84,27 @@ def _parts(name: str) -> tuple[str, str, str]:
 
 
 def _some_rows(weight: Weight, begin: int, count: int) -> Weight:
-    def rows(wanted: slice) -> np.ndarray:
+    def behind(wanted: slice) -> slice:
         first, last, step = wanted.indices(count)
-        return weight.rows(slice(begin + first, begin + last, step))
+        return slice(begin + first, begin + last, step)
 
-    return Weight((count, *weight.shape[1:]), rows)
+    blocks = weight.blocks
+    if blocks is not None:
+        read = blocks.rows
+        blocks = replace(blocks, rows=lambda wanted: read(behind(wanted)))
+    shape = (count, *weight.shape[1:])
+    return Weight(shape, lambda wanted: weight.rows(behind(wanted)), blocks)
 
 
 def _scaled(weight: Weight, factor: float) -> Weight:
-    return Weight(weight.shape, lambda wanted: weight.rows(wanted) * np.float32(factor))
+    scale = np.float32(factor)
+    blocks = weight.blocks
+    if blocks is not None:
+        read = blocks.rows
+
+        def scaled_blocks(wanted: slice) -> Blocks:
+            found = read(wanted)
+            return replace(found, scales=found.scales * scale, offsets=found.offsets * scale)
+
+        blocks = replace(blocks, rows=scaled_blocks)
+    return Weight(weight.shape, lambda wanted: weight.rows(wanted) * scale, blocks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,20 @@ from compiler.frontends.gguf_file import read_file
 from compiler.frontends.tokenizer import from_gguf
 
 
+# What rotary frequencies are divided by, in files of Llama 3 and Phi-3.
+_FREQS = "rope_freqs.weight"
+_SHORT = "rope_factors_short.weight"
+_LONG = "rope_factors_long.weight"
+_FACTORS = (_FREQS, _SHORT, _LONG)
+
+
 def read(path: Path, adapters: Sequence[Path] = ()) -> Source:
     """The model in a GGUF file, with adapters merged. Raises ModelError for files that are broken
     or of a family that is not supported."""
     fields, weights = read_file(path)
     try:
-        architecture = _architecture(path, fields, weights)
+        factors = {name: weights.pop(name) for name in _FACTORS if name in weights}
+        architecture = _with_stored_factors(_architecture(path, fields), fields, factors)
         scale = partial(_scale, fields)
         family = BY_GGUF[fields["general.architecture"]]
         weights = lora.merged(weights, adapters, family, architecture)
@@ -57,9 +65,7 @@ def _scale(fields: Mapping[str, Any], name: str) -> float:
     return float(fields.get(f"{fields['general.architecture']}.{name}", 1.0))
 
 
-def _architecture(
-    path: Path, fields: Mapping[str, Any], weights: Mapping[str, Weight]
-) -> Architecture:
+def _architecture(path: Path, fields: Mapping[str, Any]) -> Architecture:
     name = fields["general.architecture"]
     family = BY_GGUF.get(name)
     if family is None:
@@ -81,8 +87,8 @@ def _architecture(
     window = int(get("attention.sliding_window", 0))
     bases, windows = _layer_kinds(family, layers, base, window)
     rotary = int(get("rope.dimension_count", head))
-    context = int(get("context_length"))
-    scaling = _Scaling(path, fields, weights)
+    own = {key.removeprefix(f"{name}."): value for key, value in fields.items()}
+    scaling = rope.of_gguf(path, own, base, rotary)
     attention_scale = get("attention.scale", 0.0)
     return Architecture(
         name=str(fields.get("general.name", path.stem)),
@@ -94,7 +100,7 @@ def _architecture(
         head=head,
         hidden=int(get("feed_forward_length")),
         epsilon=float(get("attention.layer_norm_rms_epsilon")),
-        context=context,
+        context=int(get("context_length") * scaling.longer),
         bases=bases,
         windows=windows,
         interleaved=family.gguf_interleaved,
@@ -104,51 +110,26 @@ def _architecture(
         if family.scales_embedding
         else get("embedding_scale", 1.0),
         attention_scale=attention_scale or None,
-        rope_scaling=scaling.read(base, rotary, context),
+        rope_factors=scaling.factors,
+        rope_magnitude=scaling.magnitude,
         norms_inputs=family.norms_inputs,
     )
 
 
-@dataclass(frozen=True)
-class _Scaling:
-    """What a file says on how its rotary embedding is stretched."""
-
-    path: Path
-    fields: Mapping[str, Any]
-    weights: Mapping[str, Weight]
-
-    def read(self, base: float, rotary: int, context: int) -> rope.Scaling:
-        """Raises ModelError for ways that are not known."""
-        kind = self._get("type") or "none"
-        factor = float(self._get("factor") or 1.0)
-        trained = int(self._get("original_context_length") or context)
-        if "rope_factors_long.weight" in self.weights:
-            short, long = (self._tensor(f"rope_factors_{kind}") for kind in ("short", "long"))
-            gain = self._get("attn_factor")
-            return rope.longrope(short, long, trained, context, gain)
-        # Of Llama 3 the converter writes the factors themselves.
-        if "rope_freqs.weight" in self.weights:
-            return rope.Scaling(tuple(self._tensor("rope_freqs")))
-        if kind == "none":
-            return rope.Scaling()
-        if kind == "linear":
-            return rope.linear(factor)
-        if kind == "yarn":
-            numbers = {
-                "factor": factor,
-                "original_max_position_embeddings": trained,
-                "beta_fast": self._get("yarn_beta_fast"),
-                "beta_slow": self._get("yarn_beta_slow"),
-            }
-            return rope.yarn(numbers, base, rotary, context)
-        raise ModelError(f"{self.path}: it uses rotary scaling '{kind}', which is not supported")
-
-    def _get(self, name: str) -> Any:
-        return self.fields.get(f"{self.fields['general.architecture']}.rope.scaling.{name}")
-
-    def _tensor(self, name: str) -> list[float]:
-        found: list[float] = self.weights[f"{name}.weight"].array().tolist()
-        return found
+def _with_stored_factors(
+    architecture: Architecture, fields: Mapping[str, Any], stored: Mapping[str, Weight]
+) -> Architecture:
+    """An architecture with the rotary factors that are stored as weights, if there are any."""
+    numbers = {name: tuple(weight.array().tolist()) for name, weight in stored.items()}
+    if _FREQS in numbers:
+        return replace(architecture, rope_factors=numbers[_FREQS])
+    scaling = f"{fields['general.architecture']}.rope.scaling"
+    if not numbers and fields.get(f"{scaling}.type") != "longrope":
+        return architecture
+    trained = int(fields.get(f"{scaling}.original_context_length", architecture.context))
+    gain = fields.get(f"{scaling}.attn_factor")
+    found = rope.longrope(numbers[_SHORT], numbers[_LONG], trained, architecture.context, gain)
+    return found.entered(architecture)
 
 
 def _layer_kinds(

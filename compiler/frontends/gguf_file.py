@@ -14,6 +14,7 @@ import numpy as np
 
 from compiler.errors import ModelError, first_line
 from compiler.frontends.architecture import Weight
+from compiler.frontends.blocks import stored_form
 
 # The largest files known have some thousand tensors and 300,000 tokens; a damaged count must not
 # fill the memory.
@@ -204,4 +205,4 @@ def read_weight(data: np.ndarray, name: str, entry: Entry) -> Weight:
             return np.asarray(dequantize(stored, quantization)[wanted], np.float32)
         return np.asarray(dequantize(stored[wanted], quantization), np.float32)
 
-    return Weight(shape, rows)
+    return Weight(shape, rows, stored_form(quantization.name, stored))

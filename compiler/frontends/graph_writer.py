@@ -33,13 +33,16 @@ class GraphWriter:
         self,
         name: str,
         op_type: str,
-        inputs: Sequence[ir.Value],
+        inputs: Sequence[ir.Value | None],
         shape: Shape,
         attributes: Mapping[str, Any] | None = None,
         dtype: ir.DataType = ir.DataType.FLOAT,
+        domain: str = "",
     ) -> ir.Value:
         """The output of a new node."""
-        node = ir.node(op_type, inputs, dict(attributes or {}), num_outputs=1, name=name)
+        node = ir.node(
+            op_type, inputs, dict(attributes or {}), domain=domain, num_outputs=1, name=name
+        )
         node.metadata_props[ORIGIN] = name
         (value,) = node.outputs
         declare(value, name, shape, dtype)
@@ -77,6 +80,19 @@ class GraphWriter:
         value.meta[COLUMNS] = weight.rows
         return value
 
+    def computed(
+        self, name: str, compute: Callable[[], np.ndarray], shape: Shape, dtype: type[np.generic]
+    ) -> ir.Value:
+        """A constant that is computed whenever it is read, of any size."""
+        known = self.graph.initializers.get(name)
+        if known is not None:
+            return known
+        onnx_type = ir.DataType.from_numpy(np.dtype(dtype))
+        value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(onnx_type))
+        value.const_value = _lazy(name, compute, shape, onnx_type)
+        self.graph.register_initializer(value)
+        return value
+
     def _constant(
         self, name: str, compute: Callable[[], np.ndarray], shape: Shape, dtype: ir.DataType
     ) -> ir.Value:
@@ -88,14 +104,20 @@ class GraphWriter:
         if math.prod(shape) <= _MOST_EAGER:
             value.const_value = ir.tensor(compute(), name=name)
         else:
-            value.const_value = ir.LazyTensor(
-                lambda: ir.tensor(np.ascontiguousarray(compute())),
-                dtype=dtype,
-                shape=ir.Shape(shape),
-                name=name,
-            )
+            value.const_value = _lazy(name, compute, shape, dtype)
         self.graph.register_initializer(value)
         return value
+
+
+def _lazy(
+    name: str, compute: Callable[[], np.ndarray], shape: Shape, dtype: ir.DataType
+) -> ir.LazyTensor:
+    return ir.LazyTensor(
+        lambda: ir.tensor(np.ascontiguousarray(compute())),
+        dtype=dtype,
+        shape=ir.Shape(shape),
+        name=name,
+    )
 
 
 def declare(value: ir.Value, name: str, shape: Shape, dtype: ir.DataType) -> None:

@@ -24,6 +24,7 @@ from compiler.runtime import confined
 from compiler.runtime.confined import ConfinedError
 
 _DEFAULT_BASE = 10000.0
+_DEFAULT_CONTEXT = 2048
 _WINDOWED = "sliding_attention"
 _FULL = "full_attention"
 
@@ -142,7 +143,9 @@ def _architecture(folder: Path, config: Mapping[str, Any]) -> Architecture:
     are_windowed = _windowed_layers(config, family, layers)
     window = _window(config)
     rotary = int(head * float(config.get("partial_rotary_factor") or 1))
-    return Architecture(
+    longest = int(config.get("max_position_embeddings", _DEFAULT_CONTEXT))
+    scaling = rope.of_config(folder, _rope_scaling(config), base, rotary, longest)
+    made = Architecture(
         name=folder.name,
         vocabulary=int(config["vocab_size"]),
         width=width,
@@ -152,7 +155,7 @@ def _architecture(folder: Path, config: Mapping[str, Any]) -> Architecture:
         head=head,
         hidden=int(config["intermediate_size"]),
         epsilon=float(config.get("rms_norm_eps", 1e-6)),
-        context=int(config.get("max_position_embeddings", 2048)),
+        context=int(longest * scaling.longer),
         bases=_rotary_of_layers(config, are_windowed, base, local_base),
         windows=tuple(window if is_windowed else 0 for is_windowed in are_windowed),
         # Hugging Face's models turn the halves of a head.
@@ -161,9 +164,9 @@ def _architecture(folder: Path, config: Mapping[str, Any]) -> Architecture:
         activation=family.activation,
         embedding_scale=_embedding_scale(config, family, width),
         attention_scale=_attention_scale(config),
-        rope_scaling=_rope_scaling(folder, config, base, rotary),
         norms_inputs=family.norms_inputs,
     )
+    return scaling.entered(made)
 
 
 def _embedding_scale(config: Mapping[str, Any], family: Family, width: int) -> float:
@@ -218,41 +221,17 @@ def _base_of_kind(rope: Mapping[str, Any], kind: str) -> float | None:
     return parameters.get("rope_theta")
 
 
-def _rope_scaling(
-    folder: Path, config: Mapping[str, Any], base: float, rotary: int
-) -> rope.Scaling:
-    """How the rotary embedding is stretched. Raises ModelError for ways that are not known."""
+def _rope_scaling(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of rotary scaling, wherever they are written."""
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
     # Of parameters per kind of layer, those of full attention count: layers with a window are not
     # scaled.
     if _FULL in scaling:
         scaling = scaling[_FULL]
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    context = int(config.get("max_position_embeddings", 2048))
-    # The dynamic kind begins to stretch behind this context, where programs end.
-    if kind in ("default", "dynamic"):
-        return rope.Scaling()
-    if kind == "linear":
-        return rope.linear(float(scaling["factor"]))
-    if kind == "llama3":
-        return rope.llama3(scaling, base, rotary)
-    if kind == "yarn":
-        return rope.yarn(scaling, base, rotary, context)
-    # "su" is an older name.
-    if kind in ("longrope", "su"):
-        trained = (
-            config.get("original_max_position_embeddings")
-            or scaling.get("original_max_position_embeddings")
-            or context
-        )
-        given = scaling.get("attention_factor")
-        gain = None if given is None else float(given)
-        factors = scaling["short_factor"], scaling["long_factor"]
-        return rope.longrope(*factors, int(trained), context, gain)
-    raise ModelError(
-        f"{folder}: its rotary scaling '{kind}' is not supported; linear, dynamic, yarn, longrope "
-        "and llama3 are"
-    )
+    trained = config.get("original_max_position_embeddings")
+    if trained is not None:
+        scaling = {"original_max_position_embeddings": trained, **scaling}
+    return dict(scaling)
 
 
 def _rotary_of_layers(

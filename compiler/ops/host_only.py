@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from compiler.graph import (
     Builder,
+    attribute_of,
     constant_of,
     element_count,
     input_at,
@@ -53,6 +54,22 @@ def cached_attention_bytes(node: ir.Node) -> int:
         elif value.is_graph_input():
             cache += element_count(value)
     return FLOAT_BYTES // 2 * cache + FLOAT_BYTES * others
+
+
+def blocked_product_macs(node: ir.Node) -> int:
+    """Of MatMulNBits: K inputs and N outputs of each row."""
+    inputs, outputs = attribute_of(node, "K"), attribute_of(node, "N")
+    rows = element_count(node.inputs[0]) // inputs
+    return rows * inputs * outputs
+
+
+def blocked_product_bytes(node: ir.Node) -> int:
+    """Of MatMulNBits: codes of several bits are packed into bytes, scales are floats."""
+    total = 0
+    for value in static_tensors(node):
+        is_packed = value.dtype == ir.DataType.UINT8
+        total += element_count(value) * (1 if is_packed else FLOAT_BYTES)
+    return total
 
 
 def recurrent_macs(node: ir.Node) -> int:
@@ -179,6 +196,19 @@ _DECLARED = (
         host_reason=_NO_MATRICES,
         macs=cached_attention_macs,
         host_bytes=cached_attention_bytes,
+    ),
+    Operator(
+        "MatMulNBits",
+        "com.microsoft",
+        host_reason="its weights have a scale for each block of inputs",
+        macs=blocked_product_macs,
+        host_bytes=blocked_product_bytes,
+    ),
+    Operator(
+        "SkipSimplifiedLayerNormalization",
+        "com.microsoft",
+        host_reason=f"the deviation of each row {_ROWS_IN_FLOAT}",
+        normalises_rows=True,
     ),
     Operator("IsNaN", reads_nan=True),
     # Trees have branches for values that are missing.

@@ -434,6 +434,23 @@ class TokenizerEntry(FileEntry):
     chat_template: Annotated[str | None, "in Jinja"]
 
 
+class DecodeWeightsEntry(TypedDict):
+    """What decode on the host multiplies by, where that is not the int8 rows of prefill."""
+
+    kind: Annotated[
+        Literal["file", "4bit"], "blocks of the model's file, or blocks of 4 bits, as asked for"
+    ]
+    activations: Annotated[Literal["float", "int8"], "how precise the inputs of layers are"]
+    exact: Annotated[Index, "weights of layers whose blocks stand in the file"]
+    rounded: Annotated[Index, "those that were rounded to blocks of 4 or 8 bits"]
+    bytes: Annotated[Positive, "that they take, with scales and zero points"]
+    worst_sqnr_db: Annotated[
+        float | None,
+        "of the layer that lost most by it, in up to 256 of its rows, beside the file; null: "
+        "nothing was lost",
+    ]
+
+
 class LanguageEntry(TypedDict):
     """Settings and further programs of a language model."""
 
@@ -451,6 +468,12 @@ class LanguageEntry(TypedDict):
         dict[str, ProgramEntry],
         Limits(keys=("decode",)),
         "`decode` and, for several slots, `batch`",
+    ]
+    decode_weights: NotRequired[
+        Annotated[
+            DecodeWeightsEntry | None,
+            "what decode multiplies by; null: what prefill does",
+        ]
     ]
 
 

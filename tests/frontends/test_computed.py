@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from compiler.errors import ModelError
-from compiler.frontends import decoder, open_source
+from compiler.frontends import decode, decoder, open_source
 from compiler.frontends.architecture import Source
 from compiler.frontends.families import BY_MODEL_TYPE, gguf_name
 from compiler.graph.reference import Reference
@@ -37,6 +37,25 @@ def last_logits(source: Source, tokens: np.ndarray, context: int) -> np.ndarray:
     with Reference(model) as reference:
         feeds = decoder.sample(model.graph, tokens, form)
         return np.asarray(reference.run(feeds, ["logits"])["logits"])[0, -1]
+
+
+def decoded_logits(source: Source, tokens: np.ndarray, context: int) -> np.ndarray:
+    """As `last_logits`, by the program for the host that takes one token."""
+    form = decoder.ProgramShape(1, 1, context)
+    model = decode.write(source, form)
+    with Reference(model) as reference:
+        feeds = decoder.sample(model.graph, tokens[:1], form)
+        names = [str(value.name) for value in model.graph.outputs]
+        for place, token in enumerate(tokens):
+            feeds |= {
+                "tokens": np.array([[token]]),
+                "lengths": np.array([place], np.int32),
+                "total": np.array([place + 1], np.int32),
+            }
+            found = reference.run(feeds, names)
+            updates = decoder.in_place(source.architecture.layers)
+            feeds |= {held: found[made] for made, held in updates.items()}
+        return np.asarray(found["logits"])[0, -1]
 
 
 def check(source: Source, name: str) -> None:
@@ -62,6 +81,15 @@ OTHER_FIELDS = {
     "logits_scaling": "logit_scale",
     "sliding_window": "attention.sliding_window",
 }
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_decode_on_the_host_computes_nearly_the_same(name: str, tmp_path: Path) -> None:
+    """Its weights are rounded to blocks of 8 bits."""
+    folder = folder_of(tmp_path, tensors_of(name), **FOUND[name]["config"])
+    wanted = np.array(FOUND[name]["logits"]["short"])
+    found = decoded_logits(open_source(folder), TOKENS, 64)
+    assert np.abs(found - wanted).max() < 0.08 * np.abs(wanted).max()
 
 
 @pytest.mark.parametrize("name", [name for name in FOUND if name != "llama-dynamic"])
