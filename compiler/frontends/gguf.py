@@ -22,7 +22,6 @@ from compiler.frontends.folding import (
 from compiler.frontends.gguf_file import read_file
 from compiler.frontends.tokenizer import from_gguf
 
-
 # What rotary frequencies are divided by, in files of Llama 3 and Phi-3.
 _FREQS = "rope_freqs.weight"
 _SHORT = "rope_factors_short.weight"
