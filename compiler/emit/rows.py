@@ -68,9 +68,8 @@ def _results(product: Product, quant: Quant, inside: set[ir.Node]) -> Results:
     is_whole = np.abs(steps - zero_points).max() < NEAR
     limits = np.iinfo(np.int8)
     fits = limits.min <= zero_points.min() and zero_points.max() <= limits.max
-    if is_whole and fits and product.shift in inside:
-        nodes = (product.scale, product.shift)
-    else:
+    nodes: tuple[ir.Node, ...] = (product.scale, product.shift)
+    if not (is_whole and fits and product.shift in inside):
         zero_points = np.full(scales.shape, quant.zero_point)
         nodes = (product.scale,)
     made = nodes[-1].outputs[0]

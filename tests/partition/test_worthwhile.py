@@ -59,7 +59,7 @@ def test_what_pays_is_the_fastest_plan() -> None:
     plan = partition(model, TARGET, AUTO)
     check_borders(plan, model.graph)
     assert len(on_tpu(plan)) == 1 and plan.gap == pytest.approx(0, abs=1e-6)
-    assert plan.latency < host_alone(model.graph, Host.load("pi5")).float
+    assert plan.latency < host_alone(model.graph, Host.load("pi5")).in_float
 
 
 @pytest.mark.parametrize("between", ["Erf", "Relu"])
@@ -78,7 +78,7 @@ def test_the_host_alone_carries_nothing_of_the_edge_tpus(tmp_path: Path) -> None
     alone = BuildOptions(partitioning=PartitionOptions(place="host"))
     plain = building.plan_program(building.read(path, alone), alone)
     assert program.alone is not None and plain.alone is not None
-    assert program.alone.float == pytest.approx(plain.plan.latency)
-    assert program.alone.int8 <= program.alone.float
+    assert program.alone.in_float == pytest.approx(plain.plan.latency)
+    assert program.alone.in_int8 <= program.alone.in_float
     kinds = {node.domain for node in plain.model.graph}
     assert "edgetpu" not in kinds
