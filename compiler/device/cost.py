@@ -40,8 +40,8 @@ class HostAlone:
     """Seconds of a whole model on the host and nothing else: in float, and with the products of its
     layers in int8."""
 
-    float: float
-    int8: float
+    in_float: float
+    in_int8: float
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,9 @@ def _is_layer(node: ir.Node) -> bool:
 
 
 def _layer_in_int8(node: ir.Node, host: Host) -> float:
-    read = element_count(input_at(node, 0))
+    source = input_at(node, 0)
+    assert source is not None
+    read = element_count(source)
     quantize = host.operator + read * (FLOAT_BYTES + INT8_BYTES) / host.bytes
     moved = _int8_bytes(node) - read * (FLOAT_BYTES - INT8_BYTES)
     return quantize + host.operator + max(float_macs(node) / host.int8_macs, moved / host.bytes)

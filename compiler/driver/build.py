@@ -236,7 +236,7 @@ def partition_model(model: ir.Model, target: str, options: PartitionOptions) -> 
         if alone is not None and options.host_int8:
             # What the bundle of `--place host` does: it multiplies rows that are normalised.
             in_int8 = sum(cost.host for cost in plan.costs.values())
-            alone = HostAlone(alone.float, in_int8)
+            alone = HostAlone(alone.in_float, in_int8)
         return Program(divided, plan, device, alone)
 
 

@@ -178,8 +178,8 @@ def prediction_entry(program: Program) -> PredictionEntry:
         entry["host_slots"] = plan.host_slots
         entry["host_gain"] = plan.host_gain
     if program.alone is not None:
-        entry["host_float_ms"] = milliseconds(program.alone.float)
-        entry["host_int8_ms"] = milliseconds(program.alone.int8)
+        entry["host_float_ms"] = milliseconds(program.alone.in_float)
+        entry["host_int8_ms"] = milliseconds(program.alone.in_int8)
     return entry
 
 

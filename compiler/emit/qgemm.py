@@ -166,8 +166,7 @@ def _rows(found: HostProduct, name: str, model: HostModel) -> list[str]:
     model.op("Mul", [f"{name}/peaks", scale], [f"{name}/scales"])
     zeros = np.full((element_count(rows) // inputs, 1), ROW_ZERO)
     constants = [f"{name}/scales", model.array(f"{name}/zeros", zeros)]
-    options = {"axis": 1, "block_size": inputs}
-    model.op("QuantizeLinear", [name, *constants], [quantized], **options)
+    model.op("QuantizeLinear", [name, *constants], [quantized], axis=1, block_size=inputs)
     return names
 
 

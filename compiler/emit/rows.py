@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from compiler.emit.host_model import HostModel, int8_name
-from compiler.graph import array_of, consumers_of, produced_by, shape_of
+from compiler.graph import array_of, consumers_of, is_raised, produced_by, shape_of
 from compiler.partition import Program
 from compiler.quant import Quant
 from compiler.quantize.products import Product, products
@@ -68,9 +68,8 @@ def _results(product: Product, quant: Quant, inside: set[ir.Node]) -> Results:
     is_whole = np.abs(steps - zero_points).max() < NEAR
     limits = np.iinfo(np.int8)
     fits = limits.min <= zero_points.min() and zero_points.max() <= limits.max
-    if is_whole and fits and product.shift in inside:
-        nodes = (product.scale, product.shift)
-    else:
+    nodes: tuple[ir.Node, ...] = (product.scale, product.shift)
+    if not (is_whole and fits and product.shift in inside):
         zero_points = np.full(scales.shape, quant.zero_point)
         nodes = (product.scale,)
     made = nodes[-1].outputs[0]
@@ -80,7 +79,9 @@ def _results(product: Product, quant: Quant, inside: set[ir.Node]) -> Results:
 def rows(program: Program, nodes: Iterable[ir.Node]) -> dict[ir.Value, Rows]:
     """The rows that a host segment of `nodes` can divide by their peaks while it quantizes them, by
     the tensor that leaves as int8."""
-    found = {}
+    found: dict[ir.Value, Rows] = {}
+    if not is_raised(program.model):
+        return found  # blocks are of newer opsets
     for divide in nodes:
         value = divide.outputs[0]
         if divide.op_type != "Div" or value not in program.quantized_inside:

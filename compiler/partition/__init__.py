@@ -161,6 +161,8 @@ def _worthwhile(search: _Search, fastest: Plan) -> Plan:
     not pay there. Where nothing pays, that is the one left.
     """
     task, problem = search.task, search.problem
+    if not task.options.needs_tpu and all(s.device == "host" for s in fastest.segments):
+        return fastest
     options = replace(task.options, place="tpu", seconds=task.options.seconds / 2)
     everything = _search_of(replace(task, options=options))
     plans = [fastest, everything.planned()[0]]

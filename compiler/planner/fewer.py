@@ -65,9 +65,9 @@ def _changed(
             ranked.append((cost(problem, after, copies), nodes))
         for _, nodes in sorted(ranked):
             # Stages beside one that has moved are others by now; the next round has them.
-            after = dict(_moves(problem, stages, only=nodes)).get(nodes)
-            if after is not None and is_better(stages, after):
-                stages = after
+            moved = dict(_moves(problem, stages, only=nodes)).get(nodes)
+            if moved is not None and is_better(stages, moved):
+                stages = moved
                 changed = True
     return stages
 

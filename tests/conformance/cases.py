@@ -32,7 +32,7 @@ with warnings.catch_warnings():
 KINDS = ("node", "constant", "pytorch-converted", "pytorch-operator", "simple")
 # How well graphs are cut is tested elsewhere: a short search is enough for what must be right of
 # any cut.
-BRIEF = PartitionOptions(seconds=0.1)
+BRIEF = PartitionOptions(seconds=0.1, place="tpu")
 LEAST_DB = (
     20.0  # of outputs behind an int8 segment; those of the host are held to ONNX's own tolerances
 )

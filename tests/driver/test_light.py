@@ -8,6 +8,7 @@ import pytest
 
 from compiler.driver import build as building
 from compiler.driver.options import BuildOptions
+from compiler.partition import PartitionOptions
 from compiler.targets import Target, fits
 from fixtures import light
 
@@ -18,7 +19,8 @@ TARGET = Target.load()
 @pytest.mark.parametrize("name", light.NAMES)
 def test_network(name: str, tmp_path: Path) -> None:
     model = light.generate(name, tmp_path / "model.onnx")
-    manifest = building.build(model, tmp_path / "bundle", BuildOptions())
+    options = BuildOptions(partitioning=PartitionOptions(place="tpu"))
+    manifest = building.build(model, tmp_path / "bundle", options)
     model.unlink()
     quality = manifest["quality"]
     last = list(quality["segments"].values())[-1]

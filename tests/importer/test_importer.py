@@ -17,6 +17,7 @@ from compiler.driver.options import BuildOptions
 from compiler.errors import ModelError
 from compiler.graph import OPSET, array_of
 from compiler.importer import onnxfile
+from compiler.partition import PartitionOptions
 from compiler.runtime import Bundle, Pipeline
 from tests.conftest import save, small_network
 
@@ -24,7 +25,8 @@ FIXTURES = Path(__file__).parents[2] / "fixtures"
 
 
 def builds(path: Path, tmp_path: Path) -> Pipeline:
-    building.build(path, tmp_path / "b", BuildOptions())
+    on_tpu = PartitionOptions(place="tpu")
+    building.build(path, tmp_path / "b", BuildOptions(partitioning=on_tpu))
     return Pipeline(Bundle.open(tmp_path / "b"))
 
 
