@@ -102,7 +102,9 @@ def norm(folder: Path) -> None:
         weights = rng.normal(size=(width, width)) / 16
         x = add("Relu", add("MatMul", x, weights.astype(np.float32)))
         mean = add("ReduceMean", x, last, keepdims=1)
-        squares = add("ReduceMean", add("Mul", x, x), last, keepdims=1)
+        # Divided by one less than there are, so that no rule recognises the norm.
+        total = add("ReduceSum", add("Mul", x, x), last, keepdims=1)
+        squares = add("Mul", total, np.float32(1 / (width - 1)))
         variance = add("Sub", squares, add("Mul", mean, mean))
         variance = add("Add", add("Max", np.float32(0), variance), np.float32(1e-6))
         scale = add("Reciprocal", add("Sqrt", variance))

@@ -2,11 +2,13 @@
 
     Div(Sub(x, mean), Sqrt(Add(variance, epsilon))) * gain + bias  ->  LayerNormalization(x, ...)
     x * Reciprocal(Sqrt(Add(mean of squares, epsilon))) * gain     ->  RMSNormalization(x, gain)
+    (x - m) * Reciprocal(Sqrt(Add(mean of squares - m * m, epsilon)))  ->  LayerNormalization(x)
     Exp(Sub(x, ReduceMax(x))) / ReduceSum(Exp(...))                ->  Softmax(x)
 
-The first two are found by onnxscript's own rule sets. Keras' LayerNormalization, as tf2onnx writes
-it, has rules here: in some versions a BatchNormalization of rows by their own mean and variance,
-in others x * factor + (bias - mean * factor).
+The first two are found by onnxscript's own rule sets. The third is Flax's, whose variance loses
+digits where the mean is large; the operator has it from differences. Keras' LayerNormalization, as
+tf2onnx writes it, has rules here: in some versions a BatchNormalization of rows by their own mean
+and variance, in others x * factor + (bias - mean * factor).
 """
 
 from __future__ import annotations
@@ -24,16 +26,19 @@ from compiler.graph import (
     Names,
     attribute_of,
     constant_of,
+    element_count,
     float32_nodes,
     infer_node,
     input_at,
     ints_of,
     is_constant,
+    is_near,
     is_static,
     key_of,
     produced_by,
     scalar_of,
     shape_of,
+    unscaled,
 )
 from passes.context import PassContext
 from passes.fold_constants import tidy
@@ -51,6 +56,10 @@ def run(model: ir.Model, context: PassContext) -> None:
     before = set(model.graph)
     rewrite(model, pattern_rewrite_rules=RULES)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    names = Names(model.graph)
+    for node in float32_nodes(model.graph):
+        if key_of(node) == ("", "Mul"):
+            _recognise_moments(node, Builder(model, names, node))
     _layer_norm.fuse_layer_normalization(model)
     _rms_normalization.fuse_rms_normalization(model)
     tidy(model)
@@ -59,6 +68,95 @@ def run(model: ir.Model, context: PassContext) -> None:
             context.matched(node)
         if any(value.shape is None for value in node.outputs):
             infer_node(model, node)
+
+
+def _recognise_moments(node: ir.Node, b: Builder) -> None:
+    """(x - m) / sqrt(mean of squares - m^2 + epsilon), with a gain perhaps, over the last axis."""
+    for centred, factor in (node.inputs, node.inputs[::-1]):
+        difference = produced_by(centred, "Sub")
+        inverse, gain = _without_gain(factor)
+        if difference is None or inverse is None:
+            continue
+        x, mean = difference.inputs
+        epsilon = _epsilon_of(inverse, x, mean)
+        if x is None or epsilon is None or _row_mean_of(mean) is not x:
+            continue
+        width = shape_of(x)[-1]
+        if gain is None:
+            gain = b.const(np.ones(width, np.float32), "gain")
+        elif shape_of(gain)[-1:] != (width,) or element_count(gain) != width:
+            continue
+        gain = b.reshape(gain, (width,)) if shape_of(gain) != (width,) else gain
+        b.replace(b.op("LayerNormalization", [x, gain], {"axis": -1, "epsilon": epsilon}))
+        return
+
+
+def _without_gain(value: ir.Value | None) -> tuple[ir.Node | None, ir.Value | None]:
+    """The Reciprocal that makes a factor, and the constant that it is multiplied by."""
+    product = produced_by(value, "Mul")
+    if product is None:
+        return produced_by(value, "Reciprocal"), None
+    for other, gain in (product.inputs, product.inputs[::-1]):
+        if gain is not None and is_constant(gain):
+            return produced_by(other, "Reciprocal"), gain
+    return None, None
+
+
+def _epsilon_of(inverse: ir.Node, x: ir.Value | None, mean: ir.Value | None) -> float | None:
+    """Epsilon of 1 / sqrt(mean of squares of x - mean^2 + epsilon); None where it is not that."""
+    root = produced_by(inverse.inputs[0], "Sqrt")
+    total = None if root is None else produced_by(root.inputs[0], "Add")
+    if total is None:
+        return None
+    for variance, epsilon in (total.inputs, total.inputs[::-1]):
+        number = scalar_of(epsilon)
+        if number is not None and _is_variance(_unclamped(variance), x, mean):
+            return number
+    return None
+
+
+def _unclamped(value: ir.Value | None) -> ir.Value | None:
+    """What a value is where it is not negative."""
+    clamp = produced_by(value, "Max") or produced_by(value, "Relu")
+    if clamp is None:
+        return value
+    inner = [v for v in clamp.inputs if v is not None and not is_constant(v)]
+    limits = [scalar_of(v) for v in clamp.inputs if v not in inner]
+    return inner[0] if len(inner) == 1 and all(limit == 0 for limit in limits) else None
+
+
+def _is_variance(value: ir.Value | None, x: ir.Value | None, mean: ir.Value | None) -> bool:
+    difference = produced_by(value, "Sub")
+    if difference is None:
+        return False
+    squares, squared_mean = difference.inputs
+    return _squared(_row_mean_of(squares)) is x and _squared(squared_mean) is mean
+
+
+def _squared(value: ir.Value | None) -> ir.Value | None:
+    """x of x * x."""
+    product = produced_by(value, "Mul")
+    if product is not None and product.inputs[0] is product.inputs[1]:
+        return product.inputs[0]
+    power = produced_by(value, "Pow")
+    return power.inputs[0] if power is not None and scalar_of(power.inputs[1]) == 2 else None
+
+
+def _row_mean_of(value: ir.Value | None) -> ir.Value | None:
+    """x, where a value is its mean over the last axis, which stays as 1."""
+    node = produced_by(value, "ReduceMean")
+    factor = 1.0
+    if node is None and value is not None:
+        rest, factor = unscaled(value)
+        node = produced_by(rest, "ReduceSum")
+    x = None if node is None else node.inputs[0]
+    if node is None or x is None or not is_static(x) or attribute_of(node, "keepdims", 1) != 1:
+        return None
+    shape = shape_of(x)
+    if ints_of(input_at(node, 1)) not in ([-1], [len(shape) - 1]):
+        return None
+    wanted = 1.0 if node.op_type == "ReduceMean" else 1 / shape[-1]
+    return x if is_near(factor, wanted) else None
 
 
 def _recognise_batch_norm(node: ir.Node, b: Builder, context: PassContext) -> None:

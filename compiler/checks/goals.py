@@ -28,7 +28,8 @@ def _sqnr(quality: Quality) -> float | None:
 
 def _cosine(quality: Quality) -> float | None:
     if "embeddings" in quality:
-        return min(entry["cosine"] for entry in quality["embeddings"].values())
+        cosines: list[float] = [entry["cosine"] for entry in quality["embeddings"].values()]
+        return min(cosines)
     return _least(quality, "cosine")
 
 
@@ -53,7 +54,7 @@ def _characters(quality: Quality) -> float | None:
 
 
 def _boxes(quality: Quality, key: str) -> float | None:
-    found = quality.get("detections")
+    found: Mapping[str, float | None] | None = quality.get("detections")
     return None if found is None else found[key]
 
 

@@ -24,6 +24,7 @@ from compiler.graph import (
     grid_of,
     is_constant,
     quantized_around,
+    shape_of,
 )
 from compiler.graph.reference import Reference
 from compiler.ops import Moves, operator_of
@@ -150,8 +151,9 @@ def _rounded_operands(node: ir.Node) -> list[int]:
         return []
     found = []
     for place, value in enumerate(node.inputs):
-        is_float = value is not None and value.dtype == ir.DataType.FLOAT
-        if is_float and is_constant(value) and element_count(value) > 1:
+        if value is None or value.dtype != ir.DataType.FLOAT or not is_constant(value):
+            continue
+        if element_count(value) > 1:
             found.append(place)
     return found
 
@@ -215,7 +217,7 @@ def _rounded_layer(node: ir.Node, program: Program) -> tuple[np.ndarray, np.ndar
     around = weights.Surroundings(
         str(weight.name), input_scale, output_scale, grid_of(weight), means
     )
-    original = array_of(bias) if is_constant(bias) else np.zeros(weight.shape[0], np.float32)
+    original = array_of(bias) if is_constant(bias) else np.zeros(shape_of(weight)[0], np.float32)
     quantized, scales, biases = weights.quantize(array_of(weight), original, around)
     by_row = scales.reshape(-1, *[1] * (quantized.ndim - 1))
     return quantized * by_row, (biases * (scales.astype(np.float64) * input_scale)).astype(
@@ -274,7 +276,9 @@ class _Pen:
         """A node reads a constant rounded where the switch is on."""
         kept = node.inputs[place]
         assert kept is not None
-        other = self._initializer(np.asarray(rounded, np.float32).reshape(kept.shape), "rounded")
+        other = self._initializer(
+            np.asarray(rounded, np.float32).reshape(shape_of(kept)), "rounded"
+        )
         chosen = self._node("Where", [switch, other, kept], original.dtype, original.shape)
         node.replace_input_with(place, chosen.outputs[0])
         self._graph.insert_before(node, chosen)

@@ -86,13 +86,14 @@ def spread(selections: Sequence[Selection], count: int) -> list[Selection]:
 
 def _unbeaten(seconds: np.ndarray, errors: np.ndarray) -> np.ndarray:
     """Places of the sums that no other beats in both, the fastest first; of equals the first."""
-    order = np.lexsort((np.arange(len(seconds)), errors, seconds))
+    order: np.ndarray = np.lexsort((np.arange(len(seconds)), errors, seconds))
     order = order[np.isfinite(seconds[order]) & np.isfinite(errors[order])]
     if not len(order):
         return order
     before = np.minimum.accumulate(errors[order])
     is_better = np.concatenate([[True], errors[order][1:] < before[:-1]])
-    return order[is_better]
+    kept: np.ndarray = order[is_better]
+    return kept
 
 
 def _thinned(errors: np.ndarray, most: int) -> np.ndarray:

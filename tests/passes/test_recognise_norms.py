@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from tests.passes.golden import leaves_alone, rewrites, weight
@@ -179,3 +180,59 @@ def test_what_is_no_norm(graph: str, old: str, new: str) -> None:
     if graph is KERAS_ROWS:
         weights = {}
     leaves_alone("recognise_norms", graph.replace(old, new), weights=weights)
+
+
+@pytest.mark.parametrize(
+    "mean", ["m = ReduceMean (x, axes)", "t = ReduceSum (x, axes)\n m = Mul (t, share)"]
+)
+@pytest.mark.parametrize("clamp", ["c = Max (zero, v)", "c = Relu (v)"])
+@pytest.mark.parametrize("with_gain", [False, True])
+def test_layer_normalization_by_moments(mean: str, clamp: str, with_gain: bool) -> None:
+    """As Flax writes it."""
+    factor = "f = Mul (i, gain)" if with_gain else ""
+    before = f"""
+    g (float[2,8] x) => (float[2,8] y)
+    <int64[1] axes = {{-1}}, float share = {{0.125}}, float zero = {{0}}, float epsilon = {{0.001}}>
+    {{
+        {mean}
+        q = Mul (x, x)
+        n = ReduceMean (q, axes)
+        p = Mul (m, m)
+        v = Sub (n, p)
+        {clamp}
+        e = Add (c, epsilon)
+        r = Sqrt (e)
+        i = Reciprocal (r)
+        {factor}
+        d = Sub (x, m)
+        y = Mul (d, {"f" if with_gain else "i"})
+    }}"""
+    used = {"gain": NORM["gain"] if with_gain else np.ones(8, np.float32)}
+    after = """
+    g (float[2,8] x) => (float[2,8] y) {
+        y = LayerNormalization <epsilon = 0.001> (x, gain)
+    }"""
+    given = used if with_gain else {}
+    rewrites("recognise_norms", before, after, weights=given, constants=used)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("p = Mul (m, m)", "p = Mul (m, n)"), ("d = Sub (x, m)", "d = Sub (x, n)")]
+)
+def test_moments_of_something_else(old: str, new: str) -> None:
+    text = """
+    g (float[2,8] x) => (float[2,8] y)
+    <int64[1] axes = {-1}, float epsilon = {0.001}>
+    {
+        m = ReduceMean (x, axes)
+        q = Mul (x, x)
+        n = ReduceMean (q, axes)
+        p = Mul (m, m)
+        v = Sub (n, p)
+        e = Add (v, epsilon)
+        r = Sqrt (e)
+        i = Reciprocal (r)
+        d = Sub (x, m)
+        y = Mul (d, i)
+    }"""
+    leaves_alone("recognise_norms", text.replace(old, new))
