@@ -43,6 +43,7 @@ class Forecast:
     streamed_bytes: parameters that are sent at each inference
     reload_ms:      what is added where the segments of one Edge TPU are not compiled together
     host_slots:     segments of different requests that the host runs at once
+    host_gain:      how many times as much it gets done then as with one at a time
     rate:           requests per second that are planned for, None where no load is
     p95_ms:         the time in which 95% of such requests are answered
     load:           the share of the time that the busiest device then works
@@ -65,6 +66,7 @@ class Forecast:
     streamed_bytes: int
     reload_ms: float
     host_slots: int
+    host_gain: float
     rate: float | None
     p95_ms: float | None
     load: float | None
@@ -150,7 +152,7 @@ def _language_rows(model: Path, options: BuildOptions) -> Iterator[LanguageForec
 def _figures(program: Program) -> dict[str, Any]:
     """The fields of a Forecast."""
     segments = program.plan.segments
-    alone = {"host_slots": 1, "rate": None, "p95_ms": None, "load": None}
+    alone = {"host_slots": 1, "host_gain": 1.0, "rate": None, "p95_ms": None, "load": None}
     return {
         **alone,
         **manifests.prediction_entry(program),

@@ -170,16 +170,16 @@ class _RemoteSegment:
         done, *results = run.remote(self._number, conversions, *given)
         name = self._node.name
         others = [tensor for tensor in held if tensor.node is not self._node]
-        if not _arrives(done, others):
+        if others and not _arrives(done, others):
             # The actor would wait on, and with it all that comes behind.
             self._node.start_anew()
             raise DeviceError(f"{name}: waits for a node that went away")
         try:
             _wait(name, done, RUN_SECONDS)
-        except _ObjectLostError as error:
-            lost = [tensor for tensor in held if tensor.reference.hex() == error.reference]
-            raise (lost or held)[0].lost() from None
-        except DeviceError:
+        except DeviceError as error:
+            if held and isinstance(error, _ObjectLostError):
+                lost = [tensor for tensor in held if tensor.reference.hex() == error.reference]
+                raise (lost or held)[0].lost() from None
             self._node.era += 1
             raise
         return [HeldTensor(self._node, reference) for reference in results]
@@ -190,7 +190,8 @@ def _arrives(reference: Any, held: list[HeldTensor]) -> bool:
     up waiting after RUN_SECONDS."""
     until = time.monotonic() + RUN_SECONDS
     while time.monotonic() < until:
-        ready, _ = ray.wait([reference], timeout=PATIENCE, fetch_local=False)
+        # It is ready when it is here: one that is elsewhere only may be lost on its way.
+        ready, _ = ray.wait([reference], timeout=PATIENCE, fetch_local=True)
         if ready:
             return True
         if any(tensor.node.is_gone() for tensor in held):
