@@ -7,11 +7,13 @@
 Each of these nodes is `scale * x + shift`, with scale and shift along at most one axis. A chain of
 them is composed to one, from its last node backwards while no one else reads what lies between. It
 goes into the weights of the Conv, ConvTranspose, Gemm or MatMul in front where that has such an
-axis of outputs, else into those of the Conv behind, else it becomes one Mul and one Add.
+axis of outputs, else into those of the Conv behind. Else it becomes a depthwise Conv of one tap
+where it lies between the layers of a network of images, and one Mul and one Add elsewhere.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +25,7 @@ from compiler.graph import (
     array_of,
     attribute_of,
     constant_of,
+    consumers_of,
     element_count,
     float32_nodes,
     input_at,
@@ -100,7 +103,7 @@ def _fold_chain(node: ir.Node, b: Builder, context: PassContext) -> None:
         context.matched(node)
         return
     if count > 1 or operator_name(node) == "BatchNormalization":
-        b.replace(_mul_add(whole, b))
+        b.replace(_layer(whole, b) if _is_between_layers(whole, node) else _mul_add(whole, b))
         context.matched(node)
 
 
@@ -258,6 +261,56 @@ def _fold_behind(whole: Affine, conv: ir.Node, b: Builder) -> None:
     scaled = b.lazy(weight, lambda w: w * factor, shape_of(weight), f"{weight.name}/scaled")
     conv.replace_input_with(1, scaled)
     conv.replace_input_with(0, whole.x)
+
+
+def _is_between_layers(whole: Affine, node: ir.Node) -> bool:
+    """Whether an affine map of both kinds is along the channels of an image that a network makes,
+    not of its input, and that a Conv reads further on."""
+    shape = shape_of(whole.x)
+    sides = (whole.scale, whole.shift)
+    wide = {axis for side in sides for axis, size in enumerate(side.shape) if size > 1}
+    has_both = bool(np.any(whole.scale != 1) and np.any(whole.shift))
+    if len(shape) != 4 or shape[0] != 1 or not wide <= {1} or not has_both:
+        return False
+    made = producer_of(whole.x)
+    return made is not None and _meets_conv(made, _before) and _meets_conv(node, _behind)
+
+
+def _before(node: ir.Node) -> list[ir.Node | None]:
+    return [producer_of(value) for value in node.inputs]
+
+
+def _behind(node: ir.Node) -> list[ir.Node | None]:
+    return [reader for value in node.outputs for reader in consumers_of(value)]
+
+
+def _meets_conv(first: ir.Node, following: Callable[[ir.Node], Iterable[ir.Node | None]]) -> bool:
+    """Whether a Conv is `first`, or is found on a way from there."""
+    seen: set[ir.Node] = set()
+    waiting: list[ir.Node | None] = [first]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if operator_name(node) == "Conv":
+            return True
+        seen.add(node)
+        waiting += following(node)
+    return False
+
+
+def _layer(whole: Affine, b: Builder) -> ir.Value:
+    """A depthwise Conv of one tap: int8 rounds its result once, where a Mul and an Add round two,
+    and its weights take up factors of channels (compiler/quantize/equalise.py) on both sides."""
+    channels = shape_of(whole.x)[1]
+    weight = np.broadcast_to(whole.scale.reshape(-1), (channels,)).reshape(channels, 1, 1, 1)
+    bias = np.broadcast_to(whole.shift.reshape(-1), (channels,))
+    constants = [
+        b.const(np.ascontiguousarray(weight, np.float32), "scale"),
+        b.const(np.ascontiguousarray(bias, np.float32), "shift"),
+    ]
+    attributes = {"group": channels, "kernel_shape": [1, 1]}
+    return b.op("Conv", [whole.x, *constants], attributes)
 
 
 def _mul_add(whole: Affine, b: Builder) -> ir.Value:

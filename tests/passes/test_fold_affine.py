@@ -149,6 +149,34 @@ def test_a_chain_without_a_layer_becomes_one_product_and_one_sum() -> None:
     rewrites("fold_affine", before, after)
 
 
+def test_between_layers_a_chain_becomes_a_layer_of_one_tap() -> None:
+    """Around it an image goes through convolutions; the product in front is no layer."""
+    before = """
+    g (float[1,2,3,3] x) => (float[1,2,3,3] y)
+    <float[2,2,1,1] w = {1, 2, 3, 4}, float two = {2}, float[2,1,1] shift = {3, -5}>
+    {
+        c = Conv (x, w)
+        s = Sigmoid (c)
+        gated = Mul (c, s)
+        m = Mul (gated, two)
+        a = Add (m, shift)
+        r = Relu (a)
+        y = Conv (r, w)
+    }"""
+    after = """
+    g (float[1,2,3,3] x) => (float[1,2,3,3] y)
+    <float[2,2,1,1] w = {1, 2, 3, 4}, float[2,1,1,1] scale = {2, 2}, float[2] shift = {3, -5}>
+    {
+        c = Conv (x, w)
+        s = Sigmoid (c)
+        gated = Mul (c, s)
+        a = Conv <group = 2, kernel_shape = [1, 1]> (gated, scale, shift)
+        r = Relu (a)
+        y = Conv (r, w)
+    }"""
+    rewrites("fold_affine", before, after)
+
+
 def test_normalisation_without_a_layer() -> None:
     before = """
     g (float[1,4,8,8] x) => (float[1,4,8,8] y) {
