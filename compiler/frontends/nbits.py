@@ -33,6 +33,8 @@ _DIGIT_ZERO = 8
 _DIGIT_PEAK = 7
 _LARGEST_DIGIT = 15
 _SCALE_BYTES = 4
+# Codes, scales and zeros of some blocks.
+_Part = tuple[np.ndarray, np.ndarray, np.ndarray]
 # MatMulNBits' word for the precision of activations: float, or int8 in blocks.
 _FLOAT, _INT8 = 1, 4
 
@@ -121,7 +123,7 @@ def packed(blocks: Blocks, layout: Columns) -> Packed:
     zeros = np.clip(np.round(-blocks.offsets / steps), 0, largest).astype(np.uint8)
     if layout.bits == 8:
         return Packed(blocks.codes, blocks.scales, zeros)
-    parts = [(blocks.codes, blocks.scales, zeros)]
+    parts: list[_Part] = [(blocks.codes, blocks.scales, zeros)]
     if layout.copies == 2:
         high = (blocks.codes >> 4, blocks.scales * np.float32(16), zeros >> 4)
         parts = [high, (blocks.codes & 15, blocks.scales, zeros & 15)]
@@ -156,7 +158,7 @@ def _digits(rests: np.ndarray, layout: Columns) -> list[tuple[np.ndarray, np.nda
     """(codes, scales, zeros) of two digits of rests [N, blocks], which multiply means of blocks."""
     padding = layout.sums - layout.blocks
     left = np.pad(rests * np.float32(BLOCK), ((0, 0), (0, padding)))
-    digits = []
+    digits: list[_Part] = []
     for _ in range(2):
         digit = rounded_form(left.__getitem__, bits=4).rows(slice(0, len(left)))
         zeros = np.full(digit.scales.shape, _DIGIT_ZERO, np.uint8)
@@ -207,7 +209,8 @@ class LinearWriter:
             "block_size": BLOCK,
             "accuracy_level": self._accuracy,
         }
-        read = [self._columns(x, layout), *self._constants(name, layers, layout)]
+        read: list[ir.Value | None] = [self._columns(x, layout)]
+        read += self._constants(name, layers, layout)
         if layers.bias is not None:
             read += [None, layers.bias]
         shape = (batch, tokens, total)

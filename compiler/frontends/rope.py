@@ -204,8 +204,7 @@ def _magnitude(config: Mapping[str, Any], factor: float) -> float:
     given = config.get("attention_factor")
     if given is not None:
         return float(given)
-    scales = config.get("mscale"), config.get("mscale_all_dim")
-    if not all(scales):
+    scale, scale_below = config.get("mscale"), config.get("mscale_all_dim")
+    if not scale or not scale_below:
         return yarn_magnitude(factor)
-    above, below = (yarn_magnitude(factor, float(scale)) for scale in scales)
-    return above / below
+    return yarn_magnitude(factor, float(scale)) / yarn_magnitude(factor, float(scale_below))

@@ -58,9 +58,10 @@ def cached_attention_bytes(node: ir.Node) -> int:
 
 def blocked_product_macs(node: ir.Node) -> int:
     """Of MatMulNBits: K inputs and N outputs of each row."""
-    inputs, outputs = attribute_of(node, "K"), attribute_of(node, "N")
-    rows = element_count(node.inputs[0]) // inputs
-    return rows * inputs * outputs
+    x = node.inputs[0]
+    assert x is not None
+    outputs = int(attribute_of(node, "N"))
+    return element_count(x) * outputs
 
 
 def blocked_product_bytes(node: ir.Node) -> int:
