@@ -14,6 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from compiler.emit.host_model import HostModel
+from compiler.emit.rows import is_positive
 from compiler.graph import (
     array_of,
     consumers_of,
@@ -104,9 +105,8 @@ def _division(tiles: Sequence[ir.Node], inside: set[ir.Node]) -> ir.Node | None:
     divide = produced_by(rows, "Div")
     if rows is None or divide is None or divide not in inside or rows.is_graph_output():
         return None
-    # A peak that is never zero.
-    is_peak = produced_by(divide.inputs[1], "Max") is not None
-    return divide if is_peak and set(consumers_of(rows)) == set(tiles) else None
+    is_own = set(consumers_of(rows)) == set(tiles)
+    return divide if is_own and is_positive(divide.inputs[1]) else None
 
 
 def _single_row(

@@ -16,7 +16,14 @@ import onnx
 import onnx_ir as ir
 
 from compiler.emit.host_model import HostModel, int8_name
-from compiler.graph import array_of, consumers_of, is_raised, produced_by, shape_of
+from compiler.graph import (
+    array_of,
+    consumers_of,
+    is_constant,
+    is_raised,
+    produced_by,
+    shape_of,
+)
 from compiler.partition import Program
 from compiler.quant import Quant
 from compiler.quantize.products import Product, products
@@ -88,11 +95,19 @@ def rows(program: Program, nodes: Iterable[ir.Node]) -> dict[ir.Value, Rows]:
             continue
         source, peak = divide.inputs
         assert source is not None and peak is not None
-        # A peak that is never zero, of each row.
-        is_peak = produced_by(peak, "Max") and shape_of(peak) == (*shape_of(source)[:-1], 1)
-        if is_peak and program.quants[str(value.name)].zero_point == 0:
+        is_of_rows = shape_of(peak) == (*shape_of(source)[:-1], 1)
+        if is_of_rows and is_positive(peak) and program.quants[str(value.name)].zero_point == 0:
             found[value] = Rows(source, peak, divide)
     return found
+
+
+def is_positive(peak: ir.Value | None) -> bool:
+    """Whether a value is a Max with a positive constant, so that it may be a scale."""
+    largest = produced_by(peak, "Max")
+    if largest is None:
+        return False
+    constants = [value for value in largest.inputs if value is not None and is_constant(value)]
+    return any(array_of(value).min(initial=1.0) > 0 for value in constants)
 
 
 def write_results(value: ir.Value, found: Results, model: HostModel) -> None:
