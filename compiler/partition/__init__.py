@@ -89,7 +89,9 @@ def partition_for_all(
     if options.rate is not None:
         return _under_load(model, target, options, options.rate)
     plan = partition(model, target, options)
-    if options.objective != "latency" or options.tpus == 1 or options.cuts:
+    # Programs of a language model share their weights, which must be the same in all of them.
+    shares_weights = options.host_int8
+    if options.sought != "latency" or options.tpus == 1 or options.cuts or shares_weights:
         return model, plan
     best = model, plan
     for division in divisions(model.graph, plan, target)[:TRIED_DIVISIONS]:

@@ -60,8 +60,9 @@ def joining(task: Task, placements: Placements) -> set[ir.Node]:
         operator = operator_of(node)
         source = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
         is_join = operator.moves >= Moves.VALUES or operator.combines == "sum"
-        # A clamp goes along with what it clamps.
-        if is_join or (source in found and operator.absorbed(node)):
+        # What treats each number by itself goes along with a join.
+        is_hosted = source in found or (source is not None and placements.on_host(source))
+        if is_join or (is_hosted and operator.elementwise(node) is not None):
             found.add(node)
     return found
 

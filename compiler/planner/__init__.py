@@ -3,12 +3,15 @@
 A plan gives every node a *stage*; stages run in order, each on one device, and no edge goes
 backwards, so every stage is convex. A TPU's load is what its stages take: computing, invocations,
 tensors in and out, parameters that do not stay cached. The host's load is what its stages take.
-Latency is the sum of the loads; a pipeline's pace is set by the largest. The unit of time is the
-caller's.
+Where stages follow each other, latency is the sum of the loads; a pipeline's pace is set by the
+largest. The unit of time is the caller's.
 
 `by_ideals` finds the best plan of narrow graphs, which most networks are. For others, `exact` hands
 the problem to OR-tools' CP-SAT over all orders of the graph and proves how far from the optimum it
 is. `heuristic` cuts several orders by dynamic programming and then moves nodes between stages.
+
+Stages that do not need each other run at once: `parallel` makes the last one of a request end
+earlier than such plans do, and `by_timetable` ends earliest in small graphs.
 """
 
 from __future__ import annotations

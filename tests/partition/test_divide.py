@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compiler import BuildOptions, PartitionOptions, planner
+from compiler import BuildOptions, PartitionOptions, Runner, build, planner
 from compiler.driver import build as building
 from compiler.partition import Program, partition, partition_for_all
 from compiler.partition.placement import place_nodes
@@ -24,13 +25,26 @@ from compiler.quantize.samples import Samples
 from compiler.targets import Target
 
 WIDTH, HIDDEN = 64, 384
+# Little memory, and a slow link for what does not fit.
+SMALL_TARGET = """
+name = "small"
+description = "small"
+chip = "edgetpu"
+tile_bytes = 20000
+activation_bytes = 0
+invoke = 0.02e-3
+operator = 7.7e-6
+stream = 5e6
+down = 454e6
+up = 66e6
+"""
 
 
 def layers(path: Path, sizes: list[int], relu: bool = True) -> Path:
     """A chain of products, with Relu between them."""
     rng = np.random.default_rng(0)
     nodes, weights, value = [], [], "x"
-    for index, (inputs, outputs) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for index, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
         array = (rng.random((inputs, outputs), np.float32) - 0.5) / np.float32(np.sqrt(inputs))
         bias = rng.standard_normal(outputs).astype(np.float32)
         weights.append(numpy_helper.from_array(array, f"w{index}"))
@@ -136,3 +150,39 @@ def test_a_join_on_the_host_keeps_the_scale_of_its_parts(tmp_path: Path) -> None
     (concat,) = program.joins
     names = [str(value.name) for value in (*concat.inputs, *concat.outputs) if value is not None]
     assert len({quantized.quants[name] for name in names}) == 1
+
+
+@pytest.mark.slow
+def test_segments_at_once_give_what_one_edge_tpu_gives(tmp_path: Path) -> None:
+    """Two heads on two Edge TPUs: no layer is divided by its inputs, so that all int8 numbers are
+    the same."""
+    target = tmp_path / "small.toml"
+    target.write_text(SMALL_TARGET)
+    path = layers(tmp_path / "x.onnx", [128, 256, 1024])
+    proto = onnx.load(path)
+    proto.graph.node.append(helper.make_node("Relu", ["y1"], ["r1"]))
+    del proto.graph.output[:]
+    rng = np.random.default_rng(3)
+    for head in ("p", "q"):
+        weight = rng.standard_normal((1024, 256)).astype(np.float32) / 32
+        proto.graph.initializer.append(numpy_helper.from_array(weight, f"w{head}"))
+        proto.graph.node.append(helper.make_node("Gemm", ["r1", f"w{head}"], [head]))
+        output = helper.make_tensor_value_info(head, TensorProto.FLOAT, (1, 256))
+        proto.graph.output.append(output)
+    onnx.save(proto, path)
+    np.savez(tmp_path / "c.npz", x=rng.standard_normal((8, 128)).astype(np.float32))
+    x = {"x": rng.standard_normal((1, 128)).astype(np.float32)}
+    found = []
+    for tpus in (1, 4):
+        options = BuildOptions(
+            calibration=str(tmp_path / "c.npz"),
+            target=str(target),
+            partitioning=PartitionOptions(tpus),
+        )
+        bundle = build(str(path), options, output=str(tmp_path / f"b{tpus}"))
+        with Runner(bundle) as runner:
+            found.append(runner.run(x))
+    starts = [segment["start_ms"] for segment in bundle.manifest["segments"]]
+    assert len(set(starts)) < len(starts), "some segments start at once"
+    for name in ("p", "q"):
+        np.testing.assert_array_equal(found[0][name], found[1][name])

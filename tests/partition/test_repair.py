@@ -89,7 +89,9 @@ def test_plans_are_as_good_as_the_best_assignment(sizes: list[int], tpus: int) -
     # The planner counts on the smallest layers; that the largest stay first may make it better.
     promised = best(model, sizes, tpus, tiles=True, smallest_first=True)
     possible = best(model, sizes, tpus, tiles=True, smallest_first=False)
-    assert possible * (1 - 1e-6) <= plan.latency <= promised * (1 + 1e-6)
+    assert possible * (1 - 1e-6) <= sum(segment.seconds for segment in plan.segments)
+    # Heads that run at once make it better than any plan of one after the other.
+    assert plan.latency <= promised * (1 + 1e-6)
     for tpu in range(tpus):
         cached = sum(segment.cached for segment in plan.segments if segment.tpu == tpu)
         assert cached <= SMALL.tiles * SMALL.tile_bytes + 8 * 64 * sum(
@@ -138,7 +140,9 @@ def test_nodes_move_across_borders_where_less_room_finds_no_better_plan(
     plan = partition(model, target, PartitionOptions(tpus=2))
     check_borders(plan, model.graph)
     possible, promised = bounds
-    assert possible * (1 - 1e-6) <= plan.latency <= promised * (1 + 1e-6)
+    assert possible * (1 - 1e-6) <= sum(segment.seconds for segment in plan.segments)
+    # Heads that run at once make it better than any plan of one after the other.
+    assert plan.latency <= promised * (1 + 1e-6)
 
 
 def _streaming(own: Sequence[Parameters], target: Target, smallest_first: bool) -> float:
