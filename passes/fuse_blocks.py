@@ -244,6 +244,9 @@ def _why_not(block: Block, target: Target) -> str | None:
 
 
 def _fuse(block: Block, model: ir.Model, names: Names) -> None:
+    for node in block.nodes:
+        # What takes the place of a gate that was kept on the host is for the Edge TPU.
+        node.metadata_props.pop(HOST_REASON, None)
     first = next(node for node in model.graph if node in {p.product for p in block.firsts})
     rows, rotation = _rotated_rows(block.gated.x, Builder(model, names, first))
     made = []
