@@ -35,7 +35,7 @@ def latencies(
 
     Request n runs what `tasks` plan for a device on that of its `turns` whose turn it is. A device
     runs as many tasks at once as it has `slots`, one where nothing is said; of those that wait the
-    one with the longest way to the end goes first, then that of the oldest request.
+    oldest request goes first, and of it the task with the longest way to the end.
     """
     return _Queues(tasks, turns, slots, at).run()
 
@@ -56,7 +56,7 @@ class _Queues:
                 self.behind[other].append(task)
         self.waits: dict[int, list[int]] = {}
         self.left = [len(tasks.seconds)] * len(at)
-        self.queues: dict[int, list[tuple[float, int, int]]] = {}
+        self.queues: dict[int, list[tuple[int, float, int]]] = {}
         self.free: dict[int, int] = {}
         for device in tasks.devices:
             for own in turns.get(device, [device]):
@@ -79,7 +79,7 @@ class _Queues:
                     del self.waits[request]
             for other in ready:
                 device = self._device(request, other)
-                heappush(self.queues[device], (-self.ranks[other], request, other))
+                heappush(self.queues[device], (request, -self.ranks[other], other))
                 self._start(device, now)
             if task >= 0:
                 self._start(self._device(request, task), now)
@@ -105,7 +105,7 @@ class _Queues:
     def _start(self, device: int, now: float) -> None:
         queue = self.queues[device]
         while queue and self.free[device]:
-            _, request, task = heappop(queue)
+            request, _, task = heappop(queue)
             self.free[device] -= 1
             heappush(self.events, (now + self.tasks.seconds[task], request, task))
 
