@@ -107,8 +107,9 @@ def build(
             manifests.write(folder, manifest)
 
         with stage("verify"):
+            expected = perplexity.float_logits(source, held_out, sizes.chunk, progress)
             model = LanguageModel(bundle.load(folder), stream=False)
-            measured = perplexity.measure(model, source, held_out, progress)
+            measured = perplexity.measure(model, held_out, expected, progress)
             manifests.enter_quality(manifest, measured)
             warnings = verdict.of_language(manifest)
             if warnings:

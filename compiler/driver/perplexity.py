@@ -29,26 +29,44 @@ class _Prediction:
 
 def measure(
     model: LanguageModel,
-    source: Source,
     rows: Sequence[np.ndarray],
+    expected: Sequence[np.ndarray],
     progress: Progress = silent,
 ) -> MeasuredEntry:
     """The manifest's figures of a bundled model on rows of token numbers [tokens], of one length.
 
-    Of each row the first chunk is prefilled and the rest decoded. Perplexity is the exponential of
-    the mean cross-entropy; `ratio_error` its standard error, relative to the float model's.
+    `expected` are the float model's logits (`float_logits`). Of each row the first chunk is
+    prefilled and the rest decoded. Perplexity is the exponential of the mean cross-entropy;
+    `ratio_error` its standard error, relative to the float model's.
     """
     step = progress("verifying", len(rows))
+    predictions: list[_Prediction] = []
+    for row, logits in zip(rows, expected, strict=True):
+        predictions += _compare(model, row, logits)
+        step()
+    return {"samples": len(rows), "perplexity": _figures(predictions)}
+
+
+def float_logits(
+    source: Source, rows: Sequence[np.ndarray], chunk: int, progress: Progress = silent
+) -> list[np.ndarray]:
+    """Logits [tokens, vocabulary] of the float model behind the first `chunk` tokens of each row
+    and every later one but the last.
+
+    It is gone when this returns: beside the bundle it would be most of the memory of a build.
+    """
+    step = progress("running the float model", len(rows))
     predicted = len(rows[0]) - 1
+    first = min(chunk, predicted) - 1
     shape = ProgramShape(1, predicted, predicted, all_logits=True)
     graph = decoder.write(source, shape)
-    predictions: list[_Prediction] = []
+    found = []
     with Reference(graph) as reference:
         for row in rows:
-            float_logits = reference.run(sample(graph.graph, row, shape), ["logits"])["logits"][0]
-            predictions += _compare(model, row, float_logits)
+            logits = reference.run(sample(graph.graph, row, shape), ["logits"])["logits"][0]
+            found.append(logits[first:].copy())
             step()
-    return {"samples": len(rows), "perplexity": _figures(predictions)}
+    return found
 
 
 def loss(logits: np.ndarray, target: int) -> float:
@@ -63,10 +81,9 @@ def divergence(logits: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.exp(want) @ (want - got))
 
 
-def _compare(
-    model: LanguageModel, row: np.ndarray, float_logits: np.ndarray
-) -> Iterator[_Prediction]:
-    """The predictions behind the first chunk of a row; `float_logits` are [tokens, vocabulary]."""
+def _compare(model: LanguageModel, row: np.ndarray, expected: np.ndarray) -> Iterator[_Prediction]:
+    """The predictions behind the first chunk of a row, whose float logits are [tokens,
+    vocabulary]."""
     slot = model.slots[0]
     slot.tokens.clear()
     first = min(model.chunk, len(row) - 1)
@@ -75,7 +92,7 @@ def _compare(
         if position >= first:
             logits = model.decode({0: int(row[position])})[0]
         target = int(row[position + 1])
-        wanted = float_logits[position]
+        wanted = expected[position - first + 1]
         yield _Prediction(
             loss(logits, target),
             loss(wanted, target),

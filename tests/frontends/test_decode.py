@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, dequantize, quantize
 
+from compiler.device.cost import on_host
 from compiler.frontends import Source, decode, decoder, open_source
 from compiler.frontends.architecture import Weight
 from compiler.frontends.blocks import BlockForm, Blocks, stored_form
@@ -19,6 +20,8 @@ from compiler.frontends.decoder import ProgramShape
 from compiler.frontends.nbits import columns, packed, unpacked
 from compiler.graph.reference import Reference
 from compiler.quantize.samples import Sample
+from compiler.targets import Host
+from tests.frontends.test_language import random_source
 
 MODEL = Path(__file__).parents[2] / "fixtures" / "language.gguf"
 _STEPS = 5
@@ -141,6 +144,27 @@ def test_operators_of_a_layer() -> None:
     assert counts["SkipSimplifiedLayerNormalization"] == 2 * layers
     # Beside them Split, QuickGelu and Mul; and the embedding, its cast and the first norm.
     assert len(model.graph) == 10 * layers + 4
+
+
+def test_predicted_time_follows_the_bytes() -> None:
+    """Decode is bound by memory."""
+    source = random_source(width=1024, layers=1, hidden=4096)
+    shape = ProgramShape(1, 1, 32)
+    host = Host.load("pi5")
+    seconds = {}
+    for name, model in (
+        ("float", decoder.write(source, shape)),
+        ("file", decode.write(source, shape)),
+        ("4bit", decode.write(source, shape, "4bit")),
+    ):
+        seconds[name] = sum(
+            on_host(node, host) - host.operator
+            for node in model.graph
+            if node.op_type in ("MatMul", "MatMulNBits")
+        )
+    # 32 bits of a weight, two digits with their scales, one digit; of the head 8 bits.
+    assert seconds["file"] == pytest.approx(seconds["float"] * 10.25 / 32, rel=0.05)
+    assert 5.1 / 32 < seconds["4bit"] / seconds["float"] < 7 / 32
 
 
 def test_what_constants_hold() -> None:
