@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from compiler.checks.readings import Boxes, Classes, Mask, Reading, Text
+from compiler.checks.readings import Boxes, Classes, Decisions, Mask, Reading, Text
 
 Quality = Mapping[str, Any]
 
@@ -53,6 +53,12 @@ def _characters(quality: Quality) -> float | None:
     return max((text["character_error"] for text in texts), default=None)
 
 
+def _decisions(quality: Quality) -> float | None:
+    """The share of steps that are decided alike, of the worst output."""
+    found = [e["decisions"] for e in quality["outputs"].values() if "decisions" in e]
+    return min((1 - d["differing"] / d["steps"] for d in found), default=None)
+
+
 def _boxes(quality: Quality, key: str) -> float | None:
     found: Mapping[str, float | None] | None = quality.get("detections")
     return None if found is None else found[key]
@@ -77,6 +83,7 @@ FIGURES: Mapping[str, Figure] = {
     "map50": Figure(lambda quality: _boxes(quality, "map50")),
     "recall": Figure(lambda quality: _boxes(quality, "recall")),
     "iou": Figure(lambda quality: _least(quality, "mask_iou")),
+    "decisions": Figure(_decisions),
     "cer": Figure(_characters, more_is_better=False),
 }
 
@@ -127,6 +134,7 @@ _DEFAULTS: Mapping[type, tuple[str, float]] = {
     Text: ("cer", 0.01),
     Mask: ("iou", 0.985),
     Classes: ("top1", 0.99),
+    Decisions: ("decisions", 0.995),
 }
 _EMBEDDINGS = ("cosine", 0.995)
 _NUMBERS = ("sqnr", 20.0)

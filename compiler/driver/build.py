@@ -43,6 +43,8 @@ from compiler.targets import Host, Target
 from compiler.vendor import onnx_tf
 from passes import Pass, PassContext, SampleContext, Steps, fold_constants
 
+# The step that is tried where it may make a plan faster.
+FUSE = "fuse_blocks"
 # Samples on which `keep_float` and warnings look at single segments.
 SENSITIVITY_SAMPLES = 4
 # Where a graph notes what the host alone would take.
@@ -305,7 +307,25 @@ class _Programs:
 
     def settled(self, truth: verify.HeldOut) -> Settled:
         """The program that is as fast as the quality goal allows."""
-        return Search(self.calibration, truth, self.options, self.quantized, self.progress).run()
+        search = Search(self.calibration, truth, self.options, self.quantized, self.progress)
+        settled = search.run()
+        if settled.trial is None or settled.frontier or not self._may_fuse():
+            return settled
+        options = replace(self.options, also=self.options.also | {FUSE})
+        model = read(self.path, options)
+        checker = Checker(model, options.seed) if options.check_passes else None
+        driver = PassDriver(steps_of(options), checker)
+        self.progress("trying fused blocks", 1)
+        rewritten = rewrite(model, options, driver=driver)
+        if not driver.rewrites(FUSE):
+            return settled
+        fused = _quantized(rewritten, self.calibration, options, silent, driver)
+        return search.preferred(settled, fused)
+
+    def _may_fuse(self) -> bool:
+        """Whether the model may have blocks to fuse, which nobody decided about."""
+        is_asked = FUSE in self.options.also
+        return not is_asked and self.driver.rewrites("keep_gates") > 0
 
 
 def _quantized(

@@ -48,7 +48,7 @@ OPTIONAL = ("fuse_blocks", "rotate_outputs", "second_row", "rotate_stream")
 ROTATE_STREAM = "rotate_stream"
 
 # Figures that a quality goal may name; compiler/checks/goals.py says what they are.
-QUALITY = ("sqnr", "cosine", "top1", "kl", "ap50", "map50", "recall", "iou", "cer")
+QUALITY = ("sqnr", "cosine", "top1", "kl", "ap50", "map50", "recall", "iou", "decisions", "cer")
 ACCURACY_VIEWS = ("report",)
 LOWERINGS = (("direct",), ("onnx-tf",), ("onnx-tf", "direct"))
 MOST_SLOTS = 64

@@ -71,6 +71,10 @@ class PassDriver:
                 self.apply(record, model, context)
             step()
 
+    def rewrites(self, name: str) -> int:
+        """How many rewrites a pass made."""
+        return sum(run.rewrites for run in self.runs if run.name == name)
+
     def apply(self, record: Pass[ContextT], model: ir.Model, context: ContextT) -> None:
         """Run one pass, whether or not it is wanted."""
         context.trace = Trace()

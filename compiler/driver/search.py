@@ -50,6 +50,10 @@ SLOWER = 1.25
 WORTH = 0.9
 # Of plans that are nearly as fast as the fastest one that will do, the most accurate is taken.
 NEAR = 1.03
+# A plan with another step must be so much faster to be preferred, and where results are no
+# embeddings, have at most so much more noise (0.3 dB).
+FASTER = 0.98
+MORE_NOISE = 1.07
 # Noise as a share of what varies: what is good enough for a default (34 dB), and what is broken.
 GOOD = 4e-4
 BROKEN = 0.1
@@ -157,6 +161,27 @@ class Search:
             chosen = self._chosen(state, trials, found, goals)
         state, note = self._refined(state, chosen, goals, samples)
         return Settled(state.program, goals, note, state.trial, points)
+
+    def preferred(self, settled: Settled, program: Program) -> Settled:
+        """What was settled, or another program, where that is faster and as good.
+
+        Embeddings have to reach their goal only, as what a user asked for: a goal on their cosine
+        says all that they are used for. Other results keep what a faster plan would cost them.
+        """
+        limit = FASTER * settled.program.plan.objective
+        if settled.trial is None or program.plan.objective > limit or not can_simulate(program):
+            return settled
+        with Simulation(program) as simulation:
+            trials = Trials(simulation, self._samples(program), self.truth)
+            trial = trials.trial(simulation.roundings)
+        are_met = bool(settled.goals)
+        for goal in settled.goals:
+            are_met = are_met and goal.tightened().is_met(trial.quality)
+        is_near = trial.noise <= MORE_NOISE * settled.trial.noise
+        says_all = bool(self.options.quality) or "embeddings" in trial.quality
+        if are_met and (is_near or says_all):
+            return Settled(program, settled.goals, "", trial)
+        return settled
 
     def _applies(self) -> bool:
         """Whether there are samples to search by, and choices to make."""
