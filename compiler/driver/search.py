@@ -42,6 +42,8 @@ MOST_SAMPLES = 256
 CHEAP_WORK = 4e9
 VALUE_WORK = 20
 MOST_ROUNDS = 3
+# Plans that a round tries, about.
+MOST_TRIALS = 6
 # How much slower than the fastest plan one may be that nobody asked for, unless that one is bad.
 MOST_SLOWER = 2.0
 # How much slower one may be where the host alone is faster anyway.
@@ -219,13 +221,18 @@ class Search:
 
     def _choices(self, program: Program, trials: Trials) -> list[Choice]:
         """What may move to the host."""
-        build_runs = len(self.calibration) + 4 * len(self.truth.samples)
-        most_runs = max(2 * build_runs, int(CHEAP_WORK / _work(program)))
+        most_runs = self._most_runs(program)
         step = self.progress("finding what contributes to the error", 0)
         noises = measure(trials, most_runs, step)
         pins = self.options.partitioning.pins
         movable = [node for node in _tpu_nodes(program) if not is_pinned(node, pins)]
         return choices(program, trials.simulation.roundings, noises, set(movable))
+
+    def _most_runs(self, program: Program) -> int:
+        """Runs of samples to measure roundings with: as many as the build takes without a search,
+        or what is cheap."""
+        build_runs = len(self.calibration) + 4 * len(self.truth.samples)
+        return max(build_runs, int(CHEAP_WORK / _work(program)))
 
     def _chosen(
         self, state: _State, trials: Trials, found: Sequence[Choice], goals: Sequence[Goal]
@@ -271,11 +278,15 @@ class Search:
             with Simulation(program) as simulation:
                 trials = Trials(simulation, samples, self.truth)
                 trial = trials.trial(simulation.roundings)
+                offered = []
                 if trial.noise > WORTH * state.trial.noise:
                     break
                 state = _State(program, offer.kept, trial)
                 if self._are_met(goals, trial):
                     return state, ""
+                if len(samples) * MOST_TRIALS > self._most_runs(program):
+                    # Another round would take longer than the build did.
+                    break
                 offered = self._chosen(state, trials, self._choices(program, trials), goals)
         if state.trial.noise > BROKEN and host <= limit:
             # What is mostly error is worse than nothing from the Edge TPU.
