@@ -100,13 +100,7 @@ def build(
             manifests.enter_frontier(calibrated, settled.frontier_entries())
             plan = manifests.plan_entry(program, path, written.entries[""])
             manifest = manifests.assembled(plan, calibrated)
-            state.enter(manifest, model)
-            entry = picture.of(model)
-            if entry is not None and sight is not None:
-                # Passes decide what takes up the normalisation of pixels.
-                manifest["vision"] = {**sight, "picture": entry}
-            if options.tokenizer_path is not None:
-                manifest["tokenizer"] = bundle.copy_tokenizer(options.tokenizer_path, folder)
+            _enter_uses(manifest, model, sight, options, folder)
             manifests.write(folder, manifest)
 
         with stage("verify"):
@@ -122,6 +116,23 @@ def build(
         quality.require_sqnr(measured, options.min_sqnr)
     note_timings(timings, timer, driver)
     return manifest
+
+
+def _enter_uses(
+    manifest: Manifest,
+    model: ir.Model,
+    sight: VisionEntry | None,
+    options: BuildOptions,
+    folder: Path,
+) -> None:
+    """Say in a manifest what goes in and out beside tensors: states, pictures, texts."""
+    state.enter(manifest, model)
+    entry = picture.of(model)
+    if entry is not None and sight is not None:
+        # Passes decide what takes up the normalisation of pixels.
+        manifest["vision"] = {**sight, "picture": entry}
+    if options.tokenizer_path is not None:
+        manifest["tokenizer"] = bundle.copy_tokenizer(options.tokenizer_path, folder)
 
 
 def frontier(path: Path, options: BuildOptions, progress: Progress = silent) -> list[FrontierEntry]:

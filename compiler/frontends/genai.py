@@ -12,7 +12,6 @@ import onnx_ir as ir
 from compiler.errors import ModelError
 from compiler.frontends.architecture import Architecture
 from compiler.frontends.export_weights import layer_name, linear_weights
-from compiler.frontends.rope import Scaling
 from compiler.frontends.textfile import read_json
 from compiler.graph import attribute_of, constant_of, input_at
 
@@ -58,7 +57,7 @@ def read(folder: Path, model: ir.Model) -> tuple[Architecture, dict[str, Any]]:
         interleaved=bool(attribute_of(first, "rotary_interleaved", 0)),
         rotary=sizes["head"],
         attention_scale=float(attribute_of(first, "scale", 0.0)) or None,
-        rope_scaling=Scaling(factors),
+        rope_factors=factors,
     )
     tokens = {key: config.get(key) for key in ("eos_token_id", "bos_token_id")}
     return architecture, tokens
