@@ -148,16 +148,17 @@ def on_host(node: ir.Node, host: Host, int8: bool = False) -> float:
 def _at_boundary(node: ir.Node, host: Host) -> float | None:
     """What a node of a normalised product takes that is written as quantization
     (compiler/emit/rows.py); None for others."""
-    element = host.bytes / element_count(node.outputs[0]) if is_static(node.outputs[0]) else 0.0
-    if not element:
+    if not node.outputs or not is_static(node.outputs[0]):
         return None
+    # Seconds to move a byte for each element.
+    pass_of_bytes = element_count(node.outputs[0]) / host.bytes
     if _balances(node):
-        return host.operator + (INT8_BYTES + FLOAT_BYTES) / element
+        return host.operator + (INT8_BYTES + FLOAT_BYTES) * pass_of_bytes
     if node.op_type == "Add" and _balances(node.inputs[0].producer() if node.inputs[0] else None):
         return 0.0  # it is the zero point
     if _divides_rows(node):
         # The scales of the rows, their quantization, and the sum that tells of NaN.
-        return 4 * host.operator + (INT8_BYTES + 2 * FLOAT_BYTES) / element
+        return 4 * host.operator + (INT8_BYTES + 2 * FLOAT_BYTES) * pass_of_bytes
     return None
 
 

@@ -143,7 +143,8 @@ def test_files_that_do_not_compile_together_do_one_by_one(
 
 
 def built(run_cli: Cli, model: Path, output: Path, compiler: Path) -> tuple[dict[str, Any], str]:
-    code, out, err = run_cli("build", model, "-o", output, "--edgetpu-compiler", compiler)
+    arguments = ("--edgetpu-compiler", compiler, "--place", "tpu")
+    code, out, err = run_cli("build", model, "-o", output, *arguments)
     assert code == 0, err
     return bundles.load(output).manifest, " ".join(out.split())
 
