@@ -60,7 +60,10 @@ def float_logits(source: Source, rows: list[np.ndarray]) -> list[np.ndarray]:
         ]
 
 
-def bundle_logits(program: Program, layers: int, rows: list[np.ndarray]) -> list[np.ndarray]:
+def bundle_logits(
+    program: Program, layers: int, rows: list[np.ndarray], chunk: int = CHUNK
+) -> list[np.ndarray]:
+    """Logits [LENGTH, vocabulary] of rows, in chunks as long as the program's."""
     found = []
     with tempfile.TemporaryDirectory() as made:
         segments = bundle.write_segments({"": program}, Path(made))[""]
@@ -70,8 +73,8 @@ def bundle_logits(program: Program, layers: int, rows: list[np.ndarray]) -> list
         for row in rows:
             parts = []
             cache = {name: np.zeros(shapes[name], np.float32) for name in updates.values()}
-            for begin in range(0, LENGTH, CHUNK):
-                end = begin + CHUNK
+            for begin in range(0, LENGTH, chunk):
+                end = begin + chunk
                 feeds = {
                     "tokens": row[None, begin:end],
                     "lengths": np.array([end - 1], np.int32),

@@ -122,14 +122,17 @@ def plan(
 def frontier(
     model: AnyPath, options: BuildOptions | None = None, *, progress: Progress = silent
 ) -> Sequence[FrontierEntry]:
-    """Plans of an ONNX file from the fastest to the most accurate one, the host alone last.
+    """Plans from the fastest to the most accurate one, the host alone last.
 
-    options: with `calibration`, on whose samples errors are measured in simulation
+    options: with `calibration`, on whose samples errors are measured; of a language model it may be
+             left out
 
     Returns for each plan what docs/manifest.md says of `quality.frontier`; `BuildOptions.pick`
     builds one of them. Raises OptionError, ModelError, CalibrationError.
     """
-    return building.frontier(Path(model), options or BuildOptions(), progress)
+    source = Path(model)
+    looked_for = language.frontier if kind_of(source) == "language" else building.frontier
+    return looked_for(source, options or BuildOptions(), progress)
 
 
 def check(path: AnyPath, target: str = "usb3", subgraphs: str = "one") -> list[CheckedOperator]:

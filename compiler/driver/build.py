@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
@@ -469,10 +469,15 @@ def balanced(program: Program) -> dict[str, Product]:
 
 
 def scaled(
-    program: Program, ranges: Ranges, options: BuildOptions, driver: PassDriver | None = None
+    program: Program,
+    ranges: Ranges,
+    options: BuildOptions,
+    driver: PassDriver,
+    apart: Collection[ir.Node] = (),
 ) -> Program:
-    """As `quantize`, for a program of which all ranges are known."""
+    """As `quantize`, for a program of which all ranges are known, but for nodes `apart`."""
     context = _sample_context(program, sampling.Samples([]), silent, ranges=dict(ranges))
+    context.nodes = [node for node in context.nodes if node not in apart]
     return _calibrated(program, context, options, driver)
 
 

@@ -4,9 +4,7 @@
     decode    one token of one sequence
     batch     one token of each of `slots` sequences
 
-All have the weights in common, as bytes in the bundle and as numbers: factors and offsets of
-normalised products (compiler/quantize/balance.py) are chosen for prefill and taken over by the
-others. The planner places each by itself.
+driver/programs.py makes them; driver/fusion.py settles how prefill runs where users ask for speed.
 """
 
 from __future__ import annotations
@@ -14,35 +12,37 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from compiler.checks import verdict
+from compiler.driver import block_errors, decoding, fusion, perplexity, toolchain
 from compiler.driver import build as building
-from compiler.driver import decoding, perplexity, toolchain
 from compiler.driver.corpus import HELD_OUT, calibration_rows
-from compiler.driver.options import ROTATE_STREAM, BuildOptions, LanguageOptions
+from compiler.driver.fused import NOT_FUSED, Fusing
+from compiler.driver.options import FUSE_BLOCKS, ROTATE_STREAM, BuildOptions, LanguageOptions
+from compiler.driver.programs import Maker, parts_of
 from compiler.driver.rewriting import PassDriver
 from compiler.driver.stages import StageTimer, Timings, stage
 from compiler.emit import bundle, report
 from compiler.emit import manifest as manifests
 from compiler.errors import OptionError
 from compiler.frontends import Source, decoder, open_source, rope
-from compiler.frontends.decoder import ProgramShape, sample
 from compiler.frontends.rotate import rotate
 from compiler.graph import OPSET
-from compiler.partition import PartitionOptions, Program
 from compiler.progress import Progress, silent
-from compiler.quantize import samples as sampling
-from compiler.quantize.balance import known
-from compiler.quantize.products import Product, products
 from compiler.runtime.bundle import sha256
 from compiler.runtime.language import LanguageModel
-from compiler.runtime.manifest import FileEntry, LanguageEntry, Manifest, ProgramEntry
+from compiler.runtime.manifest import (
+    FileEntry,
+    FrontierEntry,
+    LanguageEntry,
+    Manifest,
+    ProgramEntry,
+)
 from compiler.targets import Target
-from passes import BALANCE, SampleContext, Steps
+from passes import Steps
 
 MEGABYTE = 1 << 20
 
@@ -72,8 +72,10 @@ def build(
         calibration, held_out = rows[:-HELD_OUT], rows[-HELD_OUT:]
 
         compiled, options = rotated(source, options)
-        driver = PassDriver(Steps(options.without, options.also))
-        programs = quantized_programs(compiled, options, calibration, driver, progress)
+        driver = PassDriver(Steps(options.without, options.also - {FUSE_BLOCKS}))
+        maker = Maker(compiled, options, calibration, driver, progress)
+        settled = _settled(maker, held_out)
+        programs = maker.programs(settled.fusing)
         prefixed = {_file_prefix(name): program for name, program in programs.items()}
         written = toolchain.emit(prefixed, folder, progress)
         written = toolchain.compile_segments(written, folder, options.tool, progress)
@@ -104,6 +106,7 @@ def build(
                 compiled, decoding.precision(compiled, options)
             )
             manifest["language"] = language
+            fusion.enter(manifest, settled)
             manifests.write(folder, manifest)
 
         with stage("verify"):
@@ -131,67 +134,43 @@ def fitted(options: LanguageOptions, source: Source) -> LanguageOptions:
     return replace(options, chunk=min(options.chunk, options.context))
 
 
-def program_shapes(options: LanguageOptions) -> dict[str, ProgramShape]:
-    """The programs by name."""
-    # Prefill pads its last chunk, so the cache has so many places more.
-    places = options.context + options.chunk
-    shapes = {
-        "prefill": ProgramShape(1, options.chunk, places),
-        "decode": ProgramShape(1, 1, places),
-    }
-    if options.slots > 1:
-        shapes["batch"] = ProgramShape(options.slots, 1, places)
-    return shapes
+def frontier(path: Path, options: BuildOptions, progress: Progress = silent) -> list[FrontierEntry]:
+    """Plans of prefill of the language model `path` from the fastest to the most accurate one, as
+    the manifest has them."""
+    options = replace(options, frontier=True, pick=None).suited_to("language", path)
+    source = open_source(path, options.lora_paths)
+    options = replace(options, language=fitted(options.language, source))
+    rows = calibration_rows(source, options.calibration_path, options.language)
+    compiled, options = rotated(source, options)
+    driver = PassDriver(Steps(options.without, options.also - {FUSE_BLOCKS}))
+    maker = Maker(compiled, options, rows[:-HELD_OUT], driver, progress)
+    return [candidate.entry() for candidate in _settled(maker, rows[-HELD_OUT:]).offered]
 
 
-def quantized_programs(
-    source: Source,
-    options: BuildOptions,
-    rows: Sequence[np.ndarray],
-    driver: PassDriver,
-    progress: Progress = silent,
-) -> dict[str, Program]:
-    """The programs, with scales from what the float model shows on `rows` of tokens [tokens]."""
-    options = replace(options, partitioning=_partitioning(options))
-    shapes = program_shapes(options.language)
-    programs = {}
-    blocked = decoding.precision(source, options)
-    written = {}
-    for name, shape in shapes.items():
-        if blocked is not None and shape.tokens == 1:
-            # Nothing of it is int8, so that there is nothing to rewrite or to calibrate.
-            written[name] = decoding.program(source, shape, blocked, options)
-            continue
-        model = decoder.write(source, shape)
-        programs[name] = building.plan_program(model, options, progress, driver)
-    wanted: set[str] = set()
-    for program in programs.values():
-        wanted |= building.balanced(program).keys()
-    names = sorted(wanted)
+def _settled(maker: Maker, held_out: Sequence[np.ndarray]) -> fusion.Settled:
+    """How prefill runs, where options ask for anything but the plan by default."""
+    source, options = maker.source, maker.options
+    if not fusion.is_wanted(options):
+        every = frozenset(range(source.architecture.layers))
+        return fusion.Settled(Fusing(every) if FUSE_BLOCKS in options.also else NOT_FUSED)
+    length = block_errors.row_length(held_out)
+    expected = block_errors.float_logits(source, held_out)
 
-    # Prefill gives logits of the last token only. The head is balanced by the rows of all tokens.
-    shape = replace(shapes["prefill"], all_logits=True)
-    model = programs["prefill"].model
-    if names:
-        model = decoder.write(source, shape)
-        building.rewrite(model, options, driver=driver)
-    balanced = products(model.graph)
-    context = SampleContext(
-        Target.load(options.target),
-        samples=sampling.Samples([partial(sample, model.graph, row, shape) for row in rows]),
-        announce=progress,
-        products=[balanced[name] for name in names],
+    def divergence(fusing: Fusing) -> float:
+        program = maker.with_all_logits(fusing, length)
+        layers = source.architecture.layers
+        return block_errors.program_divergence(program, layers, held_out, expected)
+
+    def errors() -> dict[int, float]:
+        # The first rows are those that blocks are calibrated on.
+        rows = maker.calibration[-block_errors.MEASURED :]
+        return block_errors.block_errors(maker.blocks, rows, maker.progress)
+
+    search = fusion.Search(
+        maker.plan, errors, divergence, source.architecture.layers, parts_of(options.language)
     )
-    driver.apply(BALANCE, model, context)
-
-    quantized = {}
-    for name, program in programs.items():
-        own = products(program.model.graph)
-        for product in names:
-            _copy_factors(balanced[product], own[product])
-        ranges = known([own[product] for product in names])
-        quantized[name] = building.scaled(program, ranges, options, driver)
-    return quantized | written
+    with stage("search"):
+        return fusion.settle(search, options)
 
 
 def rotated(source: Source, options: BuildOptions) -> tuple[Source, BuildOptions]:
@@ -204,20 +183,6 @@ def rotated(source: Source, options: BuildOptions) -> tuple[Source, BuildOptions
     if source.rotation is None:
         return source, options
     return source, replace(options, without=options.without | {"rotate_rows"})
-
-
-def _partitioning(options: BuildOptions) -> PartitionOptions:
-    """How programs are cut: the host multiplies in int8, has a program by itself that it is as fast
-    in, and its segments fit an eighth of half the memory (`LanguageOptions.max_ram`)."""
-    limit = options.language.max_ram
-    host_bytes = None if limit is None else limit * MEGABYTE // 16
-    return replace(options.partitioning, host_int8=True, host_bytes=host_bytes, needs_tpu=False)
-
-
-def _copy_factors(source: Product, product: Product) -> None:
-    factors, offsets = source.factors.const_value, source.offsets.const_value
-    assert factors is not None and offsets is not None
-    product.set(factors, offsets)
 
 
 def _file_prefix(program: str) -> str:

@@ -46,9 +46,13 @@ ACCURACY = (
 OPTIONAL = ("fuse_blocks", "rotate_outputs", "second_row", "rotate_stream")
 # The optional step that is for language models alone. The others change layers on an Edge TPU.
 ROTATE_STREAM = "rotate_stream"
+# The one that language models have of blocks alone, and only in prefill.
+FUSE_BLOCKS = "fuse_blocks"
 
 # Figures that a quality goal may name; compiler/checks/goals.py says what they are.
 QUALITY = ("sqnr", "cosine", "top1", "kl", "ap50", "map50", "recall", "iou", "decisions", "cer")
+# The one that language models have.
+LANGUAGE_QUALITY = "kl"
 ACCURACY_VIEWS = ("report",)
 LOWERINGS = (("direct",), ("onnx-tf",), ("onnx-tf", "direct"))
 MOST_SLOTS = 64
@@ -93,9 +97,9 @@ SCOPES: Mapping[str, Scope] = {
     "tokenizer": Scope("calibration", _ONNX),
     "labelled": Scope("accuracy", _ONNX),
     "min_sqnr": Scope("accuracy", _ONNX),
-    "quality": Scope("accuracy", _ONNX),
-    "frontier": Scope("accuracy", _ONNX),
-    "pick": Scope("accuracy", _ONNX),
+    "quality": Scope("accuracy"),
+    "frontier": Scope("accuracy"),
+    "pick": Scope("accuracy"),
     "accuracy": Scope("accuracy", _ONNX),
     "keep_float": Scope("accuracy", _ONNX),
     "without": Scope("accuracy", _ONNX),
@@ -112,6 +116,7 @@ SCOPES: Mapping[str, Scope] = {
     "seconds": Scope("plan"),
     "host_int8": Scope("plan"),
     "kept": Scope("plan"),
+    "only": Scope("plan"),
     "host_bytes": Scope("plan"),
     "lora": Scope("language", _LANGUAGE),
     "needs_tpu": Scope("plan"),
@@ -243,7 +248,8 @@ class BuildOptions:
                   of indices, booleans or text need 90% equal values, beside one of numbers
     quality:      what results have to reach, by figure of QUALITY: {"sqnr": 25}, {"top1": 0.99}.
                   The fastest plan that reaches all of them is built. By default a figure for the
-                  kind of model; None reaches for nothing
+                  kind of model; None reaches for nothing. Language models have kl, of all tokens of
+                  a prefill, and reach for nothing by default
     frontier:     looks for plans from the fastest to the most accurate one, and lists them
     pick:         the number of the plan of that list to build, from 1; implies `frontier`
     accuracy:     "report" measures how much each segment contributes to the error at the end
@@ -354,6 +360,10 @@ class BuildOptions:
         if kind == "onnx" and ROTATE_STREAM in self.also:
             text = f"{ROTATE_STREAM} does not apply to {model}: it is for {_OTHERS[kind]}"
             raise OptionError(text, "also")
+        if kind == "language":
+            for name in sorted(set(self.quality or ()) - {LANGUAGE_QUALITY}):
+                text = f"{name}: language models have {LANGUAGE_QUALITY}, e.g. kl=0.02"
+                raise OptionError(text, "quality")
         if self.partitioning.place is not None:
             return self
         return replace(self, partitioning=replace(self.partitioning, place="auto"))

@@ -10,6 +10,7 @@ from typing import Any
 from compiler.driver import build as building
 from compiler.driver import decoding, language
 from compiler.driver.options import BuildOptions
+from compiler.driver.programs import program_shapes
 from compiler.emit import manifest as manifests
 from compiler.frontends import decoder, open_source
 from compiler.partition import PlacePolicy, Program
@@ -124,7 +125,7 @@ def language_forecasts(
 def _language_rows(model: Path, options: BuildOptions) -> Iterator[LanguageForecast]:
     source = open_source(model)
     sizes = language.fitted(options.language, source)
-    shapes = language.program_shapes(sizes)
+    shapes = program_shapes(sizes)
     target = Target.load(options.target, options.partitioning.host)
     for name in _PROGRAMS:
         tokens = shapes[name].tokens

@@ -71,10 +71,8 @@ class _HostDecoder(Decoder):
 
     def write(self) -> ir.Graph:
         architecture = self._architecture
-        batch = self._program.batch
-        tokens = self._writer.input("tokens", (batch, self._program.tokens), ir.DataType.INT64)
-        self._lengths = self._writer.input("lengths", (batch,), ir.DataType.INT32)
-        self._total = self._writer.input("total", (1,), ir.DataType.INT32)
+        tokens = self._tokens()
+        self._places()
         stream = self._embedded(tokens)
         normed = self._input_norm("blk.0.attn_norm", stream)
         presents: list[ir.Value] = []
@@ -155,13 +153,13 @@ class _HostDecoder(Decoder):
             gate, up = (self._linear(name, normed, hidden) for name in names)
         active = self._activation(prefix, gate)
         gated = self._writer.op(f"{prefix}ffn_gated", "Mul", [active, up], shape_of(gate))
-        rotated = self._rotated(prefix, gated)
+        rotated = self._rotated(prefix, gated, "")
         return self._linear(f"{prefix}ffn_down", rotated, self._architecture.width)
 
-    def _activation(self, prefix: str, gate: ir.Value) -> ir.Value:
+    def _activation(self, prefix: str, gate: ir.Value, suffix: str = "") -> ir.Value:
         if self._architecture.activation == "gelu":
-            return super()._activation(prefix, gate)
-        name = f"{prefix}ffn_silu"
+            return super()._activation(prefix, gate, suffix)
+        name = f"{prefix}ffn_silu{suffix}"
         # x * sigmoid(alpha * x)
         attributes = {"alpha": 1.0}
         return self._writer.op(
@@ -208,10 +206,17 @@ class _HostDecoder(Decoder):
             declare(value, each, (*rows, count), ir.DataType.FLOAT)
         return list(node.outputs)
 
-    def _linear(self, name: str, x: ir.Value, outputs: int, output: str | None = None) -> ir.Value:
+    def _linear(
+        self,
+        name: str,
+        x: ir.Value,
+        outputs: int,
+        output: str | None = None,
+        suffix: str = "",
+    ) -> ir.Value:
         form = self._form(name, outputs, shape_of(x)[-1])
         if form is None:
-            return super()._linear(name, x, outputs, output)
+            return super()._linear(name, x, outputs, output, suffix)
         bias = None
         if self._has(f"{name}.bias"):
             bias = self._joined_bias(name, [name], [outputs])

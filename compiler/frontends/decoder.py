@@ -31,6 +31,11 @@ from compiler.graph import HOST_REASON, IR_VERSION, ORIGIN, Shape, element_count
 from compiler.quantize.rotation import REASON
 from compiler.quantize.samples import Sample
 
+# How the names of nodes end that compute what is to be fused.
+FUSED = "/fused"
+# Why tokens are parted on the host.
+FIRST_REASON = "it sets the first tokens apart, which are far larger than others"
+
 
 @dataclass(frozen=True)
 class ProgramShape:
@@ -38,18 +43,24 @@ class ProgramShape:
     in the cache.
 
     With more than one token, logits are those of the token `last`, or with `all_logits` of every
-    token.
+    token. The feed-forward parts of the layers in `fused` have nodes of their own for all tokens
+    but the first `first_rows`, with names that end in FUSED.
     """
 
     batch: int
     tokens: int
     context: int
     all_logits: bool = False
+    fused: frozenset[int] = frozenset()
+    first_rows: int = 0
 
 
 def write(source: Source, program_shape: ProgramShape) -> ir.Model:
     """The program of `source` in the given shape; weights are read when the graph is."""
-    graph = Decoder(source, program_shape).write()
+    return model_of(Decoder(source, program_shape).write())
+
+
+def model_of(graph: ir.Graph) -> ir.Model:
     return ir.Model(graph, ir_version=IR_VERSION, producer_name="coral-bundle")
 
 
@@ -80,7 +91,10 @@ def sample(graph: ir.Graph, tokens: np.ndarray, program_shape: ProgramShape) -> 
 
 
 class Decoder:
-    """Writes one program. Weights of layer i have names that begin with `blk.i.`, as in GGUF."""
+    """Writes one program, or parts of it (frontends/decoder_parts.py).
+
+    Weights of layer i have names that begin with `blk.i.`, as in GGUF.
+    """
 
     def __init__(self, source: Source, program_shape: ProgramShape) -> None:
         self._source = source
@@ -91,24 +105,35 @@ class Decoder:
         self._angles: dict[float, tuple[ir.Value, ir.Value]] = {}
 
     def write(self) -> ir.Graph:
-        batch = self._program.batch
-        tokens = self._writer.input("tokens", (batch, self._program.tokens), ir.DataType.INT64)
-        self._lengths = self._writer.input("lengths", (batch,), ir.DataType.INT32)
-        self._total = self._writer.input("total", (1,), ir.DataType.INT32)
+        tokens = self._tokens()
+        self._places()
         stream = self._embedded(tokens)
         presents: list[ir.Value] = []
         for index in range(self._architecture.layers):
             stream, present = self._layer(index, stream)
             presents += present
+        self._writer.graph.outputs.extend([self._head(stream), *presents])
+        return self._writer.graph
+
+    def _tokens(self) -> ir.Value:
+        shape = (self._program.batch, self._program.tokens)
+        return self._writer.input("tokens", shape, ir.DataType.INT64)
+
+    def _places(self) -> None:
+        """The inputs that say where in the cache the tokens go."""
+        batch = self._program.batch
+        self._lengths = self._writer.input("lengths", (batch,), ir.DataType.INT32)
+        self._total = self._writer.input("total", (1,), ir.DataType.INT32)
+
+    def _head(self, stream: ir.Value) -> ir.Value:
+        """The logits of the residual stream behind the last layer."""
         stream = self._norm("output_norm", stream)
         if self._program.tokens > 1 and not self._program.all_logits:
             stream = self._last_token(stream)
         # Many models use their embeddings as the weights of the head too.
         is_tied = not self._has("output.weight")
         head = "token_embd" if is_tied else "output"
-        logits = self._linear(head, stream, self._architecture.vocabulary, output="logits")
-        self._writer.graph.outputs.extend([logits, *presents])
-        return self._writer.graph
+        return self._linear(head, stream, self._architecture.vocabulary, output="logits")
 
     def _has(self, weight: str) -> bool:
         return weight in self._source.weights
@@ -140,14 +165,44 @@ class Decoder:
 
     def _layer(self, index: int, stream: ir.Value) -> tuple[ir.Value, list[ir.Value]]:
         """The residual stream behind a layer, and what is then in its cache."""
+        stream, present = self._behind_attention(index, stream)
+        output = self._feed_forward(index, stream)
+        return self._writer.add(f"blk.{index}.ffn_residual", stream, output), present
+
+    def _behind_attention(self, index: int, stream: ir.Value) -> tuple[ir.Value, list[ir.Value]]:
+        """The residual stream behind a layer's attention, and what is then in its cache."""
         prefix = f"blk.{index}."
         mixed, present = self._attention(index, stream)
         output = self._linear(f"{prefix}attn_output", mixed, self._architecture.width)
         output = self._optional_norm(f"{prefix}post_attention_norm", output)
-        stream = self._writer.add(f"{prefix}attn_residual", stream, output)
-        output = self._feed_forward(prefix, stream)
-        output = self._optional_norm(f"{prefix}post_ffw_norm", output)
-        return self._writer.add(f"{prefix}ffn_residual", stream, output), present
+        return self._writer.add(f"{prefix}attn_residual", stream, output), present
+
+    def _feed_forward(self, index: int, stream: ir.Value) -> ir.Value:
+        """What the feed-forward part of a layer adds to the residual stream."""
+        prefix = f"blk.{index}."
+        normed = self._input_norm(f"{prefix}ffn_norm", stream)
+        if index not in self._program.fused:
+            output = self._gated(prefix, normed)
+        elif self._program.first_rows == 0:
+            output = self._gated(prefix, normed, FUSED)
+        else:
+            output = self._in_two(prefix, normed)
+        return self._optional_norm(f"{prefix}post_ffw_norm", output)
+
+    def _in_two(self, prefix: str, normed: ir.Value) -> ir.Value:
+        """As `_gated`, the first tokens apart from the others, which are to be fused."""
+        batch, tokens, width = shape_of(normed)
+        first = self._program.first_rows
+        sizes = (first, tokens - first)
+        parts = self._writer.split(f"{prefix}ffn_parts", normed, sizes, axis=1)
+        outputs = [self._gated(prefix, parts[0]), self._gated(prefix, parts[1], FUSED)]
+        shape = (batch, tokens, width)
+        joined = self._writer.op(f"{prefix}ffn_joined", "Concat", outputs, shape, {"axis": 1})
+        for value in (parts[0], joined):
+            node = value.producer()
+            assert node is not None
+            node.metadata_props[HOST_REASON] = FIRST_REASON
+        return joined
 
     def _attention(self, index: int, stream: ir.Value) -> tuple[ir.Value, list[ir.Value]]:
         """(values mixed by attention [B, S, heads * H], what is then in the cache)."""
@@ -220,56 +275,68 @@ class Decoder:
         self._angles[base] = (cos, sin)
         return cos, sin
 
-    def _feed_forward(self, prefix: str, stream: ir.Value) -> ir.Value:
-        """down(activation(gate(x)) * up(x)) of the normed stream x."""
+    def _gated(self, prefix: str, normed: ir.Value, suffix: str = "") -> ir.Value:
+        """down(activation(gate(x)) * up(x)) of the normed stream x; names end in `suffix`."""
         hidden = self._architecture.hidden
-        normed = self._input_norm(f"{prefix}ffn_norm", stream)
-        gate = self._linear(f"{prefix}ffn_gate", normed, hidden)
-        up = self._linear(f"{prefix}ffn_up", normed, hidden)
-        active = self._activation(prefix, gate)
-        gated = self._writer.op(f"{prefix}ffn_gated", "Mul", [active, up], shape_of(gate))
-        rotated = self._rotated(prefix, gated)
-        return self._linear(f"{prefix}ffn_down", rotated, self._architecture.width)
+        gate = self._linear(f"{prefix}ffn_gate", normed, hidden, suffix=suffix)
+        up = self._linear(f"{prefix}ffn_up", normed, hidden, suffix=suffix)
+        active = self._activation(prefix, gate, suffix)
+        shape = shape_of(gate)
+        gated = self._writer.op(f"{prefix}ffn_gated{suffix}", "Mul", [active, up], shape)
+        rotated = self._rotated(prefix, gated, suffix)
+        return self._linear(f"{prefix}ffn_down", rotated, self._architecture.width, suffix=suffix)
 
-    def _activation(self, prefix: str, gate: ir.Value) -> ir.Value:
+    def _activation(self, prefix: str, gate: ir.Value, suffix: str = "") -> ir.Value:
         writer = self._writer
         shape = shape_of(gate)
         if self._architecture.activation == "gelu":
-            return writer.op(f"{prefix}ffn_gelu", "Gelu", [gate], shape, {"approximate": "tanh"})
-        sigmoid = writer.op(f"{prefix}ffn_sigmoid", "Sigmoid", [gate], shape)
-        return writer.op(f"{prefix}ffn_silu", "Mul", [gate, sigmoid], shape)
+            name = f"{prefix}ffn_gelu{suffix}"
+            return writer.op(name, "Gelu", [gate], shape, {"approximate": "tanh"})
+        sigmoid = writer.op(f"{prefix}ffn_sigmoid{suffix}", "Sigmoid", [gate], shape)
+        return writer.op(f"{prefix}ffn_silu{suffix}", "Mul", [gate, sigmoid], shape)
 
-    def _rotated(self, prefix: str, x: ir.Value) -> ir.Value:
+    def _rotated(self, prefix: str, x: ir.Value, suffix: str = "") -> ir.Value:
         """Blocks of channels multiplied by the source's rotation, where it has one."""
         rotation = self._source.rotation
         if rotation is None:
             return x
         size = len(rotation)
-        blocks = self._writer.reshape(f"{prefix}ffn_blocks", x, (element_count(x) // size, size))
+        blocks = self._writer.reshape(
+            f"{prefix}ffn_blocks{suffix}", x, (element_count(x) // size, size)
+        )
         matrix = self._writer.array("rotation", rotation.T)
         turned = self._writer.op(
-            f"{prefix}ffn_turned", "MatMul", [blocks, matrix], shape_of(blocks)
+            f"{prefix}ffn_turned{suffix}", "MatMul", [blocks, matrix], shape_of(blocks)
         )
         node = turned.producer()
         assert node is not None
         # In int8 it would round away what it was made for.
         node.metadata_props[HOST_REASON] = REASON
-        return self._writer.reshape(f"{prefix}ffn_rows", turned, shape_of(x))
+        return self._writer.reshape(f"{prefix}ffn_rows{suffix}", turned, shape_of(x))
 
-    def _linear(self, name: str, x: ir.Value, outputs: int, output: str | None = None) -> ir.Value:
-        """x W^T, plus the bias where the source has one. `output` names the result, else `name`."""
+    def _linear(
+        self,
+        name: str,
+        x: ir.Value,
+        outputs: int,
+        output: str | None = None,
+        suffix: str = "",
+    ) -> ir.Value:
+        """x W^T, plus the bias where the source has one. `output` names the result, else `name`
+        with the suffix."""
         *rows, inputs = shape_of(x)
         has_bias = self._has(f"{name}.bias")
         weight = self._source.weight(f"{name}.weight", outputs, inputs)
         matrix = self._writer.transposed(f"{name}.weight/T", weight)
-        product_name = f"{name}/product" if has_bias else name
+        made = f"{name}{suffix}"
         shape: Shape = (*rows, outputs)
+        product_name = f"{made}/product" if has_bias else made
         product = self._writer.op(output or product_name, "MatMul", [x, matrix], shape)
         if not has_bias:
             return product
         bias = self._source.weight(f"{name}.bias", outputs)
         bias_value = self._writer.weight(f"{name}.bias", bias, np.float32)
-        return self._writer.add(name, product, bias_value)
+        return self._writer.add(made, product, bias_value)
 
     def _norm(self, name: str, x: ir.Value) -> ir.Value:
         """RMSNorm over the last axis, with a gain."""

@@ -56,6 +56,18 @@ class GraphWriter:
         shape_constant = self.array(f"{name}/shape", np.array(shape, np.int64))
         return self.op(name, "Reshape", [x, shape_constant], shape)
 
+    def split(self, name: str, x: ir.Value, sizes: Sequence[int], axis: int) -> list[ir.Value]:
+        """Parts of so many places each along an axis."""
+        counts = self.array(f"{name}/sizes", np.array(sizes, np.int64))
+        node = ir.node("Split", [x, counts], {"axis": axis}, num_outputs=len(sizes), name=name)
+        node.metadata_props[ORIGIN] = name
+        for number, (value, size) in enumerate(zip(node.outputs, sizes, strict=True)):
+            shape = list(shape_of(x))
+            shape[axis] = size
+            declare(value, f"{name}/{number}", tuple(shape), ir.DataType.FLOAT)
+        self.graph.append(node)
+        return list(node.outputs)
+
     def array(self, name: str, array: np.ndarray | np.generic) -> ir.Value:
         """A constant that is at hand."""
         array = np.asarray(array)

@@ -22,7 +22,12 @@ class Reference:
     held twice. Use it as a context manager.
     """
 
-    def __init__(self, model: ir.Model, extra: Sequence[ir.Value] = ()) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        extra: Sequence[ir.Value] = (),
+        options: ort.SessionOptions | None = None,
+    ) -> None:
         self._folder = files.temporary("reference")
         path = self._folder.path / "model.onnx"
         graph = model.graph
@@ -36,7 +41,7 @@ class Reference:
             while len(graph.outputs) > count:
                 # One by one: a deleted slice would leave the values marked as outputs.
                 graph.outputs.pop()
-        self.session = open_session(path)
+        self.session = open_session(path, options)
         self.names = [output.name for output in self.session.get_outputs()]
         self.inputs = [value.name for value in self.session.get_inputs()]
 
@@ -86,6 +91,15 @@ def session_options() -> ort.SessionOptions:
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     options.add_session_config_entry("session.disable_prepacking", "1")
     # The float model is what the graph says, not what onnxruntime would make int8 of it.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return options
+
+
+def shared_options() -> ort.SessionOptions:
+    """For models that run in turns: none waits for work on a core that the next one wants."""
+    options = quiet_options()
+    options.enable_cpu_mem_arena = False
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     return options
 

@@ -37,6 +37,7 @@ class PartitionOptions:
                 searches. Work is counted, not time, so that a model has the same plan everywhere
     host_int8:  the host multiplies normalised rows in int8 too, by the weights of the Edge TPU
     kept:       names of nodes that stay on the host for accuracy
+    only:       names of nodes (with * and ?) that may go to an Edge TPU; all of them by default
     host_bytes: how many bytes of weights a host segment may hold; it ends in front of a norm
 
     Raises OptionError for values that no partition can meet, and for a host that is not known.
@@ -51,6 +52,7 @@ class PartitionOptions:
     seconds: float = 3.0
     host_int8: bool = False
     kept: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
     host_bytes: int | None = None
     rate: float | None = None
     needs_tpu: bool = True

@@ -30,6 +30,7 @@ from compiler.targets import Host, Target
 AT_BOUNDARY = "it only changes the layout at the border to the host"
 JOINS_HOST = "it joins values of the host for the host: int8 would cost a transfer and accuracy"
 IDLE = "its segment would multiply nothing: the way to the Edge TPU and back costs more"
+NOT_CHOSEN = "measured: the Edge TPU would cost accuracy, or by prediction time, here"
 KEPT_FLOAT = "in float for the quality goal or --keep-float: it contributes much to the error"
 
 
@@ -77,6 +78,8 @@ def place_by_legality(
     placements = {}
     for node in graph:
         reason = "--place host" if options.place == "host" else refusal(node, target)
+        if reason is None and options.only and not _is_among(node, options.only):
+            reason = NOT_CHOSEN
         if reason is None:
             placements[node] = Placement("tpu", "the Edge TPU has it")
         else:
@@ -113,6 +116,11 @@ def is_pinned(node: ir.Node, patterns: Iterable[str]) -> bool:
     """Whether a pattern of a pin means a node."""
     names = names_of(node)
     return any(fnmatchcase(name, pattern) for pattern in patterns for name in names)
+
+
+def _is_among(node: ir.Node, patterns: Iterable[str]) -> bool:
+    """Whether a pattern matches the name that a node has in the source."""
+    return any(fnmatchcase(origin_of(node), pattern) for pattern in patterns)
 
 
 def no_node(graph: ir.Graph, name: str) -> str:

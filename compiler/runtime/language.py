@@ -23,6 +23,7 @@ from compiler.runtime.executor import Executor
 from compiler.runtime.fleet import Fleet, HostThreads
 from compiler.runtime.manifest import LanguageEntry, ProgramEntry, TensorEntry, fixed_shape
 from compiler.runtime.onnx_segment import Cache
+from compiler.runtime.overlap import run_parts
 from compiler.runtime.pipeline import Arrays, Pipeline
 from compiler.runtime.sampling import Sampler, Sampling
 
@@ -63,6 +64,8 @@ class LanguageModel:
         self.settings = _settings(bundle, slots)
         self.context = int(self.settings["context"])
         self.chunk = int(self.settings["chunk"])
+        # A chunk is run in so many parts, which overlap.
+        self._parts = int(self.settings.get("parts", 1))
         program = self.settings["programs"]["batch" if slots > 1 else "decode"]
         self.fleet = Fleet.of(devices, threads, bundle.manifest, program)
         self._executor = Executor(self.fleet)
@@ -132,21 +135,33 @@ class LanguageModel:
 
     def _prefill_chunk(self, slot: Slot, chunk: Sequence[int]) -> np.ndarray:
         """Write a chunk behind what the slot holds; returns the logits [V] behind its end."""
-        padded = np.zeros((1, self.chunk), np.int64)
-        padded[0, : len(chunk)] = chunk
-        # The program writes whole chunks. What the padding writes is behind the text, where the
-        # next tokens will be.
-        end = len(slot.tokens) + self.chunk
-        feeds: dict[str, np.ndarray] = {
+        rows = slice(slot.index, slot.index + 1)
+        cache = {name: array[rows] for name, array in self._cache.items()}
+        begin = len(slot.tokens)
+        size = self.chunk // self._parts
+        feeds = []
+        for first in range(0, len(chunk), size):
+            feeds.append(self._part(begin + first, chunk[first : first + size]))
+        if len(feeds) == 1:
+            return np.asarray(self._run(self._prefill, feeds[0], cache)[0, -1])
+        parts = [{**feed, **cache} for feed in feeds]
+        run_parts(self._prefill, parts)
+        return np.asarray(parts[-1][_logits(self._prefill)["name"]][0, -1])
+
+    def _part(self, begin: int, tokens: Sequence[int]) -> dict[str, np.ndarray]:
+        """What the program of prefill is given for tokens that go to `begin` in the cache."""
+        size = self.chunk // self._parts
+        padded = np.zeros((1, size), np.int64)
+        padded[0, : len(tokens)] = tokens
+        # The program writes as many tokens as it takes. What the padding writes is behind the text,
+        # where the next tokens will be.
+        end = begin + size
+        return {
             "tokens": padded,
             "lengths": np.array([end - 1], np.int32),
             "total": np.array([end], np.int32),
-            "last": np.array([len(chunk) - 1], np.int64),
+            "last": np.array([len(tokens) - 1], np.int64),
         }
-        rows = slice(slot.index, slot.index + 1)
-        cache = {name: array[rows] for name, array in self._cache.items()}
-        logits = self._run(self._prefill, feeds, cache)
-        return np.asarray(logits[0, -1])
 
     def kept(self, slot: Slot, tokens: Sequence[int]) -> int:
         """How many tokens of a text `prefill` would find in the slot; never all, as the last one

@@ -457,6 +457,14 @@ class LanguageEntry(TypedDict):
     name: Annotated[str, "as the model calls itself"]
     context: Annotated[Tokens, "tokens that fit the cache"]
     chunk: Annotated[Tokens, "tokens that prefill takes at once"]
+    parts: NotRequired[
+        Annotated[
+            Positive,
+            "in how many runs of the program, which overlap: the host works on one of them while "
+            "an Edge TPU works on another; 1 by default",
+        ]
+    ]
+    chunk_ms: NotRequired[Annotated[Milliseconds, "predicted, of a whole chunk"]]
     slots: Annotated[int, Limits(minimum=1, maximum=65536), "sequences that decode takes at once"]
     max_ram_bytes: Annotated[
         int | None,
@@ -686,11 +694,19 @@ class FrontierEntry(TypedDict):
     """A plan that the search offers, with figures of calibration samples."""
 
     ms: Annotated[Milliseconds, "predicted, of the plan's objective"]
-    sqnr_db: Annotated[float, "of what varies in all outputs, in simulation"]
+    sqnr_db: NotRequired[
+        Annotated[float, "of what varies in all outputs, in simulation; not of language models"]
+    ]
     figures: Annotated[
         dict[str, float | None], "the figures of the goal; null where they cannot be told"
     ]
-    in_float: Annotated[Count, "nodes of the source that are kept in float for accuracy"]
+    in_float: NotRequired[
+        Annotated[
+            Count, "nodes of the source that are kept in float for accuracy; not of language models"
+        ]
+    ]
+    fused: NotRequired[Annotated[Count, "of a language model: blocks that are fused in prefill"]]
+    parts: NotRequired[Annotated[Positive, "of a language model: parts of a chunk that overlap"]]
     place: Annotated[Literal["tpu", "host"], '"host" where nothing runs on an Edge TPU']
 
 
@@ -757,6 +773,13 @@ class QualityEntry(MeasuredEntry):
             str,
             'where it is not "file": why, and for "imported" whether ONNX\'s own evaluator of the '
             "file agrees; of a file in float16 that float32 takes elsewhere: how far",
+        ]
+    ]
+    prefill_divergence: NotRequired[
+        Annotated[
+            NotNegative,
+            "of a language model whose plan was searched: as that of `perplexity`, of all tokens "
+            "of a prefill",
         ]
     ]
     frontier: NotRequired[

@@ -30,7 +30,8 @@ def show_language(console: Console, manifest: Mapping[str, Any]) -> None:
     language = manifest["language"]
     prefill = {key: manifest[key] for key in _PREFILL_KEYS}
     # What a program takes at once; decode takes one token.
-    tokens_of = {"prefill": language["chunk"], "batch": language["slots"]}
+    parts = language.get("parts", 1)
+    tokens_of = {"prefill": language["chunk"] // parts, "batch": language["slots"]}
     table = plain_table(_COLUMNS, left=("program",))
     for name, program in {"prefill": prefill, **language["programs"]}.items():
         table.add_row(name, *_cells(program, tokens_of.get(name, 1)))
@@ -43,8 +44,19 @@ def show_language(console: Console, manifest: Mapping[str, Any]) -> None:
         f"{prediction['host']}; x host: how many times as fast as the host alone, in int8.",
         highlight=False,
     )
+    if parts > 1:
+        console.print(
+            f"A chunk of {language['chunk']} tokens is run in {parts} parts, which overlap: "
+            f"{language['chunk_ms']:.4g} ms predicted.",
+            highlight=False,
+        )
     if "perplexity" in manifest["quality"]:
         console.print(_perplexity(manifest["quality"]), highlight=False)
+    if "prefill_divergence" in manifest["quality"]:
+        divergence = manifest["quality"]["prefill_divergence"]
+        console.print(
+            f"Divergence of all tokens in prefill: {divergence:.4f} nats", highlight=False
+        )
 
 
 def _cells(program: Mapping[str, Any], tokens: int) -> list[str]:
