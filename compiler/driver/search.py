@@ -288,7 +288,8 @@ class Search:
                     # Another round would take longer than the build did.
                     break
                 offered = self._chosen(state, trials, self._choices(program, trials), goals)
-        if state.trial.noise > BROKEN and host <= limit:
+        is_pinned_there = "tpu" in self.options.partitioning.pins.values()
+        if state.trial.noise > BROKEN and host <= limit and not is_pinned_there:
             # What is mostly error is worse than nothing from the Edge TPU.
             program = self._rebuilt(frozenset(), "host")
             return _State(program, frozenset(), state.trial), ""

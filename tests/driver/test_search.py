@@ -15,6 +15,7 @@ import compiler
 from compiler.driver import build as building
 from compiler.driver.options import BuildOptions
 from compiler.errors import OptionError
+from compiler.partition import PartitionOptions
 from compiler.runtime import Bundle, Pipeline
 from compiler.runtime.manifest import Manifest
 from tests.conftest import save
@@ -130,7 +131,7 @@ def on_tpu(manifest: Manifest) -> list[str]:
 
 
 def test_a_norm_that_int8_breaks_is_kept_in_float(norm: tuple[Path, Path]) -> None:
-    manifest = built(norm)
+    manifest = built(norm, partitioning=PartitionOptions(place="tpu"))
     (goal,) = manifest["quality"]["goals"]
     assert goal["figure"] == "top1"
     assert manifest["quality"]["outputs"]["logits"]["sqnr_db"] > 30
