@@ -36,16 +36,23 @@ def main(folder: Path, options: BuildOptions, count: int) -> None:
     for target, host in PLACES:
         partitioning = replace(options.partitioning, host=host)
         there = replace(options, target=target, partitioning=partitioning)
-        plan = building.plan_program(building.read(path, there), there).plan
-        on_tpu = [segment for segment in plan.segments if segment.device == "tpu"]
-        print(f"{target} {host}: {1e3 * plan.latency:.1f} ms, {len(on_tpu)} TPU segments")
+        for also in (options.also, options.also | {"fuse_blocks"}):
+            chosen = replace(there, also=also)
+            program = building.plan_program(building.read(path, chosen), chosen)
+            plan = program.plan
+            on_tpu = [segment for segment in plan.segments if segment.device == "tpu"]
+            print(
+                f"{target} {host}{', fused blocks' if 'fuse_blocks' in also else ''}: "
+                f"{1e3 * plan.latency:.1f} ms, {len(on_tpu)} TPU segments"
+            )
 
     test = dict(np.load(folder / "test.npz"))
     session = ort.InferenceSession(path)
     with tempfile.TemporaryDirectory() as made:
         started = time.perf_counter()
-        building.build(path, Path(made) / "b", options)
-        print(f"build {time.perf_counter() - started:.1f} s")
+        manifest = building.build(path, Path(made) / "b", options)
+        seconds = time.perf_counter() - started
+        print(f"build {seconds:.1f} s: {manifest['prediction']['latency_ms']:.1f} ms predicted")
         pipeline = Pipeline(bundle.load(Path(made) / "b"))
         embeddings = Embeddings()
         for index in range(min(count, len(test["input_ids"]))):
@@ -66,7 +73,7 @@ def parsed() -> tuple[Path, BuildOptions, int]:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--with", action="append", default=[], dest="also")
     parser.add_argument("--without", action="append", default=[])
-    parser.add_argument("--place", default="tpu")
+    parser.add_argument("--place", default="auto")
     parser.add_argument("--observer", action="append", default=[], dest="observers")
     parser.add_argument("--sentences", type=int, default=200)
     given = parser.parse_args()

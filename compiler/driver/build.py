@@ -331,7 +331,15 @@ class _Programs:
         if not driver.rewrites(FUSE):
             return settled
         fused = _quantized(rewritten, self.calibration, options, silent, driver)
-        return search.preferred(settled, fused)
+        preferred = search.preferred(settled, fused)
+        if preferred is not settled:
+            notes.info(
+                "%d blocks are fused: %.3g ms predicted instead of %.3g",
+                driver.rewrites(FUSE),
+                1e3 * preferred.program.plan.latency,
+                1e3 * settled.program.plan.latency,
+            )
+        return preferred
 
     def _may_fuse(self) -> bool:
         """Whether the model may have blocks to fuse, which nobody decided about."""
