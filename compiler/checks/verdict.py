@@ -58,9 +58,11 @@ def findings(quality: Quality) -> list[FindingEntry]:
 
 
 def of_language(manifest: Mapping[str, Any]) -> list[WarningEntry]:
-    """The warnings of a language model: one where its perplexity is far above the float model's."""
+    """The warnings of a language model: one where its perplexity is far above the float model's, by
+    more than chance."""
     found = manifest["quality"]["perplexity"]
-    if found["ratio"] <= MOST_PERPLEXITY:
+    # Few tokens tell little: what may be chance is no finding.
+    if found["ratio"] - 2 * found["ratio_error"] <= MOST_PERPLEXITY:
         return []
     advice = "try --calibration with text of your kind"
     if manifest["prediction"]["place"] == "tpu":

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from compiler.device.cost import HostAlone
 from compiler.driver import build as building
 from compiler.driver.options import BuildOptions
 from compiler.frontends import Source, decode
@@ -23,17 +24,15 @@ from compiler.frontends.nbits import Columns, columns, packed, unpacked
 from compiler.ops.common import FLOAT_BYTES
 from compiler.partition import Program
 from compiler.runtime.manifest import DecodeWeightsEntry
-from compiler.targets import Target
 
 # Losses are measured in so many rows of each layer.
 _MEASURED_ROWS = 256
 
 
-def precision(source: Source, options: BuildOptions) -> Precision | None:
+def precision(options: BuildOptions) -> Precision | None:
     """Of which weights decode is made on the host; None where it is planned as prefill is.
 
-    Without a wish of the user's, those of the file, unless decode shall be on Edge TPUs, or all
-    weights of the model fit these.
+    Without a wish of the user's, those of the file, unless decode shall be on Edge TPUs.
     """
     wanted = options.language.decode_weights
     if wanted == "int8":
@@ -41,8 +40,6 @@ def precision(source: Source, options: BuildOptions) -> Precision | None:
     if wanted is not None:
         return wanted
     if options.partitioning.place == "tpu" or options.partitioning.pins:
-        return None
-    if options.partitioning.place == "auto" and _fits_tpus(source, options):
         return None
     return "file"
 
@@ -53,7 +50,11 @@ def program(
     """A program of one token of each sequence, all of it on the host."""
     model = decode.write(source, shape, wanted)
     partitioning = replace(options.partitioning, place="host", pins={}, kept=())
-    return building.partition_model(model, options.target, partitioning)
+    made = building.partition_model(model, options.target, partitioning)
+    # It is the host's own form already.
+    seconds = made.plan.latency
+    plan = replace(made.plan, options=options.partitioning)
+    return replace(made, plan=plan, alone=HostAlone(seconds, seconds))
 
 
 def weights_entry(source: Source, wanted: Precision | None) -> DecodeWeightsEntry | None:
@@ -91,13 +92,3 @@ def _sqnr(weight: Weight, form: BlockForm, layout: Columns) -> float:
     lost = float(np.square(noise, dtype=np.float64).sum())
     signal = float(np.square(given, dtype=np.float64).sum())
     return 10 * math.log10(signal / lost) if lost and signal else math.inf
-
-
-def _fits_tpus(source: Source, options: BuildOptions) -> bool:
-    """Whether Edge TPUs could hold the weights of all layers, so that none are streamed."""
-    target = Target.load(options.target, options.partitioning.host)
-    weights = 0
-    for name, weight in source.weights.items():
-        if len(weight.shape) == 2 and name != "token_embd.weight":
-            weights += weight.shape[0] * weight.shape[1]
-    return weights <= target.sram_bytes * options.partitioning.tpus

@@ -103,7 +103,7 @@ def build(
             file = manifests.file_entry(tokenizer, folder)
             language = _language_entry(source, sizes, file, parts)
             language["decode_weights"] = decoding.weights_entry(
-                compiled, decoding.precision(compiled, options)
+                compiled, decoding.precision(options)
             )
             manifest["language"] = language
             fusion.enter(manifest, settled)
@@ -124,9 +124,11 @@ def build(
 
 
 def fitted(options: LanguageOptions, source: Source) -> LanguageOptions:
-    """The options, the chunk no longer than the context. Raises OptionError for a context that is
-    longer than the model's."""
+    """The options, the context no longer than the model's where nobody asked for one, and the chunk
+    no longer than the context. Raises OptionError for a context that is longer than the model's."""
     longest = source.architecture.context
+    if options.context == LanguageOptions.context:
+        options = replace(options, context=min(options.context, longest))
     if options.context > longest:
         raise OptionError(
             f"{options.context}: the model was made for {longest} tokens at most", "context"

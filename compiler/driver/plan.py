@@ -135,7 +135,7 @@ def _language_rows(model: Path, options: BuildOptions) -> Iterator[LanguageForec
                 options.partitioning, place=place, host_int8=True, needs_tpu=False
             )
             placed = replace(options, partitioning=partitioning)
-            blocked = decoding.precision(source, placed)
+            blocked = decoding.precision(placed)
             if blocked is not None and tokens == 1:
                 program = decoding.program(source, shapes[name], blocked, placed)
             else:

@@ -73,7 +73,7 @@ class Maker:
         shapes = shapes or program_shapes(self.options.language, fusing)
         planned = {}
         written = {}
-        blocked = decoding.precision(self.source, self._settled_options)
+        blocked = decoding.precision(self._settled_options)
         for name, shape in shapes.items():
             if blocked is not None and shape.tokens == 1:
                 # Nothing of it is int8, so that there is nothing to rewrite or to calibrate.

@@ -21,7 +21,7 @@ from compiler.runtime.bundle import Bundle, RuntimeBundleError
 from compiler.runtime.devices import Device
 from compiler.runtime.executor import Executor
 from compiler.runtime.fleet import Fleet, HostThreads
-from compiler.runtime.manifest import LanguageEntry, ProgramEntry, TensorEntry, fixed_shape
+from compiler.runtime.manifest import LanguageEntry, TensorEntry, fixed_shape
 from compiler.runtime.onnx_segment import Cache
 from compiler.runtime.overlap import run_parts
 from compiler.runtime.pipeline import Arrays, Pipeline
@@ -79,18 +79,6 @@ class LanguageModel:
         self._cache = self._make_cache(slots)
         self.slots = [Slot(index) for index in range(slots)]
         self.vocabulary = fixed_shape(_logits(self._decode))[-1]
-        self._few = self._few_tokens(program)
-
-    def _few_tokens(self, program: ProgramEntry) -> int:
-        """So many tokens are decoded in less time than a chunk of prefill takes, as predicted.
-
-        Of several slots, the program computes one token for each of them, wanted or not.
-        """
-        chunk_ms = self.bundle.manifest["prediction"]["latency_ms"]
-        token_ms = program["prediction"]["latency_ms"]
-        if self.settings.get("decode_weights") is None or len(self.slots) > 1 or token_ms <= 0:
-            return 0
-        return int(chunk_ms / token_ms)
 
     def _make_cache(self, slots: int) -> dict[str, np.ndarray]:
         """The cache by the names of the programs' inputs, each [slots, ...]."""
@@ -123,11 +111,6 @@ class LanguageModel:
         del slot.tokens[self.kept(slot, tokens) :]
         while len(slot.tokens) < len(tokens):
             begin = len(slot.tokens)
-            if len(tokens) - begin <= self._few:
-                for token in tokens[begin:]:
-                    logits = self.decode({slot.index: token})[slot.index]
-                yield logits
-                return
             chunk = list(tokens[begin : begin + self.chunk])
             logits = self._prefill_chunk(slot, chunk)
             slot.tokens += chunk

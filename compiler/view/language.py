@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from compiler.view.columns import plain_table
-from compiler.view.units import size
+from compiler.view.units import rate, size
 
 _PREFILL_KEYS = ("inputs", "outputs", "prediction", "segments")
 _COLUMNS = (
@@ -19,7 +19,7 @@ _COLUMNS = (
     "on TPU",
     "cached",
     "streamed",
-    "predicted ms",
+    "ms",
     "tokens/s",
     "x host",
 )
@@ -40,7 +40,7 @@ def show_language(console: Console, manifest: Mapping[str, Any]) -> None:
     console.print(table)
     prediction = manifest["prediction"]
     console.print(
-        f"Segments are TPU+host; predicted on {prediction['tpus']} Edge TPU and "
+        f"Segments are TPU+host; ms as predicted on {prediction['tpus']} Edge TPU and "
         f"{prediction['host']}; x host: how many times as fast as the host alone, in int8.",
         highlight=False,
     )
@@ -71,7 +71,7 @@ def _cells(program: Mapping[str, Any], tokens: int) -> list[str]:
         size(sum(segment["cached_bytes"] for segment in tpu)),
         size(sum(segment["streamed_bytes"] for segment in tpu)),
         f"{latency:.3g}",
-        f"{1e3 * tokens / latency:.3g}" if latency else "",
+        rate(1e3 * tokens / latency) if latency else "",
         f"{alone / latency:.2g}" if latency and alone else "",
     ]
 

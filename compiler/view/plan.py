@@ -15,7 +15,7 @@ from compiler.runtime.bundle import tensor_bytes
 from compiler.targets import Target
 from compiler.view.alone import beside_host, host_alone, show_faster_host_of
 from compiler.view.columns import plain_table
-from compiler.view.units import brief_size, count, figure, short, size
+from compiler.view.units import brief_size, count, figure, rate, short, size
 
 if TYPE_CHECKING:
     from compiler.driver.plan import Forecast, LanguageForecast
@@ -122,9 +122,12 @@ def show_forecasts(console: Console, name: str, target_name: str, rows: Sequence
         highlight=False,
     )
     columns = "TPUs", "segments", "latency ms", "results/s", "gain", "cached", "streamed"
-    loaded = ["p95 ms", "load"] if rows[0].rate is not None else []
-    table = plain_table([*columns, "reload ms", "gap", *loaded])
+    # A terminal has 80 columns.
+    others = ["reload ms", "gap"] if rows[0].rate is None else ["p95 ms", "load"]
+    table = plain_table([*columns, *others])
     for row in rows:
+        reload = f"{row.reload_ms:.2f}" if row.reload_ms else ""
+        gap = "" if row.gap_percent is None else f"{row.gap_percent:.1f}%"
         under_load = [] if row.p95_ms is None else [f"{row.p95_ms:.2f}", f"{row.load:.0%}"]
         table.add_row(
             str(row.tpus),
@@ -134,9 +137,7 @@ def show_forecasts(console: Console, name: str, target_name: str, rows: Sequence
             _speedup(row),
             size(row.cached_bytes),
             size(row.streamed_bytes),
-            f"{row.reload_ms:.2f}" if row.reload_ms else "",
-            "" if row.gap_percent is None else f"{row.gap_percent:.1f}%",
-            *under_load,
+            *(under_load or (reload, gap)),
         )
     console.print(table)
     if rows[0].rate is not None:
@@ -192,7 +193,7 @@ def _show_language_forecasts(
             f"{row.tpu_segments}+{row.host_segments}",
             size(row.streamed_bytes),
             f"{row.latency_ms:.4g}",
-            f"{row.tokens_per_second:.3g}",
+            rate(row.tokens_per_second),
             f"{row.link_limit:.3g}" if row.link_limit else "",
         )
     console.print(table)

@@ -36,6 +36,11 @@ def count(number: float) -> str:
     return str(int(number))
 
 
+def rate(number: float) -> str:
+    """A number per second: 2.41, 83.5, 1224."""
+    return f"{number:.0f}" if number >= 1000 else f"{number:.3g}"
+
+
 def figure(decibels: float | None) -> str:
     """A figure in dB; a question mark where it cannot be told."""
     return "?" if decibels is None else f"{decibels:.1f}"

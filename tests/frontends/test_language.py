@@ -7,7 +7,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from compiler.graph import HOST_REASON
 from compiler.graph.reference import Reference
 from compiler.partition import PartitionOptions
 from compiler.runtime import HostThreads, RuntimeBundleError, Simulated
-from compiler.runtime.language import LanguageModel, Slot
+from compiler.runtime.language import LanguageModel
 from compiler.runtime.sampling import Sampler, Sampling
 from compiler.runtime.text import Text, TextError
 from tests.conftest import LANGUAGE, Cli
@@ -169,35 +168,6 @@ def test_a_known_beginning_is_kept_and_changes_nothing(host: Path) -> None:
     np.testing.assert_allclose(
         model.prefill(slot, other), kept, rtol=0, atol=2e-3 * np.abs(kept).max()
     )
-
-
-def test_the_rest_of_a_text_is_decoded_where_that_takes_less_time(
-    host: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = LanguageModel(bundle.load(host))
-    predicted = model.bundle.manifest["prediction"]["latency_ms"]
-    token = model.settings["programs"]["decode"]["prediction"]["latency_ms"]
-    few = int(predicted / token)
-    assert 1 <= few < model.chunk
-    chunks: list[int] = []
-    prefill = model._prefill_chunk
-
-    def counted(slot: Slot, chunk: Sequence[int]) -> np.ndarray:
-        chunks.append(len(chunk))
-        return prefill(slot, chunk)
-
-    monkeypatch.setattr(model, "_prefill_chunk", counted)
-    slot, tokens = model.slots[0], list(range(10, 10 + model.chunk + few))
-    decoded = model.prefill(slot, tokens).copy()
-    assert chunks == [model.chunk] and slot.tokens == tokens
-    # One token more, and the rest is a chunk.
-    slot.tokens.clear()
-    model.prefill(slot, [*tokens, 7])
-    assert chunks == [model.chunk, model.chunk, few + 1]
-    many = LanguageModel(bundle.load(host), slots=3)
-    whole = many.prefill(many.slots[0], tokens)
-    assert np.argmax(whole) == np.argmax(decoded)
-    assert whole @ decoded > 0.9995 * np.linalg.norm(whole) * np.linalg.norm(decoded)
 
 
 def test_slots_do_not_mix(host: Path) -> None:
@@ -456,7 +426,7 @@ _MEASURE = """
 import sys
 from pathlib import Path
 from compiler.runtime import Bundle
-from compiler.runtime.language import LanguageModel, Slot
+from compiler.runtime.language import LanguageModel
 from compiler.runtime.sampling import Sampling
 def resident():
     lines = Path("/proc/self/status").read_text().splitlines()
