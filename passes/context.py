@@ -71,7 +71,8 @@ class PassContext:
 class SampleContext(PassContext):
     """What passes that look at samples know besides, and what they find out.
 
-    `nodes` run on the Edge TPU in int8; `products` are the normalised products among them. `ranges`
+    `nodes` run on the Edge TPU in int8, and `joins` pass int8 on between them on the host;
+    `products` are the normalised products among them. `ranges`
     of activations, by name, are known without calibration. `stats` are what the samples show of
     each channel of the others, `means` the averages by which biases are corrected. Activations in
     `rescaled` were multiplied by factors that their readers undo.
@@ -80,6 +81,7 @@ class SampleContext(PassContext):
     samples: Samples = field(default_factory=lambda: Samples([]))
     announce: Progress = silent
     nodes: Sequence[ir.Node] = ()
+    joins: Sequence[ir.Node] = ()
     products: Sequence[Product] = ()
     ranges: Ranges = field(default_factory=dict)
     stats: Mapping[str, ChannelStats] = field(default_factory=dict)

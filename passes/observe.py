@@ -21,7 +21,7 @@ def run(model: ir.Model, context: SampleContext) -> None:
         if not product.has_unit_rows:
             # Its rows are equalised by what they make of its outputs, whose range is known.
             wanted.update(joined_from(product.made))
-    values = quantized_around(context.nodes)
+    values = quantized_around([*context.nodes, *context.joins])
     unknown = [v for v in values if v in wanted or str(v.name) not in context.ranges]
     if not unknown:
         return

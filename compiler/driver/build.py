@@ -496,7 +496,14 @@ def _sample_context(
     for segment in program.plan.segments:
         if segment.device == "tpu":
             nodes += segment.nodes
-    return SampleContext(program.target, samples=samples, announce=progress, nodes=nodes, **known)
+    return SampleContext(
+        program.target,
+        samples=samples,
+        announce=progress,
+        nodes=nodes,
+        joins=program.joins,
+        **known,
+    )
 
 
 def _calibrated(
@@ -505,7 +512,7 @@ def _calibrated(
     """Run the passes that look at samples, then choose scales by the ranges that they leave."""
     driver = driver or PassDriver(steps_of(options))
     driver.run(passes.SAMPLE_PASSES, program.model, context)
-    scaled = [*context.nodes, *program.joins]
+    scaled = [*context.nodes, *context.joins]
     values = quantized_around(scaled)
     # All of the graph, also what the host computes: layers move there while accuracy is sought.
     options.observers.check([str(value.name) for value in activations_around(program.model.graph)])

@@ -321,7 +321,8 @@ class Pipeline:
 
 
 def _here(tensor: Tensor) -> np.ndarray:
-    return tensor if isinstance(tensor, np.ndarray) else tensor.fetch()
+    # A sequence of ONNX is a list.
+    return tensor if isinstance(tensor, np.ndarray | list) else tensor.fetch()
 
 
 def _names(tensors: Sequence[TensorEntry]) -> list[str]:

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from compiler.driver import build as building
-from compiler.driver.fused import GAIN
 from compiler.driver.options import BuildOptions, LanguageOptions
-from compiler.driver.programs import HOST_ALONE, clearly_fastest, parts_of
+from compiler.driver.programs import parts_of
 from compiler.frontends import decoder, open_source
 from compiler.partition import PartitionOptions
 
@@ -27,25 +26,18 @@ up = 4e9
 """
 
 
-@pytest.mark.parametrize(("invoke", "gain"), [(1e-6, 0.12), (8e-5, 0.0065)])
-def test_a_small_gain_leaves_the_host_alone(invoke: float, gain: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("invoke", "pays"), [(1e-6, True), (8e-5, False)])
+def test_a_small_gain_leaves_the_host_alone(invoke: float, pays: bool, tmp_path: Path) -> None:
     target = tmp_path / "link.toml"
     target.write_text(LINK.format(invoke=invoke))
-    partitioning = PartitionOptions(place="auto", host_int8=True)
+    partitioning = PartitionOptions(place="auto", host_int8=True, needs_tpu=False)
     options = BuildOptions(target=str(target), partitioning=partitioning)
     model = decoder.write(open_source(MODEL), decoder.ProgramShape(1, 64, 128))
     planned = building.plan_program(model, options)
     host = PartitionOptions(place="host", host_int8=True)
     alone = building.partition_model(model, options.target, host).plan.latency
-    assert planned.plan.latency == pytest.approx((1 - gain) * alone, rel=0.01)
-    settled = clearly_fastest(planned, options)
-    assert settled.plan.options.place == "auto"
-    if gain > GAIN:
-        assert settled is planned and planned.made_on_tpu
-        return
-    assert settled.plan.latency == pytest.approx(alone) and not settled.made_on_tpu
-    reasons = {placement.reason for placement in settled.plan.placements.values()}
-    assert reasons == {HOST_ALONE}
+    assert bool(planned.made_on_tpu) == pays
+    assert planned.plan.latency <= alone * (1 + 1e-9)
 
 
 def test_in_how_many_parts_a_chunk_may_run() -> None:

@@ -177,7 +177,8 @@ def test_segments_at_once_give_what_one_edge_tpu_gives(tmp_path: Path) -> None:
         options = BuildOptions(
             calibration=str(tmp_path / "c.npz"),
             target=str(target),
-            partitioning=PartitionOptions(tpus),
+            partitioning=PartitionOptions(tpus, place="tpu"),
+            quality=None,
         )
         bundle = build(str(path), options, output=str(tmp_path / f"b{tpus}"))
         with Runner(bundle) as runner:

@@ -16,6 +16,7 @@ from compiler.checks.pass_checks import Checker
 from compiler.driver import build as building
 from compiler.driver.options import BuildOptions
 from compiler.graph.reference import Reference
+from compiler.partition import PartitionOptions
 from passes import PassContext, fold_constants, unfuse
 from tests.passes.golden import TARGET, leaves_alone, rewrites
 
@@ -336,7 +337,10 @@ def test_a_real_export_has_its_products_on_the_edge_tpu(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     mask = (np.arange(16) < rng.integers(4, 17, (16, 1))).astype(np.int64)
     np.savez(tmp_path / "c.npz", input_ids=rng.integers(0, 100, (16, 16)), attention_mask=mask)
-    options = BuildOptions(calibration=tmp_path / "c.npz", check_passes=True)
+    placed = PartitionOptions(place="tpu")
+    options = BuildOptions(
+        calibration=tmp_path / "c.npz", check_passes=True, partitioning=placed, quality=None
+    )
     manifest = building.build(EXPORT, tmp_path / "b", options)
     operators = [o["operator"] for s in manifest["segments"] for o in s["operators"]]
     assert not any("microsoft" in name for name in operators)

@@ -15,6 +15,7 @@ from compiler.driver.options import BuildOptions
 from compiler.graph import activations_around
 from compiler.graph.reference import Reference
 from compiler.ops.activation import SIGMOID_END
+from compiler.partition import PartitionOptions
 from compiler.quantize import weights
 from compiler.quantize.calibrate import ChannelStats, observe
 from compiler.quantize.equalise import equalise
@@ -152,7 +153,12 @@ def test_small_channels_are_told_apart(tmp_path: Path) -> None:
     np.savez(data, x=np.concatenate([s["x"] for s in samples(24)]))
     found = {}
     for without in ((), ("equalise",)):
-        options = BuildOptions(calibration=data, without=frozenset(without))
+        options = BuildOptions(
+            calibration=data,
+            without=frozenset(without),
+            quality=None,
+            partitioning=PartitionOptions(place="tpu"),
+        )
         manifest = building.build(path, tmp_path / f"{len(without)}.bundle", options)
         found[without] = manifest["quality"]["outputs"]["y"]["sqnr_db"]
     assert found[()] > found["equalise",] + 6

@@ -91,7 +91,8 @@ def test_what_it_fails_on_is_said_and_may_be_written_directly(
 ) -> None:
     monkeypatch.setenv("STANDIN_ONNX_TF", trouble)
     monkeypatch.setattr(onnx_tf, "TIMEOUT", 3 if trouble == "hang" else 60)
-    command = ("build", small_model, "-o", tmp_path / "b", "--calibration", samples, "--lowering")
+    command = ("build", small_model, "-o", tmp_path / "b", "--calibration", samples)
+    command = (*command, "--place", "tpu", "--lowering")
     code, _, err = run_cli(*command, "onnx-tf")
     assert (
         code == 2
