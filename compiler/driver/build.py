@@ -44,6 +44,8 @@ from passes import Pass, PassContext, SampleContext, Steps, fold_constants
 
 # The step that is tried where it may make a plan faster.
 FUSE = "fuse_blocks"
+# Plans that are tried with some of the blocks fused.
+MOST_PARTS = 3
 # Samples on which `keep_float` and warnings look at single segments.
 SENSITIVITY_SAMPLES = 4
 # Where a graph notes what the host alone would take.
@@ -144,7 +146,7 @@ def frontier(path: Path, options: BuildOptions, progress: Progress = silent) -> 
     truth = _truth(model, held_out, run_float_model(path, model, held_out, progress))
     driver = pass_driver(model, options, path)
     rewritten = rewrite(model, options, progress, driver)
-    programs = _Programs(path, [rewritten], calibration, options, progress, driver)
+    programs = _Programs(path, [rewritten], calibration, options, progress, driver, builds=False)
     return programs.settled(truth).frontier_entries()
 
 
@@ -294,7 +296,7 @@ def _vision(
 @dataclass(frozen=True)
 class _Programs:
     """Partitions and quantizes the model in the file `path`. `rewritten` holds that model once, as
-    passes left it."""
+    passes left it. What was chosen is only told where it `builds` a bundle."""
 
     path: Path
     rewritten: list[ir.Model]
@@ -302,6 +304,7 @@ class _Programs:
     options: BuildOptions
     progress: Progress
     driver: PassDriver
+    builds: bool = True
 
     def quantized(self, partitioning: PartitionOptions) -> Program:
         """A program of its own: quantizing changes weights, and what is computed from them."""
@@ -323,31 +326,42 @@ class _Programs:
     def _perhaps_fused(self, search: Search, settled: Settled) -> Settled:
         """What was settled, or the program with fused blocks, where that is faster and as good.
 
-        Where a user's goal allows for no plan with all of them, or plans are listed, the later half
-        of the blocks is tried too: what earlier ones lose goes through more layers.
+        Where a user's goal allows for no plan with all of them, one with fewer is looked for. A
+        list of plans has one with half of them.
         """
         self.progress("trying fused blocks", 1)
         every, blocks = self._fused()
-        if every is None:
+        if every is None or not (search.lists_plans or search.is_faster(settled, every)):
             return settled
-        points = []
-        chosen = settled
-        if search.lists_plans or search.is_faster(settled, every):
-            point = search.tried(every, len(blocks))
-            if point is not None:
-                points.append(point)
-                chosen = search.preferred(settled, point)
+        point = search.tried(every, len(blocks))
+        if point is None:
+            return settled
+        points = [point]
+        chosen = search.preferred(settled, point)
         misses = chosen is settled and bool(self.options.quality)
-        if points and len(blocks) > 1 and (misses or search.lists_plans):
-            later, fused = self._fused(blocks[len(blocks) // 2 :])
-            point = None if later is None else search.tried(later, len(fused))
-            if point is not None:
-                points.append(point)
-                if misses:
-                    chosen = search.preferred(settled, point)
-        if chosen is not settled and self.options.pick is None:
+        few, most = 1, len(blocks) - 1
+        tries = MOST_PARTS if misses else 1 if search.lists_plans else 0
+        while few <= most and tries:
+            count = (few + most + 1) // 2
+            tries -= 1
+            point = self._partly_fused(search, blocks, count)
+            if point is None:
+                break
+            points.append(point)
+            preferred = search.preferred(settled, point) if misses else settled
+            if preferred is settled:
+                most = count - 1
+            else:
+                chosen = preferred
+                few = count + 1
+        if chosen is not settled and self.options.pick is None and self.builds:
             _note_fused(settled, chosen, points)
         return search.offering(chosen, points)
+
+    def _partly_fused(self, search: Search, blocks: Sequence[str], count: int) -> Point | None:
+        """The plan with the last blocks fused: what earlier ones lose goes through more layers."""
+        program, fused = self._fused(blocks[len(blocks) - count :])
+        return None if program is None else search.tried(program, len(fused))
 
     def _fused(self, only: Sequence[str] | None = None) -> tuple[Program | None, list[str]]:
         """The program with all blocks fused, or only some by their nodes in the source, and the
@@ -379,8 +393,8 @@ def _note_fused(settled: Settled, chosen: Settled, points: Sequence[Point]) -> N
             notes.info(
                 "%d blocks are fused: %.3g ms predicted instead of %.3g",
                 point.fused,
-                1e3 * chosen.program.plan.latency,
-                1e3 * settled.program.plan.latency,
+                1e3 * chosen.program.plan.objective,
+                1e3 * settled.program.plan.objective,
             )
 
 

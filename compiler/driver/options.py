@@ -379,7 +379,7 @@ class BuildOptions:
         given = self.frontier if self.frontier else self.pick
         name = lists if lists_plans else "quality"
         if (lists_plans or self.quality) and self.calibration is None:
-            text = "errors are measured on samples, of which there are none: give calibration"
+            text = "needs samples to measure errors on: give calibration"
             raise OptionError(f"{_typed(name, self.quality, given)}{text}", name)
         fixed = (
             ("place", self.partitioning.place == "host", "host"),
@@ -388,7 +388,7 @@ class BuildOptions:
         )
         for option, is_fixed, value in fixed:
             if lists_plans and is_fixed:
-                text = f"{value}: leaves no plans to list: leave out either this or {lists}"
+                text = f"{value}: leaves nothing to choose from: give either this or {lists}"
                 raise OptionError(text, option)
 
     def _check_model(self) -> None:

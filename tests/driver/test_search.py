@@ -12,6 +12,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 import compiler
+from compiler.cli import parse
 from compiler.driver import build as building
 from compiler.driver.options import BuildOptions
 from compiler.errors import OptionError
@@ -159,26 +160,54 @@ def test_what_cannot_be_reached_is_said(table: tuple[Path, Path]) -> None:
     manifest = built(table, quality={"sqnr": 150})
     (goal,) = manifest["quality"]["goals"]
     assert not goal["met"] and "--place host" in goal["note"]
+    assert "float32 itself may not reach sqnr=150" in goal["note"]
+    alone = manifest["prediction"]["host_float_ms"]
+    assert f"{alone:.3g} ms" in goal["note"]
     # The nearest plan is no worse than the one by default.
     assert manifest["quality"]["outputs"]["probabilities"]["sqnr_db"] > 20
 
 
-def test_a_frontier_goes_from_fast_to_accurate(table: tuple[Path, Path]) -> None:
+@pytest.fixture
+def slow_host(tmp_path: Path) -> PartitionOptions:
+    """A host that takes a millisecond for each operator, so that plans for an Edge TPU are ahead of
+    it."""
+    host = tmp_path / "slow.toml"
+    host.write_text(
+        'name = "slow"\ndescription = "slow"\nmacs = 1e9\nbytes = 1e9\noperator = 1e-3\n'
+    )
+    return PartitionOptions(host=str(host))
+
+
+def test_a_frontier_goes_from_fast_to_accurate(
+    table: tuple[Path, Path], slow_host: PartitionOptions
+) -> None:
     path, samples = table
-    options = BuildOptions(calibration=samples)
+    options = BuildOptions(calibration=samples, partitioning=slow_host)
     plans = compiler.frontier(path, options)
     assert len(plans) >= 3 and plans[-1]["place"] == "host"
-    times = [plan["ms"] for plan in plans[:-1]]
+    times = [plan["ms"] for plan in plans]
     levels = [plan["sqnr_db"] for plan in plans[:-1]]
     assert times == sorted(times) and levels == sorted(levels)
     assert levels[0] < 10
     assert levels[-1] > 20
-    picked = built(table, pick=1)
+    picked = built(table, pick=1, partitioning=slow_host)
     assert picked["quality"]["outputs"]["probabilities"]["sqnr_db"] < 10
+    assert plans[-1]["ms"] == picked["prediction"]["host_float_ms"]
     assert picked["quality"]["frontier"] == plans
-    accurate = built(table, pick=len(plans) - 1)
+    accurate = built(table, pick=len(plans) - 1, partitioning=slow_host)
     measured = accurate["quality"]["outputs"]["probabilities"]["sqnr_db"]
     assert measured > 20
+    with pytest.raises(OptionError, match=f"there are {len(plans)} plans"):
+        built(table, pick=len(plans) + 1, partitioning=slow_host)
+
+
+def test_no_plan_that_the_host_beats_is_listed(table: tuple[Path, Path]) -> None:
+    """A few small layers are slower on an Edge TPU; they are built for one all the same."""
+    plain, listed = built(table), built(table, frontier=True)
+    (host,) = listed["quality"].pop("frontier")
+    assert host["place"] == "host" and host["ms"] == plain["prediction"]["host_float_ms"]
+    assert host["ms"] < plain["prediction"]["latency_ms"]
+    assert listed == plain
 
 
 def test_options_that_contradict_are_refused(table: tuple[Path, Path]) -> None:
@@ -190,3 +219,37 @@ def test_options_that_contradict_are_refused(table: tuple[Path, Path]) -> None:
         BuildOptions(quality=None, frontier=True)
     with pytest.raises(OptionError, match="samples"):
         compiler.frontier(table[0])
+    for options in ({"frontier": True}, {"pick": 1}, {"quality": {"sqnr": 30.0}}):
+        with pytest.raises(OptionError, match="samples"):
+            building.build(table[0], table[0].with_suffix(".bundle"), BuildOptions(**options))
+    with pytest.raises(OptionError, match="nothing to choose"):
+        built(table, frontier=True, partitioning=PartitionOptions(place="host"))
+    assert not table[0].with_suffix(".bundle").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["top1=2", "cosine=-1", "iou=0", "cer=-1", "cer=1", "kl=-1", "kl=0", "sqnr=nan", "sqnr=inf"],
+)
+def test_goals_that_no_result_can_miss_or_reach_are_refused(text: str) -> None:
+    with pytest.raises(OptionError, match=text):
+        BuildOptions(quality=parse.quality([text]))
+
+
+def test_a_goal_is_given_once() -> None:
+    with pytest.raises(OptionError, match="sqnr is named twice"):
+        parse.quality(["sqnr=20,cosine=0.9", "sqnr=25"])
+
+
+def test_a_figure_that_results_do_not_have_is_refused(table: tuple[Path, Path]) -> None:
+    with pytest.raises(OptionError, match=r"ap50=0.5: cannot be measured.*: sqnr, cosine.* can"):
+        built(table, quality={"ap50": 0.5})
+    assert not table[0].with_suffix(".bundle").exists()
+
+
+def test_goals_are_judged_on_the_host_too(table: tuple[Path, Path]) -> None:
+    on_host = PartitionOptions(place="host")
+    manifest = built(table, quality={"sqnr": 60, "iou": 0.9}, partitioning=on_host)
+    reached, unknown = manifest["quality"]["goals"]
+    assert reached["met"] and reached["measured"] > 60
+    assert not unknown["met"] and "no such figure" in unknown["note"]
