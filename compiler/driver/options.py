@@ -249,11 +249,14 @@ class BuildOptions:
     min_sqnr:     the build fails where an output has a lower signal-to-noise ratio, in dB; outputs
                   of indices, booleans or text need 90% equal values, beside one of numbers
     quality:      what results have to reach, by figure of QUALITY: {"sqnr": 25}, {"top1": 0.99}.
-                  The fastest plan that reaches all of them is built. By default a figure for the
-                  kind of model; None reaches for nothing. Language models have kl, of all tokens of
+                  The fastest plan that is found to reach all of them on an Edge TPU is built, else
+                  the nearest one. By default a figure for the kind of model; None reaches for
+                  nothing. Language models have kl, of all tokens of
                   a prefill, and reach for nothing by default
-    frontier:     looks for plans from the fastest to the most accurate one, and lists them
-    pick:         the number of the plan of that list to build, from 1; implies `frontier`
+    frontier:     looks for plans from the fastest to the most accurate one, and lists them; what is
+                  built stays the same
+    pick:         the number of the plan of that list to build, from 1; implies `frontier`. Goals
+                  and lists need `calibration`, but for language models
     accuracy:     "report" measures how much each segment contributes to the error at the end
     tokenizer:    tokenizer.json of an encoder, so that `serve` gives embeddings
     keep_float:   percent (0 to 100) of the multiply-accumulates that may stay in float on the host;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,27 @@ def table(tmp_path: Path) -> tuple[Path, Path]:
     path = save(tmp_path / "m.onnx", graph.model("probabilities", (1, 8), (1, 4)))
     samples = (rng.normal(size=(400, 1, 8)) + 3) * sizes
     np.savez(tmp_path / "c.npz", x=f32(samples))
+    return path, tmp_path / "c.npz"
+
+
+@pytest.fixture
+def blocks(tmp_path: Path) -> tuple[Path, Path]:
+    """(model, samples): four feed-forward blocks of an encoder, which may be fused."""
+    rng = np.random.default_rng(0)
+    graph = Graph()
+    x = "x"
+    for _ in range(4):
+        normed = graph.add("LayerNormalization", x, f32(np.ones(WIDTH)), f32(np.zeros(WIDTH)))
+        weights = f32(rng.normal(size=(WIDTH, 4 * WIDTH)) / 11)
+        wide = graph.add("Add", graph.add("MatMul", normed, weights), f32(np.zeros(4 * WIDTH)))
+        error = graph.add("Erf", graph.add("Div", wide, f32(np.sqrt(2))))
+        gate = graph.add("Mul", wide, graph.add("Add", error, f32(1)))
+        gated = graph.add("Mul", gate, f32(0.5))
+        weights = f32(rng.normal(size=(4 * WIDTH, WIDTH)) / 22)
+        x = graph.add("Add", x, graph.add("MatMul", gated, weights))
+    shape = (1, TOKENS, WIDTH)
+    path = save(tmp_path / "m.onnx", graph.model("y", shape, shape))
+    np.savez(tmp_path / "c.npz", x=f32(rng.normal(size=(16, *shape))))
     return path, tmp_path / "c.npz"
 
 
@@ -208,6 +230,55 @@ def test_no_plan_that_the_host_beats_is_listed(table: tuple[Path, Path]) -> None
     assert host["place"] == "host" and host["ms"] == plain["prediction"]["host_float_ms"]
     assert host["ms"] < plain["prediction"]["latency_ms"]
     assert listed == plain
+
+
+def plan_of(manifest: Manifest) -> list[tuple[str, list[str]]]:
+    found = []
+    for segment in manifest["segments"]:
+        found.append((segment["device"], [operator["node"] for operator in segment["operators"]]))
+    return found
+
+
+def test_fused_blocks_are_listed_and_picked(
+    blocks: tuple[Path, Path], slow_host: PartitionOptions
+) -> None:
+    plain = built(blocks, partitioning=slow_host)
+    listed = built(blocks, partitioning=slow_host, frontier=True)
+    # A list changes nothing of what is built.
+    plans = listed["quality"]["frontier"]
+    assert plan_of(listed) == plan_of(plain)
+    assert [plan.get("fused", 0) for plan in plans] == [4, 2, 0]
+    times = [plan["ms"] for plan in plans]
+    assert times == sorted(times) and plans[-1]["place"] == "host"
+    picked = built(blocks, partitioning=slow_host, pick=2)
+    assert picked["prediction"]["latency_ms"] == plans[1]["ms"] and on_tpu(picked)
+    assert picked["quality"]["outputs"]["y"]["sqnr_db"] == pytest.approx(plans[1]["sqnr_db"], abs=1)
+
+
+def test_as_many_blocks_are_fused_as_a_goal_allows(
+    blocks: tuple[Path, Path], slow_host: PartitionOptions
+) -> None:
+    every = built(blocks, partitioning=slow_host, quality={"sqnr": 30})
+    some = built(blocks, partitioning=slow_host, quality={"sqnr": 36})
+    for manifest in (every, some):
+        assert manifest["quality"]["goals"][0]["met"]
+    fastest, slower = every["prediction"], some["prediction"]
+    assert fastest["latency_ms"] < slower["latency_ms"] < slower["host_float_ms"]
+
+
+def test_lists_say_what_they_are_of(
+    table: tuple[Path, Path], run_cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    path, samples = table
+    given = ("plan", str(path), "--calibration", str(samples), "--frontier")
+    code, out, _ = run_cli(*given, "--tpus", "2")
+    said = " ".join(out.split())
+    assert code == 0 and "Plans for throughput on 2 Edge TPUs" in said
+    assert "--objective throughput and --pick N" in said and "kept in float" in said
+    code, _, err = run_cli(*given, "--tpus", "1,4")
+    assert code == 2 and "--tpus 1,4: a frontier is of one number" in err
+    code, _, err = run_cli("plan", str(path), "--quality", "sqnr=30")
+    assert code == 2 and "--quality sqnr=30: predictions know no errors" in err
 
 
 def test_options_that_contradict_are_refused(table: tuple[Path, Path]) -> None:
