@@ -149,8 +149,8 @@ class Search:
         """The plan to build."""
         program = self.quantized(self.options.partitioning)
         if not _tpu_nodes(program):
-            points = (self._host_point(program),) if self.lists_plans else ()
-            return Settled(program, self._asked(), frontier=points)
+            alone = (self._host_point(program),) if self.lists_plans else ()
+            return Settled(program, self._asked(), frontier=alone)
         if not self._applies() or not can_simulate(program):
             return self._unsearched(program)
         samples = self._samples(program)
@@ -164,7 +164,9 @@ class Search:
             if not self.lists_plans and self._are_met(goals, state.trial):
                 return Settled(program, goals, "", state.trial)
             found = self._choices(program, trials)
-            points = self._frontier(state, trials, found) if self.lists_plans else ()
+            points: tuple[Point, ...] = ()
+            if self.lists_plans:
+                points = self._frontier(state, trials, found)
             if self._are_met(goals, state.trial):
                 return Settled(program, goals, "", state.trial, points)
             chosen = self._chosen(state, trials, found, goals)

@@ -64,7 +64,9 @@ DeviceKind = Literal["tpu", "host"]
 Lowering = Literal["direct", "onnx-tf"]
 Calibration = Literal["user", "random", "manual"]
 BaselineKind = Literal["file", "fixed shapes", "imported"]
-FigureName = Literal["sqnr", "cosine", "top1", "kl", "ap50", "map50", "recall", "iou", "cer"]
+FigureName = Literal[
+    "sqnr", "cosine", "top1", "kl", "ap50", "map50", "recall", "iou", "decisions", "cer"
+]
 ObserverName = Literal["minmax", "percentile", "mse"]
 
 
