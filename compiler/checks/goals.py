@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compiler.checks.readings import Boxes, Classes, Decisions, Mask, Reading, Text
+from compiler.errors import OptionError
 
 Quality = Mapping[str, Any]
 
@@ -19,6 +20,9 @@ Quality = Mapping[str, Any]
 # and as a share of what may be wrong.
 ROOM_DB = 1.0
 ROOM = 0.6
+# What float32 reaches anywhere: in dB, and as a share.
+FLOAT_DB = 100.0
+FLOAT_SHARE = 1 - 1e-6
 
 
 def _sqnr(quality: Quality) -> float | None:
@@ -124,8 +128,24 @@ class Goal:
             return Goal(self.name, 1 - ROOM * (1 - self.value))
         return Goal(self.name, ROOM * self.value)
 
+    @property
+    def is_below_float(self) -> bool:
+        """Whether float32 is sure to reach it, whose own roundings differ between runtimes."""
+        if self.name == "sqnr":
+            return self.value <= FLOAT_DB
+        return not self.figure.more_is_better or self.value <= FLOAT_SHARE
+
     def __str__(self) -> str:
         return f"{self.name}={self.value:g}"
+
+
+def require_measured(goal: Goal, quality: Quality) -> None:
+    """Raises OptionError for a figure that results do not have."""
+    if goal.measured(quality) is not None:
+        return
+    known = [name for name, figure in FIGURES.items() if figure.read(quality) is not None]
+    others = f": {', '.join(known)} can" if known else ""
+    raise OptionError(f"{goal}: cannot be measured of this model's results{others}", "quality")
 
 
 # What each kind of result has to reach where the user says nothing.

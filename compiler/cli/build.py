@@ -123,7 +123,8 @@ def build(
         option(
             "frontier",
             "--frontier",
-            help="List plans from the fastest to the most accurate one.",
+            help="List plans from the fastest to the most accurate one, with their errors on the "
+            "samples of --calibration; what is built stays the same.",
         ),
     ] = BuildOptions.frontier,
     pick: Annotated[
@@ -285,7 +286,7 @@ def build(
 def _show(bundle: compiler.Bundle) -> None:
     from compiler.view.alone import show_faster_host
     from compiler.view.compiled import show_compilation
-    from compiler.view.frontier import show_frontier
+    from compiler.view.frontier import heading, show_frontier
     from compiler.view.language import show_language
     from compiler.view.next_steps import show_next
     from compiler.view.pictures import show_picture
@@ -301,7 +302,9 @@ def _show(bundle: compiler.Bundle) -> None:
             show_picture(out, manifest["vision"]["picture"], manifest["inputs"])
         show_quality(out, manifest["quality"])
         show_baseline(out, manifest["quality"])
-    show_frontier(out, manifest["quality"].get("frontier", ()))
+    prediction = manifest["prediction"]
+    title = heading(prediction["objective"], prediction["tpus"], "--pick N")
+    show_frontier(out, manifest["quality"].get("frontier", ()), title)
     show_goals(out, manifest["quality"].get("goals", ()))
     show_compilation(out, manifest)
     wrote(bundle.path)

@@ -112,7 +112,8 @@ Quality = Annotated[
         "quality",
         metavar="FIGURE=VALUE",
         help="What results have to reach on the samples, e.g. sqnr=25 or top1=0.99; the fastest "
-        "plan that does is built. Default: a figure for the kind of model; none looks for nothing. "
+        "plan that is found to is built; where none is, the last lines say what comes nearer. "
+        "Default: a figure for the kind of model; none looks for nothing. "
         "May be repeated: "
         f"{', '.join(QUALITY)}.",
     ),

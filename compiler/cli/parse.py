@@ -82,6 +82,8 @@ def quality(texts: Texts) -> dict[str, float] | None:
     found = {}
     for text in given.split(",") if given else ():
         name, _, value = text.partition("=")
+        if name in found:
+            raise OptionError(f"{text}: {name} is named twice", "quality")
         try:
             found[name] = float(value)
         except ValueError:

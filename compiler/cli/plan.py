@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +14,7 @@ from compiler.cli import parse
 from compiler.cli.common import NOTES, err, log_to, out, print_json, progress_bars
 from compiler.cli.options import option
 from compiler.driver.options import BuildOptions, LanguageOptions
+from compiler.errors import OptionError
 
 
 def plan(
@@ -88,8 +89,15 @@ def plan(
         language=LanguageOptions(context, chunk),
     )
     counts = [] if tpus is None else parse.counts(tpus)
+    if quality and not frontier:
+        text = "predictions know no errors: a goal goes with a frontier"
+        raise OptionError(f"{','.join(quality)}: {text}", "quality")
     log_to(err, NOTES)
     if frontier:
+        if len(counts) > 1:
+            raise OptionError(f"{tpus}: a frontier is of one number of Edge TPUs", "tpus")
+        partitioning = replace(options.partitioning, tpus=counts[0] if counts else 1)
+        options = replace(options, partitioning=partitioning)
         _show_frontier(model, options, json)
         return
     with progress_bars() as progress:
@@ -101,11 +109,15 @@ def plan(
 
 
 def _show_frontier(model: Path, options: BuildOptions, as_json: bool) -> None:
-    from compiler.view.frontier import show_frontier
+    from compiler.view.frontier import heading, show_frontier
 
     with progress_bars() as progress:
         plans = compiler.frontier(model, options, progress=progress)
     if as_json:
         print_json(plans)
     else:
-        show_frontier(out, plans)
+        partitioning = options.partitioning
+        # `build` has another default than `plan`.
+        flags = f"build with the same options, --objective {partitioning.objective} and --pick N"
+        title = heading(partitioning.objective, partitioning.tpus, flags)
+        show_frontier(out, plans, title)

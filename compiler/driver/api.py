@@ -122,7 +122,8 @@ def plan(
 def frontier(
     model: AnyPath, options: BuildOptions | None = None, *, progress: Progress = silent
 ) -> Sequence[FrontierEntry]:
-    """Plans from the fastest to the most accurate one, the host alone last.
+    """Plans from the fastest to the most accurate one, none of which another one beats in both; the
+    host alone is the last one.
 
     options: with `calibration`, on whose samples errors are measured; of a language model it may be
              left out

@@ -21,11 +21,10 @@ from compiler.driver import labelled, picture, quality, state, toolchain
 from compiler.driver.dump import GraphDump
 from compiler.driver.options import BuildOptions
 from compiler.driver.rewriting import PassDriver
-from compiler.driver.search import Search, Settled
+from compiler.driver.search import Point, Search, Settled
 from compiler.driver.stages import StageTimer, Timings, stage
 from compiler.emit import bundle, report, vision
 from compiler.emit import manifest as manifests
-from compiler.errors import OptionError
 from compiler.graph import activations_around, consumers_of, quantized_around
 from compiler.graph.lineage import Lineage
 from compiler.importer import state as state_pairs
@@ -45,6 +44,8 @@ from passes import Pass, PassContext, SampleContext, Steps, fold_constants
 
 # The step that is tried where it may make a plan faster.
 FUSE = "fuse_blocks"
+# Plans that are tried with some of the blocks fused.
+MOST_PARTS = 3
 # Samples on which `keep_float` and warnings look at single segments.
 SENSITIVITY_SAMPLES = 4
 # Where a graph notes what the host alone would take.
@@ -139,16 +140,13 @@ def frontier(path: Path, options: BuildOptions, progress: Progress = silent) -> 
     """Plans of the ONNX file `path` from the fastest to the most accurate one, as the manifest has
     them."""
     options = replace(options, frontier=True, pick=None).suited_to("onnx", path)
-    if options.calibration_path is None:
-        raise OptionError("errors are measured on samples: give them", "calibration")
     model = read(path, options, progress)
-    form = picture.form_of(model)
-    samples = sampling.load(options.calibration_path, model.graph.inputs, form, options.seed)
+    samples = state.samples(path, model, options, progress)
     calibration, held_out = samples.split()
     truth = _truth(model, held_out, run_float_model(path, model, held_out, progress))
     driver = pass_driver(model, options, path)
     rewritten = rewrite(model, options, progress, driver)
-    programs = _Programs(path, [rewritten], calibration, options, progress, driver)
+    programs = _Programs(path, [rewritten], calibration, options, progress, driver, builds=False)
     return programs.settled(truth).frontier_entries()
 
 
@@ -298,7 +296,7 @@ def _vision(
 @dataclass(frozen=True)
 class _Programs:
     """Partitions and quantizes the model in the file `path`. `rewritten` holds that model once, as
-    passes left it."""
+    passes left it. What was chosen is only told where it `builds` a bundle."""
 
     path: Path
     rewritten: list[ir.Model]
@@ -306,6 +304,7 @@ class _Programs:
     options: BuildOptions
     progress: Progress
     driver: PassDriver
+    builds: bool = True
 
     def quantized(self, partitioning: PartitionOptions) -> Program:
         """A program of its own: quantizing changes weights, and what is computed from them."""
@@ -317,34 +316,86 @@ class _Programs:
         return _quantized(model, self.calibration, options, self.progress, self.driver)
 
     def settled(self, truth: verify.HeldOut) -> Settled:
-        """The program that is as fast as the quality goal allows."""
+        """The program that is as fast as the quality goal allows, or the one that is picked."""
         search = Search(self.calibration, truth, self.options, self.quantized, self.progress)
         settled = search.run()
-        if settled.trial is None or settled.frontier or not self._may_fuse():
-            return settled
-        options = replace(self.options, also=self.options.also | {FUSE})
-        model = read(self.path, options)
-        checker = Checker(model, options.seed) if options.check_passes else None
-        driver = PassDriver(steps_of(options), checker)
+        if settled.trial is not None and self._may_fuse():
+            settled = self._perhaps_fused(search, settled)
+        return search.picked(settled)
+
+    def _perhaps_fused(self, search: Search, settled: Settled) -> Settled:
+        """What was settled, or the program with fused blocks, where that is faster and as good.
+
+        Where a user's goal allows for no plan with all of them, one with fewer is looked for. A
+        list of plans has one with half of them.
+        """
         self.progress("trying fused blocks", 1)
-        rewritten = rewrite(model, options, driver=driver)
-        if not driver.rewrites(FUSE):
+        every, blocks = self._fused()
+        if every is None or not (search.lists_plans or search.is_faster(settled, every)):
             return settled
-        fused = _quantized(rewritten, self.calibration, options, silent, driver)
-        preferred = search.preferred(settled, fused)
-        if preferred is not settled:
-            notes.info(
-                "%d blocks are fused: %.3g ms predicted instead of %.3g",
-                driver.rewrites(FUSE),
-                1e3 * preferred.program.plan.latency,
-                1e3 * settled.program.plan.latency,
-            )
-        return preferred
+        point = search.tried(every, len(blocks))
+        if point is None:
+            return settled
+        points = [point]
+        chosen = search.preferred(settled, point)
+        misses = chosen is settled and bool(self.options.quality)
+        few, most = 1, len(blocks) - 1
+        tries = MOST_PARTS if misses else 1 if search.lists_plans else 0
+        while few <= most and tries:
+            count = (few + most + 1) // 2
+            tries -= 1
+            point = self._partly_fused(search, blocks, count)
+            if point is None:
+                break
+            points.append(point)
+            preferred = search.preferred(settled, point) if misses else settled
+            if preferred is settled:
+                most = count - 1
+            else:
+                chosen = preferred
+                few = count + 1
+        if chosen is not settled and self.options.pick is None and self.builds:
+            _note_fused(settled, chosen, points)
+        return search.offering(chosen, points)
+
+    def _partly_fused(self, search: Search, blocks: Sequence[str], count: int) -> Point | None:
+        """The plan with the last blocks fused: what earlier ones lose goes through more layers."""
+        program, fused = self._fused(blocks[len(blocks) - count :])
+        return None if program is None else search.tried(program, len(fused))
+
+    def _fused(self, only: Sequence[str] | None = None) -> tuple[Program | None, list[str]]:
+        """The program with all blocks fused, or only some by their nodes in the source, and the
+        nodes of those that are; None where there is no block."""
+        steps = steps_of(self.options)
+        if only is None:
+            steps = replace(steps, also=steps.also | {FUSE})
+        else:
+            steps = replace(steps, at={**steps.at, FUSE: dict.fromkeys(only, True)})
+        model = read(self.path, self.options)
+        checker = Checker(model, self.options.seed) if self.options.check_passes else None
+        driver = PassDriver(steps, checker)
+        rewritten = rewrite(model, self.options, driver=driver)
+        blocks = driver.matches(FUSE)
+        if not blocks:
+            return None, []
+        return _quantized(rewritten, self.calibration, self.options, silent, driver), blocks
 
     def _may_fuse(self) -> bool:
         """Whether the model may have blocks to fuse, which nobody decided about."""
         is_asked = FUSE in self.options.also
         return not is_asked and self.driver.rewrites("keep_gates") > 0
+
+
+def _note_fused(settled: Settled, chosen: Settled, points: Sequence[Point]) -> None:
+    """Say that a plan with fused blocks is built, and what that saves."""
+    for point in points:
+        if point.program is chosen.program:
+            notes.info(
+                "%d blocks are fused: %.3g ms predicted instead of %.3g",
+                point.fused,
+                1e3 * chosen.program.plan.objective,
+                1e3 * settled.program.plan.objective,
+            )
 
 
 def _quantized(

@@ -53,6 +53,8 @@ FUSE_BLOCKS = "fuse_blocks"
 QUALITY = ("sqnr", "cosine", "top1", "kl", "ap50", "map50", "recall", "iou", "decisions", "cer")
 # The one that language models have.
 LANGUAGE_QUALITY = "kl"
+# What their values may be: a share that is to be reached, which is not 0; a rate of errors; any.
+_SHARES = ("cosine", "top1", "ap50", "map50", "recall", "iou", "decisions")
 ACCURACY_VIEWS = ("report",)
 LOWERINGS = (("direct",), ("onnx-tf",), ("onnx-tf", "direct"))
 MOST_SLOTS = 64
@@ -247,11 +249,14 @@ class BuildOptions:
     min_sqnr:     the build fails where an output has a lower signal-to-noise ratio, in dB; outputs
                   of indices, booleans or text need 90% equal values, beside one of numbers
     quality:      what results have to reach, by figure of QUALITY: {"sqnr": 25}, {"top1": 0.99}.
-                  The fastest plan that reaches all of them is built. By default a figure for the
-                  kind of model; None reaches for nothing. Language models have kl, of all tokens of
+                  The fastest plan that is found to reach all of them on an Edge TPU is built, else
+                  the nearest one. By default a figure for the kind of model; None reaches for
+                  nothing. Language models have kl, of all tokens of
                   a prefill, and reach for nothing by default
-    frontier:     looks for plans from the fastest to the most accurate one, and lists them
-    pick:         the number of the plan of that list to build, from 1; implies `frontier`
+    frontier:     looks for plans from the fastest to the most accurate one, and lists them; what is
+                  built stays the same
+    pick:         the number of the plan of that list to build, from 1; implies `frontier`. Goals
+                  and lists need `calibration`, but for language models
     accuracy:     "report" measures how much each segment contributes to the error at the end
     tokenizer:    tokenizer.json of an encoder, so that `serve` gives embeddings
     keep_float:   percent (0 to 100) of the multiply-accumulates that may stay in float on the host;
@@ -360,6 +365,8 @@ class BuildOptions:
         if kind == "onnx" and ROTATE_STREAM in self.also:
             text = f"{ROTATE_STREAM} does not apply to {model}: it is for {_OTHERS[kind]}"
             raise OptionError(text, "also")
+        if kind == "onnx":
+            self._check_search()
         if kind == "language":
             for name in sorted(set(self.quality or ()) - {LANGUAGE_QUALITY}):
                 text = f"{name}: language models have {LANGUAGE_QUALITY}, e.g. kl=0.02"
@@ -367,6 +374,25 @@ class BuildOptions:
         if self.partitioning.place is not None:
             return self
         return replace(self, partitioning=replace(self.partitioning, place="auto"))
+
+    def _check_search(self) -> None:
+        """Goals and lists of plans need samples, and something to choose."""
+        lists = "frontier" if self.frontier else "pick"
+        lists_plans = self.frontier or self.pick is not None
+        given = self.frontier if self.frontier else self.pick
+        name = lists if lists_plans else "quality"
+        if (lists_plans or self.quality) and self.calibration is None:
+            text = "needs samples to measure errors on: give calibration"
+            raise OptionError(f"{_typed(name, self.quality, given)}{text}", name)
+        fixed = (
+            ("place", self.partitioning.place == "host", "host"),
+            ("cuts", bool(self.partitioning.cuts), ",".join(self.partitioning.cuts)),
+            ("lowering", self.lowering[0] != "direct", ",".join(self.lowering)),
+        )
+        for option, is_fixed, value in fixed:
+            if lists_plans and is_fixed:
+                text = f"{value}: leaves nothing to choose from: give either this or {lists}"
+                raise OptionError(text, option)
 
     def _check_model(self) -> None:
         from compiler.targets import Target
@@ -397,7 +423,7 @@ class BuildOptions:
             require_number("min_sqnr", self.min_sqnr)
         for name, value in (self.quality or {}).items():
             require_choice("quality", name, QUALITY)
-            require_number("quality", value)
+            _require_figure(name, value)
         if self.pick is not None:
             require_count("pick", self.pick, 1)
         wants_plans = self.frontier or self.pick is not None
@@ -448,6 +474,27 @@ def _observers() -> tuple[str, ...]:
     from compiler.quantize.calibrate import OBSERVERS
 
     return OBSERVERS
+
+
+def _typed(name: str, quality: Mapping[str, float] | None, given: object) -> str:
+    """The value of an option as a user wrote it, in front of what is wrong with it."""
+    if name == "quality":
+        goals = ",".join(f"{figure}={value:g}" for figure, value in (quality or {}).items())
+        return f"{goals}: "
+    return "" if given is True else f"{given}: "
+
+
+def _require_figure(name: str, value: object) -> None:
+    """`value` is one that a figure of quality can have, and that says something."""
+    given = f"{name}={value:g}" if isinstance(value, float | int) else f"{name}={value}"
+    if not isinstance(value, float | int) or not math.isfinite(value):
+        raise OptionError(f"{given}: give a finite number", "quality")
+    if name in _SHARES and not 0 < value <= 1:
+        raise OptionError(f"{given}: give a share above 0, up to 1", "quality")
+    if name == "cer" and not 0 <= value < 1:
+        raise OptionError(f"{given}: give a rate from 0 to less than 1", "quality")
+    if name == "kl" and value <= 0:
+        raise OptionError(f"{given}: give a number above 0", "quality")
 
 
 def _require_name(option: str, name: object) -> None:

@@ -56,11 +56,15 @@ def goals(settled: Settled, quality: QualityEntry) -> MeasuredEntry:
         note = settled.note
         if not note and seen is not None:
             note = f"it is {seen:.4g} on the samples that the plan was chosen by"
+        if entry["measured"] is None:
+            note = "these results have no such figure"
         if note and not entry["met"]:
             entry["note"] = note
         found.append(entry)
-    if settled.trial is None or not found:
+    if not found:
         return {}
+    if settled.trial is None:
+        return {"goals": found}
     expected = Goal("sqnr", 0).measured(settled.trial.quality)
     return {"goals": found, "expected_sqnr_db": expected}
 

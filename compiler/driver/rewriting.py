@@ -34,12 +34,14 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class PassRun:
-    """What one pass did: how long it took, how many rewrites it made, and its best near miss."""
+    """What one pass did: how long it took, how many rewrites it made, its best near miss, and the
+    nodes that it rewrote."""
 
     name: str
     seconds: float
     rewrites: int
     nearest: NearMiss | None
+    matches: tuple[str, ...] = ()
 
 
 @dataclass
@@ -75,6 +77,10 @@ class PassDriver:
         """How many rewrites a pass made."""
         return sum(run.rewrites for run in self.runs if run.name == name)
 
+    def matches(self, name: str) -> list[str]:
+        """The nodes that a pass rewrote."""
+        return [node for run in self.runs if run.name == name for node in run.matches]
+
     def apply(self, record: Pass[ContextT], model: ir.Model, context: ContextT) -> None:
         """Run one pass, whether or not it is wanted."""
         context.trace = Trace()
@@ -83,9 +89,9 @@ class PassDriver:
         with stage(record.name):
             record.run(model, context)
         seconds = time.perf_counter() - start
-        self.runs.append(
-            PassRun(record.name, seconds, len(context.trace.matches), context.trace.nearest())
-        )
+        matches = tuple(context.trace.matches)
+        nearest = context.trace.nearest()
+        self.runs.append(PassRun(record.name, seconds, len(matches), nearest, matches))
         if record.reads_only:
             logger.info("%s: %.1f s, the graph stays as it is", record.name, seconds)
             return

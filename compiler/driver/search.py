@@ -16,13 +16,14 @@ import onnx_ir as ir
 
 from compiler.checks import verdict
 from compiler.checks.difference import decibel
-from compiler.checks.goals import Goal, default_goal
+from compiler.checks.goals import Goal, default_goal, require_measured
 from compiler.checks.readings import Text
 from compiler.checks.simulation import Simulation, can_simulate
 from compiler.checks.trials import Trial, Trials, measure
 from compiler.checks.verify import HeldOut
 from compiler.driver.options import BuildOptions
 from compiler.driver.regions import Choice, choices
+from compiler.errors import OptionError
 from compiler.graph import element_count, is_static, origin_of
 from compiler.partition import PartitionOptions, Plan, Program, partition
 from compiler.partition.placement import is_pinned
@@ -70,11 +71,16 @@ Quantized = Callable[[PartitionOptions], Program]
 @dataclass(frozen=True)
 class Point:
     """A plan of the frontier: the source nodes that it keeps in float, the predicted seconds, and
-    what was measured in simulation; None where all is on the host, and nothing is lost."""
+    what was measured in simulation; None where all is on the host, and nothing is lost.
+
+    A plan with so many `fused` blocks has its `program`; others are built when they are picked.
+    """
 
     kept: frozenset[str]
     seconds: float
     trial: Trial | None
+    fused: int = 0
+    program: Program | None = None
 
     def entry(self, goals: Sequence[Goal]) -> FrontierEntry:
         """The plan as the manifest has it."""
@@ -83,13 +89,16 @@ class Point:
             measured = None if self.trial is None else goal.measured(self.trial.quality)
             figures[goal.name] = measured
         noise = 0.0 if self.trial is None else self.trial.noise
-        return {
+        entry: FrontierEntry = {
             "ms": round(1e3 * self.seconds, 6),
             "sqnr_db": decibel(1.0, noise),
             "figures": figures,
             "in_float": len(self.kept),
             "place": "host" if self.trial is None else "tpu",
         }
+        if self.fused:
+            entry["fused"] = self.fused
+        return entry
 
 
 @dataclass(frozen=True)
@@ -139,51 +148,109 @@ class Search:
     def run(self) -> Settled:
         """The plan to build."""
         program = self.quantized(self.options.partitioning)
-        if not self._applies() or not can_simulate(program) or not _tpu_nodes(program):
-            return Settled(program)
+        if not _tpu_nodes(program):
+            alone = (self._host_point(program),) if self.lists_plans else ()
+            return Settled(program, self._asked(), frontier=alone)
+        if not self._applies() or not can_simulate(program):
+            return self._unsearched(program)
         samples = self._samples(program)
         self.progress("trying the plan", 1)
         with Simulation(program) as simulation:
             trials = Trials(simulation, samples, self.truth)
             if not trials.can_tell:
-                return Settled(program)
+                return self._unsearched(program)
             state = _State(program, frozenset(), trials.trial(simulation.roundings))
             goals = self._goals(trials, state.trial)
-            wants_frontier = self.options.frontier or self.options.pick is not None
-            if not wants_frontier and self._are_met(goals, state.trial):
+            if not self.lists_plans and self._are_met(goals, state.trial):
                 return Settled(program, goals, "", state.trial)
             found = self._choices(program, trials)
             points: tuple[Point, ...] = ()
-            if wants_frontier:
+            if self.lists_plans:
                 points = self._frontier(state, trials, found)
-            if self.options.pick is not None:
-                return self._picked(points, goals)
             if self._are_met(goals, state.trial):
                 return Settled(program, goals, "", state.trial, points)
             chosen = self._chosen(state, trials, found, goals)
-        state, note = self._refined(state, chosen, goals, samples)
+        first = state
+        state, note = self._refined(first, chosen, goals, samples)
+        if self.lists_plans and state.kept != first.kept:
+            built = Point(state.kept, state.program.plan.objective, state.trial)
+            points = _unbeaten([*points, built])
         return Settled(state.program, goals, note, state.trial, points)
 
-    def preferred(self, settled: Settled, program: Program) -> Settled:
-        """What was settled, or another program, where that is faster and as good.
+    @property
+    def lists_plans(self) -> bool:
+        """Whether the user asks for the frontier, or for a plan of it."""
+        return self.options.frontier or self.options.pick is not None
+
+    def tried(self, program: Program, fused: int) -> Point | None:
+        """A program with so many blocks fused, and what its simulation gives; None where it cannot
+        be simulated."""
+        if not can_simulate(program):
+            return None
+        with Simulation(program) as simulation:
+            trials = Trials(simulation, self._samples(program), self.truth)
+            trial = trials.trial(simulation.roundings)
+        return Point(frozenset(), program.plan.objective, trial, fused, program)
+
+    def is_faster(self, settled: Settled, program: Program) -> bool:
+        """Whether a program is so much faster than what was settled that it may be preferred."""
+        return program.plan.objective <= FASTER * settled.program.plan.objective
+
+    def preferred(self, settled: Settled, point: Point) -> Settled:
+        """What was settled, or the program of another point, where that is faster and as good.
 
         Embeddings have to reach their goal only, as what a user asked for: a goal on their cosine
         says all that they are used for. Other results keep what a faster plan would cost them.
         """
-        limit = FASTER * settled.program.plan.objective
-        if settled.trial is None or program.plan.objective > limit or not can_simulate(program):
+        trial, program = point.trial, point.program
+        if settled.trial is None or trial is None or program is None:
             return settled
-        with Simulation(program) as simulation:
-            trials = Trials(simulation, self._samples(program), self.truth)
-            trial = trials.trial(simulation.roundings)
+        if not self.is_faster(settled, program):
+            return settled
         are_met = bool(settled.goals)
         for goal in settled.goals:
             are_met = are_met and goal.tightened().is_met(trial.quality)
         is_near = trial.noise <= MORE_NOISE * settled.trial.noise
         says_all = bool(self.options.quality) or "embeddings" in trial.quality
         if are_met and (is_near or says_all):
-            return Settled(program, settled.goals, "", trial)
+            return Settled(program, settled.goals, "", trial, settled.frontier)
         return settled
+
+    def offering(self, settled: Settled, points: Sequence[Point]) -> Settled:
+        """What was settled, with more plans in its frontier."""
+        if not settled.frontier:
+            return settled
+        return replace(settled, frontier=_unbeaten([*settled.frontier, *points]))
+
+    def picked(self, settled: Settled) -> Settled:
+        """The plan of the frontier that the user wants, or what was settled where any will do.
+        Raises OptionError for a number that the frontier does not have."""
+        number = self.options.pick
+        if number is None:
+            return settled
+        points = settled.frontier
+        if number > len(points):
+            plans = "is 1 plan" if len(points) == 1 else f"are {len(points)} plans"
+            raise OptionError(f"{number}: there {plans} to pick from", "pick")
+        point = points[number - 1]
+        place = "host" if point.trial is None else None
+        program = point.program or self._rebuilt(point.kept, place)
+        return Settled(program, settled.goals, "", point.trial, points)
+
+    def _unsearched(self, program: Program) -> Settled:
+        """A program that nothing was looked for beyond. Raises OptionError where the user asks for
+        more plans."""
+        if self.lists_plans:
+            option = "frontier" if self.options.frontier else "pick"
+            raise OptionError(
+                "the errors of this model's plans cannot be simulated, so there is no list of them",
+                option,
+            )
+        return Settled(program, self._asked())
+
+    def _asked(self) -> tuple[Goal, ...]:
+        """The goals that the user gave."""
+        return tuple(Goal(name, value) for name, value in (self.options.quality or {}).items())
 
     def _applies(self) -> bool:
         """Whether there are samples to search by, and choices to make."""
@@ -207,10 +274,13 @@ class Search:
         return [self.calibration.loaders[index * total // count]() for index in range(count)]
 
     def _goals(self, trials: Trials, trial: Trial) -> tuple[Goal, ...]:
-        if self.options.quality:
-            return tuple(Goal(name, value) for name, value in self.options.quality.items())
-        goal = default_goal(trials.truth.readings(), trial.quality)
-        return () if goal is None else (goal,)
+        asked = self._asked()
+        for goal in asked:
+            require_measured(goal, trial.quality)
+        if asked:
+            return asked
+        default = default_goal(trials.truth.readings(), trial.quality)
+        return () if default is None else (default,)
 
     def _are_met(self, goals: Sequence[Goal], trial: Trial) -> bool:
         """Whether results are good enough; where nobody asked for more, also where only classes
@@ -267,7 +337,7 @@ class Search:
     ) -> tuple[_State, str]:
         """Build what was chosen, and look again where it misses the goals still; with a note where
         nothing reaches them."""
-        host = self.planned(first.program, frozenset(), place="host").objective
+        host = self._host_seconds(first.program)
         limit = self._limit(first, host)
         state = first
         for _ in range(MOST_ROUNDS):
@@ -311,7 +381,19 @@ class Search:
         if seconds < host and not self.options.quality:
             flags = " ".join(f"--quality {goal}" for goal in goals)
             return f"a plan of about {1e3 * seconds:.3g} ms comes nearer: {flags}"
-        return f"{wanted} is reached on the host alone, in {1e3 * host:.3g} ms: --place host"
+        where = f"on the host alone, in {1e3 * host:.3g} ms: --place host"
+        if all(goal.is_below_float for goal in goals):
+            return f"{wanted} is reached {where}"
+        return f"float32 itself may not reach {wanted}; it comes nearest {where}"
+
+    def _host_seconds(self, program: Program) -> float:
+        """What the host alone takes, as the manifest has it; for requests at a rate, as planned."""
+        if program.alone is None or self.options.partitioning.objective == "p95":
+            return self.planned(program, frozenset(), place="host").objective
+        return program.alone.in_float
+
+    def _host_point(self, program: Program) -> Point:
+        return Point(frozenset(), self._host_seconds(program), None)
 
     def _rebuilt(self, kept: Collection[str], place: str | None = None) -> Program:
         return self.quantized(self._partitioning(kept, place))
@@ -341,17 +423,7 @@ class Search:
             offer = offers.of(index)
             if offer.uses_tpu:
                 points.append(Point(offer.kept, offer.plan.objective, offers.trial(index)))
-        host = self.planned(first.program, frozenset(), place="host").objective
-        return (*_unbeaten(points), Point(frozenset(), host, None))
-
-    def _picked(self, points: Sequence[Point], goals: tuple[Goal, ...]) -> Settled:
-        """The plan of the frontier that the user wants."""
-        number = self.options.pick
-        assert number is not None
-        point = points[min(number, len(points)) - 1]
-        place = "host" if point.trial is None else None
-        program = self._rebuilt(point.kept, place)
-        return Settled(program, goals, "", point.trial, tuple(points))
+        return _unbeaten([*points, self._host_point(first.program)])
 
 
 @dataclass(frozen=True)
@@ -400,13 +472,14 @@ def _affordable(offered: Sequence[_Offer], limit: float) -> _Offer | None:
     return None
 
 
-def _unbeaten(points: Sequence[Point]) -> list[Point]:
-    """Those that no other plan beats in time and noise, the fastest first."""
+def _unbeaten(points: Sequence[Point]) -> tuple[Point, ...]:
+    """Those that no other plan beats in time and noise, the fastest first. The host alone has no
+    noise, so that it is the last one."""
     kept: list[Point] = []
     for point in sorted(points, key=lambda point: (point.seconds, _noise(point))):
         if not kept or _noise(point) < _noise(kept[-1]):
             kept.append(point)
-    return kept
+    return tuple(kept)
 
 
 def _noise(point: Point) -> float:

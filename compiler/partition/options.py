@@ -60,8 +60,10 @@ class PartitionOptions:
     def __post_init__(self) -> None:
         require_count("tpus", self.tpus, 1, MOST_TPUS)
         require_choice("objective", self.objective, get_args(PlanObjective))
-        if (self.objective == "p95") != (self.rate is not None):
-            raise OptionError("it goes with --objective p95, which needs it: 30/s", "rate")
+        if self.objective == "p95" and self.rate is None:
+            raise OptionError("p95: needs a rate of requests, e.g. 30/s", "objective")
+        if self.objective != "p95" and self.rate is not None:
+            raise OptionError(f"{self.rate:g}: only the objective p95 takes a rate", "rate")
         if self.rate is not None:
             require_number("rate", self.rate, LEAST_RATE)
         if self.place is not None:

@@ -64,7 +64,9 @@ DeviceKind = Literal["tpu", "host"]
 Lowering = Literal["direct", "onnx-tf"]
 Calibration = Literal["user", "random", "manual"]
 BaselineKind = Literal["file", "fixed shapes", "imported"]
-FigureName = Literal["sqnr", "cosine", "top1", "kl", "ap50", "map50", "recall", "iou", "cer"]
+FigureName = Literal[
+    "sqnr", "cosine", "top1", "kl", "ap50", "map50", "recall", "iou", "decisions", "cer"
+]
 ObserverName = Literal["minmax", "percentile", "mse"]
 
 
@@ -705,7 +707,9 @@ class FrontierEntry(TypedDict):
             Count, "nodes of the source that are kept in float for accuracy; not of language models"
         ]
     ]
-    fused: NotRequired[Annotated[Count, "of a language model: blocks that are fused in prefill"]]
+    fused: NotRequired[
+        Annotated[Count, "blocks that are fused, of a language model in prefill; where it has any"]
+    ]
     parts: NotRequired[Annotated[Positive, "of a language model: parts of a chunk that overlap"]]
     place: Annotated[Literal["tpu", "host"], '"host" where nothing runs on an Edge TPU']
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 import compiler
+from compiler.cli import parse
 from compiler.driver import build as building
 from compiler.driver.options import BuildOptions
 from compiler.errors import OptionError
@@ -103,6 +105,27 @@ def table(tmp_path: Path) -> tuple[Path, Path]:
     return path, tmp_path / "c.npz"
 
 
+@pytest.fixture
+def blocks(tmp_path: Path) -> tuple[Path, Path]:
+    """(model, samples): four feed-forward blocks of an encoder, which may be fused."""
+    rng = np.random.default_rng(0)
+    graph = Graph()
+    x = "x"
+    for _ in range(4):
+        normed = graph.add("LayerNormalization", x, f32(np.ones(WIDTH)), f32(np.zeros(WIDTH)))
+        weights = f32(rng.normal(size=(WIDTH, 4 * WIDTH)) / 11)
+        wide = graph.add("Add", graph.add("MatMul", normed, weights), f32(np.zeros(4 * WIDTH)))
+        error = graph.add("Erf", graph.add("Div", wide, f32(np.sqrt(2))))
+        gate = graph.add("Mul", wide, graph.add("Add", error, f32(1)))
+        gated = graph.add("Mul", gate, f32(0.5))
+        weights = f32(rng.normal(size=(4 * WIDTH, WIDTH)) / 22)
+        x = graph.add("Add", x, graph.add("MatMul", gated, weights))
+    shape = (1, TOKENS, WIDTH)
+    path = save(tmp_path / "m.onnx", graph.model("y", shape, shape))
+    np.savez(tmp_path / "c.npz", x=f32(rng.normal(size=(16, *shape))))
+    return path, tmp_path / "c.npz"
+
+
 def built(case: tuple[Path, Path], **options: Any) -> Manifest:
     path, samples = case
     folder = path.with_suffix(".bundle")
@@ -159,26 +182,103 @@ def test_what_cannot_be_reached_is_said(table: tuple[Path, Path]) -> None:
     manifest = built(table, quality={"sqnr": 150})
     (goal,) = manifest["quality"]["goals"]
     assert not goal["met"] and "--place host" in goal["note"]
+    assert "float32 itself may not reach sqnr=150" in goal["note"]
+    alone = manifest["prediction"]["host_float_ms"]
+    assert f"{alone:.3g} ms" in goal["note"]
     # The nearest plan is no worse than the one by default.
     assert manifest["quality"]["outputs"]["probabilities"]["sqnr_db"] > 20
 
 
-def test_a_frontier_goes_from_fast_to_accurate(table: tuple[Path, Path]) -> None:
+@pytest.fixture
+def slow_host(tmp_path: Path) -> PartitionOptions:
+    """A host that takes a millisecond for each operator, so that plans for an Edge TPU are ahead of
+    it."""
+    host = tmp_path / "slow.toml"
+    host.write_text(
+        'name = "slow"\ndescription = "slow"\nmacs = 1e9\nbytes = 1e9\noperator = 1e-3\n'
+    )
+    return PartitionOptions(host=str(host))
+
+
+def test_a_frontier_goes_from_fast_to_accurate(
+    table: tuple[Path, Path], slow_host: PartitionOptions
+) -> None:
     path, samples = table
-    options = BuildOptions(calibration=samples)
+    options = BuildOptions(calibration=samples, partitioning=slow_host)
     plans = compiler.frontier(path, options)
     assert len(plans) >= 3 and plans[-1]["place"] == "host"
-    times = [plan["ms"] for plan in plans[:-1]]
+    times = [plan["ms"] for plan in plans]
     levels = [plan["sqnr_db"] for plan in plans[:-1]]
     assert times == sorted(times) and levels == sorted(levels)
     assert levels[0] < 10
     assert levels[-1] > 20
-    picked = built(table, pick=1)
+    picked = built(table, pick=1, partitioning=slow_host)
     assert picked["quality"]["outputs"]["probabilities"]["sqnr_db"] < 10
+    assert plans[-1]["ms"] == picked["prediction"]["host_float_ms"]
     assert picked["quality"]["frontier"] == plans
-    accurate = built(table, pick=len(plans) - 1)
+    accurate = built(table, pick=len(plans) - 1, partitioning=slow_host)
     measured = accurate["quality"]["outputs"]["probabilities"]["sqnr_db"]
     assert measured > 20
+    with pytest.raises(OptionError, match=f"there are {len(plans)} plans"):
+        built(table, pick=len(plans) + 1, partitioning=slow_host)
+
+
+def test_no_plan_that_the_host_beats_is_listed(table: tuple[Path, Path]) -> None:
+    """A few small layers are slower on an Edge TPU; they are built for one all the same."""
+    plain, listed = built(table), built(table, frontier=True)
+    (host,) = listed["quality"].pop("frontier")
+    assert host["place"] == "host" and host["ms"] == plain["prediction"]["host_float_ms"]
+    assert host["ms"] < plain["prediction"]["latency_ms"]
+    assert listed == plain
+
+
+def plan_of(manifest: Manifest) -> list[tuple[str, list[str]]]:
+    found = []
+    for segment in manifest["segments"]:
+        found.append((segment["device"], [operator["node"] for operator in segment["operators"]]))
+    return found
+
+
+def test_fused_blocks_are_listed_and_picked(
+    blocks: tuple[Path, Path], slow_host: PartitionOptions
+) -> None:
+    plain = built(blocks, partitioning=slow_host)
+    listed = built(blocks, partitioning=slow_host, frontier=True)
+    # A list changes nothing of what is built.
+    plans = listed["quality"]["frontier"]
+    assert plan_of(listed) == plan_of(plain)
+    assert [plan.get("fused", 0) for plan in plans] == [4, 2, 0]
+    times = [plan["ms"] for plan in plans]
+    assert times == sorted(times) and plans[-1]["place"] == "host"
+    picked = built(blocks, partitioning=slow_host, pick=2)
+    assert picked["prediction"]["latency_ms"] == plans[1]["ms"] and on_tpu(picked)
+    assert picked["quality"]["outputs"]["y"]["sqnr_db"] == pytest.approx(plans[1]["sqnr_db"], abs=1)
+
+
+def test_as_many_blocks_are_fused_as_a_goal_allows(
+    blocks: tuple[Path, Path], slow_host: PartitionOptions
+) -> None:
+    every = built(blocks, partitioning=slow_host, quality={"sqnr": 30})
+    some = built(blocks, partitioning=slow_host, quality={"sqnr": 36})
+    for manifest in (every, some):
+        assert manifest["quality"]["goals"][0]["met"]
+    fastest, slower = every["prediction"], some["prediction"]
+    assert fastest["latency_ms"] < slower["latency_ms"] < slower["host_float_ms"]
+
+
+def test_lists_say_what_they_are_of(
+    table: tuple[Path, Path], run_cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    path, samples = table
+    given = ("plan", str(path), "--calibration", str(samples), "--frontier")
+    code, out, _ = run_cli(*given, "--tpus", "2")
+    said = " ".join(out.split())
+    assert code == 0 and "Plans for throughput on 2 Edge TPUs" in said
+    assert "--objective throughput and --pick N" in said and "kept in float" in said
+    code, _, err = run_cli(*given, "--tpus", "1,4")
+    assert code == 2 and "--tpus 1,4: a frontier is of one number" in err
+    code, _, err = run_cli("plan", str(path), "--quality", "sqnr=30")
+    assert code == 2 and "--quality sqnr=30: predictions know no errors" in err
 
 
 def test_options_that_contradict_are_refused(table: tuple[Path, Path]) -> None:
@@ -190,3 +290,37 @@ def test_options_that_contradict_are_refused(table: tuple[Path, Path]) -> None:
         BuildOptions(quality=None, frontier=True)
     with pytest.raises(OptionError, match="samples"):
         compiler.frontier(table[0])
+    for options in ({"frontier": True}, {"pick": 1}, {"quality": {"sqnr": 30.0}}):
+        with pytest.raises(OptionError, match="samples"):
+            building.build(table[0], table[0].with_suffix(".bundle"), BuildOptions(**options))
+    with pytest.raises(OptionError, match="nothing to choose"):
+        built(table, frontier=True, partitioning=PartitionOptions(place="host"))
+    assert not table[0].with_suffix(".bundle").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["top1=2", "cosine=-1", "iou=0", "cer=-1", "cer=1", "kl=-1", "kl=0", "sqnr=nan", "sqnr=inf"],
+)
+def test_goals_that_no_result_can_miss_or_reach_are_refused(text: str) -> None:
+    with pytest.raises(OptionError, match=text):
+        BuildOptions(quality=parse.quality([text]))
+
+
+def test_a_goal_is_given_once() -> None:
+    with pytest.raises(OptionError, match="sqnr is named twice"):
+        parse.quality(["sqnr=20,cosine=0.9", "sqnr=25"])
+
+
+def test_a_figure_that_results_do_not_have_is_refused(table: tuple[Path, Path]) -> None:
+    with pytest.raises(OptionError, match=r"ap50=0.5: cannot be measured.*: sqnr, cosine.* can"):
+        built(table, quality={"ap50": 0.5})
+    assert not table[0].with_suffix(".bundle").exists()
+
+
+def test_goals_are_judged_on_the_host_too(table: tuple[Path, Path]) -> None:
+    on_host = PartitionOptions(place="host")
+    manifest = built(table, quality={"sqnr": 60, "iou": 0.9}, partitioning=on_host)
+    reached, unknown = manifest["quality"]["goals"]
+    assert reached["met"] and reached["measured"] > 60
+    assert not unknown["met"] and "no such figure" in unknown["note"]
