@@ -222,8 +222,8 @@ def test_weights_are_stored_once(host: Path, tpu: Path) -> None:
     for path in (host, tpu):
         graphs = sum(f.stat().st_size for f in (path / "segments").glob("*.onnx"))
         stored = sum(f.stat().st_size for f in (path / "segments").iterdir()) - graphs
-        # On the host, rows for prefill and blocks for decode. TFLite files hold weights of their own,
-        # one for each program on the Edge TPU.
+        # On the host, rows for prefill and blocks for decode. TFLite files hold weights of their
+        # own, one for each program on the Edge TPU.
         forms = 2 if path == host else 3
         assert stored < forms * (parameters + 400_000) + embedding
 
