@@ -145,7 +145,7 @@ def require_measured(goal: Goal, quality: Quality) -> None:
         return
     known = [name for name, figure in FIGURES.items() if figure.read(quality) is not None]
     others = f": {', '.join(known)} can" if known else ""
-    raise OptionError(f"{goal}: cannot be measured of this model's results{others}", "quality")
+    raise OptionError(f"{goal}: cannot be measured of these results{others}", "quality")
 
 
 # What each kind of result has to reach where the user says nothing.

@@ -21,7 +21,8 @@ from compiler.driver import labelled, picture, quality, state, toolchain
 from compiler.driver.dump import GraphDump
 from compiler.driver.options import BuildOptions
 from compiler.driver.rewriting import PassDriver
-from compiler.driver.search import Point, Search, Settled
+from compiler.driver.search import Search
+from compiler.driver.settled import Point, Settled
 from compiler.driver.stages import StageTimer, Timings, stage
 from compiler.emit import bundle, report, vision
 from compiler.emit import manifest as manifests

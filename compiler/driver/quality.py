@@ -6,7 +6,7 @@ from typing import cast
 
 from compiler.checks import verdict, verify
 from compiler.checks.goals import Goal
-from compiler.driver.search import Settled
+from compiler.driver.settled import Settled
 from compiler.errors import QualityError
 from compiler.partition import Program
 from compiler.quantize.samples import Samples

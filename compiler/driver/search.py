@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from compiler.checks import verdict
-from compiler.checks.difference import decibel
 from compiler.checks.goals import Goal, default_goal, require_measured
 from compiler.checks.readings import Text
 from compiler.checks.simulation import Simulation, can_simulate
@@ -23,6 +22,7 @@ from compiler.checks.trials import Trial, Trials, measure
 from compiler.checks.verify import HeldOut
 from compiler.driver.options import BuildOptions
 from compiler.driver.regions import Choice, choices
+from compiler.driver.settled import Point, Settled, unbeaten
 from compiler.errors import OptionError
 from compiler.graph import element_count, is_static, origin_of
 from compiler.partition import PartitionOptions, Plan, Program, partition
@@ -30,7 +30,6 @@ from compiler.partition.placement import is_pinned
 from compiler.planner.selection import Selection, spread
 from compiler.progress import Progress
 from compiler.quantize.samples import Sample, Samples
-from compiler.runtime.manifest import FrontierEntry
 
 # Plans are tried on as many samples as CHEAP_WORK allows, between these; one of PART in any case.
 LEAST_SAMPLES = 4
@@ -66,63 +65,6 @@ MOST_PLANS = 8
 PLANNING_SECONDS = 0.3
 
 Quantized = Callable[[PartitionOptions], Program]
-
-
-@dataclass(frozen=True)
-class Point:
-    """A plan of the frontier: the source nodes that it keeps in float, the predicted seconds, and
-    what was measured in simulation; None where all is on the host, and nothing is lost.
-
-    A plan with so many `fused` blocks has its `program`; others are built when they are picked.
-    """
-
-    kept: frozenset[str]
-    seconds: float
-    trial: Trial | None
-    fused: int = 0
-    program: Program | None = None
-
-    def entry(self, goals: Sequence[Goal]) -> FrontierEntry:
-        """The plan as the manifest has it."""
-        figures: dict[str, float | None] = {}
-        for goal in goals:
-            measured = None if self.trial is None else goal.measured(self.trial.quality)
-            figures[goal.name] = measured
-        noise = 0.0 if self.trial is None else self.trial.noise
-        entry: FrontierEntry = {
-            "ms": round(1e3 * self.seconds, 6),
-            "sqnr_db": decibel(1.0, noise),
-            "figures": figures,
-            "in_float": len(self.kept),
-            "place": "host" if self.trial is None else "tpu",
-        }
-        if self.fused:
-            entry["fused"] = self.fused
-        return entry
-
-
-@dataclass(frozen=True)
-class Settled:
-    """What a search settled on.
-
-    goals:    what was looked for; empty where nothing was
-    note:     what would reach it, where calibration samples do not
-    trial:    what the simulation of the program gives
-    frontier: plans from the fastest to the most accurate, where they were asked for
-    """
-
-    program: Program
-    goals: tuple[Goal, ...] = ()
-    note: str = ""
-    trial: Trial | None = None
-    frontier: tuple[Point, ...] = ()
-
-    def frontier_entries(self) -> list[FrontierEntry]:
-        """The frontier as the manifest has it."""
-        found: list[FrontierEntry] = []
-        for point in self.frontier:
-            found.append(point.entry(self.goals))
-        return found
 
 
 @dataclass(frozen=True)
@@ -174,7 +116,7 @@ class Search:
         state, note = self._refined(first, chosen, goals, samples)
         if self.lists_plans and state.kept != first.kept:
             built = Point(state.kept, state.program.plan.objective, state.trial)
-            points = _unbeaten([*points, built])
+            points = unbeaten([*points, built])
         return Settled(state.program, goals, note, state.trial, points)
 
     @property
@@ -220,7 +162,7 @@ class Search:
         """What was settled, with more plans in its frontier."""
         if not settled.frontier:
             return settled
-        return replace(settled, frontier=_unbeaten([*settled.frontier, *points]))
+        return replace(settled, frontier=unbeaten([*settled.frontier, *points]))
 
     def picked(self, settled: Settled) -> Settled:
         """The plan of the frontier that the user wants, or what was settled where any will do.
@@ -423,7 +365,7 @@ class Search:
             offer = offers.of(index)
             if offer.uses_tpu:
                 points.append(Point(offer.kept, offer.plan.objective, offers.trial(index)))
-        return _unbeaten([*points, self._host_point(first.program)])
+        return unbeaten([*points, self._host_point(first.program)])
 
 
 @dataclass(frozen=True)
@@ -470,20 +412,6 @@ def _affordable(offered: Sequence[_Offer], limit: float) -> _Offer | None:
         if offer.uses_tpu and offer.plan.objective <= limit:
             return offer
     return None
-
-
-def _unbeaten(points: Sequence[Point]) -> tuple[Point, ...]:
-    """Those that no other plan beats in time and noise, the fastest first. The host alone has no
-    noise, so that it is the last one."""
-    kept: list[Point] = []
-    for point in sorted(points, key=lambda point: (point.seconds, _noise(point))):
-        if not kept or _noise(point) < _noise(kept[-1]):
-            kept.append(point)
-    return tuple(kept)
-
-
-def _noise(point: Point) -> float:
-    return 0.0 if point.trial is None else point.trial.noise
 
 
 def _tpu_nodes(program: Program) -> list[ir.Node]:
