@@ -23,7 +23,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler.driver import build as building
-from compiler.driver import corpus, language
+from compiler.driver import corpus, language, quantizing
 from compiler.driver.options import ACCURACY, BuildOptions, LanguageOptions
 from compiler.driver.perplexity import divergence, loss
 from compiler.emit import bundle, manifest
@@ -99,7 +99,7 @@ def compiled(source: Source, place: PlacePolicy, **steps: frozenset[str]) -> Pro
     program = building.plan_program(decoder.write(source, form), options)
     graph: ir.Graph = program.model.graph
     samples = sampling.Samples([lambda row=row: decoder.sample(graph, row, form) for row in rows])  # type: ignore[misc]
-    return building.quantize(program, samples, options)
+    return quantizing.quantize(program, samples, options)
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler.driver import build as building
+from compiler.driver import quantizing
 from compiler.driver.chain import FloatChain
 from compiler.driver.fused import Fusing, fused_nodes
 from compiler.driver.options import BuildOptions
@@ -80,7 +81,7 @@ class Blocks:
         options = replace(self.options, partitioning=alone)
         program = building.plan_program(model, options, driver=driver)
         samples = Samples([_feeding(streams[layer]) for streams in self._streams])
-        return building.quantize(program, samples, options, driver=driver)
+        return quantizing.quantize(program, samples, options, driver=driver)
 
     @cached_property
     def _streams(self) -> list[list[np.ndarray]]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import onnx_ir as ir
 
@@ -20,28 +20,22 @@ from compiler.device.cost import HostAlone, host_alone
 from compiler.driver import labelled, picture, quality, state, toolchain
 from compiler.driver.dump import GraphDump
 from compiler.driver.options import BuildOptions
-from compiler.driver.rewriting import PassDriver
+from compiler.driver.quantizing import quantize
+from compiler.driver.rewriting import PassDriver, steps_of
 from compiler.driver.search import Search
 from compiler.driver.settled import Point, Settled
 from compiler.driver.stages import StageTimer, Timings, stage
 from compiler.emit import bundle, report, vision
 from compiler.emit import manifest as manifests
-from compiler.graph import activations_around, consumers_of, quantized_around
 from compiler.graph.lineage import Lineage
-from compiler.importer import state as state_pairs
-from compiler.ops import Moves, operator_of
 from compiler.partition import PartitionOptions, Program, partition_for_all, plain_on_host
 from compiler.progress import Progress, notes, silent
 from compiler.quantize import samples as sampling
-from compiler.quantize.calibrate import Ranges, calibrate
-from compiler.quantize.carried import carried
-from compiler.quantize.products import Product, products
-from compiler.quantize.scales import assign
 from compiler.runtime import Bundle
 from compiler.runtime.manifest import FrontierEntry, Manifest, MeasuredEntry, VisionEntry
 from compiler.targets import Host, Target
 from compiler.vendor import onnx_tf
-from passes import Pass, PassContext, SampleContext, Steps, fold_constants
+from passes import Pass, PassContext, Steps, fold_constants
 
 # The step that is tried where it may make a plan faster.
 FUSE = "fuse_blocks"
@@ -216,14 +210,6 @@ def pass_driver(model: ir.Model, options: BuildOptions, path: Path | None = None
     checker = Checker(model, options.seed, path) if options.check_passes else None
     dump = None if options.dump_folder is None else GraphDump(options.dump_folder)
     return PassDriver(steps_of(options), checker, dump)
-
-
-def steps_of(options: BuildOptions) -> Steps:
-    """The passes that run. Where all is on the host in float, those for an Edge TPU do not; int8
-    products need them there too."""
-    partitioning = options.partitioning
-    on_host = partitioning.place == "host" and not partitioning.host_int8
-    return Steps(options.without, options.also, on_host=on_host)
 
 
 def plan_program(
@@ -490,91 +476,6 @@ def _judge(
 
 def _few(samples: sampling.Samples) -> sampling.Samples:
     return sampling.Samples(samples.loaders[:SENSITIVITY_SAMPLES])
-
-
-def quantize(
-    program: Program,
-    samples: sampling.Samples,
-    options: BuildOptions,
-    progress: Progress = silent,
-    driver: PassDriver | None = None,
-) -> Program:
-    """Give a scale to every activation that a TPU segment touches, by what samples show."""
-    chosen = list(balanced(program).values())
-    known = _picture_ranges(program, options)
-    context = _sample_context(program, samples, progress, products=chosen, ranges=known)
-    return _calibrated(program, context, options, driver)
-
-
-def _picture_ranges(program: Program, options: BuildOptions) -> Ranges:
-    """The range of the picture that goes in, where it is known, for all that only moves it."""
-    known = picture.known_range(program.model, options)
-    if known is None:
-        return {}
-    found: Ranges = {}
-    waiting = list(program.model.graph.inputs)
-    while waiting:
-        value = waiting.pop()
-        found[str(value.name)] = known
-        for reader in consumers_of(value):
-            if operator_of(reader).moves >= Moves.ELEMENTS:
-                waiting += reader.outputs
-    return found
-
-
-def balanced(program: Program) -> dict[str, Product]:
-    """The normalised products on an Edge TPU, by the names of their factors."""
-    found = products(program.model.graph)
-    return {name: p for name, p in found.items() if p.made in program.made_on_tpu}
-
-
-def scaled(
-    program: Program,
-    ranges: Ranges,
-    options: BuildOptions,
-    driver: PassDriver,
-    apart: Collection[ir.Node] = (),
-) -> Program:
-    """As `quantize`, for a program of which all ranges are known, but for nodes `apart`."""
-    context = _sample_context(program, sampling.Samples([]), silent, ranges=dict(ranges))
-    context.nodes = [node for node in context.nodes if node not in apart]
-    return _calibrated(program, context, options, driver)
-
-
-def _sample_context(
-    program: Program, samples: sampling.Samples, progress: Progress, **known: Any
-) -> SampleContext:
-    nodes: list[ir.Node] = []
-    for segment in program.plan.segments:
-        if segment.device == "tpu":
-            nodes += segment.nodes
-    return SampleContext(
-        program.target,
-        samples=samples,
-        announce=progress,
-        nodes=nodes,
-        joins=program.joins,
-        **known,
-    )
-
-
-def _calibrated(
-    program: Program, context: SampleContext, options: BuildOptions, driver: PassDriver | None
-) -> Program:
-    """Run the passes that look at samples, then choose scales by the ranges that they leave."""
-    driver = driver or PassDriver(steps_of(options))
-    driver.run(passes.SAMPLE_PASSES, program.model, context)
-    scaled = [*context.nodes, *context.joins]
-    values = quantized_around(scaled)
-    # All of the graph, also what the host computes: layers move there while accuracy is sought.
-    options.observers.check([str(value.name) for value in activations_around(program.model.graph)])
-    unknown = [value for value in values if str(value.name) not in context.ranges]
-    with stage("calibrate"):
-        found = calibrate(program.model, unknown, context.stats, context.samples, options.observers)
-    with stage("quantize"):
-        pairs = carried(program.model.graph, state_pairs.of(program.model), set(values))
-        quants = assign(scaled, values, context.ranges | found, pairs)
-    return replace(program, quants=quants, means=context.means)
 
 
 def note_timings(timings: Timings | None, timer: StageTimer, driver: PassDriver) -> None:

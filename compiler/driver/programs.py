@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compiler.driver import build as building
-from compiler.driver import decoding
+from compiler.driver import decoding, quantizing
 from compiler.driver.blocks import Blocks
 from compiler.driver.fused import NOT_FUSED, PARTS, Fusing, fused_nodes
 from compiler.driver.options import BuildOptions, LanguageOptions
@@ -93,7 +93,7 @@ class Maker:
             apart: set[ir.Node] = set()
             for layer in layers:
                 apart.update(fused_nodes(program, layer))
-            made = building.scaled(program, ranges, self.options, self.driver, apart)
+            made = quantizing.scaled(program, ranges, self.options, self.driver, apart)
             for layer in layers:
                 made = self.blocks.give(layer, made)
             quantized[name] = made
@@ -145,7 +145,7 @@ class Maker:
         factors and offsets by what the float model shows."""
         wanted: set[str] = set()
         for program in programs.values():
-            found = building.balanced(program)
+            found = quantizing.balanced(program)
             wanted |= {name for name, product in found.items() if product.has_unit_rows}
         if not wanted:
             return {}

@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from compiler.checks.pass_checks import Checker
 from compiler.driver.dump import GraphDump
+from compiler.driver.options import BuildOptions
 from compiler.driver.stages import stage
 from passes.context import NearMiss, PassContext, SampleContext, Trace
 from passes.record import Pass, Steps
@@ -106,6 +107,14 @@ class PassDriver:
             rescaled = context.rescaled if isinstance(context, SampleContext) else ()
             with stage(name):
                 self.checker.check(name, model, rescaled)
+
+
+def steps_of(options: BuildOptions) -> Steps:
+    """The passes that run. Where all is on the host in float, those for an Edge TPU do not; int8
+    products need them there too."""
+    partitioning = options.partitioning
+    on_host = partitioning.place == "host" and not partitioning.host_int8
+    return Steps(options.without, options.also, on_host=on_host)
 
 
 def _log(name: str, trace: Trace) -> None:

@@ -11,6 +11,7 @@ import pytest
 from compiler.checks.difference import Difference
 from compiler.checks.simulation import Simulation
 from compiler.driver import build as building
+from compiler.driver import quantizing
 from compiler.driver.options import BuildOptions
 from compiler.partition import Program
 from compiler.quantize import samples as sampling
@@ -24,7 +25,7 @@ def quantized(path: Path, options: BuildOptions) -> tuple[Program, list[sampling
     model = building.read(path, options)
     samples = sampling.load(options.calibration_path, model.graph.inputs)
     program = building.plan_program(model, options)
-    return building.quantize(program, samples, options), list(samples)
+    return quantizing.quantize(program, samples, options), list(samples)
 
 
 @pytest.fixture

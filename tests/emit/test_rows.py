@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from compiler.driver import build as building
-from compiler.driver import picture
+from compiler.driver import picture, quantizing
 from compiler.driver.options import BuildOptions
 from compiler.emit import bundle, rows
 from compiler.partition import PartitionOptions, Program
@@ -50,7 +50,7 @@ def quantized(proto: onnx.ModelProto, folder: Path, shape: tuple[int, ...]) -> P
     model = building.read(model_path, options)
     program = building.plan_program(model, options)
     loaded = sampling.load(options.calibration_path, model.graph.inputs, picture.form_of(model), 0)
-    return building.quantize(program, loaded, options)
+    return quantizing.quantize(program, loaded, options)
 
 
 def written(program: Program, folder: Path) -> list[tuple[HostSegment, onnx.ModelProto]]:

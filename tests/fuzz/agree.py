@@ -17,6 +17,7 @@ import onnx
 
 from compiler.checks.verify import Difference
 from compiler.driver import build as building
+from compiler.driver import quantizing
 from compiler.driver.options import BuildOptions
 from compiler.errors import CompilerError
 from compiler.graph.reference import Reference
@@ -177,7 +178,7 @@ def _rounded_agree(
         return Outcome("agrees")
     imported = building.read(path, options)
     loaded = sampling.load(options.calibration, imported.graph.inputs)
-    program = building.quantize(
+    program = quantizing.quantize(
         building.plan_program(imported, options), loaded.split()[0], options
     )
     with Reference(simulated(program)) as reference:

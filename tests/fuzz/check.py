@@ -11,6 +11,7 @@ import onnx
 
 from compiler.checks.difference import Difference
 from compiler.driver import build as building
+from compiler.driver import quantizing
 from compiler.driver.options import BuildOptions
 from compiler.graph.reference import Reference
 from compiler.partition import PartitionOptions
@@ -54,7 +55,7 @@ def check(model: onnx.ModelProto, folder: Path) -> tuple[float, float]:
     held_out = [{"x": row[None]} for row in x[8:]]
     with Reference(imported) as reference:
         wanted = [reference.run(sample) for sample in held_out]
-    program = building.quantize(building.plan_program(imported, options), calibration, options)
+    program = quantizing.quantize(building.plan_program(imported, options), calibration, options)
     with Reference(simulated(program)) as reference:
         rounded = [reference.run(sample) for sample in held_out]
     pipeline = Pipeline(Bundle.open(folder / "bundle"))

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compiler import BuildOptions, PartitionOptions, Runner, build, planner
 from compiler.driver import build as building
+from compiler.driver import quantizing
 from compiler.partition import Program, partition, partition_for_all
 from compiler.partition.placement import place_nodes
 from compiler.partition.problem import units_of
@@ -146,7 +147,7 @@ def test_a_join_on_the_host_keeps_the_scale_of_its_parts(tmp_path: Path) -> None
     rng = np.random.default_rng(2)
     rows = [{"x": rng.standard_normal((1, WIDTH)).astype(np.float32)} for _ in range(4)]
     samples = Samples([partial(dict, row) for row in rows])
-    quantized = building.quantize(program, samples, BuildOptions())
+    quantized = quantizing.quantize(program, samples, BuildOptions())
     (concat,) = program.joins
     names = [str(value.name) for value in (*concat.inputs, *concat.outputs) if value is not None]
     assert len({quantized.quants[name] for name in names}) == 1
