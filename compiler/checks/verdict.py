@@ -12,6 +12,8 @@ from compiler.runtime.manifest import FindingEntry, WarningEntry
 # Below these a result is bad. SQNR of an output in dB: the error is about a sixth of what varies.
 LEAST_DB = 15.0
 LEAST_COSINE = 0.98
+# Tokens that are averaged to embeddings, as sentence encoders are used, are judged by these.
+GOOD_POOLED = 0.99
 # Shares of what a user reads off: classes, texts, masks, detections.
 LEAST_AGREEMENT = 0.9
 # Of a probability at each step, the share that may be decided otherwise than in float.
@@ -47,6 +49,12 @@ def findings(quality: Quality) -> list[FindingEntry]:
             reasons = _bad_boxes(own_boxes) + reasons
         if reasons and boxes is not None and _shows_nothing(boxes, name):
             text = f"there is nothing to detect in the held-out samples ({'; '.join(reasons)})"
+            found.append({"kind": "unsure", "output": name, "finding": text})
+        elif reasons and _pooled(quality, name) >= GOOD_POOLED:
+            text = (
+                f"single tokens, padding among them, are less exact ({'; '.join(reasons)}) than "
+                f"their average is: its cosine is {_pooled(quality, name):.4f}"
+            )
             found.append({"kind": "unsure", "output": name, "finding": text})
         elif reasons:
             found.append({"kind": "bad", "output": name, "finding": "; ".join(reasons)})
@@ -138,6 +146,12 @@ def _shows_nothing(boxes: Mapping[str, Any], name: str) -> bool:
     """Whether an output is a detector's, and neither model finds a box in the held-out samples: its
     figures are those of background then."""
     return name in boxes["outputs"] and boxes["float"] == 0 and boxes["bundle"] == 0
+
+
+def _pooled(quality: Quality, name: str) -> float:
+    """The cosine of an output's embeddings; 0 where it has none."""
+    found = quality.get("embeddings", {}).get(name)
+    return 0.0 if found is None else float(found["cosine"])
 
 
 def _unsure(entry: Mapping[str, Any]) -> str:
