@@ -16,22 +16,27 @@ from compiler.partition import PartitionOptions
 from compiler.targets import Target, stored_bytes
 
 
-def normalised_network() -> onnx.ModelProto:
-    """Conv, Relu, Mul with constants per channel, Sigmoid, Conv without a bias."""
+def normalised_network(shifts: bool) -> onnx.ModelProto:
+    """Conv, Relu, Mul and perhaps Add with constants per channel, Sigmoid, Conv without a bias."""
     rng = np.random.default_rng(0)
     weights = {
         "w1": rng.standard_normal((24, 3, 3, 3)).astype(np.float32) / 5,
         "b1": rng.standard_normal(24).astype(np.float32) / 5,
         "factor": rng.uniform(0.5, 2, (24, 1, 1)).astype(np.float32),
+        "offset": rng.standard_normal((1, 24, 1, 1)).astype(np.float32),
         "w2": rng.standard_normal((70, 24, 1, 1)).astype(np.float32) / 5,
     }
     nodes = [
         helper.make_node("Conv", ["x", "w1", "b1"], ["c"], name="first"),
         helper.make_node("Relu", ["c"], ["r"], name="relu"),
         helper.make_node("Mul", ["r", "factor"], ["m"], name="scale"),
-        helper.make_node("Sigmoid", ["m"], ["s"], name="gate"),
+        helper.make_node("Sigmoid", ["n" if shifts else "m"], ["s"], name="gate"),
         helper.make_node("Conv", ["s", "w2"], ["y"], name="last"),
     ]
+    if shifts:
+        nodes.insert(3, helper.make_node("Add", ["m", "offset"], ["n"], name="shift"))
+    else:
+        del weights["offset"]
     graph = helper.make_graph(
         nodes,
         "normalised",
@@ -47,7 +52,7 @@ def test_segments_hold_what_was_counted(
     without: tuple[str, ...], streamed: int, tmp_path: Path
 ) -> None:
     """The constants of a Mul stream, unless they become a layer."""
-    onnx.save(normalised_network(), tmp_path / "m.onnx")
+    onnx.save(normalised_network(shifts=not without), tmp_path / "m.onnx")
     options = BuildOptions(without=without, partitioning=PartitionOptions(place="tpu"))
     bundle = build(tmp_path / "m.onnx", options, tmp_path / "b")
     target = Target.load()
