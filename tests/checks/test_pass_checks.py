@@ -15,6 +15,7 @@ import pytest
 import passes
 from compiler.checks.pass_checks import TOLERANCE, Checker
 from compiler.driver import build as building
+from compiler.driver import quantizing
 from compiler.driver.options import BuildOptions
 from compiler.errors import InternalError
 from compiler.graph import OPSET, Builder, Names, array_of
@@ -102,7 +103,7 @@ def test_steps_behind_the_passes(
         made = ir.node("Relu", [], num_outputs=1)
         (z,) = made.outputs
         product = Product(made, made, z, z, z, z)
-        monkeypatch.setattr(building, "balanced", lambda program: {"any": product})
+        monkeypatch.setattr(quantizing, "balanced", lambda program: {"any": product})
     with pytest.raises(InternalError, match=r"tensor '\w+' differs") as caught:
         building.build(small_model, small_model.with_suffix(".b"), BuildOptions(check_passes=True))
     assert caught.value.stage == name
