@@ -64,16 +64,8 @@ def build(
     with bundle.folder(output, options.force, options.sources(path)) as folder:
         with stage("import"):
             progress("reading the model", 1)
-            source = open_source(path, options.lora_paths)
-            sizes = fitted(options.language, source)
-            source = rope.for_context(source, sizes.context)
-            rows = calibration_rows(source, options.calibration_path, sizes)
-        options = replace(options, language=sizes)
-        calibration, held_out = rows[:-HELD_OUT], rows[-HELD_OUT:]
-
-        compiled, options = rotated(source, options)
-        driver = PassDriver(Steps(options.without, options.also - {FUSE_BLOCKS}))
-        maker = Maker(compiled, options, calibration, driver, progress)
+            source, maker, held_out = _opened(path, options, progress)
+        compiled, options, driver = maker.source, maker.options, maker.driver
         settled = _settled(maker, held_out)
         programs = maker.programs(settled.fusing)
         prefixed = {_file_prefix(name): program for name, program in programs.items()}
@@ -96,12 +88,12 @@ def build(
             )
             calibrated = manifests.quality_entry(
                 "user" if options.calibration else "manual",
-                len(calibration),
+                len(maker.calibration),
                 options.observers.default,
             )
             manifest = manifests.assembled(plan, calibrated)
             file = manifests.file_entry(tokenizer, folder)
-            language = _language_entry(source, sizes, file, parts)
+            language = _language_entry(source, options.language, file, parts)
             language["decode_weights"] = decoding.weights_entry(
                 compiled, decoding.precision(options)
             )
@@ -110,7 +102,7 @@ def build(
             manifests.write(folder, manifest)
 
         with stage("verify"):
-            expected = perplexity.float_logits(source, held_out, sizes.chunk, progress)
+            expected = perplexity.float_logits(source, held_out, options.language.chunk, progress)
             model = LanguageModel(bundle.load(folder), stream=False)
             measured = perplexity.measure(model, held_out, expected, progress)
             manifests.enter_quality(manifest, measured)
@@ -140,13 +132,21 @@ def frontier(path: Path, options: BuildOptions, progress: Progress = silent) -> 
     """Plans of prefill of the language model `path` from the fastest to the most accurate one, as
     the manifest has them."""
     options = replace(options, frontier=True, pick=None).suited_to("language", path)
+    _, maker, held_out = _opened(path, options, progress)
+    return [candidate.entry() for candidate in _settled(maker, held_out).offered]
+
+
+def _opened(
+    path: Path, options: BuildOptions, progress: Progress
+) -> tuple[Source, Maker, Sequence[np.ndarray]]:
+    """(the model in a file, what its programs are made from, the rows that are held out)."""
     source = open_source(path, options.lora_paths)
-    options = replace(options, language=fitted(options.language, source))
-    rows = calibration_rows(source, options.calibration_path, options.language)
-    compiled, options = rotated(source, options)
+    sizes = fitted(options.language, source)
+    source = rope.for_context(source, sizes.context)
+    rows = calibration_rows(source, options.calibration_path, sizes)
+    compiled, options = rotated(source, replace(options, language=sizes))
     driver = PassDriver(Steps(options.without, options.also - {FUSE_BLOCKS}))
-    maker = Maker(compiled, options, rows[:-HELD_OUT], driver, progress)
-    return [candidate.entry() for candidate in _settled(maker, rows[-HELD_OUT:]).offered]
+    return source, Maker(compiled, options, rows[:-HELD_OUT], driver, progress), rows[-HELD_OUT:]
 
 
 def _settled(maker: Maker, held_out: Sequence[np.ndarray]) -> fusion.Settled:

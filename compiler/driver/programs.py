@@ -73,12 +73,12 @@ class Maker:
         shapes = shapes or program_shapes(self.options.language, fusing)
         planned = {}
         written = {}
-        blocked = decoding.precision(self._settled_options)
+        blocked = decoding.precision(self.options)
+        cut = replace(self.options, partitioning=_partitioning(self.options))
         for name, shape in shapes.items():
             if blocked is not None and shape.tokens == 1:
                 # Nothing of it is int8, so that there is nothing to rewrite or to calibrate.
-                options = self._settled_options
-                written[name] = decoding.program(self.source, shape, blocked, options)
+                written[name] = decoding.program(self.source, shape, blocked, cut)
                 continue
             own = fusing if name == "prefill" else NOT_FUSED
             planned[name] = self._planned(shape, own)
@@ -98,10 +98,6 @@ class Maker:
                 made = self.blocks.give(layer, made)
             quantized[name] = made
         return quantized | written
-
-    @property
-    def _settled_options(self) -> BuildOptions:
-        return replace(self.options, partitioning=_partitioning(self.options))
 
     def plan(self, fusing: Fusing) -> Plan:
         """The plan of prefill."""

@@ -151,10 +151,7 @@ class _HostDecoder(Decoder):
             gate, up = self._split(f"{prefix}ffn_split", joined, names, [hidden, hidden])
         else:
             gate, up = (self._linear(name, normed, hidden) for name in names)
-        active = self._activation(prefix, gate)
-        gated = self._writer.op(f"{prefix}ffn_gated", "Mul", [active, up], shape_of(gate))
-        rotated = self._rotated(prefix, gated, "")
-        return self._linear(f"{prefix}ffn_down", rotated, self._architecture.width)
+        return self._from_gates(prefix, gate, up)
 
     def _activation(self, prefix: str, gate: ir.Value, suffix: str = "") -> ir.Value:
         if self._architecture.activation == "gelu":

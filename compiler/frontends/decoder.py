@@ -280,6 +280,10 @@ class Decoder:
         hidden = self._architecture.hidden
         gate = self._linear(f"{prefix}ffn_gate", normed, hidden, suffix=suffix)
         up = self._linear(f"{prefix}ffn_up", normed, hidden, suffix=suffix)
+        return self._from_gates(prefix, gate, up, suffix)
+
+    def _from_gates(self, prefix: str, gate: ir.Value, up: ir.Value, suffix: str = "") -> ir.Value:
+        """down(activation(gate) * up); names end in `suffix`."""
         active = self._activation(prefix, gate, suffix)
         shape = shape_of(gate)
         gated = self._writer.op(f"{prefix}ffn_gated{suffix}", "Mul", [active, up], shape)

@@ -30,7 +30,6 @@ from compiler.frontends.graph_writer import CONTRIB, GraphWriter
 from compiler.graph import shape_of
 
 _DIGIT_ZERO = 8
-_DIGIT_PEAK = 7
 _LARGEST_DIGIT = 15
 _SCALE_BYTES = 4
 # Codes, scales and zeros of some blocks.

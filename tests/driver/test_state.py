@@ -141,6 +141,7 @@ def test_what_drifts_stays_on_the_host(tmp_path: Path, caplog: pytest.LogCapture
     entry = manifest["quality"]["outputs"]["speech"]
     assert "decisions" in entry and entry["decisions"]["differing"] == 0
     assert "are decided otherwise than in float, more than 0.5%" in caplog.text
+    assert manifest["prediction"]["host_float_ms"] > 0
     pinned = BuildOptions(
         calibration=samples, partitioning=PartitionOptions(pins={"Gemm_*": "tpu"})
     )

@@ -93,7 +93,9 @@ class CompletionServer:
         definitions = None if tools is None else tools.definitions
         if definitions is not None and self.text.call_form is None:
             raise FieldError(TOOLS, "the model's chat template has no known form of calls")
-        size = len(json.dumps([messages, definitions])) + OVERHEAD * len(messages)
+        size = sum(len(m["role"]) + len(m["content"]) + OVERHEAD for m in messages)
+        if definitions is not None:
+            size += len(json.dumps(definitions))
         return await self.web.readers.run(size, self.text.conversation, messages, definitions)
 
     async def read_text(self, text: str) -> list[int]:
